@@ -1,0 +1,43 @@
+# Every target works from a fresh clone: tools/setup installs what is missing, tools/env finds it.
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build install test demo demo-down bench-join lint typecheck clean
+
+export RUST_TEST_THREADS ?= 2
+SCALE ?= 10
+
+help: ## Show the targets
+	@echo "Variables: PG_CONFIG=… (the PostgreSQL to use), ARGS=… (more arguments for cargo test), SCALE=…"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: build tools, PostgreSQL, cargo-pgrx
+	@tools/setup
+
+build: setup ## Build the extension into target/package
+	@. tools/env; rm -rf target/package; $$cargo_pgrx pgrx package --pg-config $$ZODAN_PG_CONFIG \
+		--out-dir target/package $$features
+
+install: build ## Install the extension into that PostgreSQL
+	@tools/install
+
+test: install ## Run all tests; ARGS="--test NAME" for some
+	@. tools/env; cargo test --workspace $$features $(ARGS)
+
+demo: install ## Start a small cluster and add a node to it
+	@. tools/env; cargo run --release -p lab -- demo
+
+demo-down: ## Stop the demo and remove it
+	@. tools/env; cargo run --release -p lab -- demo-down
+
+bench-join: install ## Measure a join under load; SCALE sets the size
+	@. tools/env; cargo run --release -p lab -- bench-join --scale $(SCALE)
+
+lint: setup ## Check the formatting, and run clippy
+	@cargo fmt --version >/dev/null && cargo clippy --version >/dev/null || rustup component add rustfmt clippy
+	@. tools/env; cargo fmt --all --check; cargo clippy --workspace --all-targets $$features -- -D warnings
+
+typecheck: setup ## Check that it compiles for PostgreSQL 15 to 18
+	@tools/typecheck
+
+clean: ## Remove what was built in this checkout
+	cargo clean
