@@ -1,0 +1,13 @@
+CREATE PROCEDURE spock.add_node(
+    src_node_name     text,
+    src_dsn           text,
+    new_node_name     text,
+    new_node_dsn      text,
+    verb              boolean DEFAULT false,
+    new_node_location text    DEFAULT 'NY',
+    new_node_country  text    DEFAULT 'USA',
+    new_node_info     jsonb   DEFAULT '{}'::jsonb)
+LANGUAGE c AS 'MODULE_PATHNAME', 'add_node_wrapper';
+REVOKE ALL ON PROCEDURE spock.add_node(text, text, text, text, boolean, text, text, jsonb) FROM PUBLIC;
+COMMENT ON PROCEDURE spock.add_node(text, text, text, text, boolean, text, text, jsonb) IS
+    'Adds this database as a node to the running cluster of the source node, without downtime';

@@ -1,0 +1,116 @@
+-- What the native engine needs on every member. Called over the coordinator's sessions, whose
+-- search_path is empty.
+
+CREATE FUNCTION zodan.unreplicated(enabled boolean) RETURNS void
+LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'unreplicated_wrapper';
+REVOKE ALL ON FUNCTION zodan.unreplicated(boolean) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.unreplicated(boolean) IS
+    'Marks this session''s next transactions as not to be replicated (true), or no longer (false)';
+
+CREATE FUNCTION zodan.probe(dsn text, OUT system_identifier text, OUT database text) RETURNS record
+LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'probe_wrapper';
+REVOKE ALL ON FUNCTION zodan.probe(text) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.probe(text) IS
+    'Connects from this server to another and says which server and database answered; 08001 if none did';
+
+CREATE FUNCTION zodan.start_pause_watchdog(coordinator integer, limit_ms integer) RETURNS integer
+LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'start_pause_watchdog_wrapper';
+REVOKE ALL ON FUNCTION zodan.start_pause_watchdog(integer, integer) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.start_pause_watchdog(integer, integer) IS
+    'Starts a background worker that resumes apply when the coordinating session (its pid) is gone or limit_ms have passed; returns the worker''s pid; 53400 if no worker can be had';
+
+-- Waits for the coordinator's lock, which is free when the coordinator has resumed or is gone. No
+-- transaction id is held meanwhile: a slot creation would wait for it.
+CREATE FUNCTION zodan.watch_pause(coordinator integer, limit_ms integer) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', limit_ms::text, true);
+    BEGIN
+        PERFORM pg_catalog.pg_advisory_xact_lock_shared(2053862500, coordinator);
+    EXCEPTION WHEN lock_not_available THEN
+        NULL; -- the limit has passed: resuming makes the attempt invalid, not wrong
+    END;
+    PERFORM pg_catalog.set_config('lock_timeout', '0', true);
+    PERFORM zodan.resume_apply();
+END
+$$;
+REVOKE ALL ON FUNCTION zodan.watch_pause(integer, integer) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.watch_pause(integer, integer) IS
+    'Body of the watchdog: resumes apply when the coordinating session lets go of its lock, at the latest after limit_ms';
+
+CREATE FUNCTION zodan.pause_apply(subscriptions text[]) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    subscription text;
+    paused integer := 0;
+BEGIN
+    FOR subscription IN
+        SELECT s.subname FROM pg_catalog.pg_subscription s
+          JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+         WHERE d.datname = pg_catalog.current_database()
+           AND s.subname = ANY (subscriptions) AND s.subenabled
+    LOOP
+        INSERT INTO zodan.paused_subscription (name) VALUES (subscription);
+        EXECUTE pg_catalog.format('ALTER SUBSCRIPTION %I DISABLE', subscription);
+        paused := paused + 1;
+    END LOOP;
+    RETURN paused;
+END
+$$;
+REVOKE ALL ON FUNCTION zodan.pause_apply(text[]) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.pause_apply(text[]) IS
+    'Disables the named subscriptions of this database that are enabled, remembers them, and returns how many there were';
+
+-- The row is deleted first: of two that resume at once (coordinator and watchdog) the second waits
+-- for the first and finds nothing left to do.
+CREATE FUNCTION zodan.resume_apply() RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    subscription text;
+    resumed integer := 0;
+BEGIN
+    FOR subscription IN DELETE FROM zodan.paused_subscription RETURNING name LOOP
+        IF EXISTS (SELECT FROM pg_catalog.pg_subscription s
+                     JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+                    WHERE d.datname = pg_catalog.current_database() AND s.subname = subscription) THEN
+            EXECUTE pg_catalog.format('ALTER SUBSCRIPTION %I ENABLE', subscription);
+            resumed := resumed + 1;
+        END IF;
+    END LOOP;
+    RETURN resumed;
+END
+$$;
+REVOKE ALL ON FUNCTION zodan.resume_apply() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.resume_apply() IS
+    'Enables what zodan.pause_apply disabled, and returns how many there were';
+
+-- The connection string is a parameter, so it is in no statement text that pg_stat_activity shows.
+CREATE FUNCTION zodan.create_subscription(subscription text, dsn text, slot text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE pg_catalog.format(
+        'CREATE SUBSCRIPTION %I CONNECTION %L PUBLICATION zodan WITH (slot_name = %L, '
+        'create_slot = false, copy_data = false, enabled = false, origin = none)',
+        subscription, dsn, slot);
+END
+$$;
+REVOKE ALL ON FUNCTION zodan.create_subscription(text, text, text) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.create_subscription(text, text, text) IS
+    'Creates a disabled subscription without copy on a slot that exists already';
+
+CREATE FUNCTION zodan.drop_subscription(subscription text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_subscription s
+                 JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+                WHERE d.datname = pg_catalog.current_database() AND s.subname = subscription) THEN
+        EXECUTE pg_catalog.format('ALTER SUBSCRIPTION %I DISABLE', subscription);
+        -- Without a slot name the drop does not call the provider, which may be gone.
+        EXECUTE pg_catalog.format('ALTER SUBSCRIPTION %I SET (slot_name = NONE)', subscription);
+        EXECUTE pg_catalog.format('DROP SUBSCRIPTION %I', subscription);
+    END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION zodan.drop_subscription(text) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.drop_subscription(text) IS
+    'Drops a subscription of this database without touching the provider''s slot; nothing if there is none';

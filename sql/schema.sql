@@ -1,0 +1,100 @@
+-- A hand-loaded copy of the public scripts would make every CALL ambiguous or block the creation of
+-- ours half-way: say so before anything is made.
+DO $$
+DECLARE
+    found text;
+BEGIN
+    SELECT string_agg(format('DROP %s %s;', CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
+                             p.oid::regprocedure), E'\n' ORDER BY p.oid)
+      INTO found
+      FROM pg_catalog.pg_proc p
+      JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+     WHERE n.nspname = 'spock'
+       AND p.proname IN ('add_node', 'remove_node', 'recover_run')
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                        WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                          AND d.objid = p.oid AND d.deptype = 'e');
+    IF found IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_function',
+            MESSAGE = 'procedures of the same names were loaded into schema spock by hand',
+            DETAIL = found,
+            HINT = 'Run the statements of the detail, then CREATE EXTENSION zodan again.';
+    END IF;
+END
+$$;
+
+CREATE SCHEMA zodan;
+REVOKE ALL ON SCHEMA zodan FROM PUBLIC;
+COMMENT ON SCHEMA zodan IS 'zodan''s own records: members of the cluster, runs and their steps';
+
+CREATE TABLE zodan.node (
+    name              text PRIMARY KEY,
+    dsn               text NOT NULL,
+    system_identifier text NOT NULL,
+    database          text NOT NULL,
+    location          text,
+    country           text,
+    info              jsonb,
+    joined_at         timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (system_identifier, database)
+);
+REVOKE ALL ON zodan.node FROM PUBLIC;
+COMMENT ON TABLE zodan.node IS 'Members of a cluster on PostgreSQL''s own replication; the same on every member';
+COMMENT ON COLUMN zodan.node.dsn IS 'Connection string by which the other members subscribe to this one; may hold a password';
+COMMENT ON COLUMN zodan.node.system_identifier IS 'With database: which member this server is';
+
+CREATE TABLE zodan.marker (
+    id      text PRIMARY KEY,
+    node    text NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT now()
+);
+REVOKE ALL ON zodan.marker FROM PUBLIC;
+COMMENT ON TABLE zodan.marker IS 'Rows committed on one member to see them arrive on another: the proof that everything before them has been applied there';
+
+CREATE TABLE zodan.paused_subscription (
+    name      text PRIMARY KEY,
+    paused_at timestamptz NOT NULL DEFAULT now()
+);
+REVOKE ALL ON zodan.paused_subscription FROM PUBLIC;
+COMMENT ON TABLE zodan.paused_subscription IS 'Subscriptions of this node that are disabled for the moment a snapshot is taken; a row is deleted with the enabling';
+
+CREATE TABLE zodan.run (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    command        text NOT NULL,
+    engine         text NOT NULL,
+    source_node    text NOT NULL,
+    node           text NOT NULL,
+    state          text NOT NULL DEFAULT 'running'
+                   CHECK (state IN ('running', 'done', 'undone', 'failed')),
+    started_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at       timestamptz,
+    apply_pause_ms numeric,
+    copied_tables  bigint,
+    copied_rows    bigint,
+    copied_bytes   bigint,
+    sqlstate       text,
+    message        text
+);
+REVOKE ALL ON zodan.run FROM PUBLIC;
+COMMENT ON TABLE zodan.run IS 'One row for each CALL on this node, kept as history';
+COMMENT ON COLUMN zodan.run.state IS 'running (or interrupted, if no session holds its lock), done, undone (failed and cleaned up), failed (failed, and something is left to clean up)';
+COMMENT ON COLUMN zodan.run.apply_pause_ms IS 'How long the source did not apply changes of its peers, in milliseconds: the longest attempt';
+
+CREATE TABLE zodan.step (
+    run_id      bigint NOT NULL REFERENCES zodan.run ON DELETE CASCADE,
+    step        integer NOT NULL,
+    phase       integer NOT NULL,
+    node        text NOT NULL,
+    description text NOT NULL,
+    effect      jsonb,
+    state       text NOT NULL DEFAULT 'begun'
+                CHECK (state IN ('begun', 'done', 'undone', 'not undone')),
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at    timestamptz,
+    message     text,
+    PRIMARY KEY (run_id, step)
+);
+REVOKE ALL ON zodan.step FROM PUBLIC;
+COMMENT ON TABLE zodan.step IS 'What each run did, written before the side effect and again after it';
+COMMENT ON COLUMN zodan.step.effect IS 'What an undo needs to know; never a password';

@@ -1,0 +1,290 @@
+//! The one error type: every failure carries a SQLSTATE, and says which node and what to do next.
+
+use std::fmt;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A five-character SQLSTATE.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SqlState([u8; 5]);
+
+impl SqlState {
+    pub const NULL_VALUE_NOT_ALLOWED: Self = Self(*b"22004");
+    pub const INVALID_PARAMETER_VALUE: Self = Self(*b"22023");
+    pub const NAME_TOO_LONG: Self = Self(*b"42622");
+    pub const INVALID_NAME: Self = Self(*b"42602");
+    pub const CONNECTION_FAILURE: Self = Self(*b"08006");
+    pub const UNABLE_TO_CONNECT: Self = Self(*b"08001");
+    pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
+    pub const DUPLICATE_OBJECT: Self = Self(*b"42710");
+    pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
+    pub const OBJECT_IN_USE: Self = Self(*b"55006");
+    pub const NOT_IN_PREREQUISITE_STATE: Self = Self(*b"55000");
+    pub const LOCK_NOT_AVAILABLE: Self = Self(*b"55P03");
+    pub const ACTIVE_SQL_TRANSACTION: Self = Self(*b"25001");
+    pub const CONFIGURATION_LIMIT_EXCEEDED: Self = Self(*b"53400");
+    pub const DISK_FULL: Self = Self(*b"53100");
+    pub const FEATURE_NOT_SUPPORTED: Self = Self(*b"0A000");
+    pub const QUERY_CANCELED: Self = Self(*b"57014");
+    pub const EXTERNAL_ROUTINE_EXCEPTION: Self = Self(*b"38000");
+    pub const DATA_CORRUPTED: Self = Self(*b"XX001");
+    pub const INTERNAL_ERROR: Self = Self(*b"XX000");
+
+    /// The state a server sent; anything that is not five characters of `[0-9A-Z]` becomes XX000.
+    pub fn parse(text: &str) -> Self {
+        match <[u8; 5]>::try_from(text.as_bytes()) {
+            Ok(code) if code.iter().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase()) => {
+                Self(code)
+            }
+            _ => Self::INTERNAL_ERROR,
+        }
+    }
+
+    /// PostgreSQL's `MAKE_SQLSTATE`: five 6-bit characters, the first in the lowest bits.
+    pub fn pack(self) -> i32 {
+        (0..5).fold(0, |n, i| n | (i32::from(self.0[i] - b'0') & 0x3f) << (6 * i))
+    }
+
+    /// The inverse of [`SqlState::pack`].
+    pub fn unpack(packed: i32) -> Self {
+        Self(std::array::from_fn(|i| ((packed >> (6 * i)) & 0x3f) as u8 + b'0'))
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("XX000")
+    }
+
+    /// "Already gone": what an undo may meet and call done.
+    pub fn is_undefined(self) -> bool {
+        matches!(&self.0, b"42704" | b"42P01" | b"3F000" | b"42883" | b"3D000")
+    }
+}
+
+impl fmt::Display for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One thing a check found wrong.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    pub node: String,
+    pub state: SqlState,
+    pub message: String,
+    pub hint: String,
+}
+
+impl Finding {
+    pub fn new(
+        node: &str,
+        state: SqlState,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self { node: node.into(), state, message: message.into(), hint: hint.into() }
+    }
+}
+
+/// An error that a remote server raised.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    pub node: String,
+    pub state: SqlState,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    /// The statement without its parameters, which may hold connection strings.
+    pub statement: String,
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error("argument {argument} {problem}")]
+    Argument { argument: &'static str, problem: String, hint: String, state: SqlState },
+
+    #[error("could not connect to node \"{node}\": {reason}")]
+    Connect { node: String, reason: String, hint: String },
+
+    #[error("node \"{}\": {}", .0.node, .0.message)]
+    Remote(Box<Remote>),
+
+    #[error("connection to node \"{node}\" was lost: {reason}")]
+    Lost { node: String, reason: String },
+
+    #[error("{message}")]
+    Local { state: SqlState, message: String, detail: Option<String>, hint: Option<String> },
+
+    #[error("{message}")]
+    Refused { state: SqlState, message: String, detail: Option<String>, hint: String },
+
+    #[error("{}", checks_message(.0))]
+    Checks(Vec<Finding>),
+
+    #[error("node \"{node}\": {program} failed: {message}")]
+    Program { program: String, node: String, message: String },
+
+    /// A statement was cancelled because its own time limit passed, not because anybody asked.
+    #[error("node \"{node}\": {what} took longer than {limit_ms} ms")]
+    Deadline { node: String, what: String, limit_ms: u128 },
+
+    #[error("node \"{node}\": {what} made no progress for {seconds} s")]
+    Stalled { node: String, what: String, seconds: u64, detail: String, hint: String },
+
+    #[error("{message}")]
+    Interrupted { state: SqlState, message: String },
+
+    /// The first error of a run, after its undo left something behind.
+    #[error("{first}")]
+    NotUndone { first: Box<Error>, left: Vec<String>, hint: String },
+
+    #[error("{0}")]
+    Internal(String),
+}
+
+fn checks_message(findings: &[Finding]) -> String {
+    match findings {
+        [one] => format!("node \"{}\": {}", one.node, one.message),
+        many => format!("{} checks failed before the first change", many.len()),
+    }
+}
+
+impl Error {
+    pub fn refused(
+        state: SqlState,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self::Refused { state, message: message.into(), detail: None, hint: hint.into() }
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::Internal(message.into())
+    }
+
+    pub fn sqlstate(&self) -> SqlState {
+        match self {
+            Self::Argument { state, .. }
+            | Self::Local { state, .. }
+            | Self::Refused { state, .. }
+            | Self::Interrupted { state, .. } => *state,
+            Self::Connect { .. } => SqlState::UNABLE_TO_CONNECT,
+            Self::Remote(remote) => remote.state,
+            Self::Lost { .. } => SqlState::CONNECTION_FAILURE,
+            Self::Checks(findings) => {
+                findings.first().map_or(SqlState::INTERNAL_ERROR, |f| f.state)
+            }
+            Self::Program { .. } => SqlState::EXTERNAL_ROUTINE_EXCEPTION,
+            Self::Deadline { .. } => SqlState::QUERY_CANCELED,
+            Self::Stalled { .. } => SqlState::NOT_IN_PREREQUISITE_STATE,
+            Self::NotUndone { first, .. } => first.sqlstate(),
+            Self::Internal(_) => SqlState::INTERNAL_ERROR,
+        }
+    }
+
+    pub fn detail(&self) -> Option<String> {
+        match self {
+            Self::Local { detail, .. } | Self::Refused { detail, .. } => detail.clone(),
+            Self::Remote(remote) => {
+                let statement = format!("Remote statement: {}", remote.statement);
+                Some(match &remote.detail {
+                    Some(detail) => format!("{detail}\n{statement}"),
+                    None => statement,
+                })
+            }
+            Self::Checks(findings) if findings.len() > 1 => Some(
+                findings
+                    .iter()
+                    .map(|f| format!("node \"{}\": {} ({})", f.node, f.message, f.state))
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+            ),
+            Self::Stalled { detail, .. } if !detail.is_empty() => Some(detail.clone()),
+            Self::NotUndone { first, .. } => first.detail(),
+            _ => None,
+        }
+    }
+
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Argument { hint, .. }
+            | Self::Connect { hint, .. }
+            | Self::Refused { hint, .. }
+            | Self::Stalled { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
+            Self::Local { hint, .. } => hint.clone(),
+            Self::Remote(remote) => remote.hint.clone(),
+            Self::Lost { .. } => {
+                Some("Make the node reachable and run the same CALL again.".into())
+            }
+            Self::Checks(findings) => {
+                let mut hints: Vec<&str> = vec![];
+                for finding in findings {
+                    if !finding.hint.is_empty() && !hints.contains(&finding.hint.as_str()) {
+                        hints.push(&finding.hint);
+                    }
+                }
+                (!hints.is_empty()).then(|| hints.join("\n"))
+            }
+            Self::NotUndone { first, left, hint } => {
+                let mut parts: Vec<String> = first.hint().into_iter().collect();
+                parts.push(format!("Could not be undone: {}. {hint}", left.join("; ")));
+                Some(parts.join("\n"))
+            }
+            _ => None,
+        }
+    }
+
+    /// True for what an undo may meet when the thing it removes is gone already.
+    pub fn is_undefined(&self) -> bool {
+        self.sqlstate().is_undefined()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlstate_survives_packing() {
+        for text in ["42P01", "08006", "57014", "XX000", "22004"] {
+            assert_eq!(SqlState::unpack(SqlState::parse(text).pack()).as_str(), text);
+        }
+        assert_eq!(SqlState::parse("4250"), SqlState::INTERNAL_ERROR);
+        assert_eq!(SqlState::parse("42é0"), SqlState::INTERNAL_ERROR);
+    }
+
+    #[test]
+    fn checks_are_reported_together() {
+        let a = Finding::new("n1", SqlState::CONFIGURATION_LIMIT_EXCEEDED, "no slot free", "Raise it.");
+        let b = Finding::new("n2", SqlState::UNDEFINED_OBJECT, "role r is missing", "Raise it.");
+        let one = Error::Checks(vec![a.clone()]);
+        assert_eq!(one.to_string(), "node \"n1\": no slot free");
+        assert_eq!(one.detail(), None);
+        let both = Error::Checks(vec![a, b]);
+        assert_eq!(both.sqlstate().as_str(), "53400");
+        assert_eq!(both.to_string(), "2 checks failed before the first change");
+        assert_eq!(
+            both.detail().unwrap(),
+            "node \"n1\": no slot free (53400)\nnode \"n2\": role r is missing (42704)"
+        );
+        assert_eq!(both.hint().unwrap(), "Raise it.");
+    }
+
+    #[test]
+    fn what_could_not_be_undone_keeps_the_first_error() {
+        let first = Error::Lost { node: "n2".into(), reason: "server closed".into() };
+        let e = Error::NotUndone {
+            first: Box::new(first),
+            left: vec!["slot s on n2".into()],
+            hint: "Run the same CALL again.".into(),
+        };
+        assert_eq!(e.sqlstate(), SqlState::CONNECTION_FAILURE);
+        assert!(e.hint().unwrap().ends_with("slot s on n2. Run the same CALL again."));
+    }
+}

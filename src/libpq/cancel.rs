@@ -1,0 +1,105 @@
+//! Cancelling what runs remotely, also when the backend is being terminated.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use pq_sys as pq;
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::time::{Duration, Instant};
+
+thread_local! {
+    // FATAL (pg_terminate_backend) does not unwind, so destructors do not run: the exit hook walks
+    // this list instead. Raw pointers, because a `Conn` here would be dropped after the server's
+    // memory is gone.
+    static OPEN: RefCell<Vec<*mut pq::PGconn>> = const { RefCell::new(Vec::new()) };
+    static HOOKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Remembers an open connection for the exit hook.
+pub fn remember(conn: *mut pq::PGconn) {
+    if !HOOKED.replace(true) {
+        // SAFETY: the callback lives as long as the library, which is never unloaded.
+        unsafe { pg_sys::before_shmem_exit(Some(at_exit), pg_sys::Datum::from(0)) };
+    }
+    OPEN.with_borrow_mut(|open| open.push(conn));
+}
+
+pub fn forget(conn: *mut pq::PGconn) {
+    OPEN.with_borrow_mut(|open| open.retain(|c| *c != conn));
+}
+
+#[pg_guard]
+extern "C-unwind" fn at_exit(_code: c_int, _arg: pg_sys::Datum) {
+    for conn in OPEN.take() {
+        // SAFETY: only open connections are in the list.
+        let status = unsafe { pq::PQtransactionStatus(conn) };
+        if status == pq::PGTransactionStatusType::PQTRANS_ACTIVE {
+            request(conn, Duration::from_millis(500));
+        }
+    }
+}
+
+/// Asks the server to cancel what `conn` runs. Never raises and never waits longer than `limit`: it
+/// is called from destructors and from the exit hook.
+///
+/// `PQcancelCreate` came with libpq 17. It is looked up at run time, so that one build also loads
+/// beside an older libpq, where the blocking `PQcancel` has to do.
+pub fn request(conn: *mut pq::PGconn, limit: Duration) {
+    use pq::PostgresPollingStatusType as Polling;
+    type Create = unsafe extern "C" fn(*mut pq::PGconn) -> *mut pq::PGcancelConn;
+    type Step = unsafe extern "C" fn(*mut pq::PGcancelConn) -> c_int;
+    type Poll = unsafe extern "C" fn(*mut pq::PGcancelConn) -> Polling;
+    type Finish = unsafe extern "C" fn(*mut pq::PGcancelConn);
+
+    // SAFETY: the types are those of libpq-fe.h; the connection is open; the cancel handle is freed
+    // on every path.
+    unsafe {
+        let (Some(create), Some(start), Some(poll), Some(socket), Some(finish)) = (
+            symbol::<Create>(c"PQcancelCreate"),
+            symbol::<Step>(c"PQcancelStart"),
+            symbol::<Poll>(c"PQcancelPoll"),
+            symbol::<Step>(c"PQcancelSocket"),
+            symbol::<Finish>(c"PQcancelFinish"),
+        ) else {
+            let handle = pq::PQgetCancel(conn);
+            if !handle.is_null() {
+                let mut why = [0 as c_char; 256];
+                pq::PQcancel(handle, why.as_mut_ptr(), why.len() as c_int);
+                pq::PQfreeCancel(handle);
+            }
+            return;
+        };
+        let handle = create(conn);
+        if handle.is_null() {
+            return;
+        }
+        let deadline = Instant::now() + limit;
+        if start(handle) != 0 {
+            loop {
+                let events = match poll(handle) {
+                    Polling::PGRES_POLLING_READING => libc::POLLIN,
+                    Polling::PGRES_POLLING_WRITING => libc::POLLOUT,
+                    _ => break,
+                };
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                let mut fd = libc::pollfd { fd: socket(handle), events, revents: 0 };
+                libc::poll(&mut fd, 1, left.as_millis() as c_int);
+            }
+        }
+        finish(handle);
+    }
+}
+
+/// # Safety
+/// `F` must be the type of the C function `name`.
+unsafe fn symbol<F: Copy>(name: &CStr) -> Option<F> {
+    const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+    // SAFETY: dlsym with a C string; a non-null answer is a function of type F, says the caller.
+    unsafe {
+        let address = libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr());
+        (!address.is_null()).then(|| std::mem::transmute_copy(&address))
+    }
+}

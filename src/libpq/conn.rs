@@ -1,0 +1,750 @@
+//! One session on a node, and statements on many sessions at once.
+
+use super::wait::{self, Interest};
+use super::{CopyOut, Dsn, Rows, cancel, dsn};
+use crate::error::{Error, Remote, Result, SqlState};
+use crate::settings;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pq_sys as pq;
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr::{NonNull, null};
+use std::time::{Duration, Instant};
+
+/// What every session of ours is set to, whatever the role or database says: names resolve to
+/// pg_catalog alone, values print the same everywhere, and no statement text of ours reaches the
+/// server's log, since some texts cannot help holding connection strings.
+const SETUP: &str = "\
+SELECT pg_catalog.set_config(s.name, s.value, false)
+  FROM (VALUES ('search_path', ''), ('row_security', 'off'), ('datestyle', 'ISO, YMD'),
+               ('intervalstyle', 'postgres'), ('timezone', 'UTC'), ('extra_float_digits', '3'),
+               ('bytea_output', 'hex'), ('statement_timeout', '0'), ('lock_timeout', '0'),
+               ('idle_in_transaction_session_timeout', '0'), ('default_transaction_read_only', 'off'),
+               ('default_transaction_isolation', 'read committed'), ('synchronous_commit', 'local'),
+               ('transaction_timeout', '0'), ('idle_session_timeout', '0')) AS s(name, value)
+  JOIN pg_catalog.pg_settings g ON g.name OPERATOR(pg_catalog.=) s.name
+UNION ALL
+SELECT pg_catalog.set_config(s.name, s.value, false)
+  FROM (VALUES ('log_statement', 'none'), ('log_min_duration_statement', '-1'), ('log_duration', 'off'),
+               ('log_min_duration_sample', '-1'), ('log_min_error_statement', 'panic'),
+               ('pg_stat_statements.track', 'none'), ('auto_explain.log_min_duration', '-1')) AS s(name, value)
+  JOIN pg_catalog.pg_settings g ON pg_catalog.lower(g.name) OPERATOR(pg_catalog.=) s.name
+ WHERE pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'";
+
+type Notices = RefCell<Vec<Notice>>;
+
+struct Notice {
+    level: PgLogLevel,
+    state: SqlState,
+    text: String,
+    detail: Option<String>,
+    hint: Option<String>,
+}
+
+/// An open session. Dropping it closes it, and cancels what still runs.
+pub struct Conn {
+    raw: NonNull<pq::PGconn>,
+    node: String,
+    busy: bool,
+    broken: bool,
+    notices: Box<Notices>,
+}
+
+/// One statement for [`together`].
+pub struct Job<'a> {
+    pub conn: &'a mut Conn,
+    pub sql: &'a str,
+    pub params: &'a [&'a str],
+}
+
+impl Conn {
+    /// Connects to `node` and sets the session up.
+    pub fn open(node: &str, dsn: &Dsn) -> Result<Self> {
+        Self::open_all(&[(node, dsn)]).pop().unwrap_or_else(|| Err(Error::internal("no answer")))
+    }
+
+    /// Connects to several nodes at the same time; the answers are in the order of the question.
+    pub fn open_all(nodes: &[(&str, &Dsn)]) -> Vec<Result<Self>> {
+        let mut conns = Self::connect_all(nodes, None);
+        let jobs = conns
+            .iter_mut()
+            .filter_map(|c| c.as_mut().ok())
+            .map(|conn| Job { conn, sql: SETUP, params: &[] })
+            .collect();
+        let mut setups = together(jobs).into_iter();
+        conns
+            .into_iter()
+            .map(|conn| {
+                let conn = conn?;
+                setups.next().unwrap_or_else(|| Err(Error::internal("no answer")))?;
+                Ok(conn)
+            })
+            .collect()
+    }
+
+    /// A session that also understands the commands of the replication protocol.
+    pub fn open_replication(node: &str, dsn: &Dsn) -> Result<Self> {
+        let mut conn = Self::connect_all(&[(node, dsn)], Some("database"))
+            .pop()
+            .unwrap_or_else(|| Err(Error::internal("no answer")))?;
+        conn.query(SETUP, &[])?;
+        Ok(conn)
+    }
+
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Runs one statement and returns the rows of its last result. Without parameters the simple
+    /// protocol is used, so `sql` may hold several statements, which are then one transaction.
+    pub fn query(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.query_within(sql, params, None)
+    }
+
+    /// As [`Conn::query`]; after `limit` the statement is cancelled and [`Error::Deadline`] returned.
+    pub fn query_within(
+        &mut self,
+        sql: &str,
+        params: &[&str],
+        limit: Option<Duration>,
+    ) -> Result<Rows> {
+        together_within(vec![Job { conn: self, sql, params }], limit)
+            .pop()
+            .unwrap_or_else(|| Err(Error::internal("no answer")))
+    }
+
+    /// Starts `COPY ... TO STDOUT`.
+    pub fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>> {
+        CopyOut::start(self, sql)
+    }
+
+    /// False once the server or the network has ended the session.
+    pub fn is_usable(&self) -> bool {
+        // SAFETY: an open connection.
+        let status = unsafe { pq::PQstatus(self.raw()) };
+        !self.broken && status != pq::ConnStatusType::CONNECTION_BAD
+    }
+
+    pub(super) fn raw(&self) -> *mut pq::PGconn {
+        self.raw.as_ptr()
+    }
+
+    fn socket(&self) -> c_int {
+        // SAFETY: an open connection. Asked for anew each time: libpq may reconnect to another host.
+        unsafe { pq::PQsocket(self.raw()) }
+    }
+
+    fn connect_all(nodes: &[(&str, &Dsn)], replication: Option<&str>) -> Vec<Result<Self>> {
+        let mut all: Vec<Connecting> =
+            nodes.iter().map(|(node, dsn)| Connecting::start(node, dsn, replication)).collect();
+        loop {
+            let waiting: Vec<usize> =
+                (0..all.len()).filter(|i| matches!(all[*i], Connecting::Under { .. })).collect();
+            if waiting.is_empty() {
+                break;
+            }
+            let fds: Vec<_> = waiting.iter().map(|i| all[*i].interest()).collect();
+            let rest = waiting.iter().filter_map(|i| all[*i].rest()).min();
+            match wait::on_fds(&fds, rest) {
+                Ok(ready) => {
+                    for (i, ready) in waiting.into_iter().zip(ready) {
+                        all[i].advance(ready);
+                    }
+                }
+                Err(error) => return nodes.iter().map(|_| Err(error.clone())).collect(),
+            }
+        }
+        all.into_iter()
+            .map(|c| match c {
+                Connecting::Done(answer) => answer,
+                Connecting::Under { .. } => Err(Error::internal("still connecting")),
+            })
+            .collect()
+    }
+
+    pub(super) fn send(&mut self, sql: &str, params: &[&str]) -> Result<()> {
+        // SAFETY: reads backend state.
+        if unsafe { pg_sys::GetTopTransactionIdIfAny() } != pg_sys::InvalidTransactionId {
+            // A slot creation over there would wait for our own transaction, for ever.
+            return Err(Error::internal(format!(
+                "a remote statement was about to run while this session holds a transaction id: {sql}"
+            )));
+        }
+        if self.busy {
+            return Err(Error::internal(format!("session on {} is busy: {sql}", self.node)));
+        }
+        if !self.is_usable() {
+            return Err(self.lost());
+        }
+        let text = CString::new(sql).map_err(|_| Error::internal("statement holds a zero byte"))?;
+        let values: Vec<CString> = params
+            .iter()
+            .map(|p| CString::new(*p).map_err(|_| Error::internal("parameter holds a zero byte")))
+            .collect::<Result<_>>()?;
+        let pointers: Vec<*const c_char> = values.iter().map(|v| v.as_ptr()).collect();
+        // SAFETY: libpq copies what it is given before it returns.
+        let sent = unsafe {
+            if params.is_empty() {
+                pq::PQsendQuery(self.raw(), text.as_ptr())
+            } else {
+                pq::PQsendQueryParams(
+                    self.raw(),
+                    text.as_ptr(),
+                    pointers.len() as c_int,
+                    null(),
+                    pointers.as_ptr(),
+                    null(),
+                    null(),
+                    0,
+                )
+            }
+        };
+        if sent == 0 {
+            return Err(self.lost());
+        }
+        self.busy = true;
+        Ok(())
+    }
+
+    /// Pushes out what is unsent and says whether a result can be had without waiting.
+    pub(super) fn flush(&mut self) -> Result<Option<Interest>> {
+        // SAFETY: an open connection.
+        let unsent = unsafe { pq::PQflush(self.raw()) };
+        if unsent < 0 {
+            return Err(self.lost());
+        }
+        // SAFETY: as above.
+        if unsafe { pq::PQisBusy(self.raw()) } == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Interest { read: true, write: unsent > 0 }))
+    }
+
+    pub(super) fn consume(&mut self) {
+        // SAFETY: an open connection. A failure shows in the next PQgetResult.
+        unsafe { pq::PQconsumeInput(self.raw()) };
+        self.relay_notices();
+    }
+
+    pub(super) fn wait(&mut self, interest: Interest) -> Result<()> {
+        match wait::on_fds(&[(self.socket(), interest)], None) {
+            Ok(ready) => {
+                if ready[0] {
+                    self.consume();
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.settle();
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn next_result(&mut self) -> Option<PgResult> {
+        // SAFETY: an open connection; not busy, so it does not block.
+        let result = NonNull::new(unsafe { pq::PQgetResult(self.raw()) }).map(PgResult);
+        self.relay_notices();
+        if result.is_none() {
+            self.busy = false;
+        }
+        result
+    }
+
+    /// Ends what runs and reads it to its end, so that the session can be used for the undo. Runs
+    /// after an interrupt, so it neither raises nor waits long; a session that does not come to rest
+    /// is given up.
+    pub(super) fn settle(&mut self) {
+        if !self.busy {
+            return;
+        }
+        cancel::request(self.raw(), Duration::from_secs(2));
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            // SAFETY: an open connection; PQgetResult is called only when it does not block.
+            unsafe {
+                pq::PQflush(self.raw());
+                while pq::PQisBusy(self.raw()) == 0 {
+                    let Some(result) = NonNull::new(pq::PQgetResult(self.raw())).map(PgResult) else {
+                        self.busy = false;
+                        self.notices.borrow_mut().clear();
+                        return;
+                    };
+                    if result.status() == pq::ExecStatusType::PGRES_COPY_OUT {
+                        self.drain_copy();
+                    }
+                }
+                let left = deadline.saturating_duration_since(Instant::now());
+                let mut fd = libc::pollfd { fd: self.socket(), events: libc::POLLIN, revents: 0 };
+                if left.is_zero()
+                    || libc::poll(&mut fd, 1, left.as_millis() as c_int) < 0
+                    || pq::PQconsumeInput(self.raw()) == 0
+                {
+                    self.broken = true;
+                    self.busy = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn drain_copy(&mut self) {
+        let mut buffer: *mut c_char = std::ptr::null_mut();
+        // SAFETY: asynchronous mode does not block; each buffer is freed.
+        unsafe {
+            while pq::PQgetCopyData(self.raw(), &mut buffer, 1) > 0 {
+                pq::PQfreemem(buffer.cast());
+            }
+        }
+    }
+
+    fn relay_notices(&self) {
+        for notice in self.notices.take() {
+            let mut report = ErrorReport::new(
+                PgSqlErrorCode::from(notice.state.pack()),
+                dsn::scrub(&format!("node \"{}\": {}", self.node, notice.text)),
+                "relay_notices",
+            );
+            if let Some(detail) = notice.detail {
+                report = report.set_detail(dsn::scrub(&detail));
+            }
+            if let Some(hint) = notice.hint {
+                report = report.set_hint(dsn::scrub(&hint));
+            }
+            report.report(notice.level);
+        }
+    }
+
+    pub(super) fn message(&self) -> String {
+        // SAFETY: an open connection; the text is copied.
+        dsn::scrub(unsafe { text(pq::PQerrorMessage(self.raw())) }.trim_end())
+    }
+
+    pub(super) fn lost(&self) -> Error {
+        let reason = self.message();
+        let reason = if reason.is_empty() { "the session is closed".into() } else { reason };
+        Error::Lost { node: self.node.clone(), reason }
+    }
+
+    pub(super) fn remote_error(&self, result: &PgResult, sql: &str) -> Error {
+        let Some(state) = result.field(pq::PG_DIAG_SQLSTATE) else {
+            return self.lost(); // made by libpq itself: the connection is gone
+        };
+        let message = result
+            .field(pq::PG_DIAG_MESSAGE_PRIMARY)
+            .unwrap_or_else(|| self.message());
+        Error::Remote(Box::new(Remote {
+            node: self.node.clone(),
+            state: SqlState::parse(&state),
+            message: dsn::scrub(&message),
+            detail: result.field(pq::PG_DIAG_MESSAGE_DETAIL).map(|t| dsn::scrub(&t)),
+            hint: result.field(pq::PG_DIAG_MESSAGE_HINT).map(|t| dsn::scrub(&t)),
+            statement: dsn::scrub(&one_line(sql)),
+        }))
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        cancel::forget(self.raw());
+        if self.busy {
+            cancel::request(self.raw(), Duration::from_secs(2));
+        }
+        // SAFETY: closed once; the file descriptor was reserved in `Connecting::start`.
+        unsafe {
+            pq::PQfinish(self.raw());
+            pg_sys::ReleaseExternalFD();
+        }
+    }
+}
+
+/// Runs one statement on each of several sessions at the same time. The answers are in the order of
+/// the jobs. An interrupt ends all of them and is the answer of every unfinished one.
+pub fn together(jobs: Vec<Job<'_>>) -> Vec<Result<Rows>> {
+    together_within(jobs, None)
+}
+
+/// As [`together`]; what is unfinished after `limit` is cancelled and answers [`Error::Deadline`].
+pub fn together_within(jobs: Vec<Job<'_>>, limit: Option<Duration>) -> Vec<Result<Rows>> {
+    let mut deadline = limit.map(|l| Instant::now() + l);
+    let mut cancelled = false;
+    let mut all: Vec<Running> = jobs.into_iter().map(Running::start).collect();
+    loop {
+        let waiting: Vec<(usize, Interest)> = all
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(i, job)| job.advance().map(|interest| (i, interest)))
+            .collect();
+        if waiting.is_empty() {
+            break;
+        }
+        let fds: Vec<_> =
+            waiting.iter().map(|(i, interest)| (all[*i].conn.socket(), *interest)).collect();
+        let rest = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        if rest.is_some_and(|r| r.is_zero()) {
+            if cancelled {
+                // It was told to stop and does not answer: give the session up.
+                for (i, _) in waiting {
+                    let job = &mut all[i];
+                    job.conn.broken = true;
+                    let node = job.conn.node.clone();
+                    let reason = "no answer to a cancel request".into();
+                    job.finish_with(Error::Lost { node, reason });
+                }
+                continue;
+            }
+            for (i, _) in &waiting {
+                cancel::request(all[*i].conn.raw(), Duration::from_secs(2));
+                all[*i].expired = limit;
+            }
+            cancelled = true;
+            deadline = Some(Instant::now() + Duration::from_secs(10));
+            continue;
+        }
+        match wait::on_fds(&fds, rest) {
+            Ok(ready) => {
+                for ((i, _), ready) in waiting.into_iter().zip(ready) {
+                    if ready {
+                        all[i].conn.consume();
+                    }
+                }
+            }
+            Err(error) => {
+                // All requests first, so that the sessions end at the same time.
+                for (i, _) in waiting {
+                    all[i].conn.settle();
+                    all[i].finish_with(error.clone());
+                }
+            }
+        }
+    }
+    all.into_iter().map(Running::answer).collect()
+}
+
+struct Running<'a> {
+    conn: &'a mut Conn,
+    sql: &'a str,
+    rows: Rows,
+    error: Option<Error>,
+    finished: bool,
+    expired: Option<Duration>,
+}
+
+impl<'a> Running<'a> {
+    fn start(job: Job<'a>) -> Self {
+        let error = job.conn.send(job.sql, job.params).err();
+        Self {
+            conn: job.conn,
+            sql: job.sql,
+            rows: Rows::default(),
+            finished: error.is_some(),
+            error,
+            expired: None,
+        }
+    }
+
+    /// Reads what is there; what to wait for, or `None` when the statement is finished.
+    fn advance(&mut self) -> Option<Interest> {
+        while !self.finished {
+            match self.conn.flush() {
+                Ok(None) => {}
+                Ok(interest) => return interest,
+                Err(error) => {
+                    self.conn.busy = false;
+                    self.finish_with(error);
+                    return None;
+                }
+            }
+            let Some(result) = self.conn.next_result() else {
+                self.finished = true;
+                break;
+            };
+            use pq::ExecStatusType as Status;
+            match result.status() {
+                Status::PGRES_COMMAND_OK | Status::PGRES_TUPLES_OK | Status::PGRES_EMPTY_QUERY => {
+                    self.rows = result.rows();
+                }
+                Status::PGRES_COPY_IN | Status::PGRES_COPY_OUT | Status::PGRES_COPY_BOTH => {
+                    self.conn.settle();
+                    self.finish_with(Error::internal("COPY where a query was expected"));
+                }
+                _ => {
+                    let error = self.conn.remote_error(&result, self.sql);
+                    self.error.get_or_insert(error);
+                }
+            }
+        }
+        None
+    }
+
+    fn finish_with(&mut self, error: Error) {
+        self.error.get_or_insert(error);
+        self.finished = true;
+    }
+
+    fn answer(self) -> Result<Rows> {
+        match (self.error, self.expired) {
+            (Some(error), Some(limit)) if error.sqlstate() == SqlState::QUERY_CANCELED => {
+                Err(Error::Deadline {
+                    node: self.conn.node.clone(),
+                    what: one_line(self.sql),
+                    limit_ms: limit.as_millis(),
+                })
+            }
+            (Some(error), _) => Err(error),
+            (None, _) => Ok(self.rows),
+        }
+    }
+}
+
+enum Connecting {
+    Under { conn: Conn, interest: Interest, deadline: Option<Instant> },
+    Done(Result<Conn>),
+}
+
+impl Connecting {
+    fn start(node: &str, dsn: &Dsn, replication: Option<&str>) -> Self {
+        match Self::try_start(node, dsn, replication) {
+            Ok(under) => under,
+            Err(error) => Self::Done(Err(error)),
+        }
+    }
+
+    fn try_start(node: &str, dsn: &Dsn, replication: Option<&str>) -> Result<Self> {
+        // SAFETY: a null-terminated name in static memory.
+        let encoding = unsafe { text(pg_sys::GetDatabaseEncodingName()) };
+        // Ours first: a later entry of the same keyword wins, and that is the user's.
+        let mut options: Vec<(&str, &str)> = vec![
+            ("fallback_application_name", "zodan"),
+            ("keepalives", "1"),
+            ("keepalives_idle", "10"),
+            ("keepalives_interval", "5"),
+            ("keepalives_count", "4"),
+        ];
+        options.extend(dsn.options().map(|(keyword, value, _)| (keyword, value)));
+        options.push(("application_name", "zodan"));
+        options.push(("client_encoding", &encoding));
+        options.extend(replication.map(|mode| ("replication", mode)));
+        let owned: Vec<(CString, CString)> = options
+            .into_iter()
+            .map(|(k, v)| Ok((c_string(k)?, c_string(v)?)))
+            .collect::<Result<_>>()?;
+        let mut keywords: Vec<*const c_char> = owned.iter().map(|(k, _)| k.as_ptr()).collect();
+        let mut values: Vec<*const c_char> = owned.iter().map(|(_, v)| v.as_ptr()).collect();
+        keywords.push(null());
+        values.push(null());
+
+        // SAFETY: reserved before libpq opens the socket, released with the connection.
+        if !unsafe { pg_sys::AcquireExternalFD() } {
+            return Err(Error::refused(
+                SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+                format!("could not connect to node \"{node}\": this server has too many open files"),
+                "Raise max_files_per_process or the limit of the operating system.",
+            ));
+        }
+        // SAFETY: arrays ended by null; libpq copies them. Name resolution is the one call in here
+        // that blocks; hostaddr in the connection string avoids it.
+        let raw = unsafe { pq::PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0) };
+        let Some(raw) = NonNull::new(raw) else {
+            // SAFETY: reserved above.
+            unsafe { pg_sys::ReleaseExternalFD() };
+            return Err(Error::internal("libpq is out of memory"));
+        };
+        cancel::remember(raw.as_ptr());
+        let conn = Conn {
+            raw,
+            node: node.to_owned(),
+            busy: false,
+            broken: false,
+            notices: Box::default(),
+        };
+        // SAFETY: the box outlives the connection: both are fields of `Conn`, which closes first.
+        unsafe {
+            let sink: *const Notices = &*conn.notices;
+            pq::PQsetNoticeReceiver(conn.raw(), Some(on_notice), sink.cast_mut().cast());
+        }
+        // PQconnectPoll ignores connect_timeout, so the deadline is ours; it is per host.
+        let hosts = dsn.get("host").or(dsn.get("hostaddr")).map_or(1, |h| h.split(',').count());
+        let patience = match dsn.get("connect_timeout").and_then(|t| t.parse().ok()) {
+            Some(seconds @ 1..) => Duration::from_secs(seconds),
+            _ => settings::connect_timeout(),
+        };
+        let mut under = Self::Under {
+            conn,
+            interest: Interest::WRITE,
+            deadline: (!patience.is_zero()).then(|| Instant::now() + patience * hosts as u32),
+        };
+        under.check_failed();
+        Ok(under)
+    }
+
+    fn interest(&self) -> (c_int, Interest) {
+        match self {
+            Self::Under { conn, interest, .. } => (conn.socket(), *interest),
+            Self::Done(_) => (-1, Interest::READ),
+        }
+    }
+
+    fn rest(&self) -> Option<Duration> {
+        match self {
+            Self::Under { deadline, .. } => {
+                deadline.map(|d| d.saturating_duration_since(Instant::now()))
+            }
+            Self::Done(_) => None,
+        }
+    }
+
+    fn check_failed(&mut self) {
+        if let Self::Under { conn, .. } = self
+            // SAFETY: an open connection.
+            && unsafe { pq::PQstatus(conn.raw()) } == pq::ConnStatusType::CONNECTION_BAD
+        {
+            let reason = conn.message();
+            self.fail(reason);
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        if let Self::Under { conn, .. } = self {
+            let node = conn.node.clone();
+            *self = Self::Done(Err(Error::Connect {
+                hint: format!(
+                    "Check host, port, database, user and password in the connection string of node \"{node}\", and pg_hba.conf and the state of its server."
+                ),
+                node,
+                reason,
+            }));
+        }
+    }
+
+    fn advance(&mut self, ready: bool) {
+        let expired = self.rest().is_some_and(|r| r.is_zero());
+        let Self::Under { conn, interest, .. } = self else { return };
+        if !ready {
+            if expired {
+                self.fail("timeout expired".into());
+            }
+            return;
+        }
+        use pq::PostgresPollingStatusType as Polling;
+        // SAFETY: a connection under way.
+        match unsafe { pq::PQconnectPoll(conn.raw()) } {
+            Polling::PGRES_POLLING_READING => *interest = Interest::READ,
+            Polling::PGRES_POLLING_WRITING => *interest = Interest::WRITE,
+            Polling::PGRES_POLLING_OK => {
+                conn.relay_notices();
+                // SAFETY: an open connection.
+                if unsafe { pq::PQsetnonblocking(conn.raw(), 1) } != 0 {
+                    let reason = conn.message();
+                    return self.fail(reason);
+                }
+                let done = std::mem::replace(self, Self::Done(Err(Error::internal("moved"))));
+                if let Self::Under { conn, .. } = done {
+                    *self = Self::Done(Ok(conn));
+                }
+            }
+            _ => {
+                let reason = conn.message();
+                self.fail(reason);
+            }
+        }
+    }
+}
+
+/// A result of libpq, freed when dropped.
+pub(super) struct PgResult(NonNull<pq::PGresult>);
+
+impl PgResult {
+    pub(super) fn status(&self) -> pq::ExecStatusType {
+        // SAFETY: a live result, here and below.
+        unsafe { pq::PQresultStatus(self.0.as_ptr()) }
+    }
+
+    pub(super) fn affected(&self) -> u64 {
+        // SAFETY: as above; the text is copied.
+        unsafe { text(pq::PQcmdTuples(self.0.as_ptr())) }.parse().unwrap_or(0)
+    }
+
+    fn rows(&self) -> Rows {
+        let result = self.0.as_ptr();
+        // SAFETY: indexes are within the counts that libpq gives.
+        let rows = unsafe {
+            let columns = pq::PQnfields(result);
+            (0..pq::PQntuples(result))
+                .map(|row| {
+                    (0..columns)
+                        .map(|column| {
+                            (pq::PQgetisnull(result, row, column) == 0)
+                                .then(|| text(pq::PQgetvalue(result, row, column)))
+                        })
+                        .collect()
+                })
+                .collect()
+        };
+        Rows::new(rows, self.affected())
+    }
+
+    fn field(&self, code: u8) -> Option<String> {
+        // SAFETY: a live result; the text is copied.
+        unsafe { field(self.0.as_ptr(), code) }
+    }
+}
+
+impl Drop for PgResult {
+    fn drop(&mut self) {
+        // SAFETY: freed once.
+        unsafe { pq::PQclear(self.0.as_ptr()) }
+    }
+}
+
+/// Called from inside libpq, so it only queues: no ereport, and nothing that can panic.
+unsafe extern "C" fn on_notice(sink: *mut c_void, result: *const pq::PGresult) {
+    // SAFETY: the sink is the box of the connection that calls; the result lives during the call.
+    unsafe {
+        let Ok(mut notices) = (*sink.cast::<Notices>()).try_borrow_mut() else { return };
+        let severity = field(result, pq::PG_DIAG_SEVERITY_NONLOCALIZED).unwrap_or_default();
+        notices.push(Notice {
+            level: match severity.as_str() {
+                "WARNING" => PgLogLevel::WARNING,
+                "INFO" | "NOTICE" => PgLogLevel::NOTICE,
+                "LOG" => PgLogLevel::LOG,
+                _ => PgLogLevel::DEBUG1,
+            },
+            state: SqlState::parse(&field(result, pq::PG_DIAG_SQLSTATE).unwrap_or("00000".into())),
+            text: field(result, pq::PG_DIAG_MESSAGE_PRIMARY).unwrap_or_default(),
+            detail: field(result, pq::PG_DIAG_MESSAGE_DETAIL),
+            hint: field(result, pq::PG_DIAG_MESSAGE_HINT),
+        });
+    }
+}
+
+unsafe fn field(result: *const pq::PGresult, code: u8) -> Option<String> {
+    // SAFETY: a live result, says the caller; the text is copied.
+    unsafe {
+        let value = pq::PQresultErrorField(result, c_int::from(code));
+        (!value.is_null()).then(|| text(value))
+    }
+}
+
+unsafe fn text(pointer: *const c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: a C string, says the caller.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::internal("a connection option holds a zero byte"))
+}
+
+/// A statement as one line of a message.
+fn one_line(sql: &str) -> String {
+    let line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(300) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}

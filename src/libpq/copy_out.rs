@@ -1,0 +1,117 @@
+//! `COPY ... TO STDOUT`, a row at a time, never waiting where Ctrl-C could not end it.
+
+use super::Conn;
+use crate::error::{Error, Result};
+use pq_sys as pq;
+use std::ffi::c_char;
+use std::ops::Deref;
+use std::ptr::{NonNull, null_mut};
+
+/// A running copy. Dropped before its end, it is cancelled and the session stays usable.
+pub struct CopyOut<'a> {
+    conn: &'a mut Conn,
+    sql: String,
+    finished: Option<u64>,
+}
+
+/// One message of the copy, as libpq received it: a whole row in the text and binary formats.
+pub struct Chunk {
+    data: NonNull<c_char>,
+    len: usize,
+}
+
+impl<'a> CopyOut<'a> {
+    pub(super) fn start(conn: &'a mut Conn, sql: &str) -> Result<Self> {
+        conn.send(sql, &[])?;
+        while let Some(interest) = conn.flush()? {
+            conn.wait(interest)?;
+        }
+        let result = conn.next_result().ok_or_else(|| Error::internal("COPY without a result"))?;
+        if result.status() != pq::ExecStatusType::PGRES_COPY_OUT {
+            let error = conn.remote_error(&result, sql);
+            drop(result);
+            conn.settle();
+            return Err(error);
+        }
+        Ok(Self { conn, sql: sql.to_owned(), finished: None })
+    }
+
+    /// The next row, or `None` after the server has said that the copy succeeded.
+    #[allow(clippy::should_implement_trait)] // it can fail, and lends nothing
+    pub fn next(&mut self) -> Result<Option<Chunk>> {
+        loop {
+            match self.try_next()? {
+                Ready::Row(chunk) => return Ok(Some(chunk)),
+                Ready::End => return Ok(None),
+                Ready::Wait => self.conn.wait(super::wait::Interest::READ)?,
+            }
+        }
+    }
+
+    /// The next row if it has arrived already.
+    pub fn try_next(&mut self) -> Result<Ready> {
+        if self.finished.is_some() {
+            return Ok(Ready::End);
+        }
+        let mut buffer: *mut c_char = null_mut();
+        // SAFETY: asynchronous mode: returns 0 instead of waiting. The buffer is ours to free.
+        let len = unsafe { pq::PQgetCopyData(self.conn.raw(), &mut buffer, 1) };
+        match (len, NonNull::new(buffer)) {
+            (1.., Some(data)) => Ok(Ready::Row(Chunk { data, len: len as usize })),
+            (0, _) => Ok(Ready::Wait),
+            (-1, _) => self.finish().map(|()| Ready::End),
+            _ => Err(self.conn.lost()),
+        }
+    }
+
+    /// Rows sent, as the server's command tag says; known at the end.
+    pub fn rows(&self) -> Option<u64> {
+        self.finished
+    }
+
+    /// The data has ended; whether the copy succeeded is in the result after it.
+    fn finish(&mut self) -> Result<()> {
+        let mut rows = 0;
+        let mut error = None;
+        loop {
+            while let Some(interest) = self.conn.flush()? {
+                self.conn.wait(interest)?;
+            }
+            let Some(result) = self.conn.next_result() else { break };
+            match result.status() {
+                pq::ExecStatusType::PGRES_COMMAND_OK => rows = result.affected(),
+                _ => error = error.or_else(|| Some(self.conn.remote_error(&result, &self.sql))),
+            }
+        }
+        self.finished = Some(rows);
+        error.map_or(Ok(()), Err)
+    }
+}
+
+/// What [`CopyOut::try_next`] found.
+pub enum Ready {
+    Row(Chunk),
+    Wait,
+    End,
+}
+
+impl Drop for CopyOut<'_> {
+    fn drop(&mut self) {
+        self.conn.settle();
+    }
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: libpq gave this pointer with this length; it is freed only in drop.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.len) }
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: allocated by libpq, freed once.
+        unsafe { pq::PQfreemem(self.data.as_ptr().cast()) }
+    }
+}

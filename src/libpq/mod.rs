@@ -1,0 +1,19 @@
+//! The safe wrapper over libpq. Nothing outside this folder calls a `PQ` function.
+//!
+//! The rules are those of PostgreSQL's `libpq/libpq-be-fe-helpers.h`: reserve an external file
+//! descriptor before connecting, never block inside libpq, wait on our latch *and* the socket, check
+//! for interrupts. Beyond them: an interrupt comes back as a value, so that the caller can undo what
+//! it did on other nodes before the error is raised; notices are queued inside libpq and raised only
+//! after it has returned; and what runs remotely is cancelled when a session is dropped in the middle.
+
+mod cancel;
+mod conn;
+mod copy_out;
+mod dsn;
+mod rows;
+pub mod wait;
+
+pub use conn::{Conn, Job, together, together_within};
+pub use copy_out::{Chunk, CopyOut, Ready};
+pub use dsn::{BadDsn, Dsn, scrub};
+pub use rows::{Row, Rows};

@@ -1,0 +1,125 @@
+//! The one place where the backend waits: on its latch, on any number of descriptors, for a time.
+
+use crate::error::{Error, Result, SqlState};
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::prelude::*;
+use std::cell::Cell;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+/// What a descriptor is waited on for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interest {
+    pub read: bool,
+    pub write: bool,
+}
+
+impl Interest {
+    pub const READ: Self = Self { read: true, write: false };
+    pub const WRITE: Self = Self { read: false, write: true };
+}
+
+/// Waits until a descriptor is ready, the latch is set or the time has passed, and checks for
+/// interrupts. The answer says for each descriptor whether it is ready; all `false` means that the
+/// latch was set or the time has passed.
+pub fn on_fds(fds: &[(RawFd, Interest)], timeout: Option<Duration>) -> Result<Vec<bool>> {
+    let mut ready = vec![false; fds.len()];
+    let mut events = vec![empty_event(); fds.len() + 2];
+    // At least 1 ms, or a rest of some microseconds would make the caller spin.
+    let millis = timeout.map_or(-1, |t| t.as_micros().div_ceil(1000).clamp(1, 3_600_000) as i64);
+    // SAFETY: plain calls into the wait event API. The set is freed before anything can raise: the
+    // interrupts are only looked at below.
+    let count = unsafe {
+        let set = create_set(fds.len() as i32 + 2);
+        pg_sys::AddWaitEventToSet(set, pg_sys::WL_LATCH_SET, pg_sys::PGINVALID_SOCKET, pg_sys::MyLatch, std::ptr::null_mut());
+        pg_sys::AddWaitEventToSet(set, pg_sys::WL_EXIT_ON_PM_DEATH, pg_sys::PGINVALID_SOCKET, std::ptr::null_mut(), std::ptr::null_mut());
+        for (i, (fd, interest)) in fds.iter().enumerate() {
+            let mut mask = 0;
+            if interest.read {
+                mask |= pg_sys::WL_SOCKET_READABLE;
+            }
+            if interest.write {
+                mask |= pg_sys::WL_SOCKET_WRITEABLE;
+            }
+            pg_sys::AddWaitEventToSet(set, mask, *fd, std::ptr::null_mut(), i as *mut std::ffi::c_void);
+        }
+        let count = pg_sys::WaitEventSetWait(set, millis as _, events.as_mut_ptr(), events.len() as i32, wait_event());
+        pg_sys::FreeWaitEventSet(set);
+        count
+    };
+    for event in &events[..count as usize] {
+        if event.events & pg_sys::WL_LATCH_SET != 0 {
+            // SAFETY: our own latch.
+            unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+        } else if event.events & (pg_sys::WL_SOCKET_READABLE | pg_sys::WL_SOCKET_WRITEABLE) != 0 {
+            ready[event.user_data as usize] = true;
+        }
+    }
+    check_interrupts()?;
+    Ok(ready)
+}
+
+/// Waits for the latch or for `timeout`, whichever is first.
+pub fn on_latch(timeout: Duration) -> Result<()> {
+    on_fds(&[], Some(timeout)).map(|_| ())
+}
+
+/// `CHECK_FOR_INTERRUPTS` with the error as a value. A `FATAL` (termination) still ends the process.
+pub fn check_interrupts() -> Result<()> {
+    PgTryBuilder::new(|| {
+        check_for_interrupts!();
+        Ok(())
+    })
+    .catch_others(|cause| Err(interrupted(cause)))
+    .execute()
+}
+
+fn interrupted(cause: CaughtError) -> Error {
+    let (CaughtError::PostgresError(report)
+    | CaughtError::ErrorReport(report)
+    | CaughtError::RustPanic { ereport: report, .. }) = cause;
+    Error::Interrupted {
+        state: SqlState::unpack(report.sql_error_code() as i32),
+        message: report.message().to_string(),
+    }
+}
+
+unsafe fn create_set(events: i32) -> *mut pg_sys::WaitEventSet {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    // SAFETY: freed by the caller before the context can be.
+    unsafe {
+        pg_sys::CreateWaitEventSet(pg_sys::CurrentMemoryContext, events)
+    }
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    // SAFETY: no resource owner: the caller frees it.
+    unsafe {
+        pg_sys::CreateWaitEventSet(std::ptr::null_mut(), events)
+    }
+}
+
+fn empty_event() -> pg_sys::WaitEvent {
+    // SAFETY: a C struct of integers and pointers, filled by WaitEventSetWait.
+    unsafe { std::mem::zeroed() }
+}
+
+/// What `pg_stat_activity.wait_event` shows: `ZodanRemote`, before PostgreSQL 17 `Extension`.
+fn wait_event() -> u32 {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    {
+        pg_sys::PG_WAIT_EXTENSION
+    }
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    {
+        thread_local! {
+            static EVENT: Cell<u32> = const { Cell::new(0) };
+        }
+        EVENT.with(|event| {
+            if event.get() == 0 {
+                // SAFETY: registers the name once per backend.
+                event.set(unsafe { pg_sys::WaitEventExtensionNew(c"ZodanRemote".as_ptr()) });
+            }
+            event.get()
+        })
+    }
+}

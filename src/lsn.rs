@@ -1,0 +1,95 @@
+//! Positions in a WAL stream. An LSN means nothing without the node whose WAL it counts, so the two
+//! are one type and positions of different nodes cannot be compared.
+
+use crate::error::{Error, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// A byte position in some node's WAL, in PostgreSQL's `X/Y` notation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl FromStr for Lsn {
+    type Err = ();
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        let (high, low) = text.split_once('/').ok_or(())?;
+        let part = |p: &str| {
+            if p.is_empty() || p.len() > 8 { Err(()) } else { u64::from_str_radix(p, 16).map_err(|_| ()) }
+        };
+        Ok(Self(part(high)? << 32 | part(low)?))
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+/// A position in the WAL of `node`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    node: String,
+    lsn: Lsn,
+}
+
+impl Position {
+    pub fn new(node: &str, lsn: Lsn) -> Self {
+        Self { node: node.to_owned(), lsn }
+    }
+
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// The later of two positions of the same node.
+    pub fn max(self, other: &Self) -> Result<Self> {
+        Ok(if self.reaches(other)? { self } else { other.clone() })
+    }
+
+    /// True when everything before `other` is also before this position.
+    pub fn reaches(&self, other: &Self) -> Result<bool> {
+        if self.node != other.node {
+            return Err(Error::internal(format!(
+                "position {self} was about to be compared with {other}"
+            )));
+        }
+        Ok(self.lsn >= other.lsn)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on \"{}\"", self.lsn, self.node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notation() {
+        assert_eq!("16/B374D848".parse::<Lsn>().unwrap().to_string(), "16/B374D848");
+        assert_eq!("0/0".parse::<Lsn>(), Ok(Lsn(0)));
+        for bad in ["", "0", "/1", "0/", "0/123456789", "x/1"] {
+            assert_eq!(bad.parse::<Lsn>(), Err(()), "{bad}");
+        }
+        assert!("1/0".parse::<Lsn>().unwrap() > "0/FFFFFFFF".parse().unwrap());
+    }
+
+    #[test]
+    fn positions_of_two_nodes_cannot_be_mixed() {
+        let a = Position::new("n1", Lsn(10));
+        let b = Position::new("n2", Lsn(20));
+        assert_eq!(a.reaches(&b).unwrap_err().sqlstate().as_str(), "XX000");
+        assert!(a.clone().max(&b).is_err());
+        let later = Position::new("n1", Lsn(11));
+        assert_eq!(a.clone().max(&later).unwrap(), later);
+        assert!(later.reaches(&a).unwrap() && !a.reaches(&later).unwrap());
+    }
+}

@@ -1,0 +1,31 @@
+//! The session on this server: SPI inside the running procedure.
+
+use super::Procedure;
+use crate::error::Result;
+use crate::libpq::Rows;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// A handle on the running procedure, shared by everything in the run that works locally.
+#[derive(Clone)]
+pub struct Local(Rc<RefCell<Procedure>>);
+
+impl Local {
+    pub fn new(procedure: Procedure) -> Self {
+        Self(Rc::new(RefCell::new(procedure)))
+    }
+
+    /// Runs and commits one statement.
+    pub fn query(&self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.0.borrow_mut().execute(sql, params)
+    }
+
+    /// Runs and commits one statement that replication must not send on.
+    pub fn query_unreplicated(&self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.0.borrow_mut().execute_unreplicated(sql, params)
+    }
+
+    pub fn show_activity(&self, text: &str) {
+        self.0.borrow().show_activity(text);
+    }
+}

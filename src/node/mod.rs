@@ -1,0 +1,39 @@
+//! One cluster member: how it is reached, and its sessions, remote or local.
+
+mod local;
+mod procedure;
+mod session;
+
+pub use local::Local;
+pub use procedure::Procedure;
+pub use session::{Ask, Session, ask, ask_all, ask_within};
+
+use crate::libpq::Dsn;
+
+/// A member as the cluster knows it.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub name: String,
+    pub dsn: Dsn,
+}
+
+/// A member with a session on it.
+pub struct Node {
+    pub name: String,
+    pub dsn: Dsn,
+    pub session: Session,
+}
+
+impl Node {
+    pub fn query(
+        &mut self,
+        sql: &str,
+        params: &[&str],
+    ) -> crate::error::Result<crate::libpq::Rows> {
+        self.session.query(sql, params)
+    }
+
+    pub fn member(&self) -> Member {
+        Member { name: self.name.clone(), dsn: self.dsn.clone() }
+    }
+}

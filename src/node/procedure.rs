@@ -1,0 +1,220 @@
+//! Transaction control for procedures: a token without which nothing local can run or commit.
+
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::Rows;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::prelude::*;
+use std::ffi::{CStr, CString, c_char};
+use std::marker::PhantomData;
+use std::ptr::null;
+
+thread_local! {
+    // What pg_stat_activity and the server log show instead of the CALL, whose text may hold
+    // passwords. The server keeps a pointer to it for as long as the statement runs.
+    static SHOWN: std::cell::RefCell<CString> = std::cell::RefCell::default();
+}
+
+/// The right to run statements on this server and to commit them. It can only be had from a CALL
+/// outside a transaction block, and owns that call's non-atomic SPI level.
+pub struct Procedure {
+    _single_thread: PhantomData<*mut ()>,
+}
+
+impl Procedure {
+    /// # Safety
+    /// `fcinfo` must be the call info of the procedure that is running.
+    pub unsafe fn enter(fcinfo: pg_sys::FunctionCallInfo, name: &str) -> Result<Self> {
+        show(&format!("CALL {name}(...)"));
+        // SAFETY: says the caller.
+        if unsafe { is_atomic(fcinfo) } {
+            return Err(Error::Refused {
+                state: SqlState::ACTIVE_SQL_TRANSACTION,
+                message: format!("CALL {name} cannot run inside a transaction block"),
+                detail: Some("The procedure commits after each of its steps.".into()),
+                hint: "Run the CALL on its own: outside BEGIN and COMMIT, outside functions, and with autocommit on.".into(),
+            });
+        }
+        // SAFETY: paired with SPI_finish in drop.
+        let status = unsafe { pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32) };
+        if status != pg_sys::SPI_OK_CONNECT as i32 {
+            return Err(Error::internal(format!("SPI_connect_ext returned {status}")));
+        }
+        Ok(Self { _single_thread: PhantomData })
+    }
+
+    /// What `pg_stat_activity.query` shows of this session from now on.
+    pub fn show_activity(&self, text: &str) {
+        show(text);
+    }
+
+    /// Runs one statement in a transaction of its own. On an error nothing of it remains.
+    pub fn execute(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        let answer = in_subtransaction(|| execute(sql, params));
+        // SAFETY: on the non-atomic level that `enter` opened; the next transaction starts at once,
+        // so no transaction id is held while remote calls are made.
+        unsafe { pg_sys::SPI_commit() };
+        answer
+    }
+
+    /// As [`Procedure::execute`], with the transaction marked so that logical replication does not
+    /// send it on. For zodan's own records of this node, whose tables the publication includes.
+    pub fn execute_unreplicated(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        let _mark = Unreplicated::set();
+        self.execute(sql, params)
+    }
+}
+
+impl Drop for Procedure {
+    fn drop(&mut self) {
+        // SAFETY: closes the level that `enter` opened.
+        unsafe { pg_sys::SPI_finish() };
+    }
+}
+
+/// Marks the commits of this session as not to be replicated, until dropped.
+struct Unreplicated;
+
+impl Unreplicated {
+    fn set() -> Self {
+        // SAFETY: a session variable that the next commit record takes its origin from. For this
+        // id PostgreSQL itself advances no origin, so no origin has to be set up.
+        unsafe {
+            pg_sys::replorigin_session_origin = pg_sys::DoNotReplicateId as pg_sys::RepOriginId
+        };
+        Self
+    }
+}
+
+impl Drop for Unreplicated {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::replorigin_session_origin = pg_sys::InvalidRepOriginId as pg_sys::RepOriginId
+        };
+    }
+}
+
+unsafe fn is_atomic(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    // SAFETY: a live call info; the node tag says what the context is.
+    unsafe {
+        let context = (*fcinfo).context;
+        if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_CallContext {
+            return true; // SELECT, trigger, fast path
+        }
+        (*context.cast::<pg_sys::CallContext>()).atomic
+    }
+}
+
+fn show(text: &str) {
+    let text = CString::new(text.replace('\0', "")).unwrap_or_default();
+    SHOWN.with_borrow_mut(|shown| {
+        *shown = text;
+        // SAFETY: the string lives until it is replaced here, and the server resets its pointer
+        // when the statement ends.
+        unsafe {
+            pg_sys::debug_query_string = shown.as_ptr();
+            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, shown.as_ptr());
+        }
+    });
+}
+
+/// An ERROR in `body` becomes a value, and the transaction goes on as if it had not been tried.
+fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: the pattern of PL/pgSQL's exception blocks: memory context and resource owner are put
+    // back on both paths.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        let owner = pg_sys::CurrentResourceOwner;
+        pg_sys::BeginInternalSubTransaction(null());
+        pg_sys::MemoryContextSwitchTo(context);
+        let restore = |committed: bool| {
+            if committed {
+                pg_sys::ReleaseCurrentSubTransaction();
+            } else {
+                pg_sys::RollbackAndReleaseCurrentSubTransaction();
+            }
+            pg_sys::MemoryContextSwitchTo(context);
+            pg_sys::CurrentResourceOwner = owner;
+        };
+        let body = std::panic::AssertUnwindSafe(body);
+        let restore = std::panic::AssertUnwindSafe(restore);
+        let restore = &restore;
+        PgTryBuilder::new(std::panic::AssertUnwindSafe(move || {
+            let body = body;
+            let answer = (body.0)();
+            (restore.0)(answer.is_ok());
+            answer
+        }))
+        .catch_others(move |cause| {
+            pg_sys::MemoryContextSwitchTo(context);
+            (restore.0)(false);
+            Err(local_error(cause))
+        })
+        .execute()
+    }
+}
+
+fn local_error(cause: CaughtError) -> Error {
+    let (CaughtError::PostgresError(report)
+    | CaughtError::ErrorReport(report)
+    | CaughtError::RustPanic { ereport: report, .. }) = cause;
+    Error::Local {
+        state: SqlState::unpack(report.sql_error_code() as i32),
+        message: report.message().to_owned(),
+        detail: report.detail().map(str::to_owned),
+        hint: report.hint().map(str::to_owned),
+    }
+}
+
+fn execute(sql: &str, params: &[&str]) -> Result<Rows> {
+    let text = CString::new(sql).map_err(|_| Error::internal("statement holds a zero byte"))?;
+    let mut types = vec![pg_sys::TEXTOID; params.len()];
+    let mut values: Vec<pg_sys::Datum> = params
+        .iter()
+        .map(|p| p.into_datum().ok_or_else(|| Error::internal("a parameter is null")))
+        .collect::<Result<_>>()?;
+    // SAFETY: arrays of the same length; rows are copied out before the table is freed.
+    unsafe {
+        let status = pg_sys::SPI_execute_with_args(
+            text.as_ptr(),
+            params.len() as i32,
+            types.as_mut_ptr(),
+            values.as_mut_ptr(),
+            null(),
+            false,
+            0,
+        );
+        if status < 0 {
+            let why = CStr::from_ptr(pg_sys::SPI_result_code_string(status)).to_string_lossy();
+            return Err(Error::internal(format!("{why}: {sql}")));
+        }
+        let affected = pg_sys::SPI_processed;
+        let table = pg_sys::SPI_tuptable;
+        let mut rows = vec![];
+        if !table.is_null() {
+            let columns = (*(*table).tupdesc).natts;
+            for i in 0..(*table).numvals {
+                let tuple = *(*table).vals.add(i as usize);
+                rows.push(
+                    (1..=columns).map(|c| value(tuple, (*table).tupdesc, c)).collect::<Vec<_>>(),
+                );
+            }
+            pg_sys::SPI_freetuptable(table);
+        }
+        Ok(Rows::new(rows, affected))
+    }
+}
+
+unsafe fn value(tuple: pg_sys::HeapTuple, desc: pg_sys::TupleDesc, column: i32) -> Option<String> {
+    // SAFETY: a live tuple and its descriptor; the text is copied and freed.
+    unsafe {
+        let text: *mut c_char = pg_sys::SPI_getvalue(tuple, desc, column);
+        if text.is_null() {
+            return None;
+        }
+        let owned = CStr::from_ptr(text).to_string_lossy().into_owned();
+        pg_sys::pfree(text.cast());
+        Some(owned)
+    }
+}

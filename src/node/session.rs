@@ -1,0 +1,103 @@
+//! A session on a node: over libpq, or SPI where the node is this server.
+
+use super::{Local, Node};
+use crate::error::{Error, Result};
+use crate::libpq::{self, Conn, Job, Rows};
+use std::time::Duration;
+
+pub enum Session {
+    Remote(Conn),
+    Local(Local),
+}
+
+impl Session {
+    /// Runs one statement in a transaction of its own.
+    pub fn query(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        match self {
+            Self::Remote(conn) => conn.query(sql, params),
+            Self::Local(local) => local.query(sql, params),
+        }
+    }
+
+    /// As [`Session::query`], for zodan's own records, which replication must not send on. On a
+    /// remote node the mark is set by a function of the extension there.
+    pub fn query_unreplicated(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        match self {
+            Self::Remote(conn) => {
+                conn.query("SELECT zodan.unreplicated(true)", &[])?;
+                let answer = conn.query(sql, params);
+                conn.query("SELECT zodan.unreplicated(false)", &[])?;
+                answer
+            }
+            Self::Local(local) => local.query_unreplicated(sql, params),
+        }
+    }
+
+    pub fn is_usable(&self) -> bool {
+        match self {
+            Self::Remote(conn) => conn.is_usable(),
+            Self::Local(_) => true,
+        }
+    }
+}
+
+/// One statement for one node.
+pub struct Ask<'a> {
+    pub node: &'a mut Node,
+    pub sql: String,
+    pub params: Vec<String>,
+}
+
+/// Asks several nodes at the same time, each its own question.
+pub fn ask(questions: Vec<Ask<'_>>) -> Vec<Result<Rows>> {
+    ask_within(questions, None)
+}
+
+/// As [`ask`]; a remote statement that takes longer than `limit` is cancelled.
+pub fn ask_within(questions: Vec<Ask<'_>>, limit: Option<Duration>) -> Vec<Result<Rows>> {
+    let prepared: Vec<(&mut Session, String, Vec<String>)> =
+        questions.into_iter().map(|q| (&mut q.node.session, q.sql, q.params)).collect();
+    let texts: Vec<(String, Vec<String>)> =
+        prepared.iter().map(|(_, sql, params)| (sql.clone(), params.clone())).collect();
+    let params: Vec<Vec<&str>> =
+        texts.iter().map(|(_, p)| p.iter().map(String::as_str).collect()).collect();
+
+    let mut answers: Vec<Option<Result<Rows>>> = vec![];
+    let mut jobs = vec![];
+    let mut remote = vec![];
+    for (i, (session, ..)) in prepared.into_iter().enumerate() {
+        answers.push(None);
+        match session {
+            Session::Remote(conn) => {
+                jobs.push(Job { conn, sql: &texts[i].0, params: &params[i] });
+                remote.push(i);
+            }
+            Session::Local(local) => answers[i] = Some(local.query(&texts[i].0, &params[i])),
+        }
+    }
+    for (i, answer) in remote.into_iter().zip(libpq::together_within(jobs, limit)) {
+        answers[i] = Some(answer);
+    }
+    answers
+        .into_iter()
+        .map(|a| a.unwrap_or_else(|| Err(Error::internal("a node was not asked"))))
+        .collect()
+}
+
+/// Asks all of `nodes` the same; the first error is the answer of all.
+pub fn ask_all<'a>(
+    nodes: impl IntoIterator<Item = &'a mut Node>,
+    sql: &str,
+    params: &[&str],
+) -> Result<Vec<Rows>> {
+    ask(nodes
+        .into_iter()
+        .map(|node| Ask {
+            node,
+            sql: sql.to_owned(),
+            params: params.iter().map(|p| (*p).to_owned()).collect(),
+        })
+        .collect())
+    .into_iter()
+    .collect()
+}

@@ -1,0 +1,77 @@
+//! The settings of zodan, all of them `zodan.*`.
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::pg_sys;
+use std::time::Duration;
+
+static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static NO_PROGRESS_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(180_000);
+static SLOT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static COPY_JOBS: GucSetting<i32> = GucSetting::<i32>::new(0);
+
+/// Registers the settings; called once, when the library is loaded.
+pub fn define() {
+    GucRegistry::define_int_guc(
+        c"zodan.connect_timeout",
+        c"How long zodan waits for a connection to a node.",
+        c"A connect_timeout in the connection string of the node wins. 0 waits for ever.",
+        &CONNECT_TIMEOUT,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"zodan.no_progress_timeout",
+        c"How long zodan waits for something in which nothing moves.",
+        c"Not a limit of the whole: any progress starts it anew. 0 waits for ever.",
+        &NO_PROGRESS_TIMEOUT,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"zodan.slot_timeout",
+        c"How long the source's apply may stay paused for one attempt at the snapshot.",
+        c"An attempt that takes longer is cancelled, apply resumes, and the attempt is repeated.",
+        &SLOT_TIMEOUT,
+        100,
+        60_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"zodan.copy_jobs",
+        c"Background workers that copy data at the same time.",
+        c"0 takes half of the processors, at least two and at most eight.",
+        &COPY_JOBS,
+        0,
+        64,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    // SAFETY: a static C string; after this an unknown zodan.* setting is an error.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"zodan".as_ptr()) };
+}
+
+pub fn connect_timeout() -> Duration {
+    Duration::from_millis(CONNECT_TIMEOUT.get() as u64)
+}
+
+/// `None` waits for ever.
+pub fn no_progress_timeout() -> Option<Duration> {
+    let limit = Duration::from_millis(NO_PROGRESS_TIMEOUT.get() as u64);
+    (!limit.is_zero()).then_some(limit)
+}
+
+pub fn slot_timeout() -> Duration {
+    Duration::from_millis(SLOT_TIMEOUT.get() as u64)
+}
+
+pub fn copy_jobs() -> usize {
+    match COPY_JOBS.get() {
+        0 => std::thread::available_parallelism().map_or(2, |n| (n.get() / 2).clamp(2, 8)),
+        jobs => jobs as usize,
+    }
+}
