@@ -70,7 +70,7 @@ need() {
     shift 2
     if ! "$@" >/dev/null 2>&1; then
         missing+=("$what")
-        missing_packages+=("$package")
+        case " ${missing_packages[*]} " in *" $package "*) ;; *) missing_packages+=("$package") ;; esac
     fi
 }
 
