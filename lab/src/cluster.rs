@@ -38,10 +38,9 @@ impl Cluster {
     }
 
     /// Makes a mesh of the first `n` servers with the product, one join after the other. `content` is run on
-    /// `n1` before the first join, so all nodes get it. The extension is created on every server of the
-    /// cluster, so the others are ready to be added.
+    /// `n1` before the first join, so all nodes get it. The other servers of the cluster are ready to be added.
     pub fn form_mesh(&self, n: usize, content: &str) {
-        in_parallel(&self.servers, |server| server.sql("CREATE EXTENSION zodan"));
+        self.create_extension();
         let first = self.n(1);
         first.sql(quiet::SCHEMA);
         first.sql(content);
@@ -51,6 +50,11 @@ impl Cluster {
                 panic!("{} could not join: {failed}", new.name());
             }
         }
+    }
+
+    /// Creates the extension on every server.
+    pub fn create_extension(&self) {
+        in_parallel(&self.servers, |server| server.sql("CREATE EXTENSION zodan"));
     }
 
     /// The server `n<number>`; numbers start at 1.

@@ -28,6 +28,7 @@ pub mod pg;
 mod ports;
 pub mod proxy;
 pub mod quiet;
+pub mod schema;
 pub mod server;
 mod spawn;
 mod template;
@@ -36,7 +37,7 @@ pub use cluster::{Cluster, add_node};
 pub use digest::{assert_same_content, digest};
 pub use load::{Load, Report};
 pub use postgres;
-pub use quiet::wait_quiet;
+pub use quiet::{wait_quiet, wait_quiet_within};
 pub use server::{
     Auth, CallFailed, Called, Notice, Psql, Server, ServerOptions, explain, quote_literal,
 };

@@ -255,8 +255,8 @@ enum End {
 struct Broken {
     doing: String,
     error: String,
-    /// The outcome is not known.
-    unsure: bool,
+    /// The connection went with it: what had been sent may have been done or not.
+    lost: bool,
 }
 
 impl Writer {
@@ -324,13 +324,11 @@ impl Writer {
                     commits.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(broken) => {
-                    let error = format!("{}: {}: {}", self.name, broken.doing, broken.error);
-                    self.written.failures.push(Failure {
-                        node: self.node.clone(),
-                        at: Instant::now(),
-                        error,
-                    });
-                    if client.is_closed() || client.batch_execute("ROLLBACK").is_err() {
+                    self.fail(&broken);
+                    if let Err(lost) = self.timed("ROLLBACK", || client.batch_execute("ROLLBACK")) {
+                        if !broken.lost {
+                            self.fail(&lost);
+                        }
                         break;
                     }
                 }
@@ -342,6 +340,14 @@ impl Writer {
             }
         }
         self.written
+    }
+
+    fn fail(&mut self, broken: &Broken) {
+        self.written.failures.push(Failure {
+            node: self.node.clone(),
+            at: Instant::now(),
+            error: format!("{}: {}: {}", self.name, broken.doing, broken.error),
+        });
     }
 
     /// One transaction: mostly a single statement, else several, and some of those are rolled back.
@@ -360,7 +366,7 @@ impl Writer {
             let done = self.apply(client, &change);
             changes.push(change);
             if let Err(broken) = done {
-                if broken.unsure && end == End::AutoCommit {
+                if broken.lost && end == End::AutoCommit {
                     self.forget(&changes);
                 }
                 return Err(broken);
@@ -372,7 +378,7 @@ impl Writer {
             End::Rollback => self.timed("ROLLBACK", || client.batch_execute("ROLLBACK")),
         };
         if let Err(broken) = last {
-            if broken.unsure && end == End::Commit {
+            if broken.lost && end == End::Commit {
                 self.forget(&changes);
             }
             return Err(broken);
@@ -439,7 +445,7 @@ impl Writer {
             Err(Broken {
                 doing,
                 error: format!("{rows} rows instead of 1"),
-                unsure: false,
+                lost: false,
             })
         }
     }
@@ -458,7 +464,7 @@ impl Writer {
         // An error without an SQLSTATE is a lost connection; a shutdown (57P..) may come after the commit.
         result.map_err(|e| Broken {
             doing: doing.into(),
-            unsure: e.code().is_none_or(|code| code.code().starts_with("57P")),
+            lost: e.code().is_none_or(|code| code.code().starts_with("57P")),
             error: explain(&e),
         })
     }

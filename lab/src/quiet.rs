@@ -1,7 +1,8 @@
 //! Waiting until every node has everything.
 
 use crate::cluster::in_parallel;
-use crate::server::Server;
+use crate::server::{PATIENCE, Server};
+use std::time::Duration;
 
 /// The table that [`wait_quiet`] writes its markers to. [`crate::Cluster::form_mesh`] makes it.
 pub const SCHEMA: &str = "
@@ -17,6 +18,11 @@ CREATE TABLE IF NOT EXISTS lab.marker (token uuid PRIMARY KEY, node text NOT NUL
 ///
 /// The writers must have stopped, and the nodes must all replicate [`SCHEMA`].
 pub fn wait_quiet(servers: &[&Server]) {
+    wait_quiet_within(servers, PATIENCE);
+}
+
+/// [`wait_quiet`] with a deadline of its own.
+pub fn wait_quiet_within(servers: &[&Server], patience: Duration) {
     let tokens: Vec<String> = in_parallel(servers, |server| {
         server.value(&format!(
             "INSERT INTO lab.marker VALUES (gen_random_uuid(), {}) RETURNING token",
@@ -36,5 +42,7 @@ pub fn wait_quiet(servers: &[&Server]) {
             .collect::<Vec<_>>()
             .join(", ")
     );
-    in_parallel(servers, |server| server.wait_for(&missing, "none missing"));
+    in_parallel(servers, |server| {
+        server.wait_for_within(&missing, "none missing", patience);
+    });
 }

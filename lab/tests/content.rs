@@ -144,6 +144,45 @@ fn structures_are_compared() {
     );
 }
 
+#[test]
+fn tables_of_many_kinds_survive_dump_and_restore() {
+    let cluster = Cluster::start(2);
+    for server in cluster.all() {
+        server.sql(lab::schema::ROLES);
+    }
+    let (from, to) = (cluster.n(1), cluster.n(2));
+    from.sql(&lab::schema::kinds(5000));
+    let content = digest(from);
+    let rows: u64 = content.values().map(|table| table.rows).sum();
+    assert!((5000..6000).contains(&rows), "{rows}");
+    for table in [
+        "shop.no_columns",
+        "shop.measurement_2026_1",
+        "\"Odd \"\"Names\"\"\".\"Select; DROP TABLE x\"",
+    ] {
+        assert!(content[table].rows > 0, "{table}");
+    }
+    assert_eq!(content["shop.empty"].rows, 0);
+    assert!(
+        !content.contains_key("shop.basket"),
+        "an unlogged table is no shared content"
+    );
+
+    let dump = from.tool("pg_dump").output().unwrap();
+    assert!(
+        dump.status.success(),
+        "{}",
+        String::from_utf8_lossy(&dump.stderr)
+    );
+    let restored = to.psql(
+        &["-q", "-o", "/dev/null"],
+        &String::from_utf8(dump.stdout).unwrap(),
+    );
+    assert!(restored.status.success(), "{}", restored.stderr);
+    assert_same_structure(from, to);
+    assert_eq!(compare(&cluster.all()), Ok(()));
+}
+
 fn with_load_tables() -> Server {
     let server = Server::start("n1");
     server.sql(lab::load::SCHEMA);
