@@ -35,6 +35,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_logical_replication_workers", "40"),
     ("max_worker_processes", "80"),
     ("log_statement", "none"),
+    ("log_checkpoints", "off"),
     ("log_timezone", "UTC"),
     ("timezone", "UTC"),
 ];
