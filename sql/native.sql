@@ -1,13 +1,7 @@
 -- What the native engine needs on every member. Called over the coordinator's sessions, whose
 -- search_path is empty.
 
-CREATE FUNCTION zodan.unreplicated(enabled boolean) RETURNS void
-LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'unreplicated_wrapper';
-REVOKE ALL ON FUNCTION zodan.unreplicated(boolean) FROM PUBLIC;
-COMMENT ON FUNCTION zodan.unreplicated(boolean) IS
-    'Marks this session''s next transactions as not to be replicated (true), or no longer (false)';
-
-CREATE FUNCTION zodan.probe(dsn text, OUT system_identifier text, OUT database text) RETURNS record
+CREATE FUNCTION zodan.probe(dsn text) RETURNS TABLE (system_identifier text, database text)
 LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'probe_wrapper';
 REVOKE ALL ON FUNCTION zodan.probe(text) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.probe(text) IS
@@ -19,14 +13,14 @@ REVOKE ALL ON FUNCTION zodan.start_pause_watchdog(integer, integer) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.start_pause_watchdog(integer, integer) IS
     'Starts a background worker that resumes apply when the coordinating session (its pid) is gone or limit_ms have passed; returns the worker''s pid; 53400 if no worker can be had';
 
--- Waits for the coordinator's lock, which is free when the coordinator has resumed or is gone. No
+-- Waits for the coordinator's lock (class 2054120560, "zodp" in ASCII), which is free when the coordinator has resumed or is gone. No
 -- transaction id is held meanwhile: a slot creation would wait for it.
 CREATE FUNCTION zodan.watch_pause(coordinator integer, limit_ms integer) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', limit_ms::text, true);
     BEGIN
-        PERFORM pg_catalog.pg_advisory_xact_lock_shared(2053862500, coordinator);
+        PERFORM pg_catalog.pg_advisory_xact_lock_shared(2054120560, coordinator);
     EXCEPTION WHEN lock_not_available THEN
         NULL; -- the limit has passed: resuming makes the attempt invalid, not wrong
     END;
@@ -44,6 +38,7 @@ DECLARE
     subscription text;
     paused integer := 0;
 BEGIN
+    PERFORM zodan.unreplicated();
     FOR subscription IN
         SELECT s.subname FROM pg_catalog.pg_subscription s
           JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
@@ -69,6 +64,7 @@ DECLARE
     subscription text;
     resumed integer := 0;
 BEGIN
+    PERFORM zodan.unreplicated();
     FOR subscription IN DELETE FROM zodan.paused_subscription RETURNING name LOOP
         IF EXISTS (SELECT FROM pg_catalog.pg_subscription s
                      JOIN pg_catalog.pg_database d ON d.oid = s.subdbid

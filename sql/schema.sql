@@ -98,3 +98,9 @@ CREATE TABLE zodan.step (
 REVOKE ALL ON zodan.step FROM PUBLIC;
 COMMENT ON TABLE zodan.step IS 'What each run did, written before the side effect and again after it';
 COMMENT ON COLUMN zodan.step.effect IS 'What an undo needs to know; never a password';
+
+CREATE FUNCTION zodan.unreplicated() RETURNS boolean
+LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'unreplicated_wrapper';
+REVOKE ALL ON FUNCTION zodan.unreplicated() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.unreplicated() IS
+    'Marks the current transaction as one that replication with origin = none does not send on: zodan''s tables are published like all others, its records are each node''s own';

@@ -2,15 +2,24 @@
 
 use pgrx::prelude::*;
 
+mod copy;
+mod engine;
 mod error;
+mod journal;
 mod libpq;
 mod lsn;
 mod node;
 mod quote;
 mod rim;
 mod settings;
+mod sql_api;
+mod workflow;
 
 ::pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/schema.sql", name = "schema", bootstrap);
+extension_sql_file!("../sql/native.sql", name = "native", requires = ["schema"]);
+extension_sql_file!("../sql/add_node.sql", name = "add_node", requires = ["schema"], finalize);
 
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {

@@ -20,11 +20,6 @@ impl Local {
         self.0.borrow_mut().execute(sql, params)
     }
 
-    /// Runs and commits one statement that replication must not send on.
-    pub fn query_unreplicated(&self, sql: &str, params: &[&str]) -> Result<Rows> {
-        self.0.borrow_mut().execute_unreplicated(sql, params)
-    }
-
     pub fn show_activity(&self, text: &str) {
         self.0.borrow().show_activity(text);
     }

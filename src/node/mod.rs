@@ -2,11 +2,14 @@
 
 mod local;
 mod procedure;
+pub mod server;
 mod session;
+mod statement;
 
 pub use local::Local;
 pub use procedure::Procedure;
 pub use session::{Ask, Session, ask, ask_all, ask_within};
+pub use statement::Statement;
 
 use crate::libpq::Dsn;
 

@@ -56,42 +56,12 @@ impl Procedure {
         unsafe { pg_sys::SPI_commit() };
         answer
     }
-
-    /// As [`Procedure::execute`], with the transaction marked so that logical replication does not
-    /// send it on. For zodan's own records of this node, whose tables the publication includes.
-    pub fn execute_unreplicated(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        let _mark = Unreplicated::set();
-        self.execute(sql, params)
-    }
 }
 
 impl Drop for Procedure {
     fn drop(&mut self) {
         // SAFETY: closes the level that `enter` opened.
         unsafe { pg_sys::SPI_finish() };
-    }
-}
-
-/// Marks the commits of this session as not to be replicated, until dropped.
-struct Unreplicated;
-
-impl Unreplicated {
-    fn set() -> Self {
-        // SAFETY: a session variable that the next commit record takes its origin from. For this
-        // id PostgreSQL itself advances no origin, so no origin has to be set up.
-        unsafe {
-            pg_sys::replorigin_session_origin = pg_sys::DoNotReplicateId as pg_sys::RepOriginId
-        };
-        Self
-    }
-}
-
-impl Drop for Unreplicated {
-    fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe {
-            pg_sys::replorigin_session_origin = pg_sys::InvalidRepOriginId as pg_sys::RepOriginId
-        };
     }
 }
 

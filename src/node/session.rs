@@ -19,20 +19,6 @@ impl Session {
         }
     }
 
-    /// As [`Session::query`], for zodan's own records, which replication must not send on. On a
-    /// remote node the mark is set by a function of the extension there.
-    pub fn query_unreplicated(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        match self {
-            Self::Remote(conn) => {
-                conn.query("SELECT zodan.unreplicated(true)", &[])?;
-                let answer = conn.query(sql, params);
-                conn.query("SELECT zodan.unreplicated(false)", &[])?;
-                answer
-            }
-            Self::Local(local) => local.query_unreplicated(sql, params),
-        }
-    }
-
     pub fn is_usable(&self) -> bool {
         match self {
             Self::Remote(conn) => conn.is_usable(),

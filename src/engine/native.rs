@@ -1,0 +1,303 @@
+//! PostgreSQL's own logical replication, `origin = none`, as the cluster's engine.
+
+use super::{Engine, Identity, Path, Survey, names};
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::Dsn;
+use crate::lsn::Lsn;
+use crate::node::{Member, Node, Statement, ask_all};
+
+pub struct Native;
+
+/// `origin = none`, without which changes would go round in circles, came with PostgreSQL 16.
+const OLDEST_SERVER: u32 = 160_000;
+
+impl Engine for Native {
+    fn label(&self) -> &'static str {
+        "native"
+    }
+
+    fn plugin(&self) -> &'static str {
+        "pgoutput"
+    }
+
+    fn path(&self, provider: &str, subscriber: &str) -> Path {
+        let name = names::subscription(provider, subscriber);
+        Path {
+            provider: provider.to_owned(),
+            subscriber: subscriber.to_owned(),
+            slot: name.clone(),
+            subscription: name,
+        }
+    }
+
+    fn survey(&self, source: &mut Node) -> Result<Survey> {
+        let installed = source.query(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'zodan')",
+            &[],
+        )?;
+        if !installed.one()?.bool(0) {
+            return Err(Error::Checks(vec![extension_missing(&source.name)]));
+        }
+        let rows = source.query(
+            "SELECT n.name, n.dsn, n.system_identifier = c.system_identifier::text
+                    AND n.database = current_database()
+               FROM zodan.node n, pg_control_system() c ORDER BY n.joined_at, n.name",
+            &[],
+        )?;
+        if rows.is_empty() {
+            return Ok(Survey { members: vec![source.member()], founded: false });
+        }
+        let mut members = vec![];
+        let mut own = None;
+        for row in &rows {
+            let name = row.text(0).to_owned();
+            if row.bool(2) {
+                own = Some(name.clone());
+            }
+            let dsn = Dsn::parse(row.text(1)).map_err(|bad| {
+                Error::refused(
+                    SqlState::INVALID_PARAMETER_VALUE,
+                    format!("the connection string of node \"{name}\" in zodan.node {}", bad.problem()),
+                    format!("Correct it in zodan.node on every member, \"{}\" among them.", source.name),
+                )
+            })?;
+            members.push(Member { name, dsn });
+        }
+        match own {
+            Some(own) if own == source.name => Ok(Survey { members, founded: true }),
+            Some(own) => Err(Error::Argument {
+                argument: "src_node_name",
+                problem: format!(
+                    "is \"{}\", but src_dsn leads to the node \"{own}\"",
+                    source.name
+                ),
+                hint: format!("Give \"{own}\", or the connection string of \"{}\".", source.name),
+                state: SqlState::INVALID_PARAMETER_VALUE,
+            }),
+            None => Err(Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "the database behind src_dsn has members in zodan.node, but is none of them itself: {}",
+                    members.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ")
+                ),
+                "It may be a restored copy of a member. Delete from zodan.node there what does not belong to it.",
+            )),
+        }
+    }
+
+    fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>> {
+        let mut findings = vec![];
+        let mut nodes: Vec<&mut Node> = members.iter_mut().map(|n| &mut **n).collect();
+        nodes.push(new);
+        let answers = ask_all(
+            nodes.iter_mut().map(|n| &mut **n),
+            "SELECT current_setting('server_version_num'),
+                    (SELECT extversion FROM pg_extension WHERE extname = 'zodan')",
+            &[],
+        )?;
+        let mut versions = vec![];
+        for (node, rows) in nodes.iter().zip(&answers) {
+            let row = rows.one()?;
+            if row.parse::<u32>(0)? < OLDEST_SERVER {
+                findings.push(Finding::new(
+                    &node.name,
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    format!("the native engine needs PostgreSQL 16 or newer, the server is {}", row.parse::<u32>(0)? / 10_000),
+                    "Upgrade the server, or use Spock, which replicates older versions.",
+                ));
+            }
+            match row.get(1) {
+                None => findings.push(extension_missing(&node.name)),
+                Some(version) => versions.push(version.to_owned()),
+            }
+        }
+        let ours = versions.last().cloned().unwrap_or_default();
+        for (node, version) in nodes.iter().zip(&versions) {
+            if *version != ours {
+                findings.push(Finding::new(
+                    &node.name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!("the extension zodan is {version} here and {ours} on the new node"),
+                    "Run ALTER EXTENSION zodan UPDATE where it is older.",
+                ));
+            }
+        }
+        Ok(findings)
+    }
+
+    fn probe(&self, dsn: &str) -> Statement {
+        Statement::new("SELECT system_identifier, database FROM zodan.probe($1)", &[dsn])
+    }
+
+    fn become_provider(&self) -> Vec<Statement> {
+        vec![Statement::new("CREATE PUBLICATION zodan FOR ALL TABLES", &[])]
+    }
+
+    fn cease_provider(&self) -> Vec<Statement> {
+        vec![
+            Statement::new("DROP PUBLICATION IF EXISTS zodan", &[]),
+            Statement::new("DELETE FROM zodan.node USING zodan.unreplicated()", &[]),
+        ]
+    }
+
+    fn tables_to_prepare(&self) -> Statement {
+        Statement::new(
+            "SELECT n.nspname, c.relname,
+                    format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY FULL', n.nspname, c.relname),
+                    format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', n.nspname, c.relname,
+                           CASE c.relreplident WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END)
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind = 'r' AND c.relpersistence = 'p'
+                AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'zodan')
+                AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (
+                         SELECT FROM pg_index i
+                          WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid))
+              ORDER BY 1, 2",
+            &[],
+        )
+    }
+
+    fn register(&self, identity: &Identity) -> Statement {
+        Statement::new(
+            "INSERT INTO zodan.node (name, dsn, system_identifier, database, location, country, info)
+             SELECT $1, $2, $3, $4, $5, $6, $7::jsonb FROM zodan.unreplicated()
+             ON CONFLICT (name) DO UPDATE SET dsn = excluded.dsn,
+                 system_identifier = excluded.system_identifier, database = excluded.database,
+                 location = excluded.location, country = excluded.country, info = excluded.info",
+            &[
+                &identity.member.name,
+                &identity.member.dsn.expose(),
+                &identity.system_identifier,
+                &identity.database,
+                &identity.location,
+                &identity.country,
+                &identity.info,
+            ],
+        )
+    }
+
+    fn unregister(&self, name: &str) -> Statement {
+        Statement::new(
+            "DELETE FROM zodan.node USING zodan.unreplicated() WHERE name = $1",
+            &[name],
+        )
+    }
+
+    fn registry(&self) -> Statement {
+        Statement::new(
+            "SELECT name, location, country, dsn, system_identifier, database, info
+               FROM zodan.node ORDER BY joined_at, name",
+            &[],
+        )
+    }
+
+    fn emit_marker(&self, id: &str, provider: &str) -> Statement {
+        Statement::new("INSERT INTO zodan.marker (id, node) VALUES ($1, $2)", &[id, provider])
+    }
+
+    fn markers_seen(&self, ids: &[String]) -> Statement {
+        Statement::new(
+            "SELECT id FROM zodan.marker WHERE id = ANY (string_to_array($1, ','))",
+            &[&ids.join(",")],
+        )
+    }
+
+    fn forget_markers(&self, provider: &str) -> Statement {
+        Statement::new("DELETE FROM zodan.marker WHERE node = $1", &[provider])
+    }
+
+    fn subscriptions(&self) -> Statement {
+        Statement::new(
+            "SELECT s.subname, s.subenabled, w.pid IS NOT NULL, coalesce(e.apply_error_count, 0),
+                    o.remote_lsn
+               FROM pg_subscription s
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+               LEFT JOIN pg_stat_subscription w ON w.subid = s.oid AND w.relid IS NULL
+                                               AND w.received_lsn IS NOT NULL
+               LEFT JOIN pg_stat_subscription_stats e ON e.subid = s.oid
+               LEFT JOIN pg_replication_origin_status o ON o.external_id = 'pg_' || s.oid
+              WHERE 'zodan' = ANY (s.subpublications)
+              ORDER BY s.subname",
+            &[],
+        )
+    }
+
+    fn start_watchdog(&self, limit_ms: u128) -> Statement {
+        // The lock is taken first, so that the worker has something to wait for.
+        Statement::new(
+            format!(
+                "SELECT pg_advisory_lock({PAUSE_LOCK}, pg_backend_pid());
+                 SELECT zodan.start_pause_watchdog(pg_backend_pid(), {limit_ms})"
+            ),
+            &[],
+        )
+    }
+
+    fn stop_watchdog(&self) -> Statement {
+        Statement::new(format!("SELECT pg_advisory_unlock({PAUSE_LOCK}, pg_backend_pid())"), &[])
+    }
+
+    fn pause(&self, subscriptions: &[String]) -> Statement {
+        // Names of subscriptions are made by `names` and hold no comma.
+        Statement::new(
+            "SELECT zodan.pause_apply(string_to_array($1, ','))",
+            &[&subscriptions.join(",")],
+        )
+    }
+
+    fn resume(&self) -> Statement {
+        Statement::new("SELECT zodan.resume_apply()", &[])
+    }
+
+    fn pause_state(&self) -> Statement {
+        Statement::new(
+            "SELECT (SELECT count(*) FROM zodan.paused_subscription),
+                    (SELECT count(*) FROM pg_stat_subscription w
+                       JOIN pg_subscription s ON s.oid = w.subid
+                       JOIN zodan.paused_subscription p ON p.name = s.subname
+                      WHERE w.pid IS NOT NULL)",
+            &[],
+        )
+    }
+
+    fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
+        Statement::new(
+            "SELECT zodan.create_subscription($1, $2, $3)",
+            &[&path.subscription, &provider.dsn.expose(), &path.slot],
+        )
+    }
+
+    fn start_at(&self, path: &Path, lsn: Lsn) -> Statement {
+        Statement::new(
+            "SELECT pg_replication_origin_advance('pg_' || s.oid, $2::pg_lsn)
+               FROM pg_subscription s
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+              WHERE s.subname = $1",
+            &[&path.subscription, &lsn.to_string()],
+        )
+    }
+
+    fn enable(&self, path: &Path) -> Statement {
+        Statement::new(
+            format!("ALTER SUBSCRIPTION {} ENABLE", crate::quote::ident(&path.subscription)),
+            &[],
+        )
+    }
+
+    fn unsubscribe(&self, subscription: &str) -> Statement {
+        Statement::new("SELECT zodan.drop_subscription($1)", &[subscription])
+    }
+}
+
+/// The class of the advisory lock that says "the coordinator of this pause lives"; `zodp` in ASCII.
+/// `zodan.watch_pause` waits for it.
+const PAUSE_LOCK: i32 = 2_054_120_560;
+
+fn extension_missing(node: &str) -> Finding {
+    Finding::new(
+        node,
+        SqlState::UNDEFINED_OBJECT,
+        "the extension zodan is not installed in the database",
+        "Run CREATE EXTENSION zodan in the database of every member and of the new node.",
+    )
+}

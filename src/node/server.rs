@@ -1,0 +1,328 @@
+//! What every engine asks of a PostgreSQL server: facts, locks, slots, long transactions.
+
+use super::{Node, Statement};
+use crate::error::{Error, Result};
+use crate::libpq::Row;
+use crate::lsn::Lsn;
+use std::time::Duration;
+
+/// A resource of which a server has a fixed number.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    pub limit: i64,
+    pub used: i64,
+}
+
+impl Budget {
+    pub fn free(self) -> i64 {
+        (self.limit - self.used).max(0)
+    }
+}
+
+/// What the checks look at, of one server.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub version: u32,
+    pub superuser: bool,
+    pub in_recovery: bool,
+    pub system_identifier: String,
+    pub database: String,
+    pub wal_level: String,
+    pub replication_slots: Budget,
+    pub wal_senders: Budget,
+    pub logical_workers: Budget,
+    pub worker_processes: Budget,
+    pub origins: Budget,
+    /// The setting that limits the origins, which has had a name of its own since PostgreSQL 18.
+    pub origins_setting: String,
+    pub encoding: String,
+    pub collation: String,
+    /// Megabytes, -1 for no limit.
+    pub max_slot_wal_keep_size: i64,
+    /// Seconds, 0 for never; PostgreSQL 18 and newer.
+    pub idle_slot_timeout: i64,
+    /// `output_plugin_libraries` where the server has it.
+    pub output_plugins: Option<String>,
+    pub database_size: u64,
+    pub read_only: bool,
+}
+
+pub fn facts() -> Statement {
+    Statement::new(
+        "SELECT current_setting('server_version_num'),
+                current_setting('is_superuser') = 'on',
+                pg_is_in_recovery(),
+                c.system_identifier,
+                current_database(),
+                current_setting('wal_level'),
+                current_setting('max_replication_slots'),
+                (SELECT count(*) FROM pg_replication_slots),
+                current_setting('max_wal_senders'),
+                (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'),
+                current_setting('max_logical_replication_workers'),
+                (SELECT count(*) FROM pg_subscription WHERE subenabled),
+                current_setting('max_worker_processes'),
+                (SELECT count(*) FROM pg_stat_activity
+                  WHERE backend_type NOT IN ('client backend', 'autovacuum launcher',
+                        'autovacuum worker', 'background writer', 'checkpointer', 'walwriter',
+                        'walsender', 'walreceiver', 'walsummarizer', 'startup', 'archiver',
+                        'slotsync worker', 'io worker', 'logger', 'standalone backend')),
+                coalesce(current_setting('max_active_replication_origins', true),
+                         current_setting('max_replication_slots')),
+                (SELECT count(*) FROM pg_replication_origin_status),
+                CASE WHEN current_setting('max_active_replication_origins', true) IS NULL
+                     THEN 'max_replication_slots' ELSE 'max_active_replication_origins' END,
+                pg_encoding_to_char(d.encoding),
+                concat_ws(' ', d.datlocprovider, d.datcollate, d.datctype),
+                (SELECT setting FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
+                (SELECT setting FROM pg_settings WHERE name = 'idle_replication_slot_timeout'),
+                current_setting('output_plugin_libraries', true),
+                pg_database_size(current_database()),
+                (SELECT reset_val = 'on' FROM pg_settings WHERE name = 'default_transaction_read_only')
+           FROM pg_control_system() c, pg_database d
+          WHERE d.datname = current_database()",
+        &[],
+    )
+}
+
+impl Facts {
+    pub fn parse(row: &Row) -> Result<Self> {
+        let budget = |i| Ok::<_, Error>(Budget { limit: row.parse(i)?, used: row.parse(i + 1)? });
+        Ok(Self {
+            version: row.parse(0)?,
+            superuser: row.bool(1),
+            in_recovery: row.bool(2),
+            system_identifier: row.text(3).to_owned(),
+            database: row.text(4).to_owned(),
+            wal_level: row.text(5).to_owned(),
+            replication_slots: budget(6)?,
+            wal_senders: budget(8)?,
+            logical_workers: budget(10)?,
+            worker_processes: budget(12)?,
+            origins: budget(14)?,
+            origins_setting: row.text(16).to_owned(),
+            encoding: row.text(17).to_owned(),
+            collation: row.text(18).to_owned(),
+            max_slot_wal_keep_size: row.parse(19)?,
+            idle_slot_timeout: row.parse_opt(20)?.unwrap_or(0),
+            output_plugins: row.get(21).map(str::to_owned),
+            database_size: row.parse(22)?,
+            read_only: row.bool(23),
+        })
+    }
+}
+
+/// Which server and database this session is on.
+pub fn identity() -> Statement {
+    Statement::new(
+        "SELECT system_identifier, current_database() FROM pg_control_system()",
+        &[],
+    )
+}
+
+/// The advisory lock that whoever changes the membership holds on every member; `zodm` in ASCII.
+/// Session level, so it vanishes with the session.
+const MEMBERSHIP_LOCK: &str = "2054120557, 1";
+
+/// Takes the membership lock if it is free, and says what for.
+pub fn try_membership_lock(purpose: &str) -> Statement {
+    Statement::new(
+        format!(
+            "SELECT pg_try_advisory_lock({MEMBERSHIP_LOCK}),
+                    set_config('application_name', substr($1, 1, 63), false)"
+        ),
+        &[purpose],
+    )
+}
+
+/// `pid, application name, address, since` of who holds the membership lock.
+pub fn membership_lock_holder() -> Statement {
+    Statement::new(
+        format!(
+            "SELECT a.pid, a.application_name, coalesce(a.client_addr::text, 'a local socket'),
+                    a.backend_start
+               FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+              WHERE l.locktype = 'advisory' AND l.granted
+                AND (l.classid::bigint, l.objid::bigint) = ({MEMBERSHIP_LOCK})
+                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        ),
+        &[],
+    )
+}
+
+/// A transaction that the creation of a slot has to wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Writer {
+    pub who: String,
+    pub user: String,
+    pub application: String,
+    pub seconds: u64,
+    pub xid: String,
+}
+
+impl std::fmt::Display for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (user \"{}\"", self.who, self.user)?;
+        if !self.application.is_empty() {
+            write!(f, ", application \"{}\"", self.application)?;
+        }
+        write!(f, ", open for {} s)", self.seconds)
+    }
+}
+
+/// Write transactions of the whole server that are older than `age`, prepared ones included.
+pub fn old_writers(node: &mut Node, age: Duration) -> Result<Vec<Writer>> {
+    let age = format!("{} ms", age.as_millis());
+    let rows = node.query(
+        "SELECT 'pid ' || pid, coalesce(usename, ''), application_name,
+                extract(epoch FROM clock_timestamp() - xact_start)::bigint, backend_xid
+           FROM pg_stat_activity
+          WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+            AND xact_start < clock_timestamp() - $1::interval
+          UNION ALL
+         SELECT 'prepared transaction ' || quote_literal(gid), owner, '',
+                extract(epoch FROM clock_timestamp() - prepared)::bigint, transaction
+           FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - $1::interval
+          ORDER BY 4 DESC",
+        &[&age],
+    )?;
+    rows.iter()
+        .map(|row| {
+            Ok(Writer {
+                who: row.text(0).to_owned(),
+                user: row.text(1).to_owned(),
+                application: row.text(2).to_owned(),
+                seconds: row.parse::<i64>(3)?.max(0) as u64,
+                xid: row.text(4).to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// Creates a logical slot and returns its start.
+pub fn create_slot(slot: &str, plugin: &str) -> Statement {
+    Statement::new("SELECT lsn FROM pg_create_logical_replication_slot($1, $2)", &[slot, plugin])
+}
+
+/// The command of the replication protocol that also exports the snapshot of the slot's start.
+pub fn create_slot_with_snapshot(slot: &str, plugin: &str) -> String {
+    format!(
+        "CREATE_REPLICATION_SLOT {} LOGICAL {} (SNAPSHOT 'export')",
+        crate::quote::ident(slot),
+        crate::quote::ident(plugin)
+    )
+}
+
+/// Ends whoever streams from the slot; how many there were.
+pub fn end_slot_user(slot: &str) -> Statement {
+    Statement::new(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+          WHERE slot_name = $1 AND active_pid IS NOT NULL",
+        &[slot],
+    )
+}
+
+pub fn drop_slot(slot: &str) -> Statement {
+    Statement::new(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1",
+        &[slot],
+    )
+}
+
+/// Which of the slots exist.
+pub fn slots_named(slots: &[String]) -> Statement {
+    Statement::new(
+        "SELECT slot_name, active FROM pg_replication_slots
+          WHERE slot_name = ANY (string_to_array($1, ',')) ORDER BY 1",
+        &[&slots.join(",")],
+    )
+}
+
+/// Slots that have lost the WAL they need, of those named.
+pub fn slots_lost(slots: &[String]) -> Statement {
+    Statement::new(
+        "SELECT slot_name, wal_status FROM pg_replication_slots
+          WHERE slot_name = ANY (string_to_array($1, ',')) AND wal_status = 'lost'",
+        &[&slots.join(",")],
+    )
+}
+
+pub fn create_origin(origin: &str) -> Statement {
+    Statement::new("SELECT pg_replication_origin_create($1)", &[origin])
+}
+
+pub fn drop_origin(origin: &str) -> Statement {
+    Statement::new(
+        "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname = $1",
+        &[origin],
+    )
+}
+
+/// The value of `default_transaction_read_only` that the database itself sets, if it sets one.
+pub fn database_read_only() -> Statement {
+    Statement::new(
+        "SELECT split_part(c, '=', 2)
+           FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase,
+                unnest(s.setconfig) c
+          WHERE d.datname = current_database() AND s.setrole = 0
+            AND c LIKE 'default\\_transaction\\_read\\_only=%'",
+        &[],
+    )
+}
+
+/// Makes transactions of new sessions of the database read-only, or puts back what was before.
+pub fn set_database_read_only(database: &str, value: Option<&str>) -> Statement {
+    let database = crate::quote::ident(database);
+    Statement::new(
+        match value {
+            Some(value) => format!(
+                "ALTER DATABASE {database} SET default_transaction_read_only = {}",
+                crate::quote::literal(value)
+            ),
+            None => format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
+        },
+        &[],
+    )
+}
+
+/// Tables with rows that nobody of ours wrote: `schema.table, inserted, updated, deleted`.
+pub fn foreign_writes() -> Statement {
+    Statement::new(
+        "SELECT format('%I.%I', schemaname, relname), n_tup_ins, n_tup_upd, n_tup_del
+           FROM pg_stat_user_tables
+          WHERE schemaname NOT IN ('zodan', 'spock') AND n_tup_upd + n_tup_del > 0",
+        &[],
+    )
+}
+
+/// `statement` in a transaction that waits for no lock longer than a blink. Whoever waits for a
+/// table lock makes everybody after it wait too.
+pub fn without_queueing(statement: &str) -> Statement {
+    Statement::new(format!("SET LOCAL lock_timeout = '20ms'; {statement}"), &[])
+}
+
+/// The source's own default for `search_path`, before our session emptied it.
+pub fn default_search_path() -> Statement {
+    Statement::new("SELECT reset_val FROM pg_settings WHERE name = 'search_path'", &[])
+}
+
+pub fn parse_lsn(row: &Row, column: usize) -> Result<Lsn> {
+    row.text(column)
+        .parse()
+        .map_err(|()| Error::internal(format!("\"{}\" is not an LSN", row.text(column))))
+}
+
+/// Free bytes of the file system that holds this server's data directory.
+pub fn free_disk_space() -> Result<u64> {
+    // SAFETY: DataDir is a C string set at server start; statvfs fills the zeroed struct.
+    unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        if libc::statvfs(pgrx::pg_sys::DataDir, &mut stat) != 0 {
+            return Err(Error::internal(format!(
+                "statvfs of the data directory: {}",
+                std::io::Error::last_os_error()
+            )));
+        }
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+}

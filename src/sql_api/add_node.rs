@@ -1,0 +1,50 @@
+//! `CALL spock.add_node(...)`.
+
+use super::arguments;
+use crate::error::{Error, Result, SqlState};
+use crate::node::{Local, Procedure};
+use crate::workflow::join::{self, Request};
+use pgrx::JsonB;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+#[pg_extern(sql = "")]
+#[allow(clippy::too_many_arguments)] // the interface is given
+fn add_node(
+    src_node_name: Option<&str>,
+    src_dsn: Option<&str>,
+    new_node_name: Option<&str>,
+    new_node_dsn: Option<&str>,
+    verb: Option<bool>,
+    new_node_location: Option<&str>,
+    new_node_country: Option<&str>,
+    new_node_info: Option<JsonB>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> std::result::Result<(), ErrorReport> {
+    // SAFETY: our own call info. First of all: the text of the CALL may hold passwords.
+    let procedure = unsafe { Procedure::enter(fcinfo, "spock.add_node") }?;
+    let request = || -> Result<Request> {
+        Ok(Request {
+            source: arguments::node_name("src_node_name", src_node_name)?,
+            source_dsn: arguments::dsn("src_dsn", src_dsn)?,
+            new: arguments::node_name("new_node_name", new_node_name)?,
+            new_dsn: arguments::dsn("new_node_dsn", new_node_dsn)?,
+            verbose: verb.unwrap_or(false),
+            location: new_node_location.unwrap_or_default().to_owned(),
+            country: new_node_country.unwrap_or_default().to_owned(),
+            info: new_node_info.map_or("{}".into(), |json| json.0.to_string()),
+        })
+    };
+    let request = request()?;
+    if request.source == request.new {
+        return Err(Error::Argument {
+            argument: "new_node_name",
+            problem: format!("is the name of the source, \"{}\"", request.source),
+            hint: "Give the new node a name of its own.".into(),
+            state: SqlState::INVALID_PARAMETER_VALUE,
+        }
+        .into());
+    }
+    join::add_node(Local::new(procedure), request)?;
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! What the native engine calls on the members of a cluster.
+
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::{Conn, Dsn};
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::{PgXactCallbackEvent, register_xact_callback};
+
+/// Marks the current transaction as one that replication does not send on. Always true.
+#[pg_extern(sql = "")]
+fn unreplicated() -> bool {
+    set_origin(pg_sys::DoNotReplicateId);
+    register_xact_callback(PgXactCallbackEvent::Commit, || set_origin(pg_sys::InvalidRepOriginId));
+    register_xact_callback(PgXactCallbackEvent::Abort, || set_origin(pg_sys::InvalidRepOriginId));
+    true
+}
+
+fn set_origin(id: u32) {
+    // SAFETY: the session's variable that commit records take their origin from. For
+    // DoNotReplicateId PostgreSQL advances no origin, so none has to be set up.
+    unsafe { pg_sys::replorigin_session_origin = id as pg_sys::RepOriginId };
+}
+
+/// Connects to `dsn` from this server and says who answered.
+#[pg_extern(sql = "")]
+fn probe(
+    dsn: &str,
+) -> std::result::Result<
+    TableIterator<'static, (name!(system_identifier, String), name!(database, String))>,
+    ErrorReport,
+> {
+    let (system_identifier, database) = probe_dsn(dsn)?;
+    Ok(TableIterator::once((system_identifier, database)))
+}
+
+fn probe_dsn(dsn: &str) -> Result<(String, String)> {
+    let dsn = Dsn::parse(dsn).map_err(|bad| Error::Argument {
+        argument: "dsn",
+        problem: bad.problem().into(),
+        hint: "Write it as keyword=value pairs or as a postgresql:// URI.".into(),
+        state: SqlState::INVALID_PARAMETER_VALUE,
+    })?;
+    let mut conn = Conn::open("probed", &dsn)?;
+    let rows = conn.query(
+        "SELECT system_identifier, current_database() FROM pg_control_system()",
+        &[],
+    )?;
+    let row = rows.one()?;
+    Ok((row.text(0).to_owned(), row.text(1).to_owned()))
+}
+
+/// Starts the worker that resumes apply when the coordinator of a pause is gone.
+#[pg_extern(sql = "")]
+fn start_pause_watchdog(
+    coordinator: i32,
+    limit_ms: i32,
+) -> std::result::Result<i32, ErrorReport> {
+    // SAFETY: reads backend state.
+    let (database, role, pid) =
+        unsafe { (pg_sys::MyDatabaseId, pg_sys::GetUserId(), pg_sys::MyProcPid) };
+    let none_free = || {
+        ErrorReport::from(Error::refused(
+            SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+            "no background worker is free to watch over the pause of apply",
+            "Raise max_worker_processes on this node.",
+        ))
+    };
+    let worker = BackgroundWorkerBuilder::new("zodan pause watchdog")
+        .set_type("zodan pause watchdog")
+        .set_library("zodan")
+        .set_function("zodan_pause_watchdog")
+        .set_extra(&format!("{} {} {coordinator} {limit_ms}", database.to_u32(), role.to_u32()))
+        .enable_spi_access()
+        .set_notify_pid(pid)
+        .load_dynamic()
+        .map_err(|_| none_free())?;
+    worker.wait_for_startup().map_err(|_| none_free())
+}
+
+/// The watchdog: waits for the coordinator's lock in `zodan.watch_pause`, then resumes apply.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn zodan_pause_watchdog(_argument: pg_sys::Datum) {
+    // SAFETY: in a background worker, before it connects. The default handler ends it on SIGTERM
+    // wherever it waits.
+    unsafe { pg_sys::BackgroundWorkerUnblockSignals() };
+    let extra = BackgroundWorker::get_extra().to_owned();
+    let numbers: Vec<u32> = extra.split(' ').filter_map(|n| n.parse().ok()).collect();
+    let [database, role, coordinator, limit_ms] = numbers[..] else {
+        pgrx::error!("zodan pause watchdog started with \"{extra}\"");
+    };
+    BackgroundWorker::connect_worker_to_spi_by_oid(
+        Some(pg_sys::Oid::from(database)),
+        Some(pg_sys::Oid::from(role)),
+    );
+    BackgroundWorker::transaction(|| {
+        // select, not update: no transaction id while waiting.
+        Spi::connect(|client| {
+            client
+                .select(
+                    "SELECT zodan.watch_pause($1, $2)",
+                    None,
+                    &[(coordinator as i32).into(), (limit_ms as i32).into()],
+                )
+                .map(|_| ())
+        })
+        .unwrap_or_else(|e| pgrx::error!("zodan pause watchdog: {e}"));
+    });
+}

@@ -1,0 +1,397 @@
+//! The checks before the first change. Everything found is reported together.
+
+use super::members::each;
+use super::report::Report;
+use crate::copy;
+use crate::engine::{Engine, Path, subscription_states};
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::Conn;
+use crate::node::server::{self, Budget, Facts};
+use crate::node::{Node, ask};
+
+/// What is looked at. Nothing in here changes anything.
+pub struct Checks<'a> {
+    pub engine: &'a dyn Engine,
+    pub source: &'a mut Node,
+    pub peers: &'a mut [Node],
+    pub new: &'a mut Node,
+    /// A session on the new node by its connection string, as the other members will connect.
+    pub loopback: &'a mut Conn,
+    pub founded: bool,
+    pub report: &'a Report,
+}
+
+/// What the checks learnt and the join needs.
+pub struct Known {
+    pub source: Facts,
+    pub peers: Vec<Facts>,
+    pub new: Facts,
+}
+
+impl Checks<'_> {
+    pub fn run(mut self) -> Result<Known> {
+        let mut findings = vec![];
+        let known = self.facts()?;
+        self.check_superusers(&known, &mut findings);
+        // Most of the rest cannot even be asked without the rights to ask it.
+        fail_on(std::mem::take(&mut findings))?;
+        self.check_identity(&known, &mut findings)?;
+        fail_on(std::mem::take(&mut findings))?;
+
+        let mut members: Vec<&mut Node> = vec![&mut *self.source];
+        members.extend(self.peers.iter_mut());
+        findings.extend(self.engine.checks(&mut members, self.new)?);
+        fail_on(std::mem::take(&mut findings))?;
+
+        self.check_servers(&known, &mut findings);
+        self.check_budgets(&known, &mut findings);
+        self.check_space(&known, &mut findings)?;
+        self.check_mesh(&mut findings)?;
+        self.check_names(&mut findings)?;
+        self.check_reachability(&known, &mut findings)?;
+        findings.extend(copy::requirements(&mut self.source.session, &mut self.new.session, &self.source.name, &self.new.name)?);
+        fail_on(findings)?;
+        self.warn(&known);
+        Ok(known)
+    }
+
+    fn facts(&mut self) -> Result<Known> {
+        let mut nodes: Vec<&mut Node> = vec![&mut *self.source, &mut *self.new];
+        nodes.extend(self.peers.iter_mut());
+        let mut facts = each(nodes, |_| server::facts())?
+            .iter()
+            .map(|rows| Facts::parse(rows.one()?))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter();
+        let mut next = || facts.next().ok_or_else(|| Error::internal("a node gave no facts"));
+        Ok(Known { source: next()?, new: next()?, peers: facts.collect() })
+    }
+
+    /// Every node with its facts, the new one last.
+    fn all<'k>(&'k self, known: &'k Known) -> impl Iterator<Item = (&'k str, &'k Facts)> {
+        std::iter::once((self.source.name.as_str(), &known.source))
+            .chain(self.peers.iter().map(|n| n.name.as_str()).zip(&known.peers))
+            .chain(std::iter::once((self.new.name.as_str(), &known.new)))
+    }
+
+    fn check_superusers(&self, known: &Known, findings: &mut Vec<Finding>) {
+        for (name, facts) in self.all(known) {
+            if !facts.superuser {
+                findings.push(Finding::new(
+                    name,
+                    SqlState::INSUFFICIENT_PRIVILEGE,
+                    "the role of the connection is not a superuser",
+                    "Connect to every node as a superuser.",
+                ));
+            }
+        }
+    }
+
+    fn check_identity(&mut self, known: &Known, findings: &mut Vec<Finding>) -> Result<()> {
+        let new = self.new.name.clone();
+        let answer = self.loopback.query(&server::identity().sql, &[])?;
+        let row = answer.one()?;
+        if (row.text(0), row.text(1)) != (&known.new.system_identifier, &known.new.database) {
+            findings.push(Finding::new(
+                &new,
+                SqlState::INVALID_PARAMETER_VALUE,
+                format!(
+                    "new_node_dsn leads to database \"{}\" of {}, not to the database \"{}\" that this CALL runs in",
+                    row.text(1),
+                    if row.text(0) == known.new.system_identifier { "this server" } else { "another server" },
+                    known.new.database
+                ),
+                "Run the CALL in the database of the new node, and give a connection string that leads to it.",
+            ));
+        }
+        for (name, facts) in self.all(known).filter(|(name, _)| *name != new) {
+            if (&facts.system_identifier, &facts.database)
+                == (&known.new.system_identifier, &known.new.database)
+            {
+                findings.push(Finding::new(
+                    name,
+                    SqlState::INVALID_PARAMETER_VALUE,
+                    "this member is the database that the CALL runs in",
+                    "Run the CALL in the database of the new node, with the connection string of another node as src_dsn.",
+                ));
+            }
+        }
+        let registry = self.engine.registry().run(self.new)?;
+        if !registry.is_empty() {
+            findings.push(Finding::new(
+                &new,
+                SqlState::OBJECT_IN_USE,
+                format!(
+                    "this database is a member of a cluster already: {}",
+                    registry.iter().map(|r| r.text(0)).collect::<Vec<_>>().join(", ")
+                ),
+                "Remove it from that cluster first.",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_servers(&self, known: &Known, findings: &mut Vec<Finding>) {
+        for (name, facts) in self.all(known) {
+            if facts.in_recovery {
+                findings.push(Finding::new(
+                    name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    "the server is a standby",
+                    "Give the connection string of the primary.",
+                ));
+            }
+            if facts.wal_level != "logical" {
+                findings.push(Finding::new(
+                    name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!("wal_level is {}, not logical", facts.wal_level),
+                    "Set wal_level = logical in postgresql.conf and restart the server.",
+                ));
+            }
+            let plugin = self.engine.plugin();
+            if let Some(list) = &facts.output_plugins
+                && !list.split(',').map(str::trim).any(|p| p == plugin || p == "*")
+            {
+                findings.push(Finding::new(
+                    name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!("output_plugin_libraries does not list {plugin}"),
+                    format!("Add {plugin} to output_plugin_libraries and reload."),
+                ));
+            }
+        }
+        if known.new.version / 10_000 < known.source.version / 10_000 {
+            findings.push(Finding::new(
+                &self.new.name,
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!(
+                    "the new node runs PostgreSQL {}, the source the newer {}",
+                    known.new.version / 10_000,
+                    known.source.version / 10_000
+                ),
+                "The new node needs the source's major version or a newer one.",
+            ));
+        }
+        let mismatch = |what, new: &str, source: &str| {
+            Finding::new(
+                &self.new.name,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!("the {what} of the database is {new}, the source's is {source}"),
+                "Create the new node's database with the encoding and the locale of the source's.",
+            )
+        };
+        if known.new.encoding != known.source.encoding {
+            findings.push(mismatch("encoding", &known.new.encoding, &known.source.encoding));
+        }
+        if known.new.collation != known.source.collation {
+            findings.push(mismatch("collation", &known.new.collation, &known.source.collation));
+        }
+        if known.new.read_only {
+            findings.push(Finding::new(
+                &self.new.name,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                "default_transaction_read_only is on",
+                "Turn it off on the new node.",
+            ));
+        }
+    }
+
+    fn check_budgets(&self, known: &Known, findings: &mut Vec<Finding>) {
+        let members = 1 + self.peers.len() as i64;
+        for (name, facts) in self.all(known) {
+            let new = name == self.new.name;
+            let paths = if new { members } else { 1 };
+            let mut need = |setting: &str, budget: Budget, count: i64| {
+                if budget.free() < count {
+                    findings.push(Finding::new(
+                        name,
+                        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+                        format!(
+                            "{count} more needed of {setting}, {} of {} are in use",
+                            budget.used, budget.limit
+                        ),
+                        format!(
+                            "Set {setting} to at least {} on node \"{name}\" and restart it.",
+                            budget.used + count
+                        ),
+                    ));
+                }
+            };
+            need("max_replication_slots", facts.replication_slots, paths);
+            need("max_wal_senders", facts.wal_senders, paths);
+            need("max_logical_replication_workers", facts.logical_workers, paths);
+            // The source also runs the watchdog of the pause, the new node the copy's workers.
+            let workers = if new { paths.max(1) } else { 1 + i64::from(name == self.source.name) };
+            need("max_worker_processes", facts.worker_processes, workers);
+            // The new node marks copied rows with one origin more.
+            need(&facts.origins_setting, facts.origins, paths + i64::from(new));
+        }
+    }
+
+    fn check_space(&self, known: &Known, findings: &mut Vec<Finding>) -> Result<()> {
+        let free = server::free_disk_space()?;
+        if free < known.source.database_size {
+            findings.push(Finding::new(
+                &self.new.name,
+                SqlState::DISK_FULL,
+                format!(
+                    "{} MB are free for the data directory, the source's database has {} MB",
+                    free >> 20,
+                    known.source.database_size >> 20
+                ),
+                "Make room on the new node; the copy also writes WAL.",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Every subscription between the members is there, enabled and connected.
+    fn check_mesh(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
+        if !self.founded {
+            return Ok(());
+        }
+        let mut members: Vec<&mut Node> = vec![&mut *self.source];
+        members.extend(self.peers.iter_mut());
+        let names: Vec<String> = members.iter().map(|n| n.name.clone()).collect();
+        let answers = each(members, |_| self.engine.subscriptions())?;
+        for (subscriber, rows) in names.iter().zip(&answers) {
+            let states = subscription_states(rows)?;
+            for provider in names.iter().filter(|p| *p != subscriber) {
+                let path = self.engine.path(provider, subscriber);
+                let state = states.iter().find(|s| s.name == path.subscription);
+                let trouble = match state {
+                    None => "does not exist",
+                    Some(s) if !s.enabled => "is disabled",
+                    Some(s) if !s.working => "has no connection to its provider",
+                    Some(_) => continue,
+                };
+                findings.push(Finding::new(
+                    subscriber,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!("subscription {} from node \"{provider}\" {trouble}", path.subscription),
+                    "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The names we are going to use are free. What has them is not ours, so it is not touched.
+    fn check_names(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
+        let new = self.new.name.clone();
+        let registry = match self.founded {
+            true => self.engine.registry().run(self.source)?,
+            false => Default::default(),
+        };
+        if registry.iter().any(|r| r.text(0) == new) {
+            findings.push(Finding::new(
+                &self.source.name,
+                SqlState::DUPLICATE_OBJECT,
+                format!("the cluster has a node named \"{new}\" already"),
+                "Choose another name, or remove that node first.",
+            ));
+        }
+        let engine = self.engine;
+        let mut members: Vec<&mut Node> = vec![&mut *self.source];
+        members.extend(self.peers.iter_mut());
+        let inbound: Vec<Path> = members.iter().map(|m| engine.path(&m.name, &new)).collect();
+        let outbound: Vec<Path> = members.iter().map(|m| engine.path(&new, &m.name)).collect();
+        let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
+        let taken = |node: &str, what: &str, name: &str| {
+            Finding::new(
+                node,
+                SqlState::DUPLICATE_OBJECT,
+                format!("{what} {name} exists already"),
+                "It was not made by this run. If it is a leftover, drop it and run the CALL again.",
+            )
+        };
+        let questions: Vec<_> = members
+            .iter_mut()
+            .zip(&inbound)
+            .map(|(m, path)| server::slots_named(std::slice::from_ref(&path.slot)).on(m))
+            .collect();
+        for (name, rows) in names.iter().zip(ask(questions)) {
+            findings.extend(rows?.iter().map(|r| taken(name, "replication slot", r.text(0))));
+        }
+        for ((name, rows), path) in
+            names.iter().zip(each(members, |_| engine.subscriptions())?).zip(&outbound)
+        {
+            let states = subscription_states(&rows)?;
+            if states.iter().any(|s| s.name == path.subscription) {
+                findings.push(taken(name, "subscription", &path.subscription));
+            }
+        }
+        let slots: Vec<String> = outbound.iter().map(|p| p.slot.clone()).collect();
+        for row in &server::slots_named(&slots).run(self.new)? {
+            findings.push(taken(&new, "replication slot", row.text(0)));
+        }
+        for state in subscription_states(&engine.subscriptions().run(self.new)?)? {
+            findings.push(taken(&new, "subscription", &state.name));
+        }
+        Ok(())
+    }
+
+    /// Every member can connect to the new node by its connection string. That the new node can
+    /// connect to every member is known: it did.
+    fn check_reachability(&mut self, known: &Known, findings: &mut Vec<Finding>) -> Result<()> {
+        let probe = self.engine.probe(&self.new.dsn.expose());
+        let mut members: Vec<&mut Node> = vec![&mut *self.source];
+        members.extend(self.peers.iter_mut());
+        let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
+        let questions = members.into_iter().map(|m| probe.clone().on(m)).collect();
+        for (name, answer) in names.iter().zip(ask(questions)) {
+            let problem = match answer {
+                Ok(rows) => {
+                    let row = rows.one()?;
+                    if (row.text(0), row.text(1))
+                        == (&known.new.system_identifier, &known.new.database)
+                    {
+                        continue;
+                    }
+                    "new_node_dsn leads from here to another database than from the new node".into()
+                }
+                Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
+                Err(Error::Remote(remote)) => {
+                    format!("the new node cannot be reached from here: {}", remote.message)
+                }
+                Err(error) => format!("the new node cannot be reached from here: {error}"),
+            };
+            findings.push(Finding::new(
+                name,
+                SqlState::UNABLE_TO_CONNECT,
+                problem,
+                "Give a new_node_dsn by which every member reaches the new node, and allow it in its pg_hba.conf.",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Settings that do no harm now and may do some during a long copy.
+    fn warn(&self, known: &Known) {
+        for (name, facts) in self.all(known) {
+            if facts.max_slot_wal_keep_size >= 0 {
+                self.report.warn(
+                    &format!(
+                        "node \"{name}\": max_slot_wal_keep_size is {} MB; if the copy takes so long that more WAL is written, the new node's slot is lost and the join fails",
+                        facts.max_slot_wal_keep_size
+                    ),
+                    "Set it to -1 for the time of the join if the source is large.",
+                );
+            }
+            if facts.idle_slot_timeout > 0 {
+                self.report.warn(
+                    &format!(
+                        "node \"{name}\": idle_replication_slot_timeout is {} s; a copy that takes longer loses the new node's slot and the join fails",
+                        facts.idle_slot_timeout
+                    ),
+                    "Set it to 0 for the time of the join if the source is large.",
+                );
+            }
+        }
+    }
+}
+
+fn fail_on(findings: Vec<Finding>) -> Result<()> {
+    if findings.is_empty() { Ok(()) } else { Err(Error::Checks(findings)) }
+}

@@ -1,0 +1,689 @@
+//! A node joins: every change of every member is applied on it exactly once, from a snapshot on.
+
+use super::checks::{Checks, Known};
+use super::markers;
+use super::members::{self, each};
+use super::patience::{Seen, wait_until};
+use super::report::{Report, table};
+use super::snapshot::{Snapshot, Taking, wait_for_writers};
+use super::undo::undo;
+use crate::copy;
+use crate::engine::native::Native;
+use crate::engine::{Engine, Identity, Path, subscription_states};
+use crate::error::{Error, Result, SqlState};
+use crate::journal::{Effect, Journal};
+use crate::libpq::Dsn;
+use crate::lsn::Position;
+use crate::node::{Local, Member, Node, Session, ask_within, server};
+use crate::settings;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+const COMMAND: &str = "spock.add_node";
+const PHASES: usize = 9;
+
+/// The replication origin under which copied rows are written on the new node, so that they are
+/// never sent to those who have them already.
+const COPY_ORIGIN: &str = "zodan_copy";
+
+/// The arguments of the CALL.
+pub struct Request {
+    pub source: String,
+    pub source_dsn: Dsn,
+    pub new: String,
+    pub new_dsn: Dsn,
+    pub verbose: bool,
+    pub location: String,
+    pub country: String,
+    pub info: String,
+}
+
+/// Adds the database of this session to the cluster of `request.source`.
+pub fn add_node(local: Local, request: Request) -> Result<()> {
+    let begun = Instant::now();
+    let mut report = Report::new(&local, COMMAND, PHASES, request.verbose);
+    report.phase(&format!(
+        "lock the membership of the cluster of \"{}\" and of the new node \"{}\"",
+        request.source, request.new
+    ));
+    let mut join = Join::connect(local, request, report)?;
+    join.clean_up_interrupted()?;
+    join.report.phase("check every node before the first change");
+    let known = join.check()?;
+    let mut journal = Journal::begin(
+        &join.local,
+        COMMAND,
+        join.engine.label(),
+        &join.source.name,
+        &join.new.name,
+    )?;
+    match join.run(&known, &mut journal) {
+        Ok(()) => {
+            journal.end("done", None)?;
+            join.report.say(&format!(
+                "node \"{}\" has joined: {} nodes, {:.1} s",
+                join.new.name,
+                join.peers.len() + 2,
+                begun.elapsed().as_secs_f64()
+            ));
+            Ok(())
+        }
+        Err(first) => Err(join.take_back(&journal, first)),
+    }
+}
+
+struct Join {
+    engine: Box<dyn Engine>,
+    local: Local,
+    report: Report,
+    request: Request,
+    source: Node,
+    peers: Vec<Node>,
+    new: Node,
+    /// A session on this server by the new node's connection string: proof that it leads here, and
+    /// holder of the membership lock, which so vanishes with the run however it ends.
+    loopback: Node,
+    founded: bool,
+    /// What the new node's database itself says about `default_transaction_read_only`.
+    read_only_before: Option<String>,
+}
+
+impl Join {
+    fn connect(local: Local, request: Request, report: Report) -> Result<Self> {
+        let source_member =
+            Member { name: request.source.clone(), dsn: request.source_dsn.clone() };
+        let new_member = Member { name: request.new.clone(), dsn: request.new_dsn.clone() };
+        let mut opened = members::connect(&[source_member, new_member])?.into_iter();
+        let (Some(mut source), Some(mut loopback)) = (opened.next(), opened.next()) else {
+            return Err(Error::internal("a node was not connected"));
+        };
+        let purpose = format!("add_node {}", request.new);
+        members::lock([&mut loopback, &mut source], &purpose)?;
+
+        let engine: Box<dyn Engine> = Box::new(Native);
+        let survey = engine.survey(&mut source)?;
+        let mut peers = vec![];
+        for member in &survey.members {
+            if member.name == source.name {
+                // What the cluster's own subscriptions use, not what this CALL was given.
+                source.dsn = member.dsn.clone();
+            } else {
+                peers.push(member.clone());
+            }
+        }
+        let mut peers = members::connect(&peers)?;
+        members::lock(&mut peers, &purpose)?;
+        let new = members::local(&request.new, &request.new_dsn, &local);
+        Ok(Self {
+            engine,
+            local,
+            report,
+            request,
+            source,
+            peers,
+            new,
+            loopback,
+            founded: survey.founded,
+            read_only_before: None,
+        })
+    }
+
+    /// An earlier CALL that was killed left a journal without an end. It is undone before anything
+    /// is checked, since what it left is what the checks would find.
+    fn clean_up_interrupted(&mut self) -> Result<()> {
+        for dead in Journal::interrupted(&self.local)? {
+            self.report.say(&format!(
+                "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {})",
+                dead.command, dead.node, dead.run
+            ));
+            let journal = Journal::reopen(&self.local, dead.run);
+            let own_name = std::mem::replace(&mut self.new.name, dead.node.clone());
+            let left = undo(&*self.engine, &journal, &mut nodes(&mut self.source, &mut self.peers, &mut self.new));
+            self.new.name = own_name;
+            let left = left?;
+            if !left.is_empty() {
+                return Err(Error::refused(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "what run {} left behind could not be cleaned up: {}",
+                        dead.run,
+                        left.join("; ")
+                    ),
+                    "Make the nodes reachable and run the CALL again.",
+                ));
+            }
+            journal.end("undone", None)?;
+        }
+        // It may have been the first member of the cluster that was taken back.
+        let survey = self.engine.survey(&mut self.source)?;
+        self.founded = survey.founded;
+        self.peers.retain(|p| survey.members.iter().any(|m| m.name == p.name));
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<Known> {
+        let Session::Remote(loopback) = &mut self.loopback.session else {
+            return Err(Error::internal("the loopback session is not remote"));
+        };
+        Checks {
+            engine: &*self.engine,
+            source: &mut self.source,
+            peers: &mut self.peers,
+            new: &mut self.new,
+            loopback,
+            founded: self.founded,
+            report: &self.report,
+        }
+        .run()
+    }
+
+    fn run(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
+        self.report.phase("create a replication slot on every peer");
+        self.found_cluster(known, journal)?;
+        let starts = self.create_peer_slots(journal)?;
+
+        self.report.phase("wait until the source has applied what its peers committed before");
+        self.barrier()?;
+
+        self.report.phase("take the snapshot of the source");
+        let inbound: Vec<Path> =
+            self.peers.iter().map(|p| self.engine.path(&p.name, &self.source.name)).collect();
+        let own = self.engine.path(&self.source.name, &self.new.name);
+        let snapshot = Taking {
+            engine: &*self.engine,
+            source: &mut self.source,
+            inbound: &inbound,
+            slot: &own.slot,
+            journal: &mut *journal,
+            report: &self.report,
+        }
+        .take()?;
+        let positions = self.positions(&starts, &snapshot)?;
+
+        self.report.phase("copy structure and data");
+        self.copy(known, journal, snapshot)?;
+
+        self.report.phase("attach the new node to every member");
+        self.attach(known, journal, &positions)?;
+
+        self.report.phase("attach every member to the new node");
+        self.attach_reverse(known, journal)?;
+
+        self.report.phase("prove that every change arrives everywhere");
+        self.prove()?;
+        self.finish()?;
+        self.show_result()
+    }
+
+    /// A source that is not a node yet becomes a cluster of one.
+    fn found_cluster(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
+        if self.founded {
+            return Ok(());
+        }
+        self.report.say(&format!("node \"{}\" becomes the first node of a cluster", self.source.name));
+        let phase = self.report.current();
+        for row in &self.engine.tables_to_prepare().run(&mut self.source)? {
+            let (schema, table) = (row.text(0), row.text(1));
+            self.report.say(&format!(
+                "table {} of node \"{}\" has no replica identity: it becomes FULL, or updates and deletes would fail",
+                crate::quote::qualified(schema, table),
+                self.source.name
+            ));
+            let step = journal.intend(
+                phase,
+                &self.source.name,
+                &format!("replica identity of {}", crate::quote::qualified(schema, table)),
+                &Effect::Table { undo: row.text(3).to_owned() },
+            )?;
+            self.prepare_table(row.text(2))?;
+            journal.done(step)?;
+        }
+        let step = journal.intend(
+            phase,
+            &self.source.name,
+            &format!("make \"{}\" the first node of a cluster", self.source.name),
+            &Effect::Provider,
+        )?;
+        for statement in self.engine.become_provider() {
+            statement.run(&mut self.source)?;
+        }
+        let identity = Identity {
+            member: self.source.member(),
+            system_identifier: known.source.system_identifier.clone(),
+            database: known.source.database.clone(),
+            location: String::new(),
+            country: String::new(),
+            info: "{}".into(),
+        };
+        self.engine.register(&identity).run(&mut self.source)?;
+        journal.done(step)
+    }
+
+    /// The statement locks a table that is in use, so it must not queue: whoever comes after it
+    /// would queue behind it. It gives way at once and is tried again.
+    fn prepare_table(&mut self, statement: &str) -> Result<()> {
+        let source = &mut self.source;
+        let name = source.name.clone();
+        let hint = "End the transactions that hold locks on the table, or run the CALL at a quieter time.";
+        wait_until(&name, statement, hint, || {
+            match server::without_queueing(statement).run(source) {
+                Ok(_) => Ok(Seen::Done(())),
+                Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
+                    Ok(Seen::Pending("the table is locked".into()))
+                }
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// On every peer the slot that the new node will subscribe with, before anything else: what is
+    /// committed there from now on waits for the new node.
+    fn create_peer_slots(&mut self, journal: &mut Journal) -> Result<BTreeMap<String, Position>> {
+        let mut steps = vec![];
+        for peer in &self.peers {
+            let slot = self.engine.path(&peer.name, &self.new.name).slot;
+            steps.push(journal.intend(
+                self.report.current(),
+                &peer.name,
+                &format!("create slot {slot}"),
+                &Effect::Slot { slot },
+            )?);
+        }
+        let mut starts = BTreeMap::new();
+        loop {
+            let engine = &*self.engine;
+            let new = self.new.name.clone();
+            let mut waiting: Vec<&mut Node> =
+                self.peers.iter_mut().filter(|p| !starts.contains_key(&p.name)).collect();
+            if waiting.is_empty() {
+                break;
+            }
+            let names: Vec<String> = waiting.iter().map(|p| p.name.clone()).collect();
+            let questions = waiting
+                .iter_mut()
+                .map(|peer| {
+                    let slot = engine.path(&peer.name, &new).slot;
+                    server::create_slot(&slot, engine.plugin()).on(peer)
+                })
+                .collect();
+            // Not for the applications' sake, nothing is paused here: to name who is in the way.
+            let answers = ask_within(questions, Some(settings::slot_timeout()));
+            for ((name, answer), peer) in names.into_iter().zip(answers).zip(waiting) {
+                match answer {
+                    Ok(rows) => {
+                        let start = Position::new(&name, server::parse_lsn(rows.one()?, 0)?);
+                        self.report.step(&format!("slot on \"{name}\" starts at {start}"));
+                        starts.insert(name, start);
+                    }
+                    Err(Error::Deadline { .. }) => wait_for_writers(peer, &self.report)?,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        for step in steps {
+            journal.done(step)?;
+        }
+        Ok(starts)
+    }
+
+    /// A real commit on every peer, seen on the source: everything the peers committed before their
+    /// slots were made has been applied there. Received would not do: keepalives move that.
+    fn barrier(&mut self) -> Result<()> {
+        if self.peers.is_empty() {
+            return Ok(());
+        }
+        let markers = markers::emit(&*self.engine, &mut self.peers)?;
+        let paths: Vec<Path> =
+            self.peers.iter().map(|p| self.engine.path(&p.name, &self.source.name)).collect();
+        markers::wait(&*self.engine, &mut self.source, &markers, &paths)
+    }
+
+    /// From where the new node applies each member: behind the snapshot, and not before the slot.
+    fn positions(
+        &self,
+        starts: &BTreeMap<String, Position>,
+        snapshot: &Snapshot,
+    ) -> Result<BTreeMap<String, Position>> {
+        let mut positions = BTreeMap::new();
+        for (peer, start) in starts {
+            let progress = snapshot.progress.get(peer).ok_or_else(|| {
+                Error::internal(format!("the snapshot has no progress of node \"{peer}\""))
+            })?;
+            if !progress.reaches(start)? {
+                // The barrier has seen to it; if not, changes between the two would be nowhere.
+                return Err(Error::internal(format!(
+                    "the snapshot holds \"{peer}\" up to {progress}, but its slot starts at {start}"
+                )));
+            }
+            positions.insert(peer.clone(), progress.clone().max(start)?);
+        }
+        positions.insert(self.source.name.clone(), snapshot.start.clone());
+        Ok(positions)
+    }
+
+    fn copy(&mut self, known: &Known, journal: &mut Journal, snapshot: Snapshot) -> Result<()> {
+        let phase = self.report.current();
+        let new = self.new.name.clone();
+        let before = copy::inventory(&mut self.new.session)?;
+        let database_default = server::database_read_only().run(&mut self.new)?;
+        self.read_only_before = database_default.first().map(|r| r.text(0).to_owned());
+
+        let step = journal.intend(
+            phase,
+            &new,
+            "hold off application writes on the new node",
+            &Effect::ReadOnly {
+                database: known.new.database.clone(),
+                before: self.read_only_before.clone(),
+            },
+        )?;
+        server::set_database_read_only(&known.new.database, Some("on")).run(&mut self.new)?;
+        journal.done(step)?;
+
+        let step = journal.intend(
+            phase,
+            &new,
+            "origin of the copied rows",
+            &Effect::Origin { origin: COPY_ORIGIN.into() },
+        )?;
+        server::drop_origin(COPY_ORIGIN).run(&mut self.new)?;
+        server::create_origin(COPY_ORIGIN).run(&mut self.new)?;
+        journal.done(step)?;
+
+        let step = journal.intend(
+            phase,
+            &new,
+            "copy structure and data",
+            &Effect::Objects { before: before.clone() },
+        )?;
+        let search_path = server::default_search_path().run(&mut self.source)?;
+        let report = &self.report;
+        let copied = copy::database(copy::Request {
+            source: copy::Source {
+                node: &self.source.name,
+                dsn: &self.source.dsn,
+                snapshot: &snapshot.name,
+            },
+            target: copy::Target { node: &new, dsn: &self.new.dsn },
+            target_session: &mut self.new.session,
+            source_session: &mut self.source.session,
+            before: &before,
+            origin: COPY_ORIGIN,
+            search_path: search_path.one()?.text(0),
+            jobs: settings::copy_jobs(),
+            say: &|text| report.step(text),
+        })?;
+        journal.note_copy(copied.tables, copied.rows, copied.bytes)?;
+        journal.done(step)?;
+        self.report.say(&format!(
+            "copied {} tables, {} rows, {} MB",
+            copied.tables,
+            copied.rows,
+            copied.bytes >> 20
+        ));
+        drop(snapshot);
+        self.check_waiting_slots()
+    }
+
+    /// A slot that lost its WAL during a long copy has lost changes for good.
+    fn check_waiting_slots(&mut self) -> Result<()> {
+        let engine = &*self.engine;
+        let new = self.new.name.clone();
+        let members = std::iter::once(&mut self.source).chain(&mut self.peers);
+        let answers =
+            each(members, |m| server::slots_lost(&[engine.path(&m.name, &new).slot]))?;
+        for (member, rows) in
+            std::iter::once(&self.source).chain(&self.peers).zip(&answers)
+        {
+            if let Some(row) = rows.first() {
+                return Err(Error::refused(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "slot {} on node \"{}\" lost the WAL that the new node needs while the copy ran",
+                        row.text(0),
+                        member.name
+                    ),
+                    "Raise max_slot_wal_keep_size and idle_replication_slot_timeout there for the time of the join.",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &mut self,
+        known: &Known,
+        journal: &mut Journal,
+        positions: &BTreeMap<String, Position>,
+    ) -> Result<()> {
+        let phase = self.report.current();
+        let new = self.new.name.clone();
+        // The new node provides from here on: slots for all before anything can be written on it.
+        let step = journal.intend(
+            phase,
+            &new,
+            "make the new node a provider",
+            &Effect::Provider,
+        )?;
+        for statement in self.engine.become_provider() {
+            statement.run(&mut self.new)?;
+        }
+        journal.done(step)?;
+        let members: Vec<Member> = std::iter::once(&self.source)
+            .chain(&self.peers)
+            .map(Node::member)
+            .collect();
+        for member in &members {
+            let slot = self.engine.path(&new, &member.name).slot;
+            let step = journal.intend(
+                phase,
+                &new,
+                &format!("create slot {slot}"),
+                &Effect::Slot { slot: slot.clone() },
+            )?;
+            server::create_slot(&slot, self.engine.plugin()).run(&mut self.loopback)?;
+            journal.done(step)?;
+        }
+        self.release_writes(known)?;
+
+        for member in &members {
+            let path = self.engine.path(&member.name, &new);
+            let position = positions.get(&member.name).ok_or_else(|| {
+                Error::internal(format!("no position to start from for node \"{}\"", member.name))
+            })?;
+            let step = journal.intend(
+                phase,
+                &new,
+                &format!("subscribe to \"{}\"", member.name),
+                &Effect::Subscription { subscription: path.subscription.clone() },
+            )?;
+            self.engine.subscribe(&path, member).run(&mut self.new)?;
+            self.engine.start_at(&path, position.lsn()).run(&mut self.new)?;
+            self.engine.enable(&path).run(&mut self.new)?;
+            journal.done(step)?;
+            self.report.step(&format!("{} applies from {position}", path.subscription));
+        }
+        Ok(())
+    }
+
+    /// Puts the database's own setting back. What was written before by sessions that did not heed
+    /// it would be missing on the other nodes, so it ends the join.
+    fn release_writes(&mut self, known: &Known) -> Result<()> {
+        let before = self.read_only_before.as_deref();
+        server::set_database_read_only(&known.new.database, before).run(&mut self.new)?;
+        let written = server::foreign_writes().run(&mut self.new)?;
+        if written.is_empty() {
+            return Ok(());
+        }
+        let list: Vec<&str> = written.iter().map(|r| r.text(0)).collect();
+        Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "applications wrote on the new node before it was a node, in {}",
+                list.join(", ")
+            ),
+            "Keep applications away from the new node until the CALL has ended, then run it again.",
+        ))
+    }
+
+    fn attach_reverse(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
+        let phase = self.report.current();
+        let new = self.new.member();
+        let mut steps = vec![];
+        for member in std::iter::once(&self.source).chain(&self.peers) {
+            let subscription = self.engine.path(&new.name, &member.name).subscription;
+            steps.push(journal.intend(
+                phase,
+                &member.name,
+                "register the new node",
+                &Effect::Registration { member: new.name.clone() },
+            )?);
+            steps.push(journal.intend(
+                phase,
+                &member.name,
+                &format!("subscribe to \"{}\"", new.name),
+                &Effect::Subscription { subscription },
+            )?);
+        }
+        // The registry of the new node goes with the effect that made it a provider.
+        for row in &self.engine.registry().run(&mut self.source)? {
+            self.engine.register(&identity_of(row)?).run(&mut self.new)?;
+        }
+        let identity = Identity {
+            member: new.clone(),
+            system_identifier: known.new.system_identifier.clone(),
+            database: known.new.database.clone(),
+            location: self.request.location.clone(),
+            country: self.request.country.clone(),
+            info: self.request.info.clone(),
+        };
+        self.engine.register(&identity).run(&mut self.new)?;
+        let engine = &*self.engine;
+        let path = |member: &Node| engine.path(&new.name, &member.name);
+        let mut members: Vec<&mut Node> =
+            std::iter::once(&mut self.source).chain(&mut self.peers).collect();
+        each(members.iter_mut().map(|m| &mut **m), |_| engine.register(&identity))?;
+        each(members.iter_mut().map(|m| &mut **m), |m| engine.subscribe(&path(m), &new))?;
+        each(members, |m| engine.enable(&path(m)))?;
+        for step in steps {
+            journal.done(step)?;
+        }
+        Ok(())
+    }
+
+    /// A marker committed on each node arrives on every other, and every subscription is connected.
+    fn prove(&mut self) -> Result<()> {
+        let engine = &*self.engine;
+        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        let names: Vec<String> = all.iter().map(|n| n.name.clone()).collect();
+        let markers = markers::emit(engine, all.iter_mut().map(|n| &mut **n))?;
+        for node in &mut all {
+            let inbound: Vec<Path> = names
+                .iter()
+                .filter(|p| **p != node.name)
+                .map(|p| engine.path(p, &node.name))
+                .collect();
+            markers::wait(engine, node, &markers, &inbound)?;
+            markers::wait_for_workers(engine, node, &inbound)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        copy::carry_sequences(&mut self.source.session, &mut self.new.session)?;
+        server::drop_origin(COPY_ORIGIN).run(&mut self.new)?;
+        let engine = &*self.engine;
+        each(
+            nodes(&mut self.source, &mut self.peers, &mut self.new),
+            |node| engine.forget_markers(&node.name),
+        )?;
+        Ok(())
+    }
+
+    fn show_result(&mut self) -> Result<()> {
+        let mut rows = vec![];
+        for row in &self.engine.registry().run(&mut self.new)? {
+            let dsn = Dsn::parse(row.text(3)).map(|d| d.redacted()).unwrap_or_default();
+            rows.push(vec![
+                row.text(0).to_owned(),
+                row.text(1).to_owned(),
+                row.text(2).to_owned(),
+                dsn,
+            ]);
+        }
+        for line in table(&["node_name", "location", "country", "dsn"], &rows) {
+            self.report.say(&line);
+        }
+        let engine = &*self.engine;
+        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        let names: Vec<String> = all.iter().map(|n| n.name.clone()).collect();
+        let answers = each(all.iter_mut().map(|n| &mut **n), |_| engine.subscriptions())?;
+        let mut rows = vec![];
+        for (subscriber, answer) in names.iter().zip(&answers) {
+            let states = subscription_states(answer)?;
+            for provider in names.iter().filter(|p| *p != subscriber) {
+                let path = engine.path(provider, subscriber);
+                let working = states.iter().any(|s| s.name == path.subscription && s.working);
+                rows.push(vec![
+                    subscriber.clone(),
+                    path.subscription,
+                    if working { "replicating" } else { "down" }.to_owned(),
+                    provider.clone(),
+                ]);
+            }
+        }
+        let heading = ["node_name", "subscription_name", "status", "provider_node"];
+        for line in table(&heading, &rows) {
+            self.report.say(&line);
+        }
+        Ok(())
+    }
+
+    /// Undoes the run and returns the error to raise: the first one, unchanged.
+    fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
+        self.report.say(&format!("failed, undoing: {first}"));
+        let left = undo(
+            &*self.engine,
+            journal,
+            &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
+        );
+        let left = match left {
+            Ok(left) => left,
+            // The journal itself could not be read or written: nothing more can be said for sure.
+            Err(error) => vec![format!("the rest of the run, because {error}")],
+        };
+        let state = if left.is_empty() { "undone" } else { "failed" };
+        let ended = journal.end(state, Some(&first));
+        if left.is_empty() && ended.is_ok() {
+            return first;
+        }
+        Error::NotUndone {
+            first: Box::new(first),
+            left: left.into_iter().chain(ended.err().map(|e| e.to_string())).collect(),
+            hint: "Run the same CALL again when the nodes are reachable: it cleans up first.".into(),
+        }
+    }
+}
+
+/// Every node of the cluster to be, the new one last.
+fn nodes<'a>(
+    source: &'a mut Node,
+    peers: &'a mut [Node],
+    new: &'a mut Node,
+) -> Vec<&'a mut Node> {
+    std::iter::once(source).chain(peers).chain(std::iter::once(new)).collect()
+}
+
+fn identity_of(row: &crate::libpq::Row) -> Result<Identity> {
+    let name = row.text(0).to_owned();
+    let dsn = Dsn::parse(row.text(3))
+        .map_err(|bad| Error::internal(format!("zodan.node: dsn of \"{name}\" {}", bad.problem())))?;
+    Ok(Identity {
+        member: Member { name, dsn },
+        location: row.text(1).to_owned(),
+        country: row.text(2).to_owned(),
+        system_identifier: row.text(4).to_owned(),
+        database: row.text(5).to_owned(),
+        info: row.text(6).to_owned(),
+    })
+}

@@ -1,0 +1,125 @@
+//! Markers: real commits on one node, seen on another. What was committed before one has been applied
+//! wherever the marker has been.
+
+use super::members::each;
+use super::patience::{Seen, wait_until};
+use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
+use crate::error::{Error, Result, SqlState};
+use crate::node::Node;
+use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A worker that failed this often while it was waited for does not recover by itself: it is
+/// restarted after each error and meets the same change again.
+const HOPELESS: u64 = 3;
+
+pub struct Marker {
+    id: String,
+    provider: String,
+}
+
+/// Commits a marker on each of `nodes`, at the same time.
+pub fn emit<'a>(
+    engine: &dyn Engine,
+    nodes: impl IntoIterator<Item = &'a mut Node>,
+) -> Result<Vec<Marker>> {
+    let nodes: Vec<&mut Node> = nodes.into_iter().collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    let markers: Vec<Marker> = nodes
+        .iter()
+        .enumerate()
+        .map(|(i, node)| Marker {
+            id: format!("{now:x}-{:x}-{i}", std::process::id()),
+            provider: node.name.clone(),
+        })
+        .collect();
+    each(nodes, |node| {
+        let id = markers.iter().find(|m| m.provider == node.name).map_or("", |m| &m.id);
+        engine.emit_marker(id, &node.name)
+    })?;
+    Ok(markers)
+}
+
+/// Waits until `node` has applied the markers of all its providers in `inbound`.
+pub fn wait(engine: &dyn Engine, node: &mut Node, markers: &[Marker], inbound: &[Path]) -> Result<()> {
+    let wanted: BTreeSet<String> = markers
+        .iter()
+        .filter(|m| inbound.iter().any(|p| p.provider == m.provider))
+        .map(|m| m.id.clone())
+        .collect();
+    let ids: Vec<String> = wanted.iter().cloned().collect();
+    let mut watch = Watch::new(inbound);
+    let name = node.name.clone();
+    wait_until(&name, "applying what its peers committed", HINT, || {
+        let seen = engine.markers_seen(&ids).run(node)?;
+        if seen.len() == wanted.len() {
+            return Ok(Seen::Done(()));
+        }
+        let states = watch.look(engine, node)?;
+        Ok(Seen::Pending(format!("{} of {} markers arrived; {states}", seen.len(), wanted.len())))
+    })
+}
+
+/// Waits until every subscription in `inbound` has a connected worker.
+pub fn wait_for_workers(engine: &dyn Engine, node: &mut Node, inbound: &[Path]) -> Result<()> {
+    let mut watch = Watch::new(inbound);
+    let name = node.name.clone();
+    wait_until(&name, "waiting for its subscriptions to replicate", HINT, || {
+        let text = watch.look(engine, node)?;
+        Ok(if watch.all_working { Seen::Done(()) } else { Seen::Pending(text) })
+    })
+}
+
+const HINT: &str = "The log of the subscriber says why its apply worker does not get on.";
+
+/// Looks after the workers that something is waited from: a state that cannot get better ends the
+/// wait at once.
+struct Watch<'a> {
+    inbound: &'a [Path],
+    errors_before: Option<Vec<u64>>,
+    all_working: bool,
+}
+
+impl<'a> Watch<'a> {
+    fn new(inbound: &'a [Path]) -> Self {
+        Self { inbound, errors_before: None, all_working: false }
+    }
+
+    fn look(&mut self, engine: &dyn Engine, node: &mut Node) -> Result<String> {
+        let states = subscription_states(&engine.subscriptions().run(node)?)?;
+        let mut found: Vec<&SubscriptionState> = vec![];
+        for path in self.inbound {
+            let state = states.iter().find(|s| s.name == path.subscription);
+            match state {
+                Some(state) if state.enabled => found.push(state),
+                Some(_) => return Err(hopeless(node, path, "is disabled")),
+                None => return Err(hopeless(node, path, "does not exist any more")),
+            }
+        }
+        let errors: Vec<u64> = found.iter().map(|s| s.errors).collect();
+        let before = self.errors_before.get_or_insert_with(|| errors.clone());
+        for ((path, now), before) in self.inbound.iter().zip(&errors).zip(before) {
+            if now.saturating_sub(*before) >= HOPELESS {
+                return Err(hopeless(node, path, "fails again and again at the same change"));
+            }
+        }
+        self.all_working = found.iter().all(|s| s.working);
+        Ok(found
+            .iter()
+            .map(|s| {
+                let applied = s.applied.map_or("nothing".into(), |lsn| lsn.to_string());
+                let state = if s.working { "" } else { ", no connection" };
+                format!("{} applied {applied}{state}", s.name)
+            })
+            .collect::<Vec<_>>()
+            .join(", "))
+    }
+}
+
+fn hopeless(node: &Node, path: &Path, what: &str) -> Error {
+    Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        format!("subscription {} of node \"{}\" {what}", path.subscription, node.name),
+        HINT,
+    )
+}

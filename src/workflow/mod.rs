@@ -1,0 +1,11 @@
+//! What happens, and in which order. No SQL text and no libpq call in here: what a statement says is
+//! the business of `engine` and `node`.
+
+mod checks;
+pub mod join;
+mod markers;
+mod members;
+mod patience;
+mod report;
+mod snapshot;
+mod undo;

@@ -1,0 +1,87 @@
+//! What the caller sees while it runs and at the end.
+
+use crate::node::Local;
+use crate::rim;
+
+/// Speaks to the caller: one NOTICE per phase, with `verbose` one per step too. The phase also
+/// shows in `pg_stat_activity.query` of the calling session.
+pub struct Report {
+    local: Local,
+    command: String,
+    phases: usize,
+    verbose: bool,
+    phase: usize,
+}
+
+impl Report {
+    pub fn new(local: &Local, command: &str, phases: usize, verbose: bool) -> Self {
+        Self { local: local.clone(), command: command.to_owned(), phases, verbose, phase: 0 }
+    }
+
+    pub fn phase(&mut self, what: &str) {
+        self.phase += 1;
+        let text = format!("phase {} of {}: {what}", self.phase, self.phases);
+        self.local.show_activity(&format!("CALL {} {text}", self.command));
+        rim::notice(&text);
+    }
+
+    /// The number of the phase that is under way.
+    pub fn current(&self) -> usize {
+        self.phase
+    }
+
+    pub fn step(&self, what: &str) {
+        if self.verbose {
+            rim::notice(&format!("    {what}"));
+        }
+    }
+
+    pub fn say(&self, what: &str) {
+        rim::notice(what);
+    }
+
+    pub fn warn(&self, what: &str, hint: &str) {
+        rim::warning(what, hint);
+    }
+}
+
+/// Rows under a heading, in columns as psql prints them.
+pub fn table(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let width: Vec<usize> = (0..heading.len())
+        .map(|c| {
+            rows.iter()
+                .map(|r| r[c].chars().count())
+                .chain([heading[c].chars().count()])
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let line = |cells: Vec<&str>| {
+        cells
+            .iter()
+            .zip(&width)
+            .map(|(cell, w)| format!(" {cell:<w$} "))
+            .collect::<Vec<_>>()
+            .join("|")
+            .trim_end()
+            .to_owned()
+    };
+    let mut out = vec![
+        line(heading.to_vec()),
+        width.iter().map(|w| "-".repeat(w + 2)).collect::<Vec<_>>().join("+"),
+    ];
+    out.extend(rows.iter().map(|r| line(r.iter().map(String::as_str).collect())));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn columns_are_aligned() {
+        let rows = vec![vec!["n1".into(), "replicating".into()], vec!["node 10".into(), "x".into()]];
+        assert_eq!(
+            super::table(&["node", "status"], &rows),
+            [" node    | status", "---------+-------------", " n1      | replicating", " node 10 | x"]
+        );
+    }
+}
