@@ -23,6 +23,7 @@
 
 pub mod cluster;
 pub mod digest;
+pub mod dirs;
 pub mod load;
 pub mod pg;
 mod ports;

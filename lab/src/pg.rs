@@ -106,53 +106,12 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
-/// A fresh directory that the servers' account owns, with a path short enough for a Unix socket.
-pub(crate) fn scratch(prefix: &str) -> tempfile::TempDir {
-    const LONGEST: usize = 48;
-    let mut parent = std::env::temp_dir();
-    if parent.as_os_str().len() > LONGEST {
-        parent = PathBuf::from("/tmp");
-    }
-    let dir = tempfile::Builder::new()
-        .prefix(prefix)
-        .tempdir_in(&parent)
-        .unwrap_or_else(|e| panic!("cannot make a directory in {}: {e}", parent.display()));
-    give_to_account(dir.path());
-    dir
-}
-
 /// Hands a file or directory to the servers' account, where that is not ours.
 pub(crate) fn give_to_account(path: &Path) {
     if let Some((uid, gid)) = account() {
         std::os::unix::fs::chown(path, Some(uid), Some(gid))
             .unwrap_or_else(|e| panic!("cannot give {} to uid {uid}: {e}", path.display()));
     }
-}
-
-/// A directory of this user's that outlives the process: data directory templates and port locks.
-pub(crate) fn cache() -> &'static Path {
-    use std::os::unix::fs::MetadataExt;
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        let parent =
-            std::env::var_os("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        let dir = parent.join(format!("zodan-lab-{}", effective_uid()));
-        if let Err(e) = std::fs::create_dir(&dir) {
-            assert!(
-                e.kind() == std::io::ErrorKind::AlreadyExists,
-                "cannot make {}: {e}",
-                dir.display()
-            );
-        }
-        // In a world-writable parent somebody else could have put a directory or a link there first.
-        let meta = std::fs::symlink_metadata(&dir).expect("look at the cache directory");
-        assert!(
-            meta.is_dir() && meta.uid() == effective_uid(),
-            "{} is not a directory of ours",
-            dir.display()
-        );
-        dir
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Free TCP ports that stay ours while a server is down.
 
-use crate::pg;
+use crate::dirs;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, TcpListener};
@@ -20,15 +20,11 @@ pub(crate) fn reserve() -> (Port, TcpListener) {
     let size = u64::from(high - low);
     // The hasher of a fresh RandomState is a random number.
     let start = RandomState::new().hash_one(0) % size;
+    let locks = dirs::base().join("ports");
+    dirs::make(&locks);
     for i in 0..size {
         let number = low + ((start + i) % size) as u16;
-        let Ok(lock) = File::options()
-            .create(true)
-            .append(true)
-            .open(pg::cache().join(format!("port-{number}")))
-        else {
-            continue;
-        };
+        let lock = dirs::open_lock(&locks.join(number.to_string()));
         if lock.try_lock().is_err() {
             continue;
         }

@@ -2,7 +2,7 @@
 
 use crate::ports::{self, Port};
 use crate::proxy::Proxy;
-use crate::{pg, spawn, template};
+use crate::{dirs, pg, spawn, template};
 use postgres::error::{DbError, ErrorPosition};
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use std::fmt;
@@ -252,7 +252,7 @@ impl Server {
     /// Starts a server.
     pub fn start_with(name: &str, options: &ServerOptions) -> Server {
         let home = match &options.lasting {
-            None => Home::Passing(pg::scratch(&format!("lab-{}-", printable(name)))),
+            None => Home::Passing(dirs::scratch(&format!("{}-", printable(name)))),
             Some(dir) => {
                 assert!(
                     !options.proxy,

@@ -1,6 +1,6 @@
 //! One `initdb` per installation and set of options, copied for every server.
 
-use crate::pg;
+use crate::{dirs, pg};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -28,7 +28,7 @@ pub(crate) fn copy_to(data: &Path, initdb_args: &[String]) {
 /// The template's path; makes it if nobody has yet. Several processes may get here at once: each makes its
 /// own and renames it into place, and those that come second use the first one's.
 fn made(initdb_args: &[String]) -> PathBuf {
-    let template = pg::cache().join(format!(
+    let template = dirs::base().join(format!(
         "template-{}-{:016x}",
         pg::major(),
         key(initdb_args)
@@ -36,11 +36,7 @@ fn made(initdb_args: &[String]) -> PathBuf {
     if template.join("PG_VERSION").exists() {
         return template;
     }
-    let workshop = tempfile::Builder::new()
-        .prefix("initdb-")
-        .tempdir_in(pg::cache())
-        .expect("make a directory");
-    pg::give_to_account(workshop.path());
+    let workshop = dirs::scratch("initdb-");
     let data = workshop.path().join("data");
     let out = pg::command("initdb")
         .args([

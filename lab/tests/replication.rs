@@ -7,6 +7,7 @@ use std::time::Duration;
 /// Two nodes that replicate to each other, or nothing before PostgreSQL 16, which cannot filter by origin.
 fn pair() -> Option<Cluster> {
     if pg::major() < 16 {
+        eprintln!("skipped: {} cannot filter by origin", pg::version());
         return None;
     }
     let cluster = Cluster::start(2);

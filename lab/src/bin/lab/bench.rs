@@ -2,7 +2,7 @@
 
 use crate::{Options, grouped};
 use lab::digest::{assert_same_content, assert_same_structure};
-use lab::{Cluster, Server, ServerOptions, add_node, pg, quote_literal};
+use lab::{Cluster, Server, ServerOptions, add_node, dirs, pg, quote_literal};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -122,7 +122,7 @@ impl Bench {
             .set("max_wal_size", "8GB")
             .set("checkpoint_timeout", "1h")
             .set("max_sync_workers_per_subscription", JOBS);
-        let scratch = tempfile::tempdir().expect("make a directory for dumps");
+        let scratch = dirs::scratch("dumps-");
         Bench {
             cluster: Cluster::start_with(2, &options),
             scratch,

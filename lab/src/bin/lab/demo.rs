@@ -81,14 +81,13 @@ pub fn run(options: &Options) -> bool {
         "The writers have stopped; waiting until every node has everything",
         || wait_quiet(&nodes),
     );
-    let (differences, lost, rows) = step("Comparing the content of all four nodes", || {
+    let (differences, lost, arrived) = step("Comparing the content of all four nodes", || {
         let differences = digest::compare(&nodes).err();
         let lost: Vec<String> = nodes
             .iter()
             .flat_map(|node| report.wrong_on(node))
             .collect();
-        let rows = digest::digest(new).values().map(|table| table.rows).sum();
-        (differences, lost, rows)
+        (differences, lost, digest::digest(new))
     });
     let replicating = replicating(&nodes);
 
@@ -108,9 +107,10 @@ pub fn run(options: &Options) -> bool {
         "join took",
         &format!("{:.1} s", (join_to - join_from).as_secs_f64()),
     );
+    let rows = arrived.values().map(|table| table.rows).sum();
     summary(
         "rows",
-        &format!("{} in {} tables", grouped(rows), digest::digest(new).len()),
+        &format!("{} in {} tables", grouped(rows), arrived.len()),
     );
     summary("apply paused for", &apply_pause(new));
     summary("slowest write before", &ms(alone_from, join_from));
