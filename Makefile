@@ -4,10 +4,9 @@ SHELL := bash
 .PHONY: help setup build install test demo demo-down bench-join lint typecheck clean
 
 export RUST_TEST_THREADS ?= 2
-SCALE ?= 10
 
 help: ## Show the targets
-	@echo "Variables: PG_CONFIG=… (the PostgreSQL to use), ARGS=… (more arguments for cargo test), SCALE=…"
+	@echo "Variables: PG_CONFIG=… (the PostgreSQL to use), ARGS=… (for cargo test, demo or bench-join)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: build tools, PostgreSQL, cargo-pgrx
@@ -24,13 +23,13 @@ test: install ## Run all tests; ARGS="--test NAME" for some
 	@. tools/env; cargo test --workspace $$features $(ARGS)
 
 demo: install ## Start a small cluster and add a node to it
-	@. tools/env; cargo run --release -p lab -- demo
+	@. tools/env; cargo run --release -p lab -- demo $(ARGS)
 
 demo-down: ## Stop the demo and remove it
 	@. tools/env; cargo run --release -p lab -- demo-down
 
-bench-join: install ## Measure a join under load; SCALE sets the size
-	@. tools/env; cargo run --release -p lab -- bench-join --scale $(SCALE)
+bench-join: install ## Time a join; SCALE=N for N times 100 MB
+	@. tools/env; cargo run --release -p lab -- bench-join $(ARGS)
 
 lint: setup ## Check the formatting, and run clippy
 	@cargo fmt --version >/dev/null && cargo clippy --version >/dev/null || rustup component add rustfmt clippy
