@@ -1,0 +1,192 @@
+//! The structure: `pg_dump` on the source into a file, `pg_restore` from it in two parts.
+
+use super::contents::{self, Omit};
+use super::program::Program;
+use super::scratch::Scratch;
+use super::sql::array;
+use super::{OURS, Source, Target, conninfo, snapshot_session};
+use crate::error::Result;
+use crate::libpq::Row;
+use crate::node::Session;
+use crate::quote::ident;
+use pgrx::pg_sys;
+use std::collections::HashMap;
+use std::fs;
+
+/// Index builds with less than this sort on disk for no good reason. PostgreSQL's own default.
+const LEAST_MAINTENANCE_KB: i32 = 64 * 1024;
+/// Always there; pg_dump knows that and never makes it.
+const PUBLIC: &str = "public";
+
+/// What the new node must not get from the source, by name.
+#[derive(Clone, Debug)]
+pub struct LeaveOut<'a> {
+    pub schemas: &'a [&'a str],
+    pub extensions: &'a [&'a str],
+    pub publications: &'a [&'a str],
+}
+
+impl Default for LeaveOut<'_> {
+    /// What each node has of its own: our extension, our publication, and the schemas of the engines.
+    fn default() -> Self {
+        Self { schemas: &OURS, extensions: &["zodan"], publications: &["zodan"] }
+    }
+}
+
+/// The structure of the source in a private file, removed with this value.
+pub struct Archive {
+    scratch: Scratch,
+    /// What to run on the new node first, so that the restore finds the schemas it expects.
+    preparations: Vec<String>,
+}
+
+impl Archive {
+    /// Dumps the structure that the snapshot shows, for a database with the schemas that `target` has.
+    pub fn dump(source: &Source<'_>, target: &mut Session, leave_out: &LeaveOut<'_>) -> Result<Self> {
+        let scratch = Scratch::create()?;
+        let mut omit = Omit::default();
+        let named = snapshot_session(source)?.query(
+            NAMED,
+            &[
+                &array(leave_out.extensions),
+                &array(leave_out.publications),
+                &array(leave_out.schemas),
+            ],
+        )?;
+        let owners: HashMap<String, String> = target
+            .query("SELECT nspname, pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace", &[])?
+            .iter()
+            .map(|row| (row.text(0).to_owned(), row.text(1).to_owned()))
+            .collect();
+        let mut preparations = vec![];
+        for row in &named {
+            let object = (row.parse(1)?, row.parse(2)?);
+            if row.text(0) == "schema" {
+                let there = owners.get(row.text(3)).map(String::as_str);
+                preparations.extend(preparation(row, there));
+                // pg_dump's entry for schema public does not create it, but carries its owner.
+                if there.is_some() && row.text(3) != PUBLIC {
+                    omit.objects.insert(object);
+                }
+            } else {
+                omit.objects.insert(object);
+            }
+        }
+        leave_out.extensions.iter().for_each(|name| omit.labels_of("EXTENSION", name));
+        leave_out.publications.iter().for_each(|name| omit.labels_of("PUBLICATION", name));
+
+        let (connection, environment) = conninfo::of(source.node, source.dsn, &[], &scratch)?;
+        let mut arguments: Vec<String> =
+            ["--schema-only", "--no-subscriptions", "--format=custom", "--compress=0", "--no-password"]
+                .map(String::from)
+                .into();
+        // Files of this directory are of no use after a crash.
+        arguments.push("--no-sync".into());
+        arguments.push(format!("--snapshot={}", source.snapshot));
+        arguments.push(format!("--file={}", scratch.file(DUMP).display()));
+        arguments
+            .extend(leave_out.schemas.iter().map(|s| format!("--exclude-schema={}", ident(s))));
+        arguments.extend(["--dbname".into(), connection]);
+        Program { name: "pg_dump", node: source.node, arguments, environment }.run()?;
+
+        let list = Program {
+            name: "pg_restore",
+            node: source.node,
+            arguments: vec!["--list".into(), scratch.file(DUMP).display().to_string()],
+            environment: vec![],
+        }
+        .run()?;
+        let selected = contents::select(&String::from_utf8_lossy(&list), &omit);
+        scratch.write(LIST, selected.as_bytes())?;
+        Ok(Self { scratch, preparations })
+    }
+
+    /// Size of the structure in bytes, for the report.
+    pub fn bytes(&self) -> u64 {
+        fs::metadata(self.scratch.file(DUMP)).map_or(0, |m| m.len())
+    }
+
+    /// Types, functions, tables: all that data needs.
+    pub fn restore_before_data(&self, target: &Target<'_>, session: &mut Session) -> Result<()> {
+        for statement in &self.preparations {
+            session.query(statement, &[])?;
+        }
+        self.restore(target, &["--section=pre-data".into()])
+    }
+
+    /// Indexes, constraints, triggers and rules, with up to `jobs` sessions at the same time.
+    pub fn restore_after_data(&self, target: &Target<'_>, jobs: usize) -> Result<()> {
+        self.restore(target, &["--section=post-data".into(), format!("--jobs={}", jobs.max(1))])
+    }
+
+    fn restore(&self, target: &Target<'_>, what: &[String]) -> Result<()> {
+        let settings = restore_settings(target.settings);
+        let (connection, environment) =
+            conninfo::of(target.node, target.dsn, &settings, &self.scratch)?;
+        let mut arguments = vec!["--exit-on-error".to_owned(), "--no-password".to_owned()];
+        arguments.extend_from_slice(what);
+        arguments.push(format!("--use-list={}", self.scratch.file(LIST).display()));
+        arguments.extend(["--dbname".into(), connection]);
+        arguments.push(self.scratch.file(DUMP).display().to_string());
+        Program { name: "pg_restore", node: target.node, arguments, environment }.run()?;
+        Ok(())
+    }
+}
+
+const DUMP: &str = "structure.dump";
+const LIST: &str = "structure.list";
+
+/// The objects that are left out wherever they are, and all schemas with their owners.
+const NAMED: &str = "
+SELECT 'extension', 'pg_extension'::regclass::oid, oid, extname, NULL
+  FROM pg_extension WHERE extname = ANY ($1::text[])
+UNION ALL
+SELECT 'publication', 'pg_publication'::regclass::oid, oid, pubname, NULL
+  FROM pg_publication WHERE pubname = ANY ($2::text[])
+UNION ALL
+SELECT 'publication', 'pg_publication_rel'::regclass::oid, r.oid, p.pubname, NULL
+  FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+ WHERE p.pubname = ANY ($2::text[])
+UNION ALL
+SELECT 'publication', 'pg_publication_namespace'::regclass::oid, r.oid, p.pubname, NULL
+  FROM pg_publication_namespace r JOIN pg_publication p ON p.oid = r.pnpubid
+ WHERE p.pubname = ANY ($2::text[])
+UNION ALL
+SELECT 'schema', 'pg_namespace'::regclass::oid, oid, nspname, pg_get_userbyid(nspowner)
+  FROM pg_namespace
+ WHERE nspname <> ALL ($3::text[]) AND nspname <> 'information_schema' AND nspname !~ '^pg_'";
+
+/// What makes a schema of the source, whose owner over there is known, acceptable on the new node.
+fn preparation(schema: &Row, owner_here: Option<&str>) -> Option<String> {
+    let (name, owner) = (schema.text(3), schema.text(4));
+    match owner_here {
+        Some(here) if here == owner => None,
+        Some(_) => Some(format!("ALTER SCHEMA {} OWNER TO {}", ident(name), ident(owner))),
+        None if name == PUBLIC => {
+            Some(format!("CREATE SCHEMA {} AUTHORIZATION {}", ident(name), ident(owner)))
+        }
+        None => None,
+    }
+}
+
+fn restore_settings(extra: &[(&str, &str)]) -> Vec<(String, String)> {
+    // SAFETY: a setting, read in the only thread.
+    let maintenance = unsafe { pg_sys::maintenance_work_mem }.max(LEAST_MAINTENANCE_KB);
+    let maintenance = format!("{maintenance}kB");
+    [
+        ("default_transaction_read_only", "off"),
+        ("statement_timeout", "0"),
+        ("lock_timeout", "0"),
+        ("idle_in_transaction_session_timeout", "0"),
+        ("idle_session_timeout", "0"),
+        // Made durable by the next commit of the run itself; what a crash loses, it also undoes.
+        ("synchronous_commit", "off"),
+        ("client_min_messages", "warning"),
+        ("maintenance_work_mem", &maintenance),
+    ]
+    .iter()
+    .chain(extra)
+    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+    .collect()
+}
+

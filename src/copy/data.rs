@@ -1,0 +1,311 @@
+//! The data: the leader's side. It plans, starts workers, watches them and ends them.
+
+use super::guard::guarded;
+use super::on_exit::OnExit;
+use super::origin::{self, Origin};
+use super::plan::plan;
+use super::shared::{Job, Owned, Shared, Slot, State};
+use super::tables::Table;
+use super::{Source, worker};
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::wait;
+use crate::node::Local;
+use crate::settings;
+use pgrx::pg_sys;
+use std::ffi::{c_char, c_int};
+use std::ptr::{NonNull, null_mut};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How often the caller hears of progress.
+const PULSE: Duration = Duration::from_secs(1);
+/// How long workers get to end after they were told to.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How the rows are stored.
+pub struct Options<'a> {
+    /// The replication origin under which the rows are committed; created if it does not exist.
+    pub origin: &'a str,
+    /// Their commit timestamp in microseconds since 2000, or `None` for the time of the copy.
+    pub timestamp: Option<i64>,
+    /// The search_path that sessions of the source database have by default: constraints and
+    /// generated columns may call functions that rely on it.
+    pub search_path: &'a str,
+    pub jobs: usize,
+}
+
+/// Where the copy is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Rows and bytes received so far.
+    pub rows: u64,
+    pub bytes: u64,
+    /// Bytes on the disk of the source: of all tables, and of what has been copied of them.
+    pub planned: u64,
+    pub planned_done: u64,
+    /// Tables that are being copied now.
+    pub tables: Vec<String>,
+}
+
+/// What has been copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Copied {
+    pub tables: usize,
+    pub rows: u64,
+    pub bytes: u64,
+    pub workers: usize,
+}
+
+/// Copies the rows of `tables` as the snapshot shows them into the tables of the same names here.
+/// Tables must be empty, and without the triggers that would fire. `report` is called about once a
+/// second; its error ends the copy.
+pub fn copy(
+    source: &Source<'_>,
+    local: &Local,
+    tables: Vec<Table>,
+    options: &Options<'_>,
+    mut report: impl FnMut(&Progress) -> Result<()>,
+) -> Result<Copied> {
+    let count = tables.len();
+    let tables: Vec<Table> = tables.into_iter().filter(|t| !t.is_empty()).collect();
+    let wanted = if origin::SHARED { options.jobs.max(1) } else { 1 };
+    let tasks = plan(&tables.iter().map(Table::size).collect::<Vec<_>>(), wanted);
+    if tasks.is_empty() {
+        return Ok(Copied { tables: count, ..Copied::default() });
+    }
+    let wanted = wanted.min(tasks.len());
+    // Given back after the workers have ended: declared first, dropped last.
+    let origin = Origin::hold(local, options.origin)?;
+    let job = Job {
+        node: source.node.to_owned(),
+        dsn: source.dsn.expose(),
+        snapshot: source.snapshot.to_owned(),
+        tables,
+        tasks,
+        origin: origin.id(),
+        origin_holder: origin.holder(),
+        timestamp: options.timestamp,
+        search_path: options.search_path.to_owned(),
+    };
+    let workers = Workers::start(&job, wanted)?;
+    let progress = workers.watch(&job, &mut report)?;
+    Ok(Copied {
+        tables: count,
+        rows: progress.rows,
+        bytes: progress.bytes,
+        workers: workers.handles.len(),
+    })
+}
+
+/// The running workers. They end with this value, and with the backend.
+struct Workers {
+    shared: Owned,
+    handles: Rc<Vec<Handle>>,
+    _on_exit: OnExit,
+}
+
+impl Workers {
+    /// Starts up to `wanted` workers; fewer if the server has no room for more.
+    fn start(job: &Job, wanted: usize) -> Result<Self> {
+        let shared = Owned::create(job, wanted)?;
+        let mut handles = vec![];
+        while handles.len() < wanted {
+            match Handle::register(&shared, handles.len())? {
+                Some(handle) => handles.push(handle),
+                None => break,
+            }
+        }
+        if handles.is_empty() {
+            return Err(Error::refused(
+                SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+                "no background worker is free to copy data",
+                "Raise max_worker_processes on the new node and restart it.",
+            ));
+        }
+        let handles = Rc::new(handles);
+        let doomed = Rc::clone(&handles);
+        let on_exit = OnExit::run(move || doomed.iter().for_each(Handle::terminate));
+        Ok(Self { shared, handles, _on_exit: on_exit })
+    }
+
+    /// Waits for the workers. The first failure ends the copy.
+    fn watch(
+        &self,
+        job: &Job,
+        report: &mut impl FnMut(&Progress) -> Result<()>,
+    ) -> Result<Progress> {
+        let mut last = Progress::default();
+        let mut moved = Instant::now();
+        let mut reported: Option<Instant> = None;
+        loop {
+            // First who has ended, then what they left behind: in this order nothing is missed.
+            let ended: Vec<bool> = self.handles.iter().map(Handle::has_ended).collect();
+            for (slot, ended) in self.shared.slots().iter().zip(&ended) {
+                match slot.state() {
+                    State::Failed => return Err(slot.failure().into_error()),
+                    State::Running if *ended => return Err(died(job, slot)),
+                    _ => {}
+                }
+            }
+            let progress = self.progress(job);
+            if ended.iter().all(|e| *e) {
+                return self.conclude(job, progress);
+            }
+            if progress != last {
+                moved = Instant::now();
+            } else if let Some(limit) = settings::no_progress_timeout()
+                && moved.elapsed() > limit
+            {
+                return Err(stalled(job, &progress, limit));
+            }
+            if reported.is_none_or(|t| t.elapsed() >= PULSE) {
+                report(&progress)?;
+                reported = Some(Instant::now());
+            }
+            last = progress;
+            wait::on_latch(PULSE)?;
+        }
+    }
+
+    /// All have ended. A worker that never came up does no harm if others did its work.
+    fn conclude(&self, job: &Job, progress: Progress) -> Result<Progress> {
+        let done: u64 = self.shared.slots().iter().map(Slot::tasks_done).sum();
+        if done == job.tasks.len() as u64 {
+            return Ok(progress);
+        }
+        Err(Error::refused(
+            SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+            "no copy worker could start",
+            "The log of the new node's server says why.",
+        ))
+    }
+
+    fn progress(&self, job: &Job) -> Progress {
+        let slots = self.shared.slots();
+        Progress {
+            rows: slots.iter().map(|s| s.rows()).sum(),
+            bytes: slots.iter().map(|s| s.bytes()).sum(),
+            planned: job.tasks.iter().map(|t| t.bytes).sum(),
+            planned_done: slots.iter().map(|s| s.planned_done()).sum(),
+            tables: slots
+                .iter()
+                .filter_map(|s| job.tasks.get(s.task()?))
+                .map(|task| job.tables[task.table].label())
+                .collect(),
+        }
+    }
+}
+
+impl Drop for Workers {
+    /// Ends those that still run and waits until they have let go of tables and origin.
+    fn drop(&mut self) {
+        self.handles.iter().for_each(Handle::terminate);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.handles.iter().all(Handle::has_ended) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            // SAFETY: our own latch. Interrupts stay pending for whoever looks at them next: this
+            // runs while an error is on its way, and must not raise another one.
+            unsafe {
+                let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+                pg_sys::WaitLatch(
+                    pg_sys::MyLatch,
+                    events as c_int,
+                    left.as_millis().max(1) as _,
+                    pg_sys::WaitEventIPC::WAIT_EVENT_BGWORKER_SHUTDOWN,
+                );
+                pg_sys::ResetLatch(pg_sys::MyLatch);
+            }
+        }
+    }
+}
+
+/// A registered background worker.
+struct Handle(NonNull<pg_sys::BackgroundWorkerHandle>);
+
+impl Handle {
+    /// `None` if the server has no room for another worker.
+    fn register(shared: &Shared, number: usize) -> Result<Option<Self>> {
+        let mut worker = pg_sys::BackgroundWorker {
+            bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION)
+                as c_int,
+            bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
+            bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
+            bgw_main_arg: pg_sys::Datum::from(worker::argument(shared.handle(), number)),
+            // SAFETY: set when the backend starts.
+            bgw_notify_pid: unsafe { pg_sys::MyProcPid },
+            ..Default::default()
+        };
+        write(&mut worker.bgw_name, "zodan copy");
+        write(&mut worker.bgw_type, "zodan copy");
+        write(&mut worker.bgw_library_name, env!("CARGO_CRATE_NAME"));
+        write(&mut worker.bgw_function_name, "zodan_copy_worker");
+        let mut handle = null_mut();
+        guarded(|| {
+            // SAFETY: the handle must survive the commits of the leader, so it is made in the context
+            // that lives as long as the session.
+            let registered = unsafe {
+                let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+                let registered = pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle);
+                pg_sys::MemoryContextSwitchTo(context);
+                registered
+            };
+            Ok(NonNull::new(handle).filter(|_| registered).map(Self))
+        })
+    }
+
+    fn has_ended(&self) -> bool {
+        let mut pid = 0;
+        // SAFETY: a live handle, here and below.
+        let status = unsafe { pg_sys::GetBackgroundWorkerPid(self.0.as_ptr(), &mut pid) };
+        status == pg_sys::BgwHandleStatus::BGWH_STOPPED
+    }
+
+    fn terminate(&self) {
+        // SAFETY: as above; harmless if it has ended.
+        unsafe { pg_sys::TerminateBackgroundWorker(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: allocated by RegisterDynamicBackgroundWorker, freed once.
+        unsafe { pg_sys::pfree(self.0.as_ptr().cast()) }
+    }
+}
+
+/// Fills a C string field; the rest stays zero.
+fn write(field: &mut [c_char], text: &str) {
+    for (to, from) in field.iter_mut().zip(text.bytes()) {
+        *to = from as c_char;
+    }
+}
+
+fn died(job: &Job, slot: &Slot) -> Error {
+    let message = match slot.task() {
+        Some(number) => format!(
+            "the worker that copied table {} of node \"{}\" was ended",
+            job.tables[job.tasks[number].table].label(),
+            job.node
+        ),
+        None => "a copy worker was ended".into(),
+    };
+    Error::Local {
+        state: SqlState::parse("57P01"),
+        message,
+        detail: None,
+        hint: Some("The log of the new node's server may say by whom.".into()),
+    }
+}
+
+fn stalled(job: &Job, progress: &Progress, limit: Duration) -> Error {
+    Error::Stalled {
+        node: job.node.clone(),
+        what: "the copy of its data".into(),
+        seconds: limit.as_secs(),
+        detail: format!("Being copied: {}.", progress.tables.join(", ")),
+        hint: "Look for locks on these tables on both nodes, and at the network between them.".into(),
+    }
+}

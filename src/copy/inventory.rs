@@ -1,0 +1,126 @@
+//! What a database holds before the first change, so that it can be brought back to that.
+
+use super::objects::objects;
+use super::settings::{self, Setting};
+use super::sql::array;
+use super::OURS;
+use crate::error::Result;
+use crate::libpq::Row;
+use crate::node::Session;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Taken by [`inventory`], given back to [`super::undo`]. Small where the database is empty, as that
+/// of a new node is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Catalog and OID: what is there again under another OID is another object.
+    pub(super) objects: BTreeSet<(String, u32)>,
+    pub(super) schemas: Vec<Schema>,
+    pub(super) defaults: Vec<Defaults>,
+    pub(super) settings: Vec<Setting>,
+}
+
+/// What a restore may change of a schema that it finds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Schema {
+    pub name: String,
+    pub owner: String,
+    pub comment: Option<String>,
+    pub grants: BTreeSet<Grant>,
+}
+
+/// What `ALTER DEFAULT PRIVILEGES` has set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Defaults {
+    pub role: String,
+    pub schema: Option<String>,
+    /// `pg_default_acl.defaclobjtype`.
+    pub kind: char,
+    pub grants: BTreeSet<Grant>,
+    /// What holds where nothing has been set.
+    pub initial: BTreeSet<Grant>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Grant {
+    /// `None` is PUBLIC.
+    pub grantee: Option<String>,
+    pub privilege: String,
+    pub grantable: bool,
+}
+
+/// What the database of this session holds.
+pub fn inventory(session: &mut Session) -> Result<Inventory> {
+    Ok(Inventory {
+        objects: objects(session)?.into_iter().map(|o| (o.catalog, o.oid)).collect(),
+        schemas: schemas(session)?,
+        defaults: defaults(session)?,
+        settings: settings::read(session)?,
+    })
+}
+
+pub(super) fn schemas(session: &mut Session) -> Result<Vec<Schema>> {
+    let rows = session.query(
+        "SELECT n.nspname, pg_get_userbyid(n.nspowner), obj_description(n.oid, 'pg_namespace'),
+                CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END,
+                a.privilege_type, a.is_grantable
+           FROM pg_catalog.pg_namespace n
+           LEFT JOIN LATERAL aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a ON true
+          WHERE n.nspname <> ALL ($1::text[]) AND n.nspname <> 'information_schema'
+            AND n.nspname !~ '^pg_'",
+        &[&array(OURS)],
+    )?;
+    let mut schemas: BTreeMap<String, Schema> = BTreeMap::new();
+    for row in &rows {
+        let schema = schemas.entry(row.text(0).to_owned()).or_insert_with(|| Schema {
+            name: row.text(0).to_owned(),
+            owner: row.text(1).to_owned(),
+            comment: row.get(2).map(str::to_owned),
+            grants: BTreeSet::new(),
+        });
+        schema.grants.extend(grant(row, 3));
+    }
+    Ok(schemas.into_values().collect())
+}
+
+pub(super) fn defaults(session: &mut Session) -> Result<Vec<Defaults>> {
+    let rows = session.query(
+        "SELECT pg_get_userbyid(d.defaclrole), n.nspname, d.defaclobjtype, e.initial,
+                CASE e.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(e.grantee) END,
+                e.privilege_type, e.is_grantable
+           FROM pg_catalog.pg_default_acl d
+           LEFT JOIN pg_catalog.pg_namespace n ON n.oid = d.defaclnamespace
+           LEFT JOIN LATERAL (
+                SELECT false AS initial, a.* FROM aclexplode(d.defaclacl) a
+                 UNION ALL
+                SELECT true, a.*
+                  FROM aclexplode(acldefault(
+                         CASE d.defaclobjtype WHEN 'S' THEN 's' ELSE d.defaclobjtype END, d.defaclrole)) a
+                 WHERE n.oid IS NULL) e ON true
+          WHERE n.nspname IS NULL OR n.nspname <> ALL ($1::text[])",
+        &[&array(OURS)],
+    )?;
+    let mut all: BTreeMap<(String, Option<String>, char), Defaults> = BTreeMap::new();
+    for row in &rows {
+        let key = (row.text(0).to_owned(), row.get(1).map(str::to_owned), row.parse(2)?);
+        let entry = all.entry(key).or_insert_with_key(|(role, schema, kind)| Defaults {
+            role: role.clone(),
+            schema: schema.clone(),
+            kind: *kind,
+            grants: BTreeSet::new(),
+            initial: BTreeSet::new(),
+        });
+        let list = if row.bool(3) { &mut entry.initial } else { &mut entry.grants };
+        list.extend(grant(row, 4));
+    }
+    Ok(all.into_values().collect())
+}
+
+fn grant(row: &Row, first: usize) -> Option<Grant> {
+    Some(Grant {
+        grantee: row.get(first).map(str::to_owned),
+        privilege: row.get(first + 1)?.to_owned(),
+        grantable: row.bool(first + 2),
+    })
+}

@@ -1,0 +1,102 @@
+//! Materialized views: their contents are computed anew, from data that is the source's.
+
+use super::OURS;
+use super::sql::array;
+use crate::error::{Error, Result};
+use crate::node::Session;
+use crate::quote::{literal, qualified};
+use std::collections::{HashMap, HashSet};
+
+const POPULATED: &str = "
+SELECT n.nspname, c.relname
+  FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'm' AND c.relispopulated AND n.nspname <> ALL ($1::text[])
+ ORDER BY 1, 2";
+
+/// Which view or materialized view reads which other relation.
+const READS: &str = "
+SELECT DISTINCT n.nspname, c.relname, rn.nspname, r.relname
+  FROM pg_catalog.pg_rewrite w
+  JOIN pg_catalog.pg_class c ON c.oid = w.ev_class AND c.relkind IN ('v', 'm')
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+                             AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> c.oid
+  JOIN pg_catalog.pg_class r ON r.oid = d.refobjid AND r.relkind IN ('v', 'm')
+  JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
+ WHERE c.oid >= 16384";
+
+/// Refreshes those that are populated on the source, each after those that it reads, and returns their
+/// names. `search_path` is for the functions in them, as in [`super::data::Options`].
+pub fn refresh(
+    source: &mut Session,
+    target: &mut Session,
+    search_path: &str,
+) -> Result<Vec<String>> {
+    let populated: Vec<String> = source
+        .query(POPULATED, &[&array(OURS)])?
+        .iter()
+        .map(|row| qualified(row.text(0), row.text(1)))
+        .collect();
+    if populated.is_empty() {
+        return Ok(populated);
+    }
+    let mut reads: HashMap<String, Vec<String>> = HashMap::new();
+    for row in &target.query(READS, &[])? {
+        reads
+            .entry(qualified(row.text(0), row.text(1)))
+            .or_default()
+            .push(qualified(row.text(2), row.text(3)));
+    }
+    let ordered = in_order(&populated, &reads);
+    for name in &ordered {
+        let statement = format!(
+            "SELECT pg_catalog.set_config('search_path', {}, true); REFRESH MATERIALIZED VIEW {name}",
+            literal(search_path)
+        );
+        target.query(&statement, &[]).map_err(|error| Error::Local {
+            state: error.sqlstate(),
+            message: format!("could not refresh materialized view {name}: {error}"),
+            detail: error.detail(),
+            hint: error.hint(),
+        })?;
+    }
+    Ok(ordered)
+}
+
+/// `wanted` in an order in which each comes after what it reads, directly or through views.
+fn in_order(wanted: &[String], reads: &HashMap<String, Vec<String>>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let mut ordered = vec![];
+    for name in wanted {
+        // Depth first without recursion: a name is done when it is met the second time.
+        let mut stack = vec![(name, false)];
+        while let Some((name, inputs_done)) = stack.pop() {
+            if inputs_done {
+                ordered.push(name);
+            } else if seen.insert(name) {
+                stack.push((name, true));
+                stack.extend(reads.get(name).into_iter().flatten().map(|input| (input, false)));
+            }
+        }
+    }
+    ordered.into_iter().filter(|name| wanted.contains(name)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_order;
+    use std::collections::HashMap;
+
+    #[test]
+    fn inputs_come_first() {
+        let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let reads = HashMap::from([
+            ("a".to_owned(), names(&["view", "z"])),
+            ("view".to_owned(), names(&["m"])),
+            ("m".to_owned(), names(&["z"])),
+        ]);
+        assert_eq!(in_order(&names(&["a", "m", "z"]), &reads), ["z", "m", "a"]);
+        assert_eq!(in_order(&names(&["a", "b"]), &reads), ["a", "b"]);
+    }
+}

@@ -1,0 +1,76 @@
+//! Structure and data of one database from one exported snapshot.
+//!
+//! The order: [`Archive::dump`] from the source, [`Archive::restore_before_data`], [`data::copy`],
+//! [`Archive::restore_after_data`], [`sequences::carry`], [`matviews::refresh`], [`settings::apply`].
+//! Before the first change an [`Inventory`] is taken; [`undo`] brings the database back to it from any
+//! state in between. [`requirements`] and [`collisions`] find what would stop the copy before it starts.
+
+mod archive;
+mod collisions;
+mod conninfo;
+mod contents;
+pub mod data;
+mod guard;
+mod inventory;
+pub mod matviews;
+mod objects;
+mod on_exit;
+mod origin;
+mod plan;
+mod program;
+mod requirements;
+mod scratch;
+pub mod sequences;
+pub mod settings;
+mod shared;
+mod sql;
+mod stream;
+mod tables;
+mod undo;
+mod worker;
+
+pub use archive::{Archive, LeaveOut};
+pub use collisions::collisions;
+pub use inventory::{Inventory, inventory};
+pub use requirements::requirements;
+pub use tables::{Column, Table, tables};
+pub use undo::undo;
+
+use crate::error::Result;
+use crate::libpq::{Conn, Dsn};
+use crate::quote::literal;
+
+/// Schemas of zodan and of Spock. What is in them is the business of those extensions on each node.
+const OURS: [&str; 2] = ["spock", "zodan"];
+
+/// Where the copy comes from.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    pub node: &'a str,
+    pub dsn: &'a Dsn,
+    /// A snapshot exported on that node by a session that stays open during the copy.
+    pub snapshot: &'a str,
+}
+
+/// This server, as programs reach it.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub node: &'a str,
+    pub dsn: &'a Dsn,
+    /// Settings for the sessions of `pg_restore`, for example to keep the engine from replicating DDL.
+    pub settings: &'a [(&'a str, &'a str)],
+}
+
+/// A read-only session on the source that sees what the snapshot shows.
+fn snapshot_session(source: &Source<'_>) -> Result<Conn> {
+    let mut conn = Conn::open(source.node, source.dsn)?;
+    conn.query(&begin_in_snapshot(source.snapshot), &[])?;
+    Ok(conn)
+}
+
+fn begin_in_snapshot(snapshot: &str) -> String {
+    format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        literal(snapshot)
+    )
+}

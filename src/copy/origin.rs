@@ -1,0 +1,78 @@
+//! The replication origin under which rows are copied, so that logical replication does not send them
+//! back to where they come from.
+
+use crate::error::Result;
+use crate::node::Local;
+use pgrx::pg_sys;
+
+/// From PostgreSQL 16 on the processes of one leader can share an origin.
+pub const SHARED: bool = cfg!(not(feature = "pg15"));
+
+/// An origin that exists and, where it can be shared, is held by this session for its workers.
+pub struct Origin {
+    id: pg_sys::RepOriginId,
+}
+
+impl Origin {
+    /// Finds or creates the origin. Dropping it is up to the caller: others may build on it.
+    pub fn hold(local: &Local, name: &str) -> Result<Self> {
+        let find = "SELECT roident::bigint FROM pg_catalog.pg_replication_origin WHERE roname = $1";
+        let create = "SELECT pg_catalog.pg_replication_origin_create($1)";
+        let mut rows = local.query(find, &[name])?;
+        if rows.is_empty() {
+            rows = local.query(create, &[name])?;
+        }
+        let id = rows.one()?.parse(0)?;
+        if SHARED {
+            local.query("SELECT pg_catalog.pg_replication_origin_session_setup($1)", &[name])?;
+            // SAFETY: the session variable that commit records take their origin from. The origin is
+            // held for the workers; what this session commits meanwhile is not a copy of anything.
+            unsafe { pg_sys::replorigin_session_origin = pg_sys::InvalidRepOriginId as _ };
+        }
+        Ok(Self { id })
+    }
+
+    pub fn id(&self) -> pg_sys::RepOriginId {
+        self.id
+    }
+
+    /// The process that workers have to name to share the origin.
+    pub fn holder(&self) -> Option<i32> {
+        // SAFETY: set when the backend starts.
+        SHARED.then(|| unsafe { pg_sys::MyProcPid })
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        if SHARED {
+            // SAFETY: set up in `hold` and not reset since. The workers have ended by now.
+            unsafe { pg_sys::replorigin_session_reset() };
+        }
+    }
+}
+
+/// Marks everything that this process commits from now on. For a worker, which keeps it until it ends.
+pub fn adopt(id: pg_sys::RepOriginId, holder: Option<i32>) {
+    // SAFETY: the worker is connected to a database. An origin that is held by somebody else raises.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        {
+            let _ = holder;
+            pg_sys::replorigin_session_setup(id);
+        }
+        #[cfg(not(feature = "pg15"))]
+        pg_sys::replorigin_session_setup(id, holder.unwrap_or(0));
+        pg_sys::replorigin_session_origin = id;
+    }
+}
+
+/// The commit timestamp of the next transaction, `None` for the time of its commit.
+pub fn stamp(timestamp: Option<i64>) {
+    // SAFETY: session variables that the next commit record is made from. Zero means "now", and the
+    // commit replaces it by that time, so it is set anew for each transaction.
+    unsafe {
+        pg_sys::replorigin_session_origin_lsn = 0;
+        pg_sys::replorigin_session_origin_timestamp = timestamp.unwrap_or(0);
+    }
+}

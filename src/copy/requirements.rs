@@ -1,0 +1,284 @@
+//! What the structure of the source needs and the new node lacks.
+
+use super::program;
+use super::{OURS, sql::array};
+use crate::error::{Finding, Result, SqlState};
+use crate::node::Node;
+use crate::quote::{ident, literal};
+use pgrx::pg_sys;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::CStr;
+use std::path::{Path, PathBuf};
+
+/// Extensions that each node gets by itself, and whose versions the engines compare.
+const OUR_EXTENSIONS: [&str; 2] = ["spock", "zodan"];
+
+/// Roles that own something, that a privilege, a default privilege, a policy, a user mapping or a
+/// setting of the database names. The first superuser is in no dependency, so owners are looked up as
+/// well; his name need not be the same on both nodes.
+const ROLES: &str = "
+WITH db AS (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+SELECT DISTINCT r.rolname
+  FROM (
+    SELECT s.refobjid
+      FROM pg_catalog.pg_shdepend s JOIN db ON s.dbid = db.oid
+     WHERE s.refclassid = 'pg_authid'::regclass AND s.classid <> 'pg_extension'::regclass
+       AND NOT (s.deptype = 'o'
+                AND EXISTS (SELECT FROM pg_catalog.pg_depend d
+                             WHERE d.classid = s.classid AND d.objid = s.objid AND d.deptype = 'e'))
+     UNION ALL
+    SELECT s.setrole FROM pg_catalog.pg_db_role_setting s JOIN db ON s.setdatabase = db.oid
+     UNION ALL
+    SELECT o.owner
+      FROM (SELECT 'pg_class'::regclass, oid, relowner, relnamespace FROM pg_catalog.pg_class
+             WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+             UNION ALL
+            SELECT 'pg_proc'::regclass, oid, proowner, pronamespace FROM pg_catalog.pg_proc
+             UNION ALL
+            SELECT 'pg_type'::regclass, oid, typowner, typnamespace FROM pg_catalog.pg_type
+             UNION ALL
+            SELECT 'pg_namespace'::regclass, oid, nspowner, oid FROM pg_catalog.pg_namespace
+           ) AS o(class, oid, owner, schema)
+      JOIN pg_catalog.pg_namespace n ON n.oid = o.schema
+     WHERE o.oid >= 16384 AND n.nspname <> ALL ($1::text[]) AND n.nspname !~ '^pg_'
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                        WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e')
+  ) AS named(role)
+  JOIN pg_catalog.pg_roles r ON r.oid = named.role
+ ORDER BY 1";
+
+const TABLESPACES: &str = "
+SELECT DISTINCT t.spcname
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace
+ WHERE c.oid >= 16384 AND t.oid >= 16384 AND c.relkind <> 't'
+ ORDER BY 1";
+
+const INSTALLED: &str = "
+SELECT e.extname, e.extversion, n.nspname
+  FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+ WHERE e.extname <> ALL ($1::text[])
+ ORDER BY 1";
+
+const AVAILABLE: &str = "
+SELECT v.name, v.version, v.version = a.default_version
+  FROM pg_catalog.pg_available_extension_versions v
+  JOIN pg_catalog.pg_available_extensions a ON a.name = v.name
+ WHERE v.name = ANY ($1::text[])";
+
+/// Libraries of functions in C that no extension brings along. PostgreSQL loads them when it restores
+/// the functions.
+const LIBRARIES: &str = "
+SELECT DISTINCT p.probin
+  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+ WHERE l.lanname = 'c' AND p.oid >= 16384 AND p.probin IS NOT NULL
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
+ ORDER BY 1";
+
+/// Checks what would stop the restore on `target`, which is this server. Changes nothing.
+pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
+    let mut findings = missing_programs(&target.name);
+    let first = |node: &mut Node, sql: &str, params: &[&str]| -> Result<Vec<String>> {
+        Ok(node.query(sql, params)?.iter().map(|row| row.text(0).to_owned()).collect())
+    };
+    let ours = array(OURS);
+
+    let roles: BTreeSet<String> =
+        first(target, "SELECT rolname FROM pg_catalog.pg_roles", &[])?.into_iter().collect();
+    for role in first(source, ROLES, &[&ours])?.into_iter().filter(|r| !roles.contains(r)) {
+        findings.push(Finding::new(
+            &target.name,
+            SqlState::UNDEFINED_OBJECT,
+            format!("role {} is missing, which the structure of node \"{}\" names", ident(&role), source.name),
+            "Create the roles as they are on the source; pg_dumpall --roles-only prints them.",
+        ));
+    }
+
+    let spaces = first(target, "SELECT spcname FROM pg_catalog.pg_tablespace", &[])?;
+    for space in first(source, TABLESPACES, &[])?.into_iter().filter(|s| !spaces.contains(s)) {
+        findings.push(Finding::new(
+            &target.name,
+            SqlState::UNDEFINED_OBJECT,
+            format!("tablespace {} is missing, in which node \"{}\" has tables", ident(&space), source.name),
+            "Create tablespaces of the same names; pg_dumpall --tablespaces-only prints them.",
+        ));
+    }
+
+    findings.extend(extensions(source, target)?);
+
+    for library in first(source, LIBRARIES, &[])? {
+        if let Some(path) = missing_library(&library) {
+            findings.push(Finding::new(
+                &target.name,
+                SqlState::parse("58P01"),
+                format!("file \"{}\" is missing, which functions of node \"{}\" are in", path.display(), source.name),
+                "Install the library that is on the source's server.",
+            ));
+        }
+    }
+    Ok(findings)
+}
+
+fn missing_programs(node: &str) -> Vec<Finding> {
+    ["pg_dump", "pg_restore"]
+        .iter()
+        .map(|name| program::path(name))
+        .filter(|path| !path.exists())
+        .map(|path| {
+            Finding::new(
+                node,
+                SqlState::parse("58P01"),
+                format!("program \"{}\" is missing", path.display()),
+                "Install the client programs of the server's own version.",
+            )
+        })
+        .collect()
+}
+
+fn extensions(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
+    let ours = array(OUR_EXTENSIONS);
+    let needed = source.query(INSTALLED, &[&ours])?;
+    let mut installed = HashMap::new();
+    for row in &target.query(INSTALLED, &[&ours])? {
+        installed.insert(row.text(0).to_owned(), (row.text(1).to_owned(), row.text(2).to_owned()));
+    }
+    let names = array(needed.iter().map(|row| row.text(0)));
+    let mut versions: HashMap<String, Available> = HashMap::new();
+    for row in &target.query(AVAILABLE, &[&names])? {
+        let entry = versions.entry(row.text(0).to_owned()).or_default();
+        if row.bool(2) {
+            entry.default = row.text(1).to_owned();
+        }
+        entry.all.push(row.text(1).to_owned());
+    }
+    Ok(needed
+        .iter()
+        .filter_map(|row| {
+            let wanted = Extension { name: row.text(0), version: row.text(1), schema: row.text(2) };
+            wanted.finding(
+                &source.name,
+                &target.name,
+                installed.get(wanted.name).map(|(v, s)| (v.as_str(), s.as_str())),
+                versions.get(wanted.name),
+            )
+        })
+        .collect())
+}
+
+#[derive(Debug, Default)]
+struct Available {
+    default: String,
+    all: Vec<String>,
+}
+
+/// An extension as the source has it.
+struct Extension<'a> {
+    name: &'a str,
+    version: &'a str,
+    schema: &'a str,
+}
+
+impl Extension<'_> {
+    /// What is wrong with it on the new node, where it is installed or will be by default.
+    fn finding(
+        &self,
+        source: &str,
+        node: &str,
+        installed: Option<(&str, &str)>,
+        available: Option<&Available>,
+    ) -> Option<Finding> {
+        let name = ident(self.name);
+        let wanted = format!("node \"{source}\" has version {}", self.version);
+        let version = literal(self.version);
+        let (state, message, hint) = match (installed, available) {
+            (Some((_, schema)), _) if schema != self.schema => (
+                SqlState::DUPLICATE_OBJECT,
+                format!("extension {name} is in schema {}, but on node \"{source}\" in {}", ident(schema), ident(self.schema)),
+                format!("Drop it, or run: ALTER EXTENSION {name} SET SCHEMA {}", ident(self.schema)),
+            ),
+            (Some((here, _)), _) if !same_release(here, self.version) => (
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!("extension {name} has version {here}, {wanted}"),
+                format!("Update the older one: ALTER EXTENSION {name} UPDATE TO {version}"),
+            ),
+            (Some(_), _) => return None,
+            (None, None) => (
+                SqlState::UNDEFINED_OBJECT,
+                format!("extension {name} is not available, {wanted}"),
+                "Install its files on the new node's server.".to_owned(),
+            ),
+            (None, Some(has)) if same_release(&has.default, self.version) => return None,
+            (None, Some(has)) if has.all.iter().any(|v| v == self.version) => (
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!("extension {name} would get version {}, {wanted}", has.default),
+                format!(
+                    "Create it beforehand: CREATE EXTENSION {name} WITH SCHEMA {} VERSION {version}",
+                    ident(self.schema)
+                ),
+            ),
+            (None, Some(has)) => (
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!("extension {name} is available in version {} only, {wanted}", has.default),
+                "Install the same release on both servers.".to_owned(),
+            ),
+        };
+        Some(Finding::new(node, state, message, hint))
+    }
+}
+
+/// The same up to major.minor where versions are numbers, else the very same.
+fn same_release(a: &str, b: &str) -> bool {
+    let release = |text: &str| -> Option<(u64, u64)> {
+        let mut numbers = text.split('.');
+        let major = numbers.next()?.parse().ok()?;
+        Some((major, numbers.next().map_or(Some(0), |n| n.parse().ok())?))
+    };
+    a == b || release(a).is_some_and(|r| release(b) == Some(r))
+}
+
+/// Where the library ought to be, if it is not there. Only for the two forms whose place is known.
+fn missing_library(name: &str) -> Option<PathBuf> {
+    // SAFETY: set by the postmaster when it starts, and a C string since then.
+    let libdir = unsafe { CStr::from_ptr((&raw const pg_sys::pkglib_path).cast()) };
+    let path = match name.strip_prefix("$libdir/") {
+        Some(file) => Path::new(&*libdir.to_string_lossy()).join(file),
+        None if name.starts_with('/') => PathBuf::from(name),
+        None => return None,
+    };
+    let mut with_suffix = path.clone().into_os_string();
+    with_suffix.push(".so");
+    (!path.exists() && !Path::new(&with_suffix).exists()).then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases() {
+        for (a, b) in [("1.6", "1.6"), ("3.4.2", "3.4.10"), ("2", "2.0"), ("unpackaged", "unpackaged")] {
+            assert!(same_release(a, b), "{a} {b}");
+        }
+        for (a, b) in [("5.0.10", "5.1.0"), ("1.10", "1.1"), ("2", "2.1"), ("x", "y"), ("1.x", "1.y")] {
+            assert!(!same_release(a, b), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn extensions_are_compared_with_what_the_restore_would_make() {
+        let wanted = Extension { name: "hstore", version: "1.8", schema: "public" };
+        let state = |installed, available: Option<&Available>| {
+            wanted.finding("s", "n", installed, available).map(|f| f.state.to_string())
+        };
+        let newest = Available { default: "1.9".into(), all: vec!["1.8".into(), "1.9".into()] };
+        let equal = Available { default: "1.8".into(), all: vec!["1.8".into()] };
+        let other = Available { default: "2.0".into(), all: vec!["2.0".into()] };
+        assert_eq!(state(Some(("1.8", "public")), None), None);
+        assert_eq!(state(None, Some(&equal)), None);
+        assert_eq!(state(None, None).as_deref(), Some("42704"));
+        assert_eq!(state(None, Some(&newest)).as_deref(), Some("0A000"));
+        assert_eq!(state(None, Some(&other)).as_deref(), Some("0A000"));
+        assert_eq!(state(Some(("1.7", "public")), Some(&newest)).as_deref(), Some("0A000"));
+        assert_eq!(state(Some(("1.8", "ext")), Some(&newest)).as_deref(), Some("42710"));
+    }
+}

@@ -1,0 +1,240 @@
+//! A copy worker: a background worker with a session of its own on the source, in the same snapshot as
+//! all the others. It takes tasks until there are none left.
+
+use super::guard::guarded;
+use super::plan::Task;
+use super::shared::{Job, Shared, Slot};
+use super::stream::Stream;
+use super::tables::Table;
+use super::{begin_in_snapshot, origin};
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::{Conn, Dsn, wait};
+use crate::quote::literal;
+use pgrx::prelude::*;
+use std::ffi::{CString, c_int};
+
+/// Settings of the remote session beyond those of all our sessions: rows in the order in which they
+/// lie, no more processes over there than workers here, and money that reads the same everywhere.
+const REMOTE: &str = "
+SELECT set_config('synchronize_seqscans', 'off', false),
+       set_config('max_parallel_workers_per_gather', '0', false),
+       set_config('lc_monetary', 'C', false)";
+
+/// Settings of the local session. The texts of the source are written with the same settings.
+const LOCAL: [(&str, &str); 12] = [
+    // The database refuses writes of everybody else during the copy.
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("row_security", "off"),
+    ("datestyle", "ISO, YMD"),
+    ("intervalstyle", "postgres"),
+    ("timezone", "UTC"),
+    ("lc_monetary", "C"),
+    ("xmloption", "content"),
+    // Made durable by the next commit of the run itself; what a crash loses, it also undoes.
+    ("synchronous_commit", "off"),
+];
+
+unsafe extern "C-unwind" {
+    /// PostgreSQL's own handler of SIGTERM. The binding of the same name is a Rust function around
+    /// it, which a signal handler must not be.
+    fn die(signal: c_int);
+}
+
+/// The argument of worker `number` of the segment `handle`.
+pub fn argument(handle: u32, number: usize) -> u64 {
+    (number as u64) << 32 | u64::from(handle)
+}
+
+/// The entry point that the leader registers.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn zodan_copy_worker(argument: pg_sys::Datum) {
+    // SAFETY: the usual beginning of a background worker. `die` lets every CHECK_FOR_INTERRUPTS end
+    // this process when the leader asks for it.
+    unsafe {
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(pg_sys::SIGTERM as c_int, Some(die));
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(die));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+    let Some(shared) = Shared::attach(argument.value() as u32) else { return };
+    // SAFETY: once per process. The leader is connected to this database as this user, so what could
+    // refuse the connection has let the leader pass.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        let flags = pg_sys::BGWORKER_BYPASS_ALLOWCONN;
+        #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+        let flags = pg_sys::BGWORKER_BYPASS_ALLOWCONN | pg_sys::BGWORKER_BYPASS_ROLELOGINCHECK;
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(shared.database(), shared.user(), flags);
+    }
+    let Some(slot) = shared.claim((argument.value() as u64 >> 32) as usize) else { return };
+    match guarded(|| work(&shared, slot)) {
+        Ok(()) => slot.finish(),
+        Err(error) => {
+            // SAFETY: after an error, whatever was open.
+            unsafe { pg_sys::AbortOutOfAnyTransaction() };
+            slot.fail(&error);
+        }
+    }
+}
+
+fn work(shared: &Shared, slot: &Slot) -> Result<()> {
+    let job = shared.job()?;
+    let dsn = Dsn::parse(&job.dsn).map_err(|e| Error::internal(e.problem()))?;
+    set_up(&job)?;
+    origin::adopt(job.origin, job.origin_holder);
+    show(&format!("COPY: connecting to node \"{}\"", job.node));
+    let mut conn = Conn::open(&job.node, &dsn)?;
+    conn.query(REMOTE, &[])?;
+    while let Some((number, task)) = Some(shared.take()).and_then(|n| Some((n, job.tasks.get(n)?))) {
+        wait::check_interrupts()?;
+        let table = &job.tables[task.table];
+        slot.begin(number);
+        show(&format!("COPY {} FROM node \"{}\"", table.label(), job.node));
+        copy(&job, &dsn, &mut conn, slot, table, task)
+            .map_err(|error| in_table(error, table, &job.node))?;
+        slot.end(task.bytes);
+    }
+    Ok(())
+}
+
+fn copy(job: &Job, dsn: &Dsn, conn: &mut Conn, slot: &Slot, table: &Table, task: &Task) -> Result<()> {
+    pin(job, dsn, conn, table)?;
+    let stream = Stream::new(conn.copy_out(&table.copy_out(task.range))?, slot);
+    origin::stamp(job.timestamp);
+    store(stream, table)?;
+    conn.query("COMMIT", &[])?;
+    Ok(())
+}
+
+/// Opens a transaction of the snapshot on the source and keeps the table as it is from now on.
+///
+/// A snapshot does not protect against everything: a table that an ALTER TABLE has rewritten since
+/// looks empty to it, and nobody would ever send its rows. TRUNCATE looks the same and is harmless,
+/// because it is replicated; so are CLUSTER and VACUUM FULL, which keep old rows visible.
+fn pin(job: &Job, dsn: &Dsn, conn: &mut Conn, table: &Table) -> Result<()> {
+    let label = table.label();
+    let name = literal(&label);
+    let begin = begin_in_snapshot(&job.snapshot);
+    let same_file = format!(
+        "{begin}; LOCK TABLE ONLY {label} IN ACCESS SHARE MODE;
+         SELECT relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = {name}::regclass"
+    );
+    let answer = conn.query(&same_file, &[])?;
+    if answer.first().is_some_and(|row| row.bool(0)) {
+        return Ok(());
+    }
+    let definition = format!(
+        "SELECT c.relam, c.relpersistence, a.attnum, a.xmin, d.xmin
+           FROM pg_class c
+           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+           LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+          WHERE c.oid = {name}::regclass ORDER BY a.attnum"
+    );
+    let then = conn.query(&definition, &[])?;
+    let now = Conn::open(&job.node, dsn)?.query(&definition, &[])?;
+    if !then.is_empty() && then == now {
+        return Ok(());
+    }
+    Err(Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        "its definition has changed since the snapshot was taken",
+        "Run the same CALL again, and do not change the structure of tables while a node joins.",
+    ))
+}
+
+/// Stores what the stream brings in a transaction of its own.
+fn store(stream: Stream<'_>, table: &Table) -> Result<()> {
+    let (schema, name) = match &table.into {
+        Some((schema, name)) => (schema, name),
+        None => (&table.schema, &table.name),
+    };
+    let (schema, name) = (c_string(schema)?, c_string(name)?);
+    // SAFETY: the frame of a transaction as background workers make it. On an error the caller aborts
+    // the transaction, which closes the relation and gives the user back.
+    unsafe {
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let range = pg_sys::makeRangeVar(
+            pg_sys::pstrdup(schema.as_ptr()),
+            pg_sys::pstrdup(name.as_ptr()),
+            -1,
+        );
+        let relation = pg_sys::table_openrv(range, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
+        let mut user = pg_sys::InvalidOid;
+        let mut context = 0;
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        // Constraints and generated columns call functions that any owner may have written. They
+        // run as the owner, as they do in logical replication, not as the superuser that we are.
+        pg_sys::SetUserIdAndSecContext(
+            (*(*relation).rd_rel).relowner,
+            context
+                | (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION)
+                    as c_int,
+        );
+        stream.copy_into(relation, table)?;
+        pg_sys::SetUserIdAndSecContext(user, context);
+        pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommitTransactionCommand();
+        // Autovacuum learns of the table while the copy goes on, and analyzes it.
+        pg_sys::pgstat_report_stat(true);
+    }
+    Ok(())
+}
+
+fn set_up(job: &Job) -> Result<()> {
+    // SAFETY: a static name; the settings need no transaction, but the catalog lookups of some do.
+    unsafe {
+        pg_sys::StartTransactionCommand();
+        set("client_encoding", &std::ffi::CStr::from_ptr(pg_sys::GetDatabaseEncodingName()).to_string_lossy())?;
+        for (name, value) in LOCAL {
+            set(name, value)?;
+        }
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        set("transaction_timeout", "0")?;
+        set("search_path", &job.search_path)?;
+        pg_sys::CommitTransactionCommand();
+    }
+    Ok(())
+}
+
+fn set(name: &str, value: &str) -> Result<()> {
+    let (name, value) = (c_string(name)?, c_string(value)?);
+    // SAFETY: C strings, copied by the callee.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+    }
+    Ok(())
+}
+
+/// What `pg_stat_activity.query` shows.
+fn show(text: &str) {
+    if let Ok(text) = c_string(text) {
+        // SAFETY: a C string, copied by the callee.
+        unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr()) };
+    }
+}
+
+fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::internal("a name holds a zero byte"))
+}
+
+fn in_table(error: Error, table: &Table, node: &str) -> Error {
+    Error::Local {
+        state: error.sqlstate(),
+        message: format!("could not copy table {} of node \"{node}\": {error}", table.label()),
+        detail: error.detail(),
+        hint: error.hint(),
+    }
+}
