@@ -1,7 +1,7 @@
 -- What the native engine needs on every member. Called over the coordinator's sessions, whose
 -- search_path is empty.
 
-CREATE FUNCTION zodan.probe(dsn text) RETURNS TABLE (system_identifier text, database text)
+CREATE FUNCTION zodan.probe(dsn text) RETURNS TABLE (server text, database text)
 LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'probe_wrapper';
 REVOKE ALL ON FUNCTION zodan.probe(text) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.probe(text) IS

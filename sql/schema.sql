@@ -36,13 +36,19 @@ CREATE TABLE zodan.node (
     location          text,
     country           text,
     info              jsonb,
-    joined_at         timestamptz NOT NULL DEFAULT now(),
-    UNIQUE (system_identifier, database)
+    joined_at         timestamptz NOT NULL DEFAULT now()
 );
 REVOKE ALL ON zodan.node FROM PUBLIC;
 COMMENT ON TABLE zodan.node IS 'Members of a cluster on PostgreSQL''s own replication; the same on every member';
 COMMENT ON COLUMN zodan.node.dsn IS 'Connection string by which the other members subscribe to this one; may hold a password';
-COMMENT ON COLUMN zodan.node.system_identifier IS 'With database: which member this server is';
+COMMENT ON COLUMN zodan.node.system_identifier IS 'With database: what is behind the name, so that no other is taken for it';
+
+CREATE TABLE zodan.local_node (
+    name text PRIMARY KEY,
+    one_row boolean NOT NULL DEFAULT true UNIQUE CHECK (one_row)
+);
+REVOKE ALL ON zodan.local_node FROM PUBLIC;
+COMMENT ON TABLE zodan.local_node IS 'Which of the members this database is; empty where it is none';
 
 CREATE TABLE zodan.marker (
     id      text PRIMARY KEY,

@@ -33,7 +33,11 @@ impl SqlState {
     /// The state a server sent; anything that is not five characters of `[0-9A-Z]` becomes XX000.
     pub fn parse(text: &str) -> Self {
         match <[u8; 5]>::try_from(text.as_bytes()) {
-            Ok(code) if code.iter().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase()) => {
+            Ok(code)
+                if code
+                    .iter()
+                    .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase()) =>
+            {
                 Self(code)
             }
             _ => Self::INTERNAL_ERROR,
@@ -42,12 +46,16 @@ impl SqlState {
 
     /// PostgreSQL's `MAKE_SQLSTATE`: five 6-bit characters, the first in the lowest bits.
     pub fn pack(self) -> i32 {
-        (0..5).fold(0, |n, i| n | (i32::from(self.0[i] - b'0') & 0x3f) << (6 * i))
+        (0..5).fold(0, |n, i| {
+            n | (i32::from(self.0[i] - b'0') & 0x3f) << (6 * i)
+        })
     }
 
     /// The inverse of [`SqlState::pack`].
     pub fn unpack(packed: i32) -> Self {
-        Self(std::array::from_fn(|i| ((packed >> (6 * i)) & 0x3f) as u8 + b'0'))
+        Self(std::array::from_fn(|i| {
+            ((packed >> (6 * i)) & 0x3f) as u8 + b'0'
+        }))
     }
 
     pub fn as_str(&self) -> &str {
@@ -56,7 +64,10 @@ impl SqlState {
 
     /// "Already gone": what an undo may meet and call done.
     pub fn is_undefined(self) -> bool {
-        matches!(&self.0, b"42704" | b"42P01" | b"3F000" | b"42883" | b"3D000")
+        matches!(
+            &self.0,
+            b"42704" | b"42P01" | b"3F000" | b"42883" | b"3D000"
+        )
     }
 }
 
@@ -88,7 +99,12 @@ impl Finding {
         message: impl Into<String>,
         hint: impl Into<String>,
     ) -> Self {
-        Self { node: node.into(), state, message: message.into(), hint: hint.into() }
+        Self {
+            node: node.into(),
+            state,
+            message: message.into(),
+            hint: hint.into(),
+        }
     }
 }
 
@@ -107,10 +123,19 @@ pub struct Remote {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error("argument {argument} {problem}")]
-    Argument { argument: &'static str, problem: String, hint: String, state: SqlState },
+    Argument {
+        argument: &'static str,
+        problem: String,
+        hint: String,
+        state: SqlState,
+    },
 
     #[error("could not connect to node \"{node}\": {reason}")]
-    Connect { node: String, reason: String, hint: String },
+    Connect {
+        node: String,
+        reason: String,
+        hint: String,
+    },
 
     #[error("node \"{}\": {}", .0.node, .0.message)]
     Remote(Box<Remote>),
@@ -119,30 +144,58 @@ pub enum Error {
     Lost { node: String, reason: String },
 
     #[error("{message}")]
-    Local { state: SqlState, message: String, detail: Option<String>, hint: Option<String> },
+    Local {
+        state: SqlState,
+        message: String,
+        detail: Option<String>,
+        hint: Option<String>,
+    },
 
     #[error("{message}")]
-    Refused { state: SqlState, message: String, detail: Option<String>, hint: String },
+    Refused {
+        state: SqlState,
+        message: String,
+        detail: Option<String>,
+        hint: String,
+    },
 
     #[error("{}", checks_message(.0))]
     Checks(Vec<Finding>),
 
     #[error("node \"{node}\": {program} failed: {message}")]
-    Program { program: String, node: String, message: String },
+    Program {
+        program: String,
+        node: String,
+        message: String,
+    },
 
     /// A statement was cancelled because its own time limit passed, not because anybody asked.
     #[error("node \"{node}\": {what} took longer than {limit_ms} ms")]
-    Deadline { node: String, what: String, limit_ms: u128 },
+    Deadline {
+        node: String,
+        what: String,
+        limit_ms: u128,
+    },
 
     #[error("node \"{node}\": {what} made no progress for {seconds} s")]
-    Stalled { node: String, what: String, seconds: u64, detail: String, hint: String },
+    Stalled {
+        node: String,
+        what: String,
+        seconds: u64,
+        detail: String,
+        hint: String,
+    },
 
     #[error("{message}")]
     Interrupted { state: SqlState, message: String },
 
     /// The first error of a run, after its undo left something behind.
     #[error("{first}")]
-    NotUndone { first: Box<Error>, left: Vec<String>, hint: String },
+    NotUndone {
+        first: Box<Error>,
+        left: Vec<String>,
+        hint: String,
+    },
 
     #[error("{0}")]
     Internal(String),
@@ -156,12 +209,13 @@ fn checks_message(findings: &[Finding]) -> String {
 }
 
 impl Error {
-    pub fn refused(
-        state: SqlState,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
-        Self::Refused { state, message: message.into(), detail: None, hint: hint.into() }
+    pub fn refused(state: SqlState, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Refused {
+            state,
+            message: message.into(),
+            detail: None,
+            hint: hint.into(),
+        }
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
@@ -177,9 +231,9 @@ impl Error {
             Self::Connect { .. } => SqlState::UNABLE_TO_CONNECT,
             Self::Remote(remote) => remote.state,
             Self::Lost { .. } => SqlState::CONNECTION_FAILURE,
-            Self::Checks(findings) => {
-                findings.first().map_or(SqlState::INTERNAL_ERROR, |f| f.state)
-            }
+            Self::Checks(findings) => findings
+                .first()
+                .map_or(SqlState::INTERNAL_ERROR, |f| f.state),
             Self::Program { .. } => SqlState::EXTERNAL_ROUTINE_EXCEPTION,
             Self::Deadline { .. } => SqlState::QUERY_CANCELED,
             Self::Stalled { .. } => SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -253,7 +307,10 @@ mod tests {
     #[test]
     fn sqlstate_survives_packing() {
         for text in ["42P01", "08006", "57014", "XX000", "22004"] {
-            assert_eq!(SqlState::unpack(SqlState::parse(text).pack()).as_str(), text);
+            assert_eq!(
+                SqlState::unpack(SqlState::parse(text).pack()).as_str(),
+                text
+            );
         }
         assert_eq!(SqlState::parse("4250"), SqlState::INTERNAL_ERROR);
         assert_eq!(SqlState::parse("42é0"), SqlState::INTERNAL_ERROR);
@@ -261,8 +318,18 @@ mod tests {
 
     #[test]
     fn checks_are_reported_together() {
-        let a = Finding::new("n1", SqlState::CONFIGURATION_LIMIT_EXCEEDED, "no slot free", "Raise it.");
-        let b = Finding::new("n2", SqlState::UNDEFINED_OBJECT, "role r is missing", "Raise it.");
+        let a = Finding::new(
+            "n1",
+            SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+            "no slot free",
+            "Raise it.",
+        );
+        let b = Finding::new(
+            "n2",
+            SqlState::UNDEFINED_OBJECT,
+            "role r is missing",
+            "Raise it.",
+        );
         let one = Error::Checks(vec![a.clone()]);
         assert_eq!(one.to_string(), "node \"n1\": no slot free");
         assert_eq!(one.detail(), None);
@@ -278,13 +345,20 @@ mod tests {
 
     #[test]
     fn what_could_not_be_undone_keeps_the_first_error() {
-        let first = Error::Lost { node: "n2".into(), reason: "server closed".into() };
+        let first = Error::Lost {
+            node: "n2".into(),
+            reason: "server closed".into(),
+        };
         let e = Error::NotUndone {
             first: Box::new(first),
             left: vec!["slot s on n2".into()],
             hint: "Run the same CALL again.".into(),
         };
         assert_eq!(e.sqlstate(), SqlState::CONNECTION_FAILURE);
-        assert!(e.hint().unwrap().ends_with("slot s on n2. Run the same CALL again."));
+        assert!(
+            e.hint()
+                .unwrap()
+                .ends_with("slot s on n2. Run the same CALL again.")
+        );
     }
 }

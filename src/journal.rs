@@ -1,6 +1,7 @@
 //! The journal of a run: `zodan.run` and `zodan.step`, written and committed before a side effect
 //! and again after it, so that whoever comes later knows what may have to be undone.
 
+use crate::copy::Inventory;
 use crate::error::{Error, Result};
 use crate::node::Local;
 use serde::{Deserialize, Serialize};
@@ -22,9 +23,12 @@ pub enum Effect {
     /// A replication origin on the node.
     Origin { origin: String },
     /// Everything that was copied into the node; the list says what was there before.
-    Objects { before: serde_json::Value },
+    Objects { before: Inventory },
     /// New sessions of the node's database are read-only.
-    ReadOnly { database: String, before: Option<String> },
+    ReadOnly {
+        database: String,
+        before: Option<String>,
+    },
     /// A statement on a table of the node, and the statement that takes it back.
     Table { undo: String },
 }
@@ -67,12 +71,20 @@ impl Journal {
              SELECT $1, $2, $3, $4 FROM zodan.unreplicated() RETURNING id",
             &[command, engine, source, node],
         )?;
-        Ok(Self { local: local.clone(), run: rows.one()?.parse(0)?, next: 1 })
+        Ok(Self {
+            local: local.clone(),
+            run: rows.one()?.parse(0)?,
+            next: 1,
+        })
     }
 
     /// The journal of a run that was interrupted.
     pub fn reopen(local: &Local, run: i64) -> Self {
-        Self { local: local.clone(), run, next: i32::MAX }
+        Self {
+            local: local.clone(),
+            run,
+            next: i32::MAX,
+        }
     }
 
     /// Runs without an end. The caller holds the membership lock of this node, so nobody runs them.
@@ -172,7 +184,12 @@ impl Journal {
             "UPDATE zodan.run SET copied_tables = $2::bigint, copied_rows = $3::bigint,
                                   copied_bytes = $4::bigint
                FROM zodan.unreplicated() WHERE id = $1::bigint",
-            &[&self.run.to_string(), &tables.to_string(), &rows.to_string(), &bytes.to_string()],
+            &[
+                &self.run.to_string(),
+                &tables.to_string(),
+                &rows.to_string(),
+                &bytes.to_string(),
+            ],
         )?;
         Ok(())
     }
@@ -200,8 +217,13 @@ mod tests {
         for effect in [
             Effect::Slot { slot: "s".into() },
             Effect::Provider,
-            Effect::ReadOnly { database: "d\"b".into(), before: None },
-            Effect::Objects { before: serde_json::json!({"schemas": ["public"]}) },
+            Effect::ReadOnly {
+                database: "d\"b".into(),
+                before: None,
+            },
+            Effect::Objects {
+                before: Inventory::default(),
+            },
         ] {
             let text = serde_json::to_string(&effect).unwrap();
             assert_eq!(serde_json::from_str::<Effect>(&text).unwrap(), effect);

@@ -19,7 +19,12 @@ mod workflow;
 
 extension_sql_file!("../sql/schema.sql", name = "schema", bootstrap);
 extension_sql_file!("../sql/native.sql", name = "native", requires = ["schema"]);
-extension_sql_file!("../sql/add_node.sql", name = "add_node", requires = ["schema"], finalize);
+extension_sql_file!(
+    "../sql/add_node.sql",
+    name = "add_node",
+    requires = ["schema"],
+    finalize
+);
 
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {

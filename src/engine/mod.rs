@@ -64,7 +64,7 @@ pub trait Engine {
     /// What this engine needs beyond what every engine needs.
     fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>>;
 
-    /// Connects from the node to `dsn` and returns `system_identifier, database`.
+    /// Connects from the node to `dsn` and returns the `server, database` of `server::identity`.
     fn probe(&self, dsn: &str) -> Statement;
 
     /// Makes the node able to provide changes.
@@ -75,6 +75,8 @@ pub trait Engine {
     /// then on, and what makes them go on working: schema, name, the statement, its undo.
     fn tables_to_prepare(&self) -> Statement;
 
+    /// Makes the node know that it is `name`.
+    fn call_itself(&self, name: &str) -> Statement;
     /// Writes `identity` into the registry of the node.
     fn register(&self, identity: &Identity) -> Statement;
     fn unregister(&self, name: &str) -> Statement;
@@ -118,7 +120,8 @@ pub fn subscription_states(rows: &crate::libpq::Rows) -> Result<Vec<Subscription
                 applied: row
                     .get(4)
                     .map(|lsn| {
-                        lsn.parse().map_err(|()| crate::error::Error::internal("not an LSN"))
+                        lsn.parse()
+                            .map_err(|()| crate::error::Error::internal("not an LSN"))
                     })
                     .transpose()?,
             })

@@ -17,7 +17,11 @@ pub fn subscription(provider: &str, subscriber: &str) -> String {
     let tail = format!("_{hash:016x}");
     // "sub_" + provider + "_" + subscriber + tail
     let room = (NAME_MAX - "sub__".len() - tail.len()) / 2;
-    format!("sub_{}_{}{tail}", readable(provider, room), readable(subscriber, room))
+    format!(
+        "sub_{}_{}{tail}",
+        readable(provider, room),
+        readable(subscriber, room)
+    )
 }
 
 fn is_slot_byte(b: u8) -> bool {
@@ -27,7 +31,13 @@ fn is_slot_byte(b: u8) -> bool {
 fn readable(name: &str, room: usize) -> String {
     name.chars()
         .map(|c| c.to_ascii_lowercase())
-        .map(|c| if c.is_ascii() && is_slot_byte(c as u8) { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii() && is_slot_byte(c as u8) {
+                c
+            } else {
+                '_'
+            }
+        })
         .take(room)
         .collect()
 }
@@ -56,7 +66,17 @@ mod tests {
     #[test]
     fn odd_names_become_valid_and_stay_apart() {
         let long = "x".repeat(60);
-        let names = ["n-3", "n_3", "N3", "n3", "n 3", "n'3", "n\"3", "ñ3", long.as_str()];
+        let names = [
+            "n-3",
+            "n_3",
+            "N3",
+            "n3",
+            "n 3",
+            "n'3",
+            "n\"3",
+            "ñ3",
+            long.as_str(),
+        ];
         let mut seen = std::collections::HashSet::new();
         for provider in names {
             for subscriber in names {

@@ -39,13 +39,15 @@ impl Engine for Native {
             return Err(Error::Checks(vec![extension_missing(&source.name)]));
         }
         let rows = source.query(
-            "SELECT n.name, n.dsn, n.system_identifier = c.system_identifier::text
-                    AND n.database = current_database()
-               FROM zodan.node n, pg_control_system() c ORDER BY n.joined_at, n.name",
+            "SELECT n.name, n.dsn, n.name = (SELECT l.name FROM zodan.local_node l)
+               FROM zodan.node n ORDER BY n.joined_at, n.name",
             &[],
         )?;
         if rows.is_empty() {
-            return Ok(Survey { members: vec![source.member()], founded: false });
+            return Ok(Survey {
+                members: vec![source.member()],
+                founded: false,
+            });
         }
         let mut members = vec![];
         let mut own = None;
@@ -57,30 +59,46 @@ impl Engine for Native {
             let dsn = Dsn::parse(row.text(1)).map_err(|bad| {
                 Error::refused(
                     SqlState::INVALID_PARAMETER_VALUE,
-                    format!("the connection string of node \"{name}\" in zodan.node {}", bad.problem()),
-                    format!("Correct it in zodan.node on every member, \"{}\" among them.", source.name),
+                    format!(
+                        "the connection string of node \"{name}\" in zodan.node {}",
+                        bad.problem()
+                    ),
+                    format!(
+                        "Correct it in zodan.node on every member, \"{}\" among them.",
+                        source.name
+                    ),
                 )
             })?;
             members.push(Member { name, dsn });
         }
         match own {
-            Some(own) if own == source.name => Ok(Survey { members, founded: true }),
+            Some(own) if own == source.name => Ok(Survey {
+                members,
+                founded: true,
+            }),
             Some(own) => Err(Error::Argument {
                 argument: "src_node_name",
                 problem: format!(
                     "is \"{}\", but src_dsn leads to the node \"{own}\"",
                     source.name
                 ),
-                hint: format!("Give \"{own}\", or the connection string of \"{}\".", source.name),
+                hint: format!(
+                    "Give \"{own}\", or the connection string of \"{}\".",
+                    source.name
+                ),
                 state: SqlState::INVALID_PARAMETER_VALUE,
             }),
             None => Err(Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 format!(
                     "the database behind src_dsn has members in zodan.node, but is none of them itself: {}",
-                    members.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ")
+                    members
+                        .iter()
+                        .map(|m| m.name.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", ")
                 ),
-                "It may be a restored copy of a member. Delete from zodan.node there what does not belong to it.",
+                "See zodan.local_node and zodan.node there, and delete what does not belong to it.",
             )),
         }
     }
@@ -102,7 +120,10 @@ impl Engine for Native {
                 findings.push(Finding::new(
                     &node.name,
                     SqlState::FEATURE_NOT_SUPPORTED,
-                    format!("the native engine needs PostgreSQL 16 or newer, the server is {}", row.parse::<u32>(0)? / 10_000),
+                    format!(
+                        "the native engine needs PostgreSQL 16 or newer, the server is {}",
+                        row.parse::<u32>(0)? / 10_000
+                    ),
                     "Upgrade the server, or use Spock, which replicates older versions.",
                 ));
             }
@@ -126,18 +147,32 @@ impl Engine for Native {
     }
 
     fn probe(&self, dsn: &str) -> Statement {
-        Statement::new("SELECT system_identifier, database FROM zodan.probe($1)", &[dsn])
+        Statement::new("SELECT server, database FROM zodan.probe($1)", &[dsn])
     }
 
     fn become_provider(&self) -> Vec<Statement> {
-        vec![Statement::new("CREATE PUBLICATION zodan FOR ALL TABLES", &[])]
+        vec![Statement::new(
+            "CREATE PUBLICATION zodan FOR ALL TABLES",
+            &[],
+        )]
     }
 
     fn cease_provider(&self) -> Vec<Statement> {
         vec![
             Statement::new("DROP PUBLICATION IF EXISTS zodan", &[]),
             Statement::new("DELETE FROM zodan.node USING zodan.unreplicated()", &[]),
+            Statement::new(
+                "DELETE FROM zodan.local_node USING zodan.unreplicated()",
+                &[],
+            ),
         ]
+    }
+
+    fn call_itself(&self, name: &str) -> Statement {
+        Statement::new(
+            "INSERT INTO zodan.local_node (name) SELECT $1 FROM zodan.unreplicated()",
+            &[name],
+        )
     }
 
     fn tables_to_prepare(&self) -> Statement {
@@ -192,7 +227,10 @@ impl Engine for Native {
     }
 
     fn emit_marker(&self, id: &str, provider: &str) -> Statement {
-        Statement::new("INSERT INTO zodan.marker (id, node) VALUES ($1, $2)", &[id, provider])
+        Statement::new(
+            "INSERT INTO zodan.marker (id, node) VALUES ($1, $2)",
+            &[id, provider],
+        )
     }
 
     fn markers_seen(&self, ids: &[String]) -> Statement {
@@ -234,7 +272,10 @@ impl Engine for Native {
     }
 
     fn stop_watchdog(&self) -> Statement {
-        Statement::new(format!("SELECT pg_advisory_unlock({PAUSE_LOCK}, pg_backend_pid())"), &[])
+        Statement::new(
+            format!("SELECT pg_advisory_unlock({PAUSE_LOCK}, pg_backend_pid())"),
+            &[],
+        )
     }
 
     fn pause(&self, subscriptions: &[String]) -> Statement {
@@ -279,7 +320,10 @@ impl Engine for Native {
 
     fn enable(&self, path: &Path) -> Statement {
         Statement::new(
-            format!("ALTER SUBSCRIPTION {} ENABLE", crate::quote::ident(&path.subscription)),
+            format!(
+                "ALTER SUBSCRIPTION {} ENABLE",
+                crate::quote::ident(&path.subscription)
+            ),
             &[],
         )
     }

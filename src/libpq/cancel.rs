@@ -85,7 +85,11 @@ pub fn request(conn: *mut pq::PGconn, limit: Duration) {
                 if left.is_zero() {
                     break;
                 }
-                let mut fd = libc::pollfd { fd: socket(handle), events, revents: 0 };
+                let mut fd = libc::pollfd {
+                    fd: socket(handle),
+                    events,
+                    revents: 0,
+                };
                 libc::poll(&mut fd, 1, left.as_millis() as c_int);
             }
         }

@@ -62,7 +62,9 @@ pub struct Job<'a> {
 impl Conn {
     /// Connects to `node` and sets the session up.
     pub fn open(node: &str, dsn: &Dsn) -> Result<Self> {
-        Self::open_all(&[(node, dsn)]).pop().unwrap_or_else(|| Err(Error::internal("no answer")))
+        Self::open_all(&[(node, dsn)])
+            .pop()
+            .unwrap_or_else(|| Err(Error::internal("no answer")))
     }
 
     /// Connects to several nodes at the same time; the answers are in the order of the question.
@@ -71,14 +73,20 @@ impl Conn {
         let jobs = conns
             .iter_mut()
             .filter_map(|c| c.as_mut().ok())
-            .map(|conn| Job { conn, sql: SETUP, params: &[] })
+            .map(|conn| Job {
+                conn,
+                sql: SETUP,
+                params: &[],
+            })
             .collect();
         let mut setups = together(jobs).into_iter();
         conns
             .into_iter()
             .map(|conn| {
                 let conn = conn?;
-                setups.next().unwrap_or_else(|| Err(Error::internal("no answer")))?;
+                setups
+                    .next()
+                    .unwrap_or_else(|| Err(Error::internal("no answer")))?;
                 Ok(conn)
             })
             .collect()
@@ -110,9 +118,16 @@ impl Conn {
         params: &[&str],
         limit: Option<Duration>,
     ) -> Result<Rows> {
-        together_within(vec![Job { conn: self, sql, params }], limit)
-            .pop()
-            .unwrap_or_else(|| Err(Error::internal("no answer")))
+        together_within(
+            vec![Job {
+                conn: self,
+                sql,
+                params,
+            }],
+            limit,
+        )
+        .pop()
+        .unwrap_or_else(|| Err(Error::internal("no answer")))
     }
 
     /// Starts `COPY ... TO STDOUT`.
@@ -137,11 +152,14 @@ impl Conn {
     }
 
     fn connect_all(nodes: &[(&str, &Dsn)], replication: Option<&str>) -> Vec<Result<Self>> {
-        let mut all: Vec<Connecting> =
-            nodes.iter().map(|(node, dsn)| Connecting::start(node, dsn, replication)).collect();
+        let mut all: Vec<Connecting> = nodes
+            .iter()
+            .map(|(node, dsn)| Connecting::start(node, dsn, replication))
+            .collect();
         loop {
-            let waiting: Vec<usize> =
-                (0..all.len()).filter(|i| matches!(all[*i], Connecting::Under { .. })).collect();
+            let waiting: Vec<usize> = (0..all.len())
+                .filter(|i| matches!(all[*i], Connecting::Under { .. }))
+                .collect();
             if waiting.is_empty() {
                 break;
             }
@@ -173,7 +191,10 @@ impl Conn {
             )));
         }
         if self.busy {
-            return Err(Error::internal(format!("session on {} is busy: {sql}", self.node)));
+            return Err(Error::internal(format!(
+                "session on {} is busy: {sql}",
+                self.node
+            )));
         }
         if !self.is_usable() {
             return Err(self.lost());
@@ -219,7 +240,10 @@ impl Conn {
         if unsafe { pq::PQisBusy(self.raw()) } == 0 {
             return Ok(None);
         }
-        Ok(Some(Interest { read: true, write: unsent > 0 }))
+        Ok(Some(Interest {
+            read: true,
+            write: unsent > 0,
+        }))
     }
 
     pub(super) fn consume(&mut self) {
@@ -267,7 +291,8 @@ impl Conn {
             unsafe {
                 pq::PQflush(self.raw());
                 while pq::PQisBusy(self.raw()) == 0 {
-                    let Some(result) = NonNull::new(pq::PQgetResult(self.raw())).map(PgResult) else {
+                    let Some(result) = NonNull::new(pq::PQgetResult(self.raw())).map(PgResult)
+                    else {
                         self.busy = false;
                         self.notices.borrow_mut().clear();
                         return;
@@ -277,7 +302,11 @@ impl Conn {
                     }
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
-                let mut fd = libc::pollfd { fd: self.socket(), events: libc::POLLIN, revents: 0 };
+                let mut fd = libc::pollfd {
+                    fd: self.socket(),
+                    events: libc::POLLIN,
+                    revents: 0,
+                };
                 if left.is_zero()
                     || libc::poll(&mut fd, 1, left.as_millis() as c_int) < 0
                     || pq::PQconsumeInput(self.raw()) == 0
@@ -324,8 +353,15 @@ impl Conn {
 
     pub(super) fn lost(&self) -> Error {
         let reason = self.message();
-        let reason = if reason.is_empty() { "the session is closed".into() } else { reason };
-        Error::Lost { node: self.node.clone(), reason }
+        let reason = if reason.is_empty() {
+            "the session is closed".into()
+        } else {
+            reason
+        };
+        Error::Lost {
+            node: self.node.clone(),
+            reason,
+        }
     }
 
     pub(super) fn remote_error(&self, result: &PgResult, sql: &str) -> Error {
@@ -339,8 +375,12 @@ impl Conn {
             node: self.node.clone(),
             state: SqlState::parse(&state),
             message: dsn::scrub(&message),
-            detail: result.field(pq::PG_DIAG_MESSAGE_DETAIL).map(|t| dsn::scrub(&t)),
-            hint: result.field(pq::PG_DIAG_MESSAGE_HINT).map(|t| dsn::scrub(&t)),
+            detail: result
+                .field(pq::PG_DIAG_MESSAGE_DETAIL)
+                .map(|t| dsn::scrub(&t)),
+            hint: result
+                .field(pq::PG_DIAG_MESSAGE_HINT)
+                .map(|t| dsn::scrub(&t)),
             statement: dsn::scrub(&one_line(sql)),
         }))
     }
@@ -380,8 +420,10 @@ pub fn together_within(jobs: Vec<Job<'_>>, limit: Option<Duration>) -> Vec<Resul
         if waiting.is_empty() {
             break;
         }
-        let fds: Vec<_> =
-            waiting.iter().map(|(i, interest)| (all[*i].conn.socket(), *interest)).collect();
+        let fds: Vec<_> = waiting
+            .iter()
+            .map(|(i, interest)| (all[*i].conn.socket(), *interest))
+            .collect();
         let rest = deadline.map(|d| d.saturating_duration_since(Instant::now()));
         if rest.is_some_and(|r| r.is_zero()) {
             if cancelled {
@@ -500,7 +542,11 @@ impl<'a> Running<'a> {
 }
 
 enum Connecting {
-    Under { conn: Conn, interest: Interest, deadline: Option<Instant> },
+    Under {
+        conn: Conn,
+        interest: Interest,
+        deadline: Option<Instant>,
+    },
     Done(Result<Conn>),
 }
 
@@ -540,7 +586,9 @@ impl Connecting {
         if !unsafe { pg_sys::AcquireExternalFD() } {
             return Err(Error::refused(
                 SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-                format!("could not connect to node \"{node}\": this server has too many open files"),
+                format!(
+                    "could not connect to node \"{node}\": this server has too many open files"
+                ),
                 "Raise max_files_per_process or the limit of the operating system.",
             ));
         }
@@ -566,7 +614,10 @@ impl Connecting {
             pq::PQsetNoticeReceiver(conn.raw(), Some(on_notice), sink.cast_mut().cast());
         }
         // PQconnectPoll ignores connect_timeout, so the deadline is ours; it is per host.
-        let hosts = dsn.get("host").or(dsn.get("hostaddr")).map_or(1, |h| h.split(',').count());
+        let hosts = dsn
+            .get("host")
+            .or(dsn.get("hostaddr"))
+            .map_or(1, |h| h.split(',').count());
         let patience = match dsn.get("connect_timeout").and_then(|t| t.parse().ok()) {
             Some(seconds @ 1..) => Duration::from_secs(seconds),
             _ => settings::connect_timeout(),
@@ -621,7 +672,9 @@ impl Connecting {
 
     fn advance(&mut self, ready: bool) {
         let expired = self.rest().is_some_and(|r| r.is_zero());
-        let Self::Under { conn, interest, .. } = self else { return };
+        let Self::Under { conn, interest, .. } = self else {
+            return;
+        };
         if !ready {
             if expired {
                 self.fail("timeout expired".into());
@@ -664,7 +717,9 @@ impl PgResult {
 
     pub(super) fn affected(&self) -> u64 {
         // SAFETY: as above; the text is copied.
-        unsafe { text(pq::PQcmdTuples(self.0.as_ptr())) }.parse().unwrap_or(0)
+        unsafe { text(pq::PQcmdTuples(self.0.as_ptr())) }
+            .parse()
+            .unwrap_or(0)
     }
 
     fn rows(&self) -> Rows {
@@ -703,7 +758,9 @@ impl Drop for PgResult {
 unsafe extern "C" fn on_notice(sink: *mut c_void, result: *const pq::PGresult) {
     // SAFETY: the sink is the box of the connection that calls; the result lives during the call.
     unsafe {
-        let Ok(mut notices) = (*sink.cast::<Notices>()).try_borrow_mut() else { return };
+        let Ok(mut notices) = (*sink.cast::<Notices>()).try_borrow_mut() else {
+            return;
+        };
         let severity = field(result, pq::PG_DIAG_SEVERITY_NONLOCALIZED).unwrap_or_default();
         notices.push(Notice {
             level: match severity.as_str() {
@@ -733,7 +790,9 @@ unsafe fn text(pointer: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: a C string, says the caller.
-    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(pointer) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn c_string(text: &str) -> Result<CString> {

@@ -26,14 +26,20 @@ impl<'a> CopyOut<'a> {
         while let Some(interest) = conn.flush()? {
             conn.wait(interest)?;
         }
-        let result = conn.next_result().ok_or_else(|| Error::internal("COPY without a result"))?;
+        let result = conn
+            .next_result()
+            .ok_or_else(|| Error::internal("COPY without a result"))?;
         if result.status() != pq::ExecStatusType::PGRES_COPY_OUT {
             let error = conn.remote_error(&result, sql);
             drop(result);
             conn.settle();
             return Err(error);
         }
-        Ok(Self { conn, sql: sql.to_owned(), finished: None })
+        Ok(Self {
+            conn,
+            sql: sql.to_owned(),
+            finished: None,
+        })
     }
 
     /// The next row, or `None` after the server has said that the copy succeeded.
@@ -57,7 +63,10 @@ impl<'a> CopyOut<'a> {
         // SAFETY: asynchronous mode: returns 0 instead of waiting. The buffer is ours to free.
         let len = unsafe { pq::PQgetCopyData(self.conn.raw(), &mut buffer, 1) };
         match (len, NonNull::new(buffer)) {
-            (1.., Some(data)) => Ok(Ready::Row(Chunk { data, len: len as usize })),
+            (1.., Some(data)) => Ok(Ready::Row(Chunk {
+                data,
+                len: len as usize,
+            })),
             (0, _) => Ok(Ready::Wait),
             (-1, _) => self.finish().map(|()| Ready::End),
             _ => Err(self.conn.lost()),
@@ -77,7 +86,9 @@ impl<'a> CopyOut<'a> {
             while let Some(interest) = self.conn.flush()? {
                 self.conn.wait(interest)?;
             }
-            let Some(result) = self.conn.next_result() else { break };
+            let Some(result) = self.conn.next_result() else {
+                break;
+            };
             match result.status() {
                 pq::ExecStatusType::PGRES_COMMAND_OK => rows = result.affected(),
                 _ => error = error.or_else(|| Some(self.conn.remote_error(&result, &self.sql))),

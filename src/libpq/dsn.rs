@@ -16,7 +16,9 @@ thread_local! {
 /// texts that come from other servers and programs, which may quote what they were given.
 pub fn scrub(message: &str) -> String {
     SECRETS.with_borrow(|known| {
-        known.iter().fold(message.to_owned(), |text, secret| text.replace(secret.as_str(), "********"))
+        known.iter().fold(message.to_owned(), |text, secret| {
+            text.replace(secret.as_str(), "********")
+        })
     })
 }
 
@@ -70,7 +72,9 @@ impl Dsn {
             while !(*entry).keyword.is_null() {
                 if !(*entry).val.is_null() {
                     options.push(DsnOption {
-                        keyword: CStr::from_ptr((*entry).keyword).to_string_lossy().into_owned(),
+                        keyword: CStr::from_ptr((*entry).keyword)
+                            .to_string_lossy()
+                            .into_owned(),
                         value: CStr::from_ptr((*entry).val).to_string_lossy().into_owned(),
                         // "*" marks a password field, whatever this version of libpq has of them
                         secret: *(*entry).dispchar == b'*' as c_char,
@@ -82,7 +86,11 @@ impl Dsn {
         }
         let dsn = Self { options };
         SECRETS.with_borrow_mut(|known| {
-            for secret in dsn.secrets().into_iter().filter(|s| s.len() >= SHORTEST_SCRUBBED) {
+            for secret in dsn
+                .secrets()
+                .into_iter()
+                .filter(|s| s.len() >= SHORTEST_SCRUBBED)
+            {
                 if !known.iter().any(|k| k == secret) {
                     known.push(secret.to_owned());
                 }
@@ -94,11 +102,16 @@ impl Dsn {
 
     /// Keyword, value and whether the value is a secret.
     pub fn options(&self) -> impl Iterator<Item = (&str, &str, bool)> {
-        self.options.iter().map(|o| (o.keyword.as_str(), o.value.as_str(), o.secret))
+        self.options
+            .iter()
+            .map(|o| (o.keyword.as_str(), o.value.as_str(), o.secret))
     }
 
     pub fn get(&self, keyword: &str) -> Option<&str> {
-        self.options.iter().find(|o| o.keyword == keyword).map(|o| o.value.as_str())
+        self.options
+            .iter()
+            .find(|o| o.keyword == keyword)
+            .map(|o| o.value.as_str())
     }
 
     /// The values that must never be shown, longest first so that none survives as a part of another.
@@ -184,7 +197,8 @@ mod tests {
 
     #[test]
     fn exposing_and_parsing_is_the_identity() {
-        let dsn = Dsn::parse("host=/tmp/a\\ b user='o\\'x' password='\\\\ ' options='-c a=b'").unwrap();
+        let dsn =
+            Dsn::parse("host=/tmp/a\\ b user='o\\'x' password='\\\\ ' options='-c a=b'").unwrap();
         assert!(Dsn::parse(&dsn.expose()).unwrap() == dsn);
     }
 

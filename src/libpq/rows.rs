@@ -12,7 +12,10 @@ pub struct Rows {
 
 impl Rows {
     pub fn new(rows: Vec<Vec<Option<String>>>, affected: u64) -> Self {
-        Self { rows: rows.into_iter().map(|values| Row { values }).collect(), affected }
+        Self {
+            rows: rows.into_iter().map(|values| Row { values }).collect(),
+            affected,
+        }
     }
 
     pub fn iter(&self) -> std::slice::Iter<'_, Row> {
@@ -35,7 +38,10 @@ impl Rows {
     pub fn one(&self) -> Result<&Row> {
         match self.rows.as_slice() {
             [row] => Ok(row),
-            rows => Err(Error::internal(format!("expected one row, got {}", rows.len()))),
+            rows => Err(Error::internal(format!(
+                "expected one row, got {}",
+                rows.len()
+            ))),
         }
     }
 

@@ -16,8 +16,14 @@ pub struct Interest {
 }
 
 impl Interest {
-    pub const READ: Self = Self { read: true, write: false };
-    pub const WRITE: Self = Self { read: false, write: true };
+    pub const READ: Self = Self {
+        read: true,
+        write: false,
+    };
+    pub const WRITE: Self = Self {
+        read: false,
+        write: true,
+    };
 }
 
 /// Waits until a descriptor is ready, the latch is set or the time has passed, and checks for
@@ -27,13 +33,27 @@ pub fn on_fds(fds: &[(RawFd, Interest)], timeout: Option<Duration>) -> Result<Ve
     let mut ready = vec![false; fds.len()];
     let mut events = vec![empty_event(); fds.len() + 2];
     // At least 1 ms, or a rest of some microseconds would make the caller spin.
-    let millis = timeout.map_or(-1, |t| t.as_micros().div_ceil(1000).clamp(1, 3_600_000) as i64);
+    let millis = timeout.map_or(-1, |t| {
+        t.as_micros().div_ceil(1000).clamp(1, 3_600_000) as i64
+    });
     // SAFETY: plain calls into the wait event API. The set is freed before anything can raise: the
     // interrupts are only looked at below.
     let count = unsafe {
         let set = create_set(fds.len() as i32 + 2);
-        pg_sys::AddWaitEventToSet(set, pg_sys::WL_LATCH_SET, pg_sys::PGINVALID_SOCKET, pg_sys::MyLatch, std::ptr::null_mut());
-        pg_sys::AddWaitEventToSet(set, pg_sys::WL_EXIT_ON_PM_DEATH, pg_sys::PGINVALID_SOCKET, std::ptr::null_mut(), std::ptr::null_mut());
+        pg_sys::AddWaitEventToSet(
+            set,
+            pg_sys::WL_LATCH_SET,
+            pg_sys::PGINVALID_SOCKET,
+            pg_sys::MyLatch,
+            std::ptr::null_mut(),
+        );
+        pg_sys::AddWaitEventToSet(
+            set,
+            pg_sys::WL_EXIT_ON_PM_DEATH,
+            pg_sys::PGINVALID_SOCKET,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        );
         for (i, (fd, interest)) in fds.iter().enumerate() {
             let mut mask = 0;
             if interest.read {
@@ -42,9 +62,21 @@ pub fn on_fds(fds: &[(RawFd, Interest)], timeout: Option<Duration>) -> Result<Ve
             if interest.write {
                 mask |= pg_sys::WL_SOCKET_WRITEABLE;
             }
-            pg_sys::AddWaitEventToSet(set, mask, *fd, std::ptr::null_mut(), i as *mut std::ffi::c_void);
+            pg_sys::AddWaitEventToSet(
+                set,
+                mask,
+                *fd,
+                std::ptr::null_mut(),
+                i as *mut std::ffi::c_void,
+            );
         }
-        let count = pg_sys::WaitEventSetWait(set, millis as _, events.as_mut_ptr(), events.len() as i32, wait_event());
+        let count = pg_sys::WaitEventSetWait(
+            set,
+            millis as _,
+            events.as_mut_ptr(),
+            events.len() as i32,
+            wait_event(),
+        );
         pg_sys::FreeWaitEventSet(set);
         count
     };
@@ -78,7 +110,9 @@ pub fn check_interrupts() -> Result<()> {
 fn interrupted(cause: CaughtError) -> Error {
     let (CaughtError::PostgresError(report)
     | CaughtError::ErrorReport(report)
-    | CaughtError::RustPanic { ereport: report, .. }) = cause;
+    | CaughtError::RustPanic {
+        ereport: report, ..
+    }) = cause;
     Error::Interrupted {
         state: SqlState::unpack(report.sql_error_code() as i32),
         message: report.message().to_string(),

@@ -37,6 +37,9 @@ impl Node {
     }
 
     pub fn member(&self) -> Member {
-        Member { name: self.name.clone(), dsn: self.dsn.clone() }
+        Member {
+            name: self.name.clone(),
+            dsn: self.dsn.clone(),
+        }
     }
 }

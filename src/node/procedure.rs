@@ -38,9 +38,25 @@ impl Procedure {
         // SAFETY: paired with SPI_finish in drop.
         let status = unsafe { pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32) };
         if status != pg_sys::SPI_OK_CONNECT as i32 {
-            return Err(Error::internal(format!("SPI_connect_ext returned {status}")));
+            return Err(Error::internal(format!(
+                "SPI_connect_ext returned {status}"
+            )));
         }
-        Ok(Self { _single_thread: PhantomData })
+        // A run that was killed may have left the database read-only, and with it this session. The
+        // setting holds from the next transaction on.
+        // SAFETY: C strings, at the level of SET; then as in `execute`.
+        unsafe {
+            pg_sys::SetConfigOption(
+                c"default_transaction_read_only".as_ptr(),
+                c"off".as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+            );
+            pg_sys::SPI_commit();
+        }
+        Ok(Self {
+            _single_thread: PhantomData,
+        })
     }
 
     /// What `pg_stat_activity.query` shows of this session from now on.
@@ -128,7 +144,9 @@ fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 fn local_error(cause: CaughtError) -> Error {
     let (CaughtError::PostgresError(report)
     | CaughtError::ErrorReport(report)
-    | CaughtError::RustPanic { ereport: report, .. }) = cause;
+    | CaughtError::RustPanic {
+        ereport: report, ..
+    }) = cause;
     Error::Local {
         state: SqlState::unpack(report.sql_error_code() as i32),
         message: report.message().to_owned(),
@@ -142,7 +160,10 @@ fn execute(sql: &str, params: &[&str]) -> Result<Rows> {
     let mut types = vec![pg_sys::TEXTOID; params.len()];
     let mut values: Vec<pg_sys::Datum> = params
         .iter()
-        .map(|p| p.into_datum().ok_or_else(|| Error::internal("a parameter is null")))
+        .map(|p| {
+            p.into_datum()
+                .ok_or_else(|| Error::internal("a parameter is null"))
+        })
         .collect::<Result<_>>()?;
     // SAFETY: arrays of the same length; rows are copied out before the table is freed.
     unsafe {
@@ -167,7 +188,9 @@ fn execute(sql: &str, params: &[&str]) -> Result<Rows> {
             for i in 0..(*table).numvals {
                 let tuple = *(*table).vals.add(i as usize);
                 rows.push(
-                    (1..=columns).map(|c| value(tuple, (*table).tupdesc, c)).collect::<Vec<_>>(),
+                    (1..=columns)
+                        .map(|c| value(tuple, (*table).tupdesc, c))
+                        .collect::<Vec<_>>(),
                 );
             }
             pg_sys::SPI_freetuptable(table);

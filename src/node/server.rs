@@ -26,6 +26,8 @@ pub struct Facts {
     pub superuser: bool,
     pub in_recovery: bool,
     pub system_identifier: String,
+    /// As in [`identity`].
+    pub server: String,
     pub database: String,
     pub wal_level: String,
     pub replication_slots: Budget,
@@ -44,7 +46,6 @@ pub struct Facts {
     /// `output_plugin_libraries` where the server has it.
     pub output_plugins: Option<String>,
     pub database_size: u64,
-    pub read_only: bool,
 }
 
 pub fn facts() -> Statement {
@@ -78,7 +79,7 @@ pub fn facts() -> Statement {
                 (SELECT setting FROM pg_settings WHERE name = 'idle_replication_slot_timeout'),
                 current_setting('output_plugin_libraries', true),
                 pg_database_size(current_database()),
-                (SELECT reset_val = 'on' FROM pg_settings WHERE name = 'default_transaction_read_only')
+                c.system_identifier || ' ' || extract(epoch FROM pg_postmaster_start_time())
            FROM pg_control_system() c, pg_database d
           WHERE d.datname = current_database()",
         &[],
@@ -87,7 +88,12 @@ pub fn facts() -> Statement {
 
 impl Facts {
     pub fn parse(row: &Row) -> Result<Self> {
-        let budget = |i| Ok::<_, Error>(Budget { limit: row.parse(i)?, used: row.parse(i + 1)? });
+        let budget = |i| {
+            Ok::<_, Error>(Budget {
+                limit: row.parse(i)?,
+                used: row.parse(i + 1)?,
+            })
+        };
         Ok(Self {
             version: row.parse(0)?,
             superuser: row.bool(1),
@@ -107,15 +113,17 @@ impl Facts {
             idle_slot_timeout: row.parse_opt(20)?.unwrap_or(0),
             output_plugins: row.get(21).map(str::to_owned),
             database_size: row.parse(22)?,
-            read_only: row.bool(23),
+            server: row.text(23).to_owned(),
         })
     }
 }
 
-/// Which server and database this session is on.
+/// Which running server and which database this session is on. Servers made from one image have the
+/// same system identifier; that they were started in the same microsecond too is not to be feared.
 pub fn identity() -> Statement {
     Statement::new(
-        "SELECT system_identifier, current_database() FROM pg_control_system()",
+        "SELECT system_identifier || ' ' || extract(epoch FROM pg_postmaster_start_time()),
+                current_database() FROM pg_control_system()",
         &[],
     )
 }
@@ -201,7 +209,10 @@ pub fn old_writers(node: &mut Node, age: Duration) -> Result<Vec<Writer>> {
 
 /// Creates a logical slot and returns its start.
 pub fn create_slot(slot: &str, plugin: &str) -> Statement {
-    Statement::new("SELECT lsn FROM pg_create_logical_replication_slot($1, $2)", &[slot, plugin])
+    Statement::new(
+        "SELECT lsn FROM pg_create_logical_replication_slot($1, $2)",
+        &[slot, plugin],
+    )
 }
 
 /// The command of the replication protocol that also exports the snapshot of the slot's start.
@@ -285,6 +296,22 @@ pub fn set_database_read_only(database: &str, value: Option<&str>) -> Statement 
     )
 }
 
+/// The tables of this database that belong to its users, as `schema.table`.
+pub fn user_tables() -> Statement {
+    Statement::new(
+        "SELECT format('%I.%I', n.nspname, c.relname)
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+            AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'zodan', 'spock')
+            AND n.nspname NOT LIKE 'pg\\_%'
+            AND NOT EXISTS (SELECT FROM pg_depend d
+                             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                               AND d.deptype = 'e')
+          ORDER BY 1",
+        &[],
+    )
+}
+
 /// Tables with rows that nobody of ours wrote: `schema.table, inserted, updated, deleted`.
 pub fn foreign_writes() -> Statement {
     Statement::new(
@@ -299,11 +326,6 @@ pub fn foreign_writes() -> Statement {
 /// table lock makes everybody after it wait too.
 pub fn without_queueing(statement: &str) -> Statement {
     Statement::new(format!("SET LOCAL lock_timeout = '20ms'; {statement}"), &[])
-}
-
-/// The source's own default for `search_path`, before our session emptied it.
-pub fn default_search_path() -> Statement {
-    Statement::new("SELECT reset_val FROM pg_settings WHERE name = 'search_path'", &[])
 }
 
 pub fn parse_lsn(row: &Row, column: usize) -> Result<Lsn> {

@@ -41,12 +41,18 @@ pub fn ask(questions: Vec<Ask<'_>>) -> Vec<Result<Rows>> {
 
 /// As [`ask`]; a remote statement that takes longer than `limit` is cancelled.
 pub fn ask_within(questions: Vec<Ask<'_>>, limit: Option<Duration>) -> Vec<Result<Rows>> {
-    let prepared: Vec<(&mut Session, String, Vec<String>)> =
-        questions.into_iter().map(|q| (&mut q.node.session, q.sql, q.params)).collect();
-    let texts: Vec<(String, Vec<String>)> =
-        prepared.iter().map(|(_, sql, params)| (sql.clone(), params.clone())).collect();
-    let params: Vec<Vec<&str>> =
-        texts.iter().map(|(_, p)| p.iter().map(String::as_str).collect()).collect();
+    let prepared: Vec<(&mut Session, String, Vec<String>)> = questions
+        .into_iter()
+        .map(|q| (&mut q.node.session, q.sql, q.params))
+        .collect();
+    let texts: Vec<(String, Vec<String>)> = prepared
+        .iter()
+        .map(|(_, sql, params)| (sql.clone(), params.clone()))
+        .collect();
+    let params: Vec<Vec<&str>> = texts
+        .iter()
+        .map(|(_, p)| p.iter().map(String::as_str).collect())
+        .collect();
 
     let mut answers: Vec<Option<Result<Rows>>> = vec![];
     let mut jobs = vec![];
@@ -55,7 +61,11 @@ pub fn ask_within(questions: Vec<Ask<'_>>, limit: Option<Duration>) -> Vec<Resul
         answers.push(None);
         match session {
             Session::Remote(conn) => {
-                jobs.push(Job { conn, sql: &texts[i].0, params: &params[i] });
+                jobs.push(Job {
+                    conn,
+                    sql: &texts[i].0,
+                    params: &params[i],
+                });
                 remote.push(i);
             }
             Session::Local(local) => answers[i] = Some(local.query(&texts[i].0, &params[i])),

@@ -13,11 +13,18 @@ pub struct Statement {
 
 impl Statement {
     pub fn new(sql: impl Into<String>, params: &[&str]) -> Self {
-        Self { sql: sql.into(), params: params.iter().map(|p| (*p).to_owned()).collect() }
+        Self {
+            sql: sql.into(),
+            params: params.iter().map(|p| (*p).to_owned()).collect(),
+        }
     }
 
     pub fn on(self, node: &mut Node) -> Ask<'_> {
-        Ask { node, sql: self.sql, params: self.params }
+        Ask {
+            node,
+            sql: self.sql,
+            params: self.params,
+        }
     }
 
     pub fn run(&self, node: &mut Node) -> Result<Rows> {

@@ -10,7 +10,12 @@ fn refused(
     problem: impl Into<String>,
     hint: impl Into<String>,
 ) -> Error {
-    Error::Argument { argument, problem: problem.into(), hint: hint.into(), state }
+    Error::Argument {
+        argument,
+        problem: problem.into(),
+        hint: hint.into(),
+        state,
+    }
 }
 
 /// The value of an argument that must be given.
@@ -40,7 +45,10 @@ pub fn node_name(argument: &'static str, value: Option<&str>) -> Result<String> 
         return Err(refused(
             argument,
             SqlState::NAME_TOO_LONG,
-            format!("is {} bytes long, a node name has at most {NAME_MAX}", name.len()),
+            format!(
+                "is {} bytes long, a node name has at most {NAME_MAX}",
+                name.len()
+            ),
             "Choose a shorter name.",
         ));
     }
@@ -82,7 +90,12 @@ mod tests {
 
     #[test]
     fn names_are_refused_by_name_and_state() {
-        let state = |v| node_name("new_node_name", v).unwrap_err().sqlstate().to_string();
+        let state = |v| {
+            node_name("new_node_name", v)
+                .unwrap_err()
+                .sqlstate()
+                .to_string()
+        };
         assert_eq!(state(None), "22004");
         assert_eq!(state(Some("")), "22023");
         assert_eq!(state(Some(&"x".repeat(64))), "42622");
@@ -100,6 +113,9 @@ mod tests {
         let error = dsn("src_dsn", Some("s3cret but not a dsn")).unwrap_err();
         assert_eq!(error.sqlstate().as_str(), "22023");
         assert!(!error.to_string().contains("s3cret") && !error.hint().unwrap().contains("s3cret"));
-        assert_eq!(dsn("src_dsn", Some("  ")).unwrap_err().to_string(), "argument src_dsn must not be empty");
+        assert_eq!(
+            dsn("src_dsn", Some("  ")).unwrap_err().to_string(),
+            "argument src_dsn must not be empty"
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
+use crate::node::server;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -11,8 +12,12 @@ use pgrx::{PgXactCallbackEvent, register_xact_callback};
 #[pg_extern(sql = "")]
 fn unreplicated() -> bool {
     set_origin(pg_sys::DoNotReplicateId);
-    register_xact_callback(PgXactCallbackEvent::Commit, || set_origin(pg_sys::InvalidRepOriginId));
-    register_xact_callback(PgXactCallbackEvent::Abort, || set_origin(pg_sys::InvalidRepOriginId));
+    register_xact_callback(PgXactCallbackEvent::Commit, || {
+        set_origin(pg_sys::InvalidRepOriginId)
+    });
+    register_xact_callback(PgXactCallbackEvent::Abort, || {
+        set_origin(pg_sys::InvalidRepOriginId)
+    });
     true
 }
 
@@ -27,11 +32,10 @@ fn set_origin(id: u32) {
 fn probe(
     dsn: &str,
 ) -> std::result::Result<
-    TableIterator<'static, (name!(system_identifier, String), name!(database, String))>,
+    TableIterator<'static, (name!(server, String), name!(database, String))>,
     ErrorReport,
 > {
-    let (system_identifier, database) = probe_dsn(dsn)?;
-    Ok(TableIterator::once((system_identifier, database)))
+    Ok(TableIterator::once(probe_dsn(dsn)?))
 }
 
 fn probe_dsn(dsn: &str) -> Result<(String, String)> {
@@ -42,20 +46,14 @@ fn probe_dsn(dsn: &str) -> Result<(String, String)> {
         state: SqlState::INVALID_PARAMETER_VALUE,
     })?;
     let mut conn = Conn::open("probed", &dsn)?;
-    let rows = conn.query(
-        "SELECT system_identifier, current_database() FROM pg_control_system()",
-        &[],
-    )?;
+    let rows = conn.query(&server::identity().sql, &[])?;
     let row = rows.one()?;
     Ok((row.text(0).to_owned(), row.text(1).to_owned()))
 }
 
 /// Starts the worker that resumes apply when the coordinator of a pause is gone.
 #[pg_extern(sql = "")]
-fn start_pause_watchdog(
-    coordinator: i32,
-    limit_ms: i32,
-) -> std::result::Result<i32, ErrorReport> {
+fn start_pause_watchdog(coordinator: i32, limit_ms: i32) -> std::result::Result<i32, ErrorReport> {
     // SAFETY: reads backend state.
     let (database, role, pid) =
         unsafe { (pg_sys::MyDatabaseId, pg_sys::GetUserId(), pg_sys::MyProcPid) };
@@ -70,7 +68,11 @@ fn start_pause_watchdog(
         .set_type("zodan pause watchdog")
         .set_library("zodan")
         .set_function("zodan_pause_watchdog")
-        .set_extra(&format!("{} {} {coordinator} {limit_ms}", database.to_u32(), role.to_u32()))
+        .set_extra(&format!(
+            "{} {} {coordinator} {limit_ms}",
+            database.to_u32(),
+            role.to_u32()
+        ))
         .enable_spi_access()
         .set_notify_pid(pid)
         .load_dynamic()

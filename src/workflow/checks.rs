@@ -5,7 +5,6 @@ use super::report::Report;
 use crate::copy;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::Conn;
 use crate::node::server::{self, Budget, Facts};
 use crate::node::{Node, ask};
 
@@ -15,8 +14,6 @@ pub struct Checks<'a> {
     pub source: &'a mut Node,
     pub peers: &'a mut [Node],
     pub new: &'a mut Node,
-    /// A session on the new node by its connection string, as the other members will connect.
-    pub loopback: &'a mut Conn,
     pub founded: bool,
     pub report: &'a Report,
 }
@@ -49,7 +46,8 @@ impl Checks<'_> {
         self.check_mesh(&mut findings)?;
         self.check_names(&mut findings)?;
         self.check_reachability(&known, &mut findings)?;
-        findings.extend(copy::requirements(&mut self.source.session, &mut self.new.session, &self.source.name, &self.new.name)?);
+        self.check_empty(&mut findings)?;
+        findings.extend(copy::requirements(self.source, self.new)?);
         fail_on(findings)?;
         self.warn(&known);
         Ok(known)
@@ -63,8 +61,16 @@ impl Checks<'_> {
             .map(|rows| Facts::parse(rows.one()?))
             .collect::<Result<Vec<_>>>()?
             .into_iter();
-        let mut next = || facts.next().ok_or_else(|| Error::internal("a node gave no facts"));
-        Ok(Known { source: next()?, new: next()?, peers: facts.collect() })
+        let mut next = || {
+            facts
+                .next()
+                .ok_or_else(|| Error::internal("a node gave no facts"))
+        };
+        Ok(Known {
+            source: next()?,
+            new: next()?,
+            peers: facts.collect(),
+        })
     }
 
     /// Every node with its facts, the new one last.
@@ -89,25 +95,8 @@ impl Checks<'_> {
 
     fn check_identity(&mut self, known: &Known, findings: &mut Vec<Finding>) -> Result<()> {
         let new = self.new.name.clone();
-        let answer = self.loopback.query(&server::identity().sql, &[])?;
-        let row = answer.one()?;
-        if (row.text(0), row.text(1)) != (&known.new.system_identifier, &known.new.database) {
-            findings.push(Finding::new(
-                &new,
-                SqlState::INVALID_PARAMETER_VALUE,
-                format!(
-                    "new_node_dsn leads to database \"{}\" of {}, not to the database \"{}\" that this CALL runs in",
-                    row.text(1),
-                    if row.text(0) == known.new.system_identifier { "this server" } else { "another server" },
-                    known.new.database
-                ),
-                "Run the CALL in the database of the new node, and give a connection string that leads to it.",
-            ));
-        }
         for (name, facts) in self.all(known).filter(|(name, _)| *name != new) {
-            if (&facts.system_identifier, &facts.database)
-                == (&known.new.system_identifier, &known.new.database)
-            {
+            if (&facts.server, &facts.database) == (&known.new.server, &known.new.database) {
                 findings.push(Finding::new(
                     name,
                     SqlState::INVALID_PARAMETER_VALUE,
@@ -123,7 +112,11 @@ impl Checks<'_> {
                 SqlState::OBJECT_IN_USE,
                 format!(
                     "this database is a member of a cluster already: {}",
-                    registry.iter().map(|r| r.text(0)).collect::<Vec<_>>().join(", ")
+                    registry
+                        .iter()
+                        .map(|r| r.text(0))
+                        .collect::<Vec<_>>()
+                        .join(", ")
                 ),
                 "Remove it from that cluster first.",
             ));
@@ -151,7 +144,10 @@ impl Checks<'_> {
             }
             let plugin = self.engine.plugin();
             if let Some(list) = &facts.output_plugins
-                && !list.split(',').map(str::trim).any(|p| p == plugin || p == "*")
+                && !list
+                    .split(',')
+                    .map(str::trim)
+                    .any(|p| p == plugin || p == "*")
             {
                 findings.push(Finding::new(
                     name,
@@ -182,17 +178,17 @@ impl Checks<'_> {
             )
         };
         if known.new.encoding != known.source.encoding {
-            findings.push(mismatch("encoding", &known.new.encoding, &known.source.encoding));
+            findings.push(mismatch(
+                "encoding",
+                &known.new.encoding,
+                &known.source.encoding,
+            ));
         }
         if known.new.collation != known.source.collation {
-            findings.push(mismatch("collation", &known.new.collation, &known.source.collation));
-        }
-        if known.new.read_only {
-            findings.push(Finding::new(
-                &self.new.name,
-                SqlState::NOT_IN_PREREQUISITE_STATE,
-                "default_transaction_read_only is on",
-                "Turn it off on the new node.",
+            findings.push(mismatch(
+                "collation",
+                &known.new.collation,
+                &known.source.collation,
             ));
         }
     }
@@ -220,12 +216,24 @@ impl Checks<'_> {
             };
             need("max_replication_slots", facts.replication_slots, paths);
             need("max_wal_senders", facts.wal_senders, paths);
-            need("max_logical_replication_workers", facts.logical_workers, paths);
+            need(
+                "max_logical_replication_workers",
+                facts.logical_workers,
+                paths,
+            );
             // The source also runs the watchdog of the pause, the new node the copy's workers.
-            let workers = if new { paths.max(1) } else { 1 + i64::from(name == self.source.name) };
+            let workers = if new {
+                paths.max(1)
+            } else {
+                1 + i64::from(name == self.source.name)
+            };
             need("max_worker_processes", facts.worker_processes, workers);
             // The new node marks copied rows with one origin more.
-            need(&facts.origins_setting, facts.origins, paths + i64::from(new));
+            need(
+                &facts.origins_setting,
+                facts.origins,
+                paths + i64::from(new),
+            );
         }
     }
 
@@ -243,6 +251,46 @@ impl Checks<'_> {
                 "Make room on the new node; the copy also writes WAL.",
             ));
         }
+        Ok(())
+    }
+
+    /// Tables of the new node would be published to members that do not have them, and what has the
+    /// name of something on the source would stop the copy half-way.
+    fn check_empty(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
+        let new = self.new.name.clone();
+        let mut named = |what: &str, names: Vec<String>, hint: &str| {
+            let (shown, more) = names.split_at(names.len().min(10));
+            if !shown.is_empty() {
+                let more = match more.len() {
+                    0 => String::new(),
+                    n => format!(" and {n} more"),
+                };
+                findings.push(Finding::new(
+                    &new,
+                    SqlState::DUPLICATE_OBJECT,
+                    format!("{what}: {}{more}", shown.join(", ")),
+                    hint,
+                ));
+            }
+        };
+        let tables = server::user_tables().run(self.new)?;
+        let tables: Vec<String> = tables.iter().map(|r| r.text(0).to_owned()).collect();
+        let collisions: Vec<String> =
+            copy::collisions(&mut self.source.session, &mut self.new.session)?
+                .into_iter()
+                // A table of the same name is told as a table.
+                .filter(|c| !tables.iter().any(|t| c.ends_with(t.as_str())))
+                .collect();
+        named(
+            "the database is not empty, it has tables",
+            tables,
+            "Drop them, or use an empty database.",
+        );
+        named(
+            "objects of the source exist here already",
+            collisions,
+            "Drop them on the new node.",
+        );
         Ok(())
     }
 
@@ -312,10 +360,16 @@ impl Checks<'_> {
             .map(|(m, path)| server::slots_named(std::slice::from_ref(&path.slot)).on(m))
             .collect();
         for (name, rows) in names.iter().zip(ask(questions)) {
-            findings.extend(rows?.iter().map(|r| taken(name, "replication slot", r.text(0))));
+            findings.extend(
+                rows?
+                    .iter()
+                    .map(|r| taken(name, "replication slot", r.text(0))),
+            );
         }
-        for ((name, rows), path) in
-            names.iter().zip(each(members, |_| engine.subscriptions())?).zip(&outbound)
+        for ((name, rows), path) in names
+            .iter()
+            .zip(each(members, |_| engine.subscriptions())?)
+            .zip(&outbound)
         {
             let states = subscription_states(&rows)?;
             if states.iter().any(|s| s.name == path.subscription) {
@@ -344,16 +398,17 @@ impl Checks<'_> {
             let problem = match answer {
                 Ok(rows) => {
                     let row = rows.one()?;
-                    if (row.text(0), row.text(1))
-                        == (&known.new.system_identifier, &known.new.database)
-                    {
+                    if (row.text(0), row.text(1)) == (&known.new.server, &known.new.database) {
                         continue;
                     }
                     "new_node_dsn leads from here to another database than from the new node".into()
                 }
                 Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
                 Err(Error::Remote(remote)) => {
-                    format!("the new node cannot be reached from here: {}", remote.message)
+                    format!(
+                        "the new node cannot be reached from here: {}",
+                        remote.message
+                    )
                 }
                 Err(error) => format!("the new node cannot be reached from here: {error}"),
             };
@@ -393,5 +448,9 @@ impl Checks<'_> {
 }
 
 fn fail_on(findings: Vec<Finding>) -> Result<()> {
-    if findings.is_empty() { Ok(()) } else { Err(Error::Checks(findings)) }
+    if findings.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Checks(findings))
+    }
 }

@@ -1,6 +1,7 @@
 //! A node joins: every change of every member is applied on it exactly once, from a snapshot on.
 
 use super::checks::{Checks, Known};
+use super::copying::{self, Copying};
 use super::markers;
 use super::members::{self, each};
 use super::patience::{Seen, wait_until};
@@ -14,17 +15,13 @@ use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
 use crate::libpq::Dsn;
 use crate::lsn::Position;
-use crate::node::{Local, Member, Node, Session, ask_within, server};
+use crate::node::{Local, Member, Node, ask_within, server};
 use crate::settings;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 const COMMAND: &str = "spock.add_node";
 const PHASES: usize = 9;
-
-/// The replication origin under which copied rows are written on the new node, so that they are
-/// never sent to those who have them already.
-const COPY_ORIGIN: &str = "zodan_copy";
 
 /// The arguments of the CALL.
 pub struct Request {
@@ -48,7 +45,8 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
     ));
     let mut join = Join::connect(local, request, report)?;
     join.clean_up_interrupted()?;
-    join.report.phase("check every node before the first change");
+    join.report
+        .phase("check every node before the first change");
     let known = join.check()?;
     let mut journal = Journal::begin(
         &join.local,
@@ -90,13 +88,20 @@ struct Join {
 
 impl Join {
     fn connect(local: Local, request: Request, report: Report) -> Result<Self> {
-        let source_member =
-            Member { name: request.source.clone(), dsn: request.source_dsn.clone() };
-        let new_member = Member { name: request.new.clone(), dsn: request.new_dsn.clone() };
+        let source_member = Member {
+            name: request.source.clone(),
+            dsn: request.source_dsn.clone(),
+        };
+        let new_member = Member {
+            name: request.new.clone(),
+            dsn: request.new_dsn.clone(),
+        };
         let mut opened = members::connect(&[source_member, new_member])?.into_iter();
         let (Some(mut source), Some(mut loopback)) = (opened.next(), opened.next()) else {
             return Err(Error::internal("a node was not connected"));
         };
+        let mut new = members::local(&request.new, &request.new_dsn, &local);
+        check_arguments(&mut source, &mut loopback, &mut new)?;
         let purpose = format!("add_node {}", request.new);
         members::lock([&mut loopback, &mut source], &purpose)?;
 
@@ -113,7 +118,6 @@ impl Join {
         }
         let mut peers = members::connect(&peers)?;
         members::lock(&mut peers, &purpose)?;
-        let new = members::local(&request.new, &request.new_dsn, &local);
         Ok(Self {
             engine,
             local,
@@ -138,7 +142,11 @@ impl Join {
             ));
             let journal = Journal::reopen(&self.local, dead.run);
             let own_name = std::mem::replace(&mut self.new.name, dead.node.clone());
-            let left = undo(&*self.engine, &journal, &mut nodes(&mut self.source, &mut self.peers, &mut self.new));
+            let left = undo(
+                &*self.engine,
+                &journal,
+                &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
+            );
             self.new.name = own_name;
             let left = left?;
             if !left.is_empty() {
@@ -157,20 +165,17 @@ impl Join {
         // It may have been the first member of the cluster that was taken back.
         let survey = self.engine.survey(&mut self.source)?;
         self.founded = survey.founded;
-        self.peers.retain(|p| survey.members.iter().any(|m| m.name == p.name));
+        self.peers
+            .retain(|p| survey.members.iter().any(|m| m.name == p.name));
         Ok(())
     }
 
     fn check(&mut self) -> Result<Known> {
-        let Session::Remote(loopback) = &mut self.loopback.session else {
-            return Err(Error::internal("the loopback session is not remote"));
-        };
         Checks {
             engine: &*self.engine,
             source: &mut self.source,
             peers: &mut self.peers,
             new: &mut self.new,
-            loopback,
             founded: self.founded,
             report: &self.report,
         }
@@ -182,12 +187,16 @@ impl Join {
         self.found_cluster(known, journal)?;
         let starts = self.create_peer_slots(journal)?;
 
-        self.report.phase("wait until the source has applied what its peers committed before");
+        self.report
+            .phase("wait until the source has applied what its peers committed before");
         self.barrier()?;
 
         self.report.phase("take the snapshot of the source");
-        let inbound: Vec<Path> =
-            self.peers.iter().map(|p| self.engine.path(&p.name, &self.source.name)).collect();
+        let inbound: Vec<Path> = self
+            .peers
+            .iter()
+            .map(|p| self.engine.path(&p.name, &self.source.name))
+            .collect();
         let own = self.engine.path(&self.source.name, &self.new.name);
         let snapshot = Taking {
             engine: &*self.engine,
@@ -209,7 +218,8 @@ impl Join {
         self.report.phase("attach every member to the new node");
         self.attach_reverse(known, journal)?;
 
-        self.report.phase("prove that every change arrives everywhere");
+        self.report
+            .phase("prove that every change arrives everywhere");
         self.prove()?;
         self.finish()?;
         self.show_result()
@@ -220,7 +230,10 @@ impl Join {
         if self.founded {
             return Ok(());
         }
-        self.report.say(&format!("node \"{}\" becomes the first node of a cluster", self.source.name));
+        self.report.say(&format!(
+            "node \"{}\" becomes the first node of a cluster",
+            self.source.name
+        ));
         let phase = self.report.current();
         for row in &self.engine.tables_to_prepare().run(&mut self.source)? {
             let (schema, table) = (row.text(0), row.text(1));
@@ -232,8 +245,13 @@ impl Join {
             let step = journal.intend(
                 phase,
                 &self.source.name,
-                &format!("replica identity of {}", crate::quote::qualified(schema, table)),
-                &Effect::Table { undo: row.text(3).to_owned() },
+                &format!(
+                    "replica identity of {}",
+                    crate::quote::qualified(schema, table)
+                ),
+                &Effect::Table {
+                    undo: row.text(3).to_owned(),
+                },
             )?;
             self.prepare_table(row.text(2))?;
             journal.done(step)?;
@@ -256,6 +274,10 @@ impl Join {
             info: "{}".into(),
         };
         self.engine.register(&identity).run(&mut self.source)?;
+        self.engine
+            .call_itself(&self.source.name)
+            .run(&mut self.source)?;
+        self.founded = true;
         journal.done(step)
     }
 
@@ -264,7 +286,8 @@ impl Join {
     fn prepare_table(&mut self, statement: &str) -> Result<()> {
         let source = &mut self.source;
         let name = source.name.clone();
-        let hint = "End the transactions that hold locks on the table, or run the CALL at a quieter time.";
+        let hint =
+            "End the transactions that hold locks on the table, or run the CALL at a quieter time.";
         wait_until(&name, statement, hint, || {
             match server::without_queueing(statement).run(source) {
                 Ok(_) => Ok(Seen::Done(())),
@@ -293,8 +316,11 @@ impl Join {
         loop {
             let engine = &*self.engine;
             let new = self.new.name.clone();
-            let mut waiting: Vec<&mut Node> =
-                self.peers.iter_mut().filter(|p| !starts.contains_key(&p.name)).collect();
+            let mut waiting: Vec<&mut Node> = self
+                .peers
+                .iter_mut()
+                .filter(|p| !starts.contains_key(&p.name))
+                .collect();
             if waiting.is_empty() {
                 break;
             }
@@ -312,7 +338,8 @@ impl Join {
                 match answer {
                     Ok(rows) => {
                         let start = Position::new(&name, server::parse_lsn(rows.one()?, 0)?);
-                        self.report.step(&format!("slot on \"{name}\" starts at {start}"));
+                        self.report
+                            .step(&format!("slot on \"{name}\" starts at {start}"));
                         starts.insert(name, start);
                     }
                     Err(Error::Deadline { .. }) => wait_for_writers(peer, &self.report)?,
@@ -333,8 +360,11 @@ impl Join {
             return Ok(());
         }
         let markers = markers::emit(&*self.engine, &mut self.peers)?;
-        let paths: Vec<Path> =
-            self.peers.iter().map(|p| self.engine.path(&p.name, &self.source.name)).collect();
+        let paths: Vec<Path> = self
+            .peers
+            .iter()
+            .map(|p| self.engine.path(&p.name, &self.source.name))
+            .collect();
         markers::wait(&*self.engine, &mut self.source, &markers, &paths)
     }
 
@@ -362,65 +392,16 @@ impl Join {
     }
 
     fn copy(&mut self, known: &Known, journal: &mut Journal, snapshot: Snapshot) -> Result<()> {
-        let phase = self.report.current();
-        let new = self.new.name.clone();
-        let before = copy::inventory(&mut self.new.session)?;
-        let database_default = server::database_read_only().run(&mut self.new)?;
-        self.read_only_before = database_default.first().map(|r| r.text(0).to_owned());
-
-        let step = journal.intend(
-            phase,
-            &new,
-            "hold off application writes on the new node",
-            &Effect::ReadOnly {
-                database: known.new.database.clone(),
-                before: self.read_only_before.clone(),
-            },
-        )?;
-        server::set_database_read_only(&known.new.database, Some("on")).run(&mut self.new)?;
-        journal.done(step)?;
-
-        let step = journal.intend(
-            phase,
-            &new,
-            "origin of the copied rows",
-            &Effect::Origin { origin: COPY_ORIGIN.into() },
-        )?;
-        server::drop_origin(COPY_ORIGIN).run(&mut self.new)?;
-        server::create_origin(COPY_ORIGIN).run(&mut self.new)?;
-        journal.done(step)?;
-
-        let step = journal.intend(
-            phase,
-            &new,
-            "copy structure and data",
-            &Effect::Objects { before: before.clone() },
-        )?;
-        let search_path = server::default_search_path().run(&mut self.source)?;
-        let report = &self.report;
-        let copied = copy::database(copy::Request {
-            source: copy::Source {
-                node: &self.source.name,
-                dsn: &self.source.dsn,
-                snapshot: &snapshot.name,
-            },
-            target: copy::Target { node: &new, dsn: &self.new.dsn },
-            target_session: &mut self.new.session,
-            source_session: &mut self.source.session,
-            before: &before,
-            origin: COPY_ORIGIN,
-            search_path: search_path.one()?.text(0),
-            jobs: settings::copy_jobs(),
-            say: &|text| report.step(text),
-        })?;
-        journal.note_copy(copied.tables, copied.rows, copied.bytes)?;
-        journal.done(step)?;
-        self.report.say(&format!(
-            "copied {} tables, {} rows, {} MB",
-            copied.tables,
-            copied.rows,
-            copied.bytes >> 20
-        ));
+        self.read_only_before = Copying {
+            local: &self.local,
+            source: &mut self.source,
+            new: &mut self.new,
+            database: &known.new.database,
+            snapshot: &snapshot.name,
+            journal,
+            report: &self.report,
+        }
+        .run()?;
         drop(snapshot);
         self.check_waiting_slots()
     }
@@ -430,10 +411,12 @@ impl Join {
         let engine = &*self.engine;
         let new = self.new.name.clone();
         let members = std::iter::once(&mut self.source).chain(&mut self.peers);
-        let answers =
-            each(members, |m| server::slots_lost(&[engine.path(&m.name, &new).slot]))?;
-        for (member, rows) in
-            std::iter::once(&self.source).chain(&self.peers).zip(&answers)
+        let answers = each(members, |m| {
+            server::slots_lost(&[engine.path(&m.name, &new).slot])
+        })?;
+        for (member, rows) in std::iter::once(&self.source)
+            .chain(&self.peers)
+            .zip(&answers)
         {
             if let Some(row) = rows.first() {
                 return Err(Error::refused(
@@ -489,19 +472,27 @@ impl Join {
         for member in &members {
             let path = self.engine.path(&member.name, &new);
             let position = positions.get(&member.name).ok_or_else(|| {
-                Error::internal(format!("no position to start from for node \"{}\"", member.name))
+                Error::internal(format!(
+                    "no position to start from for node \"{}\"",
+                    member.name
+                ))
             })?;
             let step = journal.intend(
                 phase,
                 &new,
                 &format!("subscribe to \"{}\"", member.name),
-                &Effect::Subscription { subscription: path.subscription.clone() },
+                &Effect::Subscription {
+                    subscription: path.subscription.clone(),
+                },
             )?;
             self.engine.subscribe(&path, member).run(&mut self.new)?;
-            self.engine.start_at(&path, position.lsn()).run(&mut self.new)?;
+            self.engine
+                .start_at(&path, position.lsn())
+                .run(&mut self.new)?;
             self.engine.enable(&path).run(&mut self.new)?;
             journal.done(step)?;
-            self.report.step(&format!("{} applies from {position}", path.subscription));
+            self.report
+                .step(&format!("{} applies from {position}", path.subscription));
         }
         Ok(())
     }
@@ -536,7 +527,9 @@ impl Join {
                 phase,
                 &member.name,
                 "register the new node",
-                &Effect::Registration { member: new.name.clone() },
+                &Effect::Registration {
+                    member: new.name.clone(),
+                },
             )?);
             steps.push(journal.intend(
                 phase,
@@ -547,7 +540,9 @@ impl Join {
         }
         // The registry of the new node goes with the effect that made it a provider.
         for row in &self.engine.registry().run(&mut self.source)? {
-            self.engine.register(&identity_of(row)?).run(&mut self.new)?;
+            self.engine
+                .register(&identity_of(row)?)
+                .run(&mut self.new)?;
         }
         let identity = Identity {
             member: new.clone(),
@@ -558,12 +553,18 @@ impl Join {
             info: self.request.info.clone(),
         };
         self.engine.register(&identity).run(&mut self.new)?;
+        self.engine.call_itself(&new.name).run(&mut self.new)?;
         let engine = &*self.engine;
         let path = |member: &Node| engine.path(&new.name, &member.name);
-        let mut members: Vec<&mut Node> =
-            std::iter::once(&mut self.source).chain(&mut self.peers).collect();
-        each(members.iter_mut().map(|m| &mut **m), |_| engine.register(&identity))?;
-        each(members.iter_mut().map(|m| &mut **m), |m| engine.subscribe(&path(m), &new))?;
+        let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
+            .chain(&mut self.peers)
+            .collect();
+        each(members.iter_mut().map(|m| &mut **m), |_| {
+            engine.register(&identity)
+        })?;
+        each(members.iter_mut().map(|m| &mut **m), |m| {
+            engine.subscribe(&path(m), &new)
+        })?;
         each(members, |m| engine.enable(&path(m)))?;
         for step in steps {
             journal.done(step)?;
@@ -590,8 +591,8 @@ impl Join {
     }
 
     fn finish(&mut self) -> Result<()> {
-        copy::carry_sequences(&mut self.source.session, &mut self.new.session)?;
-        server::drop_origin(COPY_ORIGIN).run(&mut self.new)?;
+        copy::sequences::carry(&mut self.source.session, &mut self.new.session)?;
+        server::drop_origin(copying::ORIGIN).run(&mut self.new)?;
         let engine = &*self.engine;
         each(
             nodes(&mut self.source, &mut self.peers, &mut self.new),
@@ -603,7 +604,9 @@ impl Join {
     fn show_result(&mut self) -> Result<()> {
         let mut rows = vec![];
         for row in &self.engine.registry().run(&mut self.new)? {
-            let dsn = Dsn::parse(row.text(3)).map(|d| d.redacted()).unwrap_or_default();
+            let dsn = Dsn::parse(row.text(3))
+                .map(|d| d.redacted())
+                .unwrap_or_default();
             rows.push(vec![
                 row.text(0).to_owned(),
                 row.text(1).to_owned(),
@@ -623,7 +626,9 @@ impl Join {
             let states = subscription_states(answer)?;
             for provider in names.iter().filter(|p| *p != subscriber) {
                 let path = engine.path(provider, subscriber);
-                let working = states.iter().any(|s| s.name == path.subscription && s.working);
+                let working = states
+                    .iter()
+                    .any(|s| s.name == path.subscription && s.working);
                 rows.push(vec![
                     subscriber.clone(),
                     path.subscription,
@@ -659,25 +664,65 @@ impl Join {
         }
         Error::NotUndone {
             first: Box::new(first),
-            left: left.into_iter().chain(ended.err().map(|e| e.to_string())).collect(),
-            hint: "Run the same CALL again when the nodes are reachable: it cleans up first.".into(),
+            left: left
+                .into_iter()
+                .chain(ended.err().map(|e| e.to_string()))
+                .collect(),
+            hint: "Run the same CALL again when the nodes are reachable: it cleans up first."
+                .into(),
         }
     }
 }
 
+/// `new_node_dsn` leads to the database that the CALL runs in, and `src_dsn` to another one.
+fn check_arguments(source: &mut Node, loopback: &mut Node, new: &mut Node) -> Result<()> {
+    let identity = |node: &mut Node| -> Result<(String, String)> {
+        let rows = server::identity().run(node)?;
+        let row = rows.one()?;
+        Ok((row.text(0).to_owned(), row.text(1).to_owned()))
+    };
+    let own = identity(new)?;
+    let answered = identity(loopback)?;
+    if answered != own {
+        let server = if answered.0 == own.0 {
+            "this server"
+        } else {
+            "another server"
+        };
+        return Err(Error::Argument {
+            argument: "new_node_dsn",
+            problem: format!(
+                "leads to database \"{}\" of {server}, not to the database \"{}\" that the CALL runs in",
+                answered.1, own.1
+            ),
+            hint: "Run the CALL in the database of the new node, and give a connection string that leads to it.".into(),
+            state: SqlState::INVALID_PARAMETER_VALUE,
+        });
+    }
+    if identity(source)? == own {
+        return Err(Error::Argument {
+            argument: "src_dsn",
+            problem: "leads to the database that the CALL runs in".into(),
+            hint: "Run the CALL in the database of the new node, and give the connection string of a node of the cluster.".into(),
+            state: SqlState::INVALID_PARAMETER_VALUE,
+        });
+    }
+    Ok(())
+}
+
 /// Every node of the cluster to be, the new one last.
-fn nodes<'a>(
-    source: &'a mut Node,
-    peers: &'a mut [Node],
-    new: &'a mut Node,
-) -> Vec<&'a mut Node> {
-    std::iter::once(source).chain(peers).chain(std::iter::once(new)).collect()
+fn nodes<'a>(source: &'a mut Node, peers: &'a mut [Node], new: &'a mut Node) -> Vec<&'a mut Node> {
+    std::iter::once(source)
+        .chain(peers)
+        .chain(std::iter::once(new))
+        .collect()
 }
 
 fn identity_of(row: &crate::libpq::Row) -> Result<Identity> {
     let name = row.text(0).to_owned();
-    let dsn = Dsn::parse(row.text(3))
-        .map_err(|bad| Error::internal(format!("zodan.node: dsn of \"{name}\" {}", bad.problem())))?;
+    let dsn = Dsn::parse(row.text(3)).map_err(|bad| {
+        Error::internal(format!("zodan.node: dsn of \"{name}\" {}", bad.problem()))
+    })?;
     Ok(Identity {
         member: Member { name, dsn },
         location: row.text(1).to_owned(),

@@ -24,7 +24,9 @@ pub fn emit<'a>(
     nodes: impl IntoIterator<Item = &'a mut Node>,
 ) -> Result<Vec<Marker>> {
     let nodes: Vec<&mut Node> = nodes.into_iter().collect();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos());
     let markers: Vec<Marker> = nodes
         .iter()
         .enumerate()
@@ -34,14 +36,22 @@ pub fn emit<'a>(
         })
         .collect();
     each(nodes, |node| {
-        let id = markers.iter().find(|m| m.provider == node.name).map_or("", |m| &m.id);
+        let id = markers
+            .iter()
+            .find(|m| m.provider == node.name)
+            .map_or("", |m| &m.id);
         engine.emit_marker(id, &node.name)
     })?;
     Ok(markers)
 }
 
 /// Waits until `node` has applied the markers of all its providers in `inbound`.
-pub fn wait(engine: &dyn Engine, node: &mut Node, markers: &[Marker], inbound: &[Path]) -> Result<()> {
+pub fn wait(
+    engine: &dyn Engine,
+    node: &mut Node,
+    markers: &[Marker],
+    inbound: &[Path],
+) -> Result<()> {
     let wanted: BTreeSet<String> = markers
         .iter()
         .filter(|m| inbound.iter().any(|p| p.provider == m.provider))
@@ -56,7 +66,11 @@ pub fn wait(engine: &dyn Engine, node: &mut Node, markers: &[Marker], inbound: &
             return Ok(Seen::Done(()));
         }
         let states = watch.look(engine, node)?;
-        Ok(Seen::Pending(format!("{} of {} markers arrived; {states}", seen.len(), wanted.len())))
+        Ok(Seen::Pending(format!(
+            "{} of {} markers arrived; {states}",
+            seen.len(),
+            wanted.len()
+        )))
     })
 }
 
@@ -64,10 +78,19 @@ pub fn wait(engine: &dyn Engine, node: &mut Node, markers: &[Marker], inbound: &
 pub fn wait_for_workers(engine: &dyn Engine, node: &mut Node, inbound: &[Path]) -> Result<()> {
     let mut watch = Watch::new(inbound);
     let name = node.name.clone();
-    wait_until(&name, "waiting for its subscriptions to replicate", HINT, || {
-        let text = watch.look(engine, node)?;
-        Ok(if watch.all_working { Seen::Done(()) } else { Seen::Pending(text) })
-    })
+    wait_until(
+        &name,
+        "waiting for its subscriptions to replicate",
+        HINT,
+        || {
+            let text = watch.look(engine, node)?;
+            Ok(if watch.all_working {
+                Seen::Done(())
+            } else {
+                Seen::Pending(text)
+            })
+        },
+    )
 }
 
 const HINT: &str = "The log of the subscriber says why its apply worker does not get on.";
@@ -82,7 +105,11 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(inbound: &'a [Path]) -> Self {
-        Self { inbound, errors_before: None, all_working: false }
+        Self {
+            inbound,
+            errors_before: None,
+            all_working: false,
+        }
     }
 
     fn look(&mut self, engine: &dyn Engine, node: &mut Node) -> Result<String> {
@@ -100,7 +127,11 @@ impl<'a> Watch<'a> {
         let before = self.errors_before.get_or_insert_with(|| errors.clone());
         for ((path, now), before) in self.inbound.iter().zip(&errors).zip(before) {
             if now.saturating_sub(*before) >= HOPELESS {
-                return Err(hopeless(node, path, "fails again and again at the same change"));
+                return Err(hopeless(
+                    node,
+                    path,
+                    "fails again and again at the same change",
+                ));
             }
         }
         self.all_working = found.iter().all(|s| s.working);
@@ -119,7 +150,10 @@ impl<'a> Watch<'a> {
 fn hopeless(node: &Node, path: &Path, what: &str) -> Error {
     Error::refused(
         SqlState::NOT_IN_PREREQUISITE_STATE,
-        format!("subscription {} of node \"{}\" {what}", path.subscription, node.name),
+        format!(
+            "subscription {} of node \"{}\" {what}",
+            path.subscription, node.name
+        ),
         HINT,
     )
 }

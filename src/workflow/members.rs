@@ -22,7 +22,11 @@ pub fn connect(members: &[Member]) -> Result<Vec<Node>> {
 
 /// The node that this server is, worked on through SPI.
 pub fn local(name: &str, dsn: &Dsn, local: &Local) -> Node {
-    Node { name: name.to_owned(), dsn: dsn.clone(), session: Session::Local(local.clone()) }
+    Node {
+        name: name.to_owned(),
+        dsn: dsn.clone(),
+        session: Session::Local(local.clone()),
+    }
 }
 
 /// Takes the membership lock on every node, or says who holds it. Two CALLs at once: the second

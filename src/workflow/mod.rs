@@ -2,6 +2,7 @@
 //! the business of `engine` and `node`.
 
 mod checks;
+mod copying;
 pub mod join;
 mod markers;
 mod members;

@@ -15,13 +15,20 @@ pub struct Report {
 
 impl Report {
     pub fn new(local: &Local, command: &str, phases: usize, verbose: bool) -> Self {
-        Self { local: local.clone(), command: command.to_owned(), phases, verbose, phase: 0 }
+        Self {
+            local: local.clone(),
+            command: command.to_owned(),
+            phases,
+            verbose,
+            phase: 0,
+        }
     }
 
     pub fn phase(&mut self, what: &str) {
         self.phase += 1;
         let text = format!("phase {} of {}: {what}", self.phase, self.phases);
-        self.local.show_activity(&format!("CALL {} {text}", self.command));
+        self.local
+            .show_activity(&format!("CALL {} {text}", self.command));
         rim::notice(&text);
     }
 
@@ -34,6 +41,14 @@ impl Report {
         if self.verbose {
             rim::notice(&format!("    {what}"));
         }
+    }
+
+    /// What moves within a phase: shown in `pg_stat_activity` only.
+    pub fn progress(&self, what: &str) {
+        self.local.show_activity(&format!(
+            "CALL {} phase {} of {}: {what}",
+            self.command, self.phase, self.phases
+        ));
     }
 
     pub fn say(&self, what: &str) {
@@ -68,9 +83,16 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     };
     let mut out = vec![
         line(heading.to_vec()),
-        width.iter().map(|w| "-".repeat(w + 2)).collect::<Vec<_>>().join("+"),
+        width
+            .iter()
+            .map(|w| "-".repeat(w + 2))
+            .collect::<Vec<_>>()
+            .join("+"),
     ];
-    out.extend(rows.iter().map(|r| line(r.iter().map(String::as_str).collect())));
+    out.extend(
+        rows.iter()
+            .map(|r| line(r.iter().map(String::as_str).collect())),
+    );
     out
 }
 
@@ -78,10 +100,18 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 mod tests {
     #[test]
     fn columns_are_aligned() {
-        let rows = vec![vec!["n1".into(), "replicating".into()], vec!["node 10".into(), "x".into()]];
+        let rows = vec![
+            vec!["n1".into(), "replicating".into()],
+            vec!["node 10".into(), "x".into()],
+        ];
         assert_eq!(
             super::table(&["node", "status"], &rows),
-            [" node    | status", "---------+-------------", " n1      | replicating", " node 10 | x"]
+            [
+                " node    | status",
+                "---------+-------------",
+                " n1      | replicating",
+                " node 10 | x"
+            ]
         );
     }
 }

@@ -63,7 +63,9 @@ impl Taking<'_> {
             self.report.current(),
             &self.source.name,
             &format!("create slot {}", self.slot),
-            &Effect::Slot { slot: self.slot.to_owned() },
+            &Effect::Slot {
+                slot: self.slot.to_owned(),
+            },
         )?;
         let pause_step = match self.inbound.is_empty() {
             true => None,
@@ -96,7 +98,8 @@ impl Taking<'_> {
                     why
                 }
             };
-            self.report.step(&format!("snapshot attempt given up, apply resumed: {why}"));
+            self.report
+                .step(&format!("snapshot attempt given up, apply resumed: {why}"));
             server::drop_slot(self.slot).run(self.source)?;
             if why != last {
                 last = why;
@@ -127,7 +130,9 @@ impl Taking<'_> {
         }
         let limit = settings::slot_timeout();
         // The watchdog outlives an honest attempt: workers going, slot made or cancelled.
-        self.engine.start_watchdog((limit * 3).as_millis()).run(self.source)?;
+        self.engine
+            .start_watchdog((limit * 3).as_millis())
+            .run(self.source)?;
         let begun = Instant::now();
         let outcome = self.paused_attempt(exporter, limit);
         // Whatever came out of it, an interrupt too: resume first.
@@ -147,7 +152,11 @@ impl Taking<'_> {
     }
 
     fn paused_attempt(&mut self, mut exporter: Conn, limit: Duration) -> Result<Attempt> {
-        let names: Vec<String> = self.inbound.iter().map(|p| p.subscription.clone()).collect();
+        let names: Vec<String> = self
+            .inbound
+            .iter()
+            .map(|p| p.subscription.clone())
+            .collect();
         self.engine.pause(&names).run(self.source)?;
         if !self.workers_gone(limit)? {
             return Ok(Attempt::Moved(
@@ -165,9 +174,17 @@ impl Taking<'_> {
             return Ok(Attempt::Moved(exporter, "apply resumed by itself".into()));
         }
         if before != after {
-            return Ok(Attempt::Moved(exporter, "progress moved during the pause".into()));
+            return Ok(Attempt::Moved(
+                exporter,
+                "progress moved during the pause".into(),
+            ));
         }
-        Ok(Attempt::Valid(Snapshot { _exporter: exporter, name, start, progress: after }))
+        Ok(Attempt::Valid(Snapshot {
+            _exporter: exporter,
+            name,
+            start,
+            progress: after,
+        }))
     }
 
     /// The slot's start and the name of the snapshot; `None` if a transaction was in the way.
@@ -224,8 +241,10 @@ impl Taking<'_> {
         self.inbound
             .iter()
             .map(|path| {
-                let applied: Option<Lsn> =
-                    states.iter().find(|s| s.name == path.subscription).and_then(|s| s.applied);
+                let applied: Option<Lsn> = states
+                    .iter()
+                    .find(|s| s.name == path.subscription)
+                    .and_then(|s| s.applied);
                 let lsn = applied.ok_or_else(|| {
                     Error::refused(
                         SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -255,7 +274,9 @@ pub fn wait_for_writers(node: &mut Node, report: &Report) -> Result<()> {
         let left: Vec<_> = open.iter().filter(|w| first.contains(&w.xid)).collect();
         for writer in &left {
             if named.insert(writer.xid.clone()) {
-                report.say(&format!("waiting for a write transaction on node \"{name}\": {writer}"));
+                report.say(&format!(
+                    "waiting for a write transaction on node \"{name}\": {writer}"
+                ));
             }
         }
         Ok(match left.is_empty() {

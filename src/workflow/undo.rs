@@ -10,14 +10,21 @@ use crate::node::{Node, Session, Statement, server};
 
 /// Undoes every step of `journal` that may have had an effect. Returns what could not be undone;
 /// it stays in the journal, so that the next CALL tries again.
-pub fn undo(engine: &dyn Engine, journal: &Journal, nodes: &mut [&mut Node]) -> Result<Vec<String>> {
+pub fn undo(
+    engine: &dyn Engine,
+    journal: &Journal,
+    nodes: &mut [&mut Node],
+) -> Result<Vec<String>> {
     let mut left = vec![];
     for begun in journal.begun()? {
         match undo_one(engine, &begun, nodes) {
             Ok(()) => journal.undone(begun.step)?,
             Err(error) => {
                 journal.not_undone(begun.step, &error.to_string())?;
-                left.push(format!("\"{}\" on node \"{}\" ({error})", begun.description, begun.node));
+                left.push(format!(
+                    "\"{}\" on node \"{}\" ({error})",
+                    begun.description, begun.node
+                ));
                 // Ctrl-C during the undo: the rest stays in the journal.
                 if matches!(error, Error::Interrupted { .. }) {
                     return Ok(left);
@@ -29,13 +36,16 @@ pub fn undo(engine: &dyn Engine, journal: &Journal, nodes: &mut [&mut Node]) -> 
 }
 
 fn undo_one(engine: &dyn Engine, begun: &Begun, nodes: &mut [&mut Node]) -> Result<()> {
-    let node = nodes.iter_mut().find(|n| n.name == begun.node).ok_or_else(|| {
-        Error::refused(
-            SqlState::UNDEFINED_OBJECT,
-            format!("node \"{}\" is not known here any more", begun.node),
-            "",
-        )
-    })?;
+    let node = nodes
+        .iter_mut()
+        .find(|n| n.name == begun.node)
+        .ok_or_else(|| {
+            Error::refused(
+                SqlState::UNDEFINED_OBJECT,
+                format!("node \"{}\" is not known here any more", begun.node),
+                "",
+            )
+        })?;
     reconnect(node)?;
     match &begun.effect {
         Effect::Slot { slot } => drop_slot(node, slot),
@@ -43,21 +53,21 @@ fn undo_one(engine: &dyn Engine, begun: &Begun, nodes: &mut [&mut Node]) -> Resu
             forgive_undefined(engine.unsubscribe(subscription).run(node))
         }
         Effect::Provider => run_all(node, &engine.cease_provider()),
-        Effect::Registration { member } => {
-            forgive_undefined(engine.unregister(member).run(node))
-        }
+        Effect::Registration { member } => forgive_undefined(engine.unregister(member).run(node)),
         Effect::Pause => forgive_undefined(engine.resume().run(node)),
         Effect::Origin { origin } => forgive_undefined(server::drop_origin(origin).run(node)),
-        Effect::Objects { before } => copy::remove(&mut node.session, before),
-        Effect::ReadOnly { database, before } => forgive_undefined(
-            server::set_database_read_only(database, before.as_deref()).run(node),
-        ),
+        Effect::Objects { before } => copy::undo(&mut node.session, before),
+        Effect::ReadOnly { database, before } => {
+            forgive_undefined(server::set_database_read_only(database, before.as_deref()).run(node))
+        }
         Effect::Table { undo } => forgive_undefined(Statement::new(undo.as_str(), &[]).run(node)),
     }
 }
 
 fn run_all(node: &mut Node, statements: &[Statement]) -> Result<()> {
-    statements.iter().try_for_each(|s| forgive_undefined(s.run(node)))
+    statements
+        .iter()
+        .try_for_each(|s| forgive_undefined(s.run(node)))
 }
 
 /// "Already gone" is done.
@@ -72,8 +82,11 @@ fn forgive_undefined<T>(answer: Result<T>) -> Result<()> {
 /// ago may still be connected.
 pub fn drop_slot(node: &mut Node, slot: &str) -> Result<()> {
     let name = node.name.clone();
-    wait_until(&name, &format!("dropping slot {slot}"), "See who streams from it.", || {
-        match server::drop_slot(slot).run(node) {
+    wait_until(
+        &name,
+        &format!("dropping slot {slot}"),
+        "See who streams from it.",
+        || match server::drop_slot(slot).run(node) {
             Ok(_) => Ok(Seen::Done(())),
             Err(error) if error.is_undefined() => Ok(Seen::Done(())),
             Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => {
@@ -81,8 +94,8 @@ pub fn drop_slot(node: &mut Node, slot: &str) -> Result<()> {
                 Ok(Seen::Pending(error.to_string()))
             }
             Err(error) => Err(error),
-        }
-    })
+        },
+    )
 }
 
 /// A session that broke is replaced once: the node may be back.

@@ -1,0 +1,134 @@
+//! The copy (the sixth move): structure, data, the rest of the structure, what no snapshot holds.
+
+use super::report::Report;
+use crate::copy::{self, Archive, LeaveOut, Source, Target, data, matviews, sequences, settings};
+use crate::error::Result;
+use crate::journal::{Effect, Journal};
+use crate::node::{Local, Node, server};
+use crate::settings::copy_jobs;
+
+/// The replication origin under which copied rows are written on the new node, so that they are
+/// never sent to those who have them already.
+pub const ORIGIN: &str = "zodan_copy";
+
+pub struct Copying<'a> {
+    pub local: &'a Local,
+    pub source: &'a mut Node,
+    pub new: &'a mut Node,
+    /// The new node's database.
+    pub database: &'a str,
+    pub snapshot: &'a str,
+    pub journal: &'a mut Journal,
+    pub report: &'a Report,
+}
+
+impl Copying<'_> {
+    /// Copies, with application writes on the new node held off. They stay so: the caller lets them
+    /// in again when the new node provides, with the answer, which is what the database itself had
+    /// set `default_transaction_read_only` to before.
+    pub fn run(mut self) -> Result<Option<String>> {
+        let before = copy::inventory(&mut self.new.session)?;
+        let read_only = self.hold_off_writes()?;
+        self.create_origin()?;
+        let step = self.intend("copy structure and data", &Effect::Objects { before })?;
+        let copied = self.copy()?;
+        self.journal
+            .note_copy(copied.tables as u64, copied.rows, copied.bytes)?;
+        self.journal.done(step)?;
+        self.report.say(&format!(
+            "copied {} tables, {} rows, {} MB by {} workers",
+            copied.tables,
+            copied.rows,
+            copied.bytes >> 20,
+            copied.workers
+        ));
+        Ok(read_only)
+    }
+
+    fn copy(&mut self) -> Result<data::Copied> {
+        let report = self.report;
+        let source = Source {
+            node: &self.source.name,
+            dsn: &self.source.dsn,
+            snapshot: self.snapshot,
+        };
+        let target = Target {
+            node: &self.new.name,
+            dsn: &self.new.dsn,
+            settings: &[],
+        };
+        let search_path = settings::search_path(&mut self.source.session)?;
+
+        let archive = Archive::dump(&source, &mut self.new.session, &LeaveOut::default())?;
+        report.step(&format!("structure dumped, {} kB", archive.bytes() >> 10));
+        archive.restore_before_data(&target, &mut self.new.session)?;
+        report.step("tables, types and functions created");
+
+        let options = data::Options {
+            origin: ORIGIN,
+            timestamp: None,
+            search_path: &search_path,
+            jobs: copy_jobs(),
+        };
+        let tables = copy::tables(&source)?;
+        let copied = data::copy(&source, self.local, tables, &options, |progress| {
+            report.progress(&format!(
+                "copying data: {} of {} MB, {}",
+                progress.planned_done >> 20,
+                progress.planned >> 20,
+                progress.tables.join(", ")
+            ));
+            Ok(())
+        })?;
+        report.step(&format!(
+            "{} rows copied, {} MB",
+            copied.rows,
+            copied.bytes >> 20
+        ));
+
+        archive.restore_after_data(&target, copy_jobs())?;
+        report.step("indexes, constraints and triggers created");
+        let carried = sequences::carry(&mut self.source.session, &mut self.new.session)?;
+        report.step(&format!("{carried} sequences carry their values"));
+        let refreshed = matviews::refresh(
+            &mut self.source.session,
+            &mut self.new.session,
+            &search_path,
+        )?;
+        report.step(&format!("{} materialized views refreshed", refreshed.len()));
+        let own = settings::read(&mut self.source.session)?;
+        settings::apply(&mut self.new.session, &own)?;
+        Ok(copied)
+    }
+
+    /// New sessions of the database cannot write: what an application wrote before the new node's
+    /// slots exist would be on no other node.
+    fn hold_off_writes(&mut self) -> Result<Option<String>> {
+        let rows = server::database_read_only().run(self.new)?;
+        let before = rows.first().map(|r| r.text(0).to_owned());
+        let effect = Effect::ReadOnly {
+            database: self.database.to_owned(),
+            before: before.clone(),
+        };
+        let step = self.intend("hold off application writes on the new node", &effect)?;
+        server::set_database_read_only(self.database, Some("on")).run(self.new)?;
+        self.journal.done(step)?;
+        Ok(before)
+    }
+
+    fn create_origin(&mut self) -> Result<()> {
+        let effect = Effect::Origin {
+            origin: ORIGIN.into(),
+        };
+        let step = self.intend("origin of the copied rows", &effect)?;
+        // One that an earlier run left is of no use to anyone: positions are not read from it.
+        server::drop_origin(ORIGIN).run(self.new)?;
+        server::create_origin(ORIGIN).run(self.new)?;
+        self.journal.done(step)
+    }
+
+    fn intend(&mut self, what: &str, effect: &Effect) -> Result<i32> {
+        self.journal
+            .intend(self.report.current(), &self.new.name, what, effect)
+    }
+}
