@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 /// The lab's directory.
-pub(crate) fn base() -> &'static Path {
+pub fn base() -> &'static Path {
     const LONGEST: usize = 40;
     static BASE: OnceLock<PathBuf> = OnceLock::new();
     BASE.get_or_init(|| {
@@ -86,8 +86,8 @@ fn sweep(runs: &Path) {
     }
 }
 
-/// Opens a file to be locked.
-pub(crate) fn open_lock(path: &Path) -> File {
+/// Opens a file to be locked; it is made if it is not there.
+pub fn open_lock(path: &Path) -> File {
     File::options()
         .create(true)
         .append(true)

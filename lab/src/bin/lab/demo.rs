@@ -16,6 +16,9 @@ const BASELINE: Duration = Duration::from_secs(5);
 
 /// Runs the demo; true if the new node has everything and no write failed.
 pub fn run(options: &Options) -> bool {
+    let Some(_turn) = down::turn() else {
+        return false;
+    };
     if let Some(stopped) = down::take_down() {
         println!("An earlier demo was still there: {stopped} servers stopped and removed.");
     }

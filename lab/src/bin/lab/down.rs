@@ -1,7 +1,8 @@
 //! The end of a demo that still runs: its servers are found by the directory they live in.
 
 use crate::Options;
-use std::fs;
+use lab::dirs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -15,8 +16,19 @@ pub fn home() -> PathBuf {
     PathBuf::from(format!("/tmp/zodan-demo-{uid}"))
 }
 
+/// Only one command at a time may build or remove a demo: this one's turn lasts as long as the value.
+pub fn turn() -> Option<File> {
+    let lock = dirs::open_lock(&dirs::base().join("demo.lock"));
+    if lock.try_lock().is_err() {
+        eprintln!("Another demo or demo-down is at work right now; try again when it is through.");
+        return None;
+    }
+    Some(lock)
+}
+
 /// `lab demo-down`.
 pub fn run(_: &Options) -> bool {
+    let Some(_turn) = turn() else { return false };
     match take_down() {
         Some(stopped) => println!(
             "The demo is gone: {stopped} servers stopped, {} removed.",
