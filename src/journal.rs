@@ -48,7 +48,6 @@ pub struct Interrupted {
     pub run: i64,
     pub command: String,
     pub node: String,
-    pub source: String,
 }
 
 #[derive(Clone)]
@@ -90,7 +89,7 @@ impl Journal {
     /// Runs without an end. The caller holds the membership lock of this node, so nobody runs them.
     pub fn interrupted(local: &Local) -> Result<Vec<Interrupted>> {
         let rows = local.query(
-            "SELECT id, command, node, source_node FROM zodan.run
+            "SELECT id, command, node FROM zodan.run
               WHERE state IN ('running', 'failed') ORDER BY id DESC",
             &[],
         )?;
@@ -100,7 +99,6 @@ impl Journal {
                     run: row.parse(0)?,
                     command: row.text(1).to_owned(),
                     node: row.text(2).to_owned(),
-                    source: row.text(3).to_owned(),
                 })
             })
             .collect()

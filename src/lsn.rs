@@ -14,7 +14,11 @@ impl FromStr for Lsn {
     fn from_str(text: &str) -> std::result::Result<Self, ()> {
         let (high, low) = text.split_once('/').ok_or(())?;
         let part = |p: &str| {
-            if p.is_empty() || p.len() > 8 { Err(()) } else { u64::from_str_radix(p, 16).map_err(|_| ()) }
+            if p.is_empty() || p.len() > 8 {
+                Err(())
+            } else {
+                u64::from_str_radix(p, 16).map_err(|_| ())
+            }
         };
         Ok(Self(part(high)? << 32 | part(low)?))
     }
@@ -35,11 +39,10 @@ pub struct Position {
 
 impl Position {
     pub fn new(node: &str, lsn: Lsn) -> Self {
-        Self { node: node.to_owned(), lsn }
-    }
-
-    pub fn node(&self) -> &str {
-        &self.node
+        Self {
+            node: node.to_owned(),
+            lsn,
+        }
     }
 
     pub fn lsn(&self) -> Lsn {
@@ -48,7 +51,11 @@ impl Position {
 
     /// The later of two positions of the same node.
     pub fn max(self, other: &Self) -> Result<Self> {
-        Ok(if self.reaches(other)? { self } else { other.clone() })
+        Ok(if self.reaches(other)? {
+            self
+        } else {
+            other.clone()
+        })
     }
 
     /// True when everything before `other` is also before this position.
@@ -74,7 +81,10 @@ mod tests {
 
     #[test]
     fn notation() {
-        assert_eq!("16/B374D848".parse::<Lsn>().unwrap().to_string(), "16/B374D848");
+        assert_eq!(
+            "16/B374D848".parse::<Lsn>().unwrap().to_string(),
+            "16/B374D848"
+        );
         assert_eq!("0/0".parse::<Lsn>(), Ok(Lsn(0)));
         for bad in ["", "0", "/1", "0/", "0/123456789", "x/1"] {
             assert_eq!(bad.parse::<Lsn>(), Err(()), "{bad}");

@@ -26,7 +26,10 @@ mod tests {
 
     #[test]
     fn hostile_names_stay_one_token() {
-        assert_eq!(ident("a\"; DROP TABLE x; --"), "\"a\"\"; DROP TABLE x; --\"");
+        assert_eq!(
+            ident("a\"; DROP TABLE x; --"),
+            "\"a\"\"; DROP TABLE x; --\""
+        );
         assert_eq!(qualified("S 1", "t"), "\"S 1\".\"t\"");
         assert_eq!(literal("n'3"), "'n''3'");
         assert_eq!(literal("\\'"), "E'\\\\'''");

@@ -24,8 +24,12 @@ impl From<Error> for ErrorReport {
 
 /// Tells the caller, at once.
 pub fn notice(text: &str) {
-    ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, scrub(text), "zodan")
-        .report(PgLogLevel::NOTICE);
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        scrub(text),
+        "zodan",
+    )
+    .report(PgLogLevel::NOTICE);
 }
 
 /// Warns the caller, at once.

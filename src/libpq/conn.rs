@@ -101,10 +101,6 @@ impl Conn {
         Ok(conn)
     }
 
-    pub fn node(&self) -> &str {
-        &self.node
-    }
-
     /// Runs one statement and returns the rows of its last result. Without parameters the simple
     /// protocol is used, so `sql` may hold several statements, which are then one transaction.
     pub fn query(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {

@@ -90,12 +90,12 @@ mod tests {
 
     #[test]
     fn names_are_refused_by_name_and_state() {
-        let state = |v| {
-            node_name("new_node_name", v)
+        fn state(value: Option<&str>) -> String {
+            node_name("new_node_name", value)
                 .unwrap_err()
                 .sqlstate()
                 .to_string()
-        };
+        }
         assert_eq!(state(None), "22004");
         assert_eq!(state(Some("")), "22023");
         assert_eq!(state(Some(&"x".repeat(64))), "42622");

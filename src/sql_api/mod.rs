@@ -1,6 +1,8 @@
 //! What SQL can call: arguments in, checked, and on to the workflow. The declarations are in `sql/`,
 //! one file per procedure.
 
+#![allow(clippy::result_large_err)] // the error type is that of pgrx, and made once per call
+
 mod add_node;
 mod arguments;
 mod native;

@@ -591,7 +591,7 @@ impl Join {
     }
 
     fn finish(&mut self) -> Result<()> {
-        copy::sequences::carry(&mut self.source.session, &mut self.new.session)?;
+        copy::sequences::catch_up(&mut self.source.session, &mut self.new.session)?;
         server::drop_origin(copying::ORIGIN).run(&mut self.new)?;
         let engine = &*self.engine;
         each(
