@@ -293,8 +293,8 @@ impl Conn {
                         self.notices.borrow_mut().clear();
                         return;
                     };
-                    if result.status() == pq::ExecStatusType::PGRES_COPY_OUT {
-                        self.drain_copy();
+                    if result.status() == pq::ExecStatusType::PGRES_COPY_OUT && !self.drain_copy() {
+                        break; // still copying: "not busy" then means only that rows may be taken
                     }
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -315,12 +315,16 @@ impl Conn {
         }
     }
 
-    fn drain_copy(&mut self) {
-        let mut buffer: *mut c_char = std::ptr::null_mut();
-        // SAFETY: asynchronous mode does not block; each buffer is freed.
-        unsafe {
-            while pq::PQgetCopyData(self.raw(), &mut buffer, 1) > 0 {
-                pq::PQfreemem(buffer.cast());
+    /// Throws away the rows that have arrived; false as long as more may come.
+    fn drain_copy(&mut self) -> bool {
+        loop {
+            let mut buffer: *mut c_char = std::ptr::null_mut();
+            // SAFETY: asynchronous mode does not block; each buffer is freed.
+            match unsafe { pq::PQgetCopyData(self.raw(), &mut buffer, 1) } {
+                // SAFETY: as above.
+                1.. => unsafe { pq::PQfreemem(buffer.cast()) },
+                0 => return false,
+                _ => return true,
             }
         }
     }
