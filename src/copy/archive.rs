@@ -29,7 +29,11 @@ pub struct LeaveOut<'a> {
 impl Default for LeaveOut<'_> {
     /// What each node has of its own: our extension, our publication, and the schemas of the engines.
     fn default() -> Self {
-        Self { schemas: &OURS, extensions: &["zodan"], publications: &["zodan"] }
+        Self {
+            schemas: &OURS,
+            extensions: &["zodan"],
+            publications: &["zodan"],
+        }
     }
 }
 
@@ -42,7 +46,11 @@ pub struct Archive {
 
 impl Archive {
     /// Dumps the structure that the snapshot shows, for a database with the schemas that `target` has.
-    pub fn dump(source: &Source<'_>, target: &mut Session, leave_out: &LeaveOut<'_>) -> Result<Self> {
+    pub fn dump(
+        source: &Source<'_>,
+        target: &mut Session,
+        leave_out: &LeaveOut<'_>,
+    ) -> Result<Self> {
         let scratch = Scratch::create()?;
         let mut omit = Omit::default();
         let named = snapshot_session(source)?.query(
@@ -54,7 +62,10 @@ impl Archive {
             ],
         )?;
         let owners: HashMap<String, String> = target
-            .query("SELECT nspname, pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace", &[])?
+            .query(
+                "SELECT nspname, pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace",
+                &[],
+            )?
             .iter()
             .map(|row| (row.text(0).to_owned(), row.text(1).to_owned()))
             .collect();
@@ -72,22 +83,43 @@ impl Archive {
                 omit.objects.insert(object);
             }
         }
-        leave_out.extensions.iter().for_each(|name| omit.labels_of("EXTENSION", name));
-        leave_out.publications.iter().for_each(|name| omit.labels_of("PUBLICATION", name));
+        leave_out
+            .extensions
+            .iter()
+            .for_each(|name| omit.labels_of("EXTENSION", name));
+        leave_out
+            .publications
+            .iter()
+            .for_each(|name| omit.labels_of("PUBLICATION", name));
 
         let (connection, environment) = conninfo::of(source.node, source.dsn, &[], &scratch)?;
-        let mut arguments: Vec<String> =
-            ["--schema-only", "--no-subscriptions", "--format=custom", "--compress=0", "--no-password"]
-                .map(String::from)
-                .into();
+        let mut arguments: Vec<String> = [
+            "--schema-only",
+            "--no-subscriptions",
+            "--format=custom",
+            "--compress=0",
+            "--no-password",
+        ]
+        .map(String::from)
+        .into();
         // Files of this directory are of no use after a crash.
         arguments.push("--no-sync".into());
         arguments.push(format!("--snapshot={}", source.snapshot));
         arguments.push(format!("--file={}", scratch.file(DUMP).display()));
-        arguments
-            .extend(leave_out.schemas.iter().map(|s| format!("--exclude-schema={}", ident(s))));
+        arguments.extend(
+            leave_out
+                .schemas
+                .iter()
+                .map(|s| format!("--exclude-schema={}", ident(s))),
+        );
         arguments.extend(["--dbname".into(), connection]);
-        Program { name: "pg_dump", node: source.node, arguments, environment }.run()?;
+        Program {
+            name: "pg_dump",
+            node: source.node,
+            arguments,
+            environment,
+        }
+        .run()?;
 
         let list = Program {
             name: "pg_restore",
@@ -98,7 +130,10 @@ impl Archive {
         .run()?;
         let selected = contents::select(&String::from_utf8_lossy(&list), &omit);
         scratch.write(LIST, selected.as_bytes())?;
-        Ok(Self { scratch, preparations })
+        Ok(Self {
+            scratch,
+            preparations,
+        })
     }
 
     /// Size of the structure in bytes, for the report.
@@ -116,7 +151,13 @@ impl Archive {
 
     /// Indexes, constraints, triggers and rules, with up to `jobs` sessions at the same time.
     pub fn restore_after_data(&self, target: &Target<'_>, jobs: usize) -> Result<()> {
-        self.restore(target, &["--section=post-data".into(), format!("--jobs={}", jobs.max(1))])
+        self.restore(
+            target,
+            &[
+                "--section=post-data".into(),
+                format!("--jobs={}", jobs.max(1)),
+            ],
+        )
     }
 
     fn restore(&self, target: &Target<'_>, what: &[String]) -> Result<()> {
@@ -128,7 +169,13 @@ impl Archive {
         arguments.push(format!("--use-list={}", self.scratch.file(LIST).display()));
         arguments.extend(["--dbname".into(), connection]);
         arguments.push(self.scratch.file(DUMP).display().to_string());
-        Program { name: "pg_restore", node: target.node, arguments, environment }.run()?;
+        Program {
+            name: "pg_restore",
+            node: target.node,
+            arguments,
+            environment,
+        }
+        .run()?;
         Ok(())
     }
 }
@@ -161,10 +208,16 @@ fn preparation(schema: &Row, owner_here: Option<&str>) -> Option<String> {
     let (name, owner) = (schema.text(3), schema.text(4));
     match owner_here {
         Some(here) if here == owner => None,
-        Some(_) => Some(format!("ALTER SCHEMA {} OWNER TO {}", ident(name), ident(owner))),
-        None if name == PUBLIC => {
-            Some(format!("CREATE SCHEMA {} AUTHORIZATION {}", ident(name), ident(owner)))
-        }
+        Some(_) => Some(format!(
+            "ALTER SCHEMA {} OWNER TO {}",
+            ident(name),
+            ident(owner)
+        )),
+        None if name == PUBLIC => Some(format!(
+            "CREATE SCHEMA {} AUTHORIZATION {}",
+            ident(name),
+            ident(owner)
+        )),
         None => None,
     }
 }
@@ -189,4 +242,3 @@ fn restore_settings(extra: &[(&str, &str)]) -> Vec<(String, String)> {
     .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
     .collect()
 }
-

@@ -80,7 +80,10 @@ mod tests {
             object("pg_proc", "function", "public.f(text)", false),
             object("pg_namespace", "schema", "public", false),
         ];
-        assert_eq!(between(&source, &target), ["table public.a", "view public.b"]);
+        assert_eq!(
+            between(&source, &target),
+            ["table public.a", "view public.b"]
+        );
     }
 
     #[test]

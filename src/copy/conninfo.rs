@@ -27,15 +27,27 @@ pub fn of(
     scratch: &Scratch,
 ) -> Result<(String, Vec<(String, String)>)> {
     let inherited = std::env::var("PGOPTIONS").unwrap_or_default();
-    let Split { mut conninfo, password, secrets } = split(dsn, settings, &inherited);
+    let Split {
+        mut conninfo,
+        password,
+        secrets,
+    } = split(dsn, settings, &inherited);
     let mut environment = vec![];
     environment.extend(password.map(|p| ("PGPASSWORD".to_owned(), p)));
     if !secrets.is_empty() {
         if dsn.get("service").is_some() {
-            return Err(unpassable(node, &secrets[0].0, "together with a service name"));
+            return Err(unpassable(
+                node,
+                &secrets[0].0,
+                "together with a service name",
+            ));
         }
         if let Some((keyword, _)) = secrets.iter().find(|(_, value)| !fits_in_a_line(value)) {
-            return Err(unpassable(node, keyword, "with blanks at its ends or line breaks"));
+            return Err(unpassable(
+                node,
+                keyword,
+                "with blanks at its ends or line breaks",
+            ));
         }
         let file = scratch.write("service", service_file(&secrets).as_bytes())?;
         environment.push(("PGSERVICEFILE".into(), file.to_string_lossy().into_owned()));
@@ -57,7 +69,9 @@ fn split(dsn: &Dsn, settings: &[(String, String)], inherited: &str) -> Split {
         }
     }
     pairs.push("application_name=zodan".into());
-    let own = settings.iter().map(|(name, value)| format!("-c {}={}", escape(name), escape(value)));
+    let own = settings
+        .iter()
+        .map(|(name, value)| format!("-c {}={}", escape(name), escape(value)));
     let options: Vec<String> = std::iter::once(dsn.get("options").unwrap_or(inherited).to_owned())
         .filter(|o| !o.is_empty())
         .chain(own)
@@ -65,7 +79,11 @@ fn split(dsn: &Dsn, settings: &[(String, String)], inherited: &str) -> Split {
     if !options.is_empty() {
         pairs.push(format!("options={}", quote(&options.join(" "))));
     }
-    Split { conninfo: pairs.join(" "), password, secrets }
+    Split {
+        conninfo: pairs.join(" "),
+        password,
+        secrets,
+    }
 }
 
 fn service_file(secrets: &[(String, String)]) -> String {
@@ -85,7 +103,12 @@ fn quote(value: &str) -> String {
 /// The server splits `options` at blanks that no backslash precedes.
 fn escape(word: &str) -> String {
     word.chars()
-        .flat_map(|c| (c.is_whitespace() || c == '\\').then_some('\\').into_iter().chain([c]))
+        .flat_map(|c| {
+            (c.is_whitespace() || c == '\\')
+                .then_some('\\')
+                .into_iter()
+                .chain([c])
+        })
         .collect()
 }
 
@@ -95,7 +118,9 @@ fn unpassable(node: &str, keyword: &str, how: &str) -> Error {
         format!(
             "the connection string of node \"{node}\" has {keyword} {how}, which pg_dump and pg_restore cannot be given safely"
         ),
-        format!("Use a connection string without {keyword}, for example with a key file that needs none."),
+        format!(
+            "Use a connection string without {keyword}, for example with a key file that needs none."
+        ),
     )
 }
 
@@ -113,13 +138,21 @@ mod tests {
         let split = split(&dsn, &[], "");
         assert!(!split.conninfo.contains("p w") && !split.conninfo.contains("topsecret"));
         assert_eq!(split.password.as_deref(), Some("p w"));
-        assert_eq!(split.secrets, [("sslpassword".to_owned(), "topsecret".to_owned())]);
-        assert_eq!(service_file(&split.secrets), "[zodan]\nsslpassword=topsecret\n");
+        assert_eq!(
+            split.secrets,
+            [("sslpassword".to_owned(), "topsecret".to_owned())]
+        );
+        assert_eq!(
+            service_file(&split.secrets),
+            "[zodan]\nsslpassword=topsecret\n"
+        );
     }
 
     #[test]
     fn the_argument_says_what_the_connection_string_said() {
-        let dsn = Dsn::parse("host=/tmp dbname='a\\'b \\\\c' options='-c x=1' application_name=mine").unwrap();
+        let dsn =
+            Dsn::parse("host=/tmp dbname='a\\'b \\\\c' options='-c x=1' application_name=mine")
+                .unwrap();
         let conninfo = split(&dsn, &settings(), "-c never=1").conninfo;
         let again = Dsn::parse(&conninfo).unwrap();
         assert_eq!(again.get("dbname"), Some("a'b \\c"));
@@ -128,7 +161,12 @@ mod tests {
         let bare = Dsn::parse("host=h").unwrap();
         let inherited = Dsn::parse(&split(&bare, &settings(), "-c old=1").conninfo).unwrap();
         assert_eq!(inherited.get("options"), Some("-c old=1 -c a.b=x\\ y\\\\"));
-        assert_eq!(Dsn::parse(&split(&bare, &[], "").conninfo).unwrap().get("options"), None);
+        assert_eq!(
+            Dsn::parse(&split(&bare, &[], "").conninfo)
+                .unwrap()
+                .get("options"),
+            None
+        );
     }
 
     #[test]

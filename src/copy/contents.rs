@@ -78,7 +78,8 @@ mod tests {
     #[test]
     fn entries_are_left_out_by_object_and_by_text() {
         let mut omit = Omit::default();
-        omit.objects.extend([(3079, 16389), (2615, 16385), (6104, 16500)]);
+        omit.objects
+            .extend([(3079, 16389), (2615, 16385), (6104, 16500)]);
         omit.labels_of("EXTENSION", "zodan");
         omit.labels_of("EXTENSION", "Odd one");
         assert_eq!(select(LIST, &omit), "3602;\n7;\n215;\n");

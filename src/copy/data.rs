@@ -68,10 +68,17 @@ pub fn copy(
 ) -> Result<Copied> {
     let count = tables.len();
     let tables: Vec<Table> = tables.into_iter().filter(|t| !t.is_empty()).collect();
-    let wanted = if origin::SHARED { options.jobs.max(1) } else { 1 };
+    let wanted = if origin::SHARED {
+        options.jobs.max(1)
+    } else {
+        1
+    };
     let tasks = plan(&tables.iter().map(Table::size).collect::<Vec<_>>(), wanted);
     if tasks.is_empty() {
-        return Ok(Copied { tables: count, ..Copied::default() });
+        return Ok(Copied {
+            tables: count,
+            ..Copied::default()
+        });
     }
     let wanted = wanted.min(tasks.len());
     // Given back after the workers have ended: declared first, dropped last.
@@ -125,7 +132,11 @@ impl Workers {
         let handles = Rc::new(handles);
         let doomed = Rc::clone(&handles);
         let on_exit = OnExit::run(move || doomed.iter().for_each(Handle::terminate));
-        Ok(Self { shared, handles, _on_exit: on_exit })
+        Ok(Self {
+            shared,
+            handles,
+            _on_exit: on_exit,
+        })
     }
 
     /// Waits for the workers. The first failure ends the copy.
@@ -209,7 +220,8 @@ impl Drop for Workers {
             // SAFETY: our own latch. Interrupts stay pending for whoever looks at them next: this
             // runs while an error is on its way, and must not raise another one.
             unsafe {
-                let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+                let events =
+                    pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
                 pg_sys::WaitLatch(
                     pg_sys::MyLatch,
                     events as c_int,
@@ -229,8 +241,8 @@ impl Handle {
     /// `None` if the server has no room for another worker.
     fn register(shared: &Shared, number: usize) -> Result<Option<Self>> {
         let mut worker = pg_sys::BackgroundWorker {
-            bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION)
-                as c_int,
+            bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS
+                | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int,
             bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
             bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
             bgw_main_arg: pg_sys::Datum::from(worker::argument(shared.handle(), number)),
@@ -306,6 +318,7 @@ fn stalled(job: &Job, progress: &Progress, limit: Duration) -> Error {
         what: "the copy of its data".into(),
         seconds: limit.as_secs(),
         detail: format!("Being copied: {}.", progress.tables.join(", ")),
-        hint: "Look for locks on these tables on both nodes, and at the network between them.".into(),
+        hint: "Look for locks on these tables on both nodes, and at the network between them."
+            .into(),
     }
 }

@@ -16,7 +16,9 @@ pub fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     .catch_others(|cause| {
         let (CaughtError::PostgresError(report)
         | CaughtError::ErrorReport(report)
-        | CaughtError::RustPanic { ereport: report, .. }) = cause;
+        | CaughtError::RustPanic {
+            ereport: report, ..
+        }) = cause;
         Err(Error::Local {
             state: SqlState::unpack(report.sql_error_code() as i32),
             message: report.message().to_owned(),

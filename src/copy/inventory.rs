@@ -1,9 +1,9 @@
 //! What a database holds before the first change, so that it can be brought back to that.
 
+use super::OURS;
 use super::objects::objects;
 use super::settings::{self, Setting};
 use super::sql::array;
-use super::OURS;
 use crate::error::Result;
 use crate::libpq::Row;
 use crate::node::Session;
@@ -53,7 +53,10 @@ pub(super) struct Grant {
 /// What the database of this session holds.
 pub fn inventory(session: &mut Session) -> Result<Inventory> {
     Ok(Inventory {
-        objects: objects(session)?.into_iter().map(|o| (o.catalog, o.oid)).collect(),
+        objects: objects(session)?
+            .into_iter()
+            .map(|o| (o.catalog, o.oid))
+            .collect(),
         schemas: schemas(session)?,
         defaults: defaults(session)?,
         settings: settings::read(session)?,
@@ -73,12 +76,14 @@ pub(super) fn schemas(session: &mut Session) -> Result<Vec<Schema>> {
     )?;
     let mut schemas: BTreeMap<String, Schema> = BTreeMap::new();
     for row in &rows {
-        let schema = schemas.entry(row.text(0).to_owned()).or_insert_with(|| Schema {
-            name: row.text(0).to_owned(),
-            owner: row.text(1).to_owned(),
-            comment: row.get(2).map(str::to_owned),
-            grants: BTreeSet::new(),
-        });
+        let schema = schemas
+            .entry(row.text(0).to_owned())
+            .or_insert_with(|| Schema {
+                name: row.text(0).to_owned(),
+                owner: row.text(1).to_owned(),
+                comment: row.get(2).map(str::to_owned),
+                grants: BTreeSet::new(),
+            });
         schema.grants.extend(grant(row, 3));
     }
     Ok(schemas.into_values().collect())
@@ -103,15 +108,25 @@ pub(super) fn defaults(session: &mut Session) -> Result<Vec<Defaults>> {
     )?;
     let mut all: BTreeMap<(String, Option<String>, char), Defaults> = BTreeMap::new();
     for row in &rows {
-        let key = (row.text(0).to_owned(), row.get(1).map(str::to_owned), row.parse(2)?);
-        let entry = all.entry(key).or_insert_with_key(|(role, schema, kind)| Defaults {
-            role: role.clone(),
-            schema: schema.clone(),
-            kind: *kind,
-            grants: BTreeSet::new(),
-            initial: BTreeSet::new(),
-        });
-        let list = if row.bool(3) { &mut entry.initial } else { &mut entry.grants };
+        let key = (
+            row.text(0).to_owned(),
+            row.get(1).map(str::to_owned),
+            row.parse(2)?,
+        );
+        let entry = all
+            .entry(key)
+            .or_insert_with_key(|(role, schema, kind)| Defaults {
+                role: role.clone(),
+                schema: schema.clone(),
+                kind: *kind,
+                grants: BTreeSet::new(),
+                initial: BTreeSet::new(),
+            });
+        let list = if row.bool(3) {
+            &mut entry.initial
+        } else {
+            &mut entry.grants
+        };
         list.extend(grant(row, 4));
     }
     Ok(all.into_values().collect())

@@ -54,12 +54,14 @@ pub fn refresh(
             "SELECT pg_catalog.set_config('search_path', {}, true); REFRESH MATERIALIZED VIEW {name}",
             literal(search_path)
         );
-        target.query(&statement, &[]).map_err(|error| Error::Local {
-            state: error.sqlstate(),
-            message: format!("could not refresh materialized view {name}: {error}"),
-            detail: error.detail(),
-            hint: error.hint(),
-        })?;
+        target
+            .query(&statement, &[])
+            .map_err(|error| Error::Local {
+                state: error.sqlstate(),
+                message: format!("could not refresh materialized view {name}: {error}"),
+                detail: error.detail(),
+                hint: error.hint(),
+            })?;
     }
     Ok(ordered)
 }
@@ -76,11 +78,21 @@ fn in_order(wanted: &[String], reads: &HashMap<String, Vec<String>>) -> Vec<Stri
                 ordered.push(name);
             } else if seen.insert(name) {
                 stack.push((name, true));
-                stack.extend(reads.get(name).into_iter().flatten().map(|input| (input, false)));
+                stack.extend(
+                    reads
+                        .get(name)
+                        .into_iter()
+                        .flatten()
+                        .map(|input| (input, false)),
+                );
             }
         }
     }
-    ordered.into_iter().filter(|name| wanted.contains(name)).cloned().collect()
+    ordered
+        .into_iter()
+        .filter(|name| wanted.contains(name))
+        .cloned()
+        .collect()
 }
 
 #[cfg(test)]

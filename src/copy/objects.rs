@@ -79,7 +79,14 @@ SELECT o.class::text, o.oid, i.type,
 /// The objects of the database of this session, those of zodan and Spock excepted.
 pub fn objects(session: &mut Session) -> Result<Vec<Object>> {
     session
-        .query(OBJECTS, &[&array(OURS), &array(OUR_EXTENSIONS), &array(OUR_PUBLICATIONS)])?
+        .query(
+            OBJECTS,
+            &[
+                &array(OURS),
+                &array(OUR_EXTENSIONS),
+                &array(OUR_PUBLICATIONS),
+            ],
+        )?
         .iter()
         .map(|row| {
             Ok(Object {

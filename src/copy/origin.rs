@@ -24,7 +24,10 @@ impl Origin {
         }
         let id = rows.one()?.parse(0)?;
         if SHARED {
-            local.query("SELECT pg_catalog.pg_replication_origin_session_setup($1)", &[name])?;
+            local.query(
+                "SELECT pg_catalog.pg_replication_origin_session_setup($1)",
+                &[name],
+            )?;
             // SAFETY: the session variable that commit records take their origin from. The origin is
             // held for the workers; what this session commits meanwhile is not a copy of anything.
             unsafe { pg_sys::replorigin_session_origin = pg_sys::InvalidRepOriginId as _ };
@@ -39,7 +42,7 @@ impl Origin {
     /// The process that workers have to name to share the origin.
     pub fn holder(&self) -> Option<i32> {
         // SAFETY: set when the backend starts.
-        SHARED.then(|| unsafe { pg_sys::MyProcPid })
+        SHARED.then_some(unsafe { pg_sys::MyProcPid })
     }
 }
 

@@ -64,7 +64,11 @@ fn part(table: usize, size: Size, i: u64, pieces: u64) -> Task {
         (_, true) => Range::From(start(i)),
         (_, false) => Range::Blocks(start(i), start(i + 1)),
     };
-    Task { table, range, bytes: size.bytes / pieces }
+    Task {
+        table,
+        range,
+        bytes: size.bytes / pieces,
+    }
 }
 
 #[cfg(test)]
@@ -74,13 +78,19 @@ mod tests {
     const GB: u64 = 1 << 30;
 
     fn heap(bytes: u64) -> Size {
-        Size { bytes, blocks: Some((bytes / 8192) as u32) }
+        Size {
+            bytes,
+            blocks: Some((bytes / 8192) as u32),
+        }
     }
 
     /// The blocks that the tasks of a table cover, each exactly once and the end open.
     fn assert_covered(tasks: &[Task], table: usize) {
-        let mut ranges: Vec<Range> =
-            tasks.iter().filter(|t| t.table == table).map(|t| t.range).collect();
+        let mut ranges: Vec<Range> = tasks
+            .iter()
+            .filter(|t| t.table == table)
+            .map(|t| t.range)
+            .collect();
         if ranges == [Range::Whole] {
             return;
         }
@@ -107,8 +117,17 @@ mod tests {
         let shapes: [&[Size]; 6] = [
             &[heap(10 * GB), heap(10 * GB)],
             &[heap(100 * GB), heap(8192), heap(0)],
-            &[Size { bytes: 5 * GB, blocks: Some(3) }],
-            &[Size { bytes: 5 * GB, blocks: None }, heap(GB + 1)],
+            &[Size {
+                bytes: 5 * GB,
+                blocks: Some(3),
+            }],
+            &[
+                Size {
+                    bytes: 5 * GB,
+                    blocks: None,
+                },
+                heap(GB + 1),
+            ],
             &[heap(33 * 1024 * 1024), heap(65 * 1024 * 1024)],
             &[],
         ];

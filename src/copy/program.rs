@@ -44,8 +44,14 @@ impl Program<'_> {
     pub fn run(&self) -> Result<Vec<u8>> {
         let mut running = self.start()?;
         let output = running.collect()?;
-        let status = running.reap().map_err(|e| self.failure(format!("could not wait for it: {e}")))?;
-        if status.success() { Ok(output) } else { Err(self.failure(running.complaint(self.name, status))) }
+        let status = running
+            .reap()
+            .map_err(|e| self.failure(format!("could not wait for it: {e}")))?;
+        if status.success() {
+            Ok(output)
+        } else {
+            Err(self.failure(running.complaint(self.name, status)))
+        }
     }
 
     fn start(&self) -> Result<Running> {
@@ -65,9 +71,9 @@ impl Program<'_> {
         let parent = std::process::id();
         // SAFETY: async-signal-safe calls only, between fork and exec.
         unsafe { command.pre_exec(move || become_a_program(parent)) };
-        let child = command.spawn().map_err(|e| {
-            self.failure(format!("could not start \"{}\": {e}", path.display()))
-        })?;
+        let child = command
+            .spawn()
+            .map_err(|e| self.failure(format!("could not start \"{}\": {e}", path.display())))?;
         Running::adopt(child).map_err(|e| self.failure(format!("could not read from it: {e}")))
     }
 
@@ -125,10 +131,20 @@ impl Running {
                 return Ok(output);
             }
             wait::on_fds(&fds, None)?;
-            if self.child.stdout.as_mut().is_some_and(|pipe| drain(pipe, &mut output)) {
+            if self
+                .child
+                .stdout
+                .as_mut()
+                .is_some_and(|pipe| drain(pipe, &mut output))
+            {
                 self.child.stdout = None;
             }
-            if self.child.stderr.as_mut().is_some_and(|pipe| drain(pipe, &mut self.complaints)) {
+            if self
+                .child
+                .stderr
+                .as_mut()
+                .is_some_and(|pipe| drain(pipe, &mut self.complaints))
+            {
                 self.child.stderr = None;
             }
             let excess = self.complaints.len().saturating_sub(TAIL);
@@ -152,9 +168,9 @@ impl Running {
             .collect();
         match (lines.is_empty(), status.signal()) {
             (false, None) => lines.join("\n"),
-            (_, Some(signal)) => {
-                format!("it was ended by signal {signal}\n{}", lines.join("\n")).trim_end().to_owned()
-            }
+            (_, Some(signal)) => format!("it was ended by signal {signal}\n{}", lines.join("\n"))
+                .trim_end()
+                .to_owned(),
             (true, None) => format!("it ended with {status} and said nothing"),
         }
     }
@@ -174,19 +190,37 @@ impl Drop for Running {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut fds: Vec<libc::pollfd> = self
                 .pipes()
-                .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
+                .map(|fd| libc::pollfd {
+                    fd,
+                    events: libc::POLLIN,
+                    revents: 0,
+                })
                 .collect();
             // SAFETY: an array of descriptors that this value owns.
             let ready = unsafe {
-                libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, left.as_millis() as i32)
+                libc::poll(
+                    fds.as_mut_ptr(),
+                    fds.len() as libc::nfds_t,
+                    left.as_millis() as i32,
+                )
             };
             if left.is_zero() || ready == 0 {
                 break;
             }
-            if self.child.stdout.as_mut().is_some_and(|pipe| drain(pipe, &mut unread)) {
+            if self
+                .child
+                .stdout
+                .as_mut()
+                .is_some_and(|pipe| drain(pipe, &mut unread))
+            {
                 self.child.stdout = None;
             }
-            if self.child.stderr.as_mut().is_some_and(|pipe| drain(pipe, &mut unread)) {
+            if self
+                .child
+                .stderr
+                .as_mut()
+                .is_some_and(|pipe| drain(pipe, &mut unread))
+            {
                 self.child.stderr = None;
             }
             unread.clear();
@@ -224,7 +258,12 @@ fn become_a_program(parent: u32) -> io::Result<()> {
             libc::signal(number, libc::SIG_DFL); // fails for KILL and STOP, which is fine
         }
         // Not closed but marked: the standard library still needs its pipe until exec succeeds.
-        let all = libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        let all = libc::syscall(
+            libc::SYS_close_range,
+            3u32,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
         if all != 0 {
             for fd in 3..libc::sysconf(libc::_SC_OPEN_MAX).min(65_536) as RawFd {
                 libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
@@ -263,7 +302,13 @@ mod tests {
         for name in ["PGSSLROOTCERT", "PGPASSFILE", "HOME", "KRB5_CONFIG", "PATH"] {
             assert!(is_inherited(name), "{name}");
         }
-        for name in ["PGDATA", "PG_GRANDPARENT_PID", "LC_ALL", "LANG", "AWS_SECRET_ACCESS_KEY"] {
+        for name in [
+            "PGDATA",
+            "PG_GRANDPARENT_PID",
+            "LC_ALL",
+            "LANG",
+            "AWS_SECRET_ACCESS_KEY",
+        ] {
             assert!(!is_inherited(name), "{name}");
         }
     }

@@ -79,27 +79,46 @@ SELECT DISTINCT p.probin
 pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
     let mut findings = missing_programs(&target.name);
     let first = |node: &mut Node, sql: &str, params: &[&str]| -> Result<Vec<String>> {
-        Ok(node.query(sql, params)?.iter().map(|row| row.text(0).to_owned()).collect())
+        Ok(node
+            .query(sql, params)?
+            .iter()
+            .map(|row| row.text(0).to_owned())
+            .collect())
     };
     let ours = array(OURS);
 
-    let roles: BTreeSet<String> =
-        first(target, "SELECT rolname FROM pg_catalog.pg_roles", &[])?.into_iter().collect();
-    for role in first(source, ROLES, &[&ours])?.into_iter().filter(|r| !roles.contains(r)) {
+    let roles: BTreeSet<String> = first(target, "SELECT rolname FROM pg_catalog.pg_roles", &[])?
+        .into_iter()
+        .collect();
+    for role in first(source, ROLES, &[&ours])?
+        .into_iter()
+        .filter(|r| !roles.contains(r))
+    {
         findings.push(Finding::new(
             &target.name,
             SqlState::UNDEFINED_OBJECT,
-            format!("role {} is missing, which the structure of node \"{}\" names", ident(&role), source.name),
+            format!(
+                "role {} is missing, which the structure of node \"{}\" names",
+                ident(&role),
+                source.name
+            ),
             "Create the roles as they are on the source; pg_dumpall --roles-only prints them.",
         ));
     }
 
     let spaces = first(target, "SELECT spcname FROM pg_catalog.pg_tablespace", &[])?;
-    for space in first(source, TABLESPACES, &[])?.into_iter().filter(|s| !spaces.contains(s)) {
+    for space in first(source, TABLESPACES, &[])?
+        .into_iter()
+        .filter(|s| !spaces.contains(s))
+    {
         findings.push(Finding::new(
             &target.name,
             SqlState::UNDEFINED_OBJECT,
-            format!("tablespace {} is missing, in which node \"{}\" has tables", ident(&space), source.name),
+            format!(
+                "tablespace {} is missing, in which node \"{}\" has tables",
+                ident(&space),
+                source.name
+            ),
             "Create tablespaces of the same names; pg_dumpall --tablespaces-only prints them.",
         ));
     }
@@ -111,7 +130,11 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
             findings.push(Finding::new(
                 &target.name,
                 SqlState::parse("58P01"),
-                format!("file \"{}\" is missing, which functions of node \"{}\" are in", path.display(), source.name),
+                format!(
+                    "file \"{}\" is missing, which functions of node \"{}\" are in",
+                    path.display(),
+                    source.name
+                ),
                 "Install the library that is on the source's server.",
             ));
         }
@@ -140,7 +163,10 @@ fn extensions(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
     let needed = source.query(INSTALLED, &[&ours])?;
     let mut installed = HashMap::new();
     for row in &target.query(INSTALLED, &[&ours])? {
-        installed.insert(row.text(0).to_owned(), (row.text(1).to_owned(), row.text(2).to_owned()));
+        installed.insert(
+            row.text(0).to_owned(),
+            (row.text(1).to_owned(), row.text(2).to_owned()),
+        );
     }
     let names = array(needed.iter().map(|row| row.text(0)));
     let mut versions: HashMap<String, Available> = HashMap::new();
@@ -154,11 +180,17 @@ fn extensions(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
     Ok(needed
         .iter()
         .filter_map(|row| {
-            let wanted = Extension { name: row.text(0), version: row.text(1), schema: row.text(2) };
+            let wanted = Extension {
+                name: row.text(0),
+                version: row.text(1),
+                schema: row.text(2),
+            };
             wanted.finding(
                 &source.name,
                 &target.name,
-                installed.get(wanted.name).map(|(v, s)| (v.as_str(), s.as_str())),
+                installed
+                    .get(wanted.name)
+                    .map(|(v, s)| (v.as_str(), s.as_str())),
                 versions.get(wanted.name),
             )
         })
@@ -193,8 +225,15 @@ impl Extension<'_> {
         let (state, message, hint) = match (installed, available) {
             (Some((_, schema)), _) if schema != self.schema => (
                 SqlState::DUPLICATE_OBJECT,
-                format!("extension {name} is in schema {}, but on node \"{source}\" in {}", ident(schema), ident(self.schema)),
-                format!("Drop it, or run: ALTER EXTENSION {name} SET SCHEMA {}", ident(self.schema)),
+                format!(
+                    "extension {name} is in schema {}, but on node \"{source}\" in {}",
+                    ident(schema),
+                    ident(self.schema)
+                ),
+                format!(
+                    "Drop it, or run: ALTER EXTENSION {name} SET SCHEMA {}",
+                    ident(self.schema)
+                ),
             ),
             (Some((here, _)), _) if !same_release(here, self.version) => (
                 SqlState::FEATURE_NOT_SUPPORTED,
@@ -210,7 +249,10 @@ impl Extension<'_> {
             (None, Some(has)) if same_release(&has.default, self.version) => return None,
             (None, Some(has)) if has.all.iter().any(|v| v == self.version) => (
                 SqlState::FEATURE_NOT_SUPPORTED,
-                format!("extension {name} would get version {}, {wanted}", has.default),
+                format!(
+                    "extension {name} would get version {}, {wanted}",
+                    has.default
+                ),
                 format!(
                     "Create it beforehand: CREATE EXTENSION {name} WITH SCHEMA {} VERSION {version}",
                     ident(self.schema)
@@ -218,7 +260,10 @@ impl Extension<'_> {
             ),
             (None, Some(has)) => (
                 SqlState::FEATURE_NOT_SUPPORTED,
-                format!("extension {name} is available in version {} only, {wanted}", has.default),
+                format!(
+                    "extension {name} is available in version {} only, {wanted}",
+                    has.default
+                ),
                 "Install the same release on both servers.".to_owned(),
             ),
         };
@@ -256,29 +301,61 @@ mod tests {
 
     #[test]
     fn releases() {
-        for (a, b) in [("1.6", "1.6"), ("3.4.2", "3.4.10"), ("2", "2.0"), ("unpackaged", "unpackaged")] {
+        for (a, b) in [
+            ("1.6", "1.6"),
+            ("3.4.2", "3.4.10"),
+            ("2", "2.0"),
+            ("unpackaged", "unpackaged"),
+        ] {
             assert!(same_release(a, b), "{a} {b}");
         }
-        for (a, b) in [("5.0.10", "5.1.0"), ("1.10", "1.1"), ("2", "2.1"), ("x", "y"), ("1.x", "1.y")] {
+        for (a, b) in [
+            ("5.0.10", "5.1.0"),
+            ("1.10", "1.1"),
+            ("2", "2.1"),
+            ("x", "y"),
+            ("1.x", "1.y"),
+        ] {
             assert!(!same_release(a, b), "{a} {b}");
         }
     }
 
     #[test]
     fn extensions_are_compared_with_what_the_restore_would_make() {
-        let wanted = Extension { name: "hstore", version: "1.8", schema: "public" };
-        let state = |installed, available: Option<&Available>| {
-            wanted.finding("s", "n", installed, available).map(|f| f.state.to_string())
+        let wanted = Extension {
+            name: "hstore",
+            version: "1.8",
+            schema: "public",
         };
-        let newest = Available { default: "1.9".into(), all: vec!["1.8".into(), "1.9".into()] };
-        let equal = Available { default: "1.8".into(), all: vec!["1.8".into()] };
-        let other = Available { default: "2.0".into(), all: vec!["2.0".into()] };
+        let state = |installed, available: Option<&Available>| {
+            wanted
+                .finding("s", "n", installed, available)
+                .map(|f| f.state.to_string())
+        };
+        let newest = Available {
+            default: "1.9".into(),
+            all: vec!["1.8".into(), "1.9".into()],
+        };
+        let equal = Available {
+            default: "1.8".into(),
+            all: vec!["1.8".into()],
+        };
+        let other = Available {
+            default: "2.0".into(),
+            all: vec!["2.0".into()],
+        };
         assert_eq!(state(Some(("1.8", "public")), None), None);
         assert_eq!(state(None, Some(&equal)), None);
         assert_eq!(state(None, None).as_deref(), Some("42704"));
         assert_eq!(state(None, Some(&newest)).as_deref(), Some("0A000"));
         assert_eq!(state(None, Some(&other)).as_deref(), Some("0A000"));
-        assert_eq!(state(Some(("1.7", "public")), Some(&newest)).as_deref(), Some("0A000"));
-        assert_eq!(state(Some(("1.8", "ext")), Some(&newest)).as_deref(), Some("42710"));
+        assert_eq!(
+            state(Some(("1.7", "public")), Some(&newest)).as_deref(),
+            Some("0A000")
+        );
+        assert_eq!(
+            state(Some(("1.8", "ext")), Some(&newest)).as_deref(),
+            Some("42710")
+        );
     }
 }

@@ -30,7 +30,10 @@ impl Scratch {
         let path = parent.join(format!("pgsql_tmp.zodan.{}.{number}", std::process::id()));
         make(&parent, &path).map_err(|e| failure("create", &path, &e))?;
         let doomed = path.clone();
-        Ok(Self { path, _on_exit: OnExit::run(move || remove(&doomed)) })
+        Ok(Self {
+            path,
+            _on_exit: OnExit::run(move || remove(&doomed)),
+        })
     }
 
     pub fn file(&self, name: &str) -> PathBuf {

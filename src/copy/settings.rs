@@ -61,7 +61,10 @@ pub(super) fn restore(session: &mut Session, before: &[Setting]) -> Result<()> {
     let now = read(session)?;
     let database = current_database(session)?;
     for setting in &now {
-        if !before.iter().any(|b| b.role == setting.role && b.name == setting.name) {
+        if !before
+            .iter()
+            .any(|b| b.role == setting.role && b.name == setting.name)
+        {
             session.query(&setting.reset(&database), &[])?;
         }
     }
@@ -96,17 +99,33 @@ impl Setting {
 
     /// A name like `zodan.copy_jobs` is two words.
     fn quoted_name(&self) -> String {
-        self.name.split('.').map(ident).collect::<Vec<_>>().join(".")
+        self.name
+            .split('.')
+            .map(ident)
+            .collect::<Vec<_>>()
+            .join(".")
     }
 
     fn set(&self, database: &str) -> String {
         let value = if LISTS.contains(&self.name.to_lowercase().as_str()) {
-            split_list(&self.value).iter().map(|v| literal(v)).collect::<Vec<_>>().join(", ")
+            split_list(&self.value)
+                .iter()
+                .map(|v| literal(v))
+                .collect::<Vec<_>>()
+                .join(", ")
         } else {
             literal(&self.value)
         };
-        let value = if value.is_empty() { "''".to_owned() } else { value };
-        format!("{} SET {} TO {value}", self.subject(database), self.quoted_name())
+        let value = if value.is_empty() {
+            "''".to_owned()
+        } else {
+            value
+        };
+        format!(
+            "{} SET {} TO {value}",
+            self.subject(database),
+            self.quoted_name()
+        )
     }
 
     fn reset(&self, database: &str) -> String {
@@ -147,13 +166,20 @@ mod tests {
     use super::*;
 
     fn setting(role: Option<&str>, name: &str, value: &str) -> Setting {
-        Setting { role: role.map(String::from), name: name.into(), value: value.into() }
+        Setting {
+            role: role.map(String::from),
+            name: name.into(),
+            value: value.into(),
+        }
     }
 
     #[test]
     fn lists_are_taken_apart() {
         assert_eq!(split_list(r#""$user", public"#), ["$user", "public"]);
-        assert_eq!(split_list(r#""a ""b"", c",d , e"#), ["a \"b\", c", "d", "e"]);
+        assert_eq!(
+            split_list(r#""a ""b"", c",d , e"#),
+            ["a \"b\", c", "d", "e"]
+        );
         assert_eq!(split_list(r#""""#), [""]);
         assert!(split_list("").is_empty());
     }
@@ -170,7 +196,10 @@ mod tests {
             custom.set("d"),
             r#"ALTER ROLE "r 1" IN DATABASE "d" SET "app"."mode" TO 'a, b'"#
         );
-        assert_eq!(custom.reset("d"), r#"ALTER ROLE "r 1" IN DATABASE "d" RESET "app"."mode""#);
+        assert_eq!(
+            custom.reset("d"),
+            r#"ALTER ROLE "r 1" IN DATABASE "d" RESET "app"."mode""#
+        );
         assert_eq!(
             setting(None, "search_path", r#""""#).set("d"),
             r#"ALTER DATABASE "d" SET "search_path" TO ''"#

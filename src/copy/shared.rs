@@ -82,7 +82,10 @@ impl Failure {
 }
 
 fn shorten(text: &str, limit: usize) -> String {
-    let end = (0..=limit.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+    let end = (0..=limit.min(text.len()))
+        .rev()
+        .find(|i| text.is_char_boundary(*i))
+        .unwrap_or(0);
     let dots = if end < text.len() { "..." } else { "" };
     format!("{}{dots}", &text[..end])
 }
@@ -180,7 +183,10 @@ impl Slot {
     pub fn failure(&self) -> Failure {
         let len = (self.error_len.load(Ordering::Relaxed) as usize).min(ERROR_ROOM);
         // SAFETY: written before the state was set to failed, never after.
-        let json: Vec<u8> = self.error[..len].iter().map(|cell| unsafe { *cell.get() }).collect();
+        let json: Vec<u8> = self.error[..len]
+            .iter()
+            .map(|cell| unsafe { *cell.get() })
+            .collect();
         serde_json::from_slice(&json).unwrap_or_else(|_| Failure {
             state: SqlState::INTERNAL_ERROR.as_str().to_owned(),
             message: "a copy worker failed and could not say why".into(),
@@ -230,10 +236,8 @@ impl Shared {
                     next_task: AtomicU64::new(0),
                     job_len: json.len() as u64,
                 });
-                base.add(Self::job_offset(workers)).copy_from_nonoverlapping(
-                    NonNull::from(json.as_slice()).cast(),
-                    json.len(),
-                );
+                base.add(Self::job_offset(workers))
+                    .copy_from_nonoverlapping(NonNull::from(json.as_slice()).cast(), json.len());
                 Ok(Self { segment, base })
             }
         })
@@ -284,8 +288,7 @@ impl Shared {
             let start = self.base.add(Self::job_offset(header.workers as usize));
             std::slice::from_raw_parts(start.as_ptr(), header.job_len as usize)
         };
-        serde_json::from_slice(json)
-            .map_err(|_| Error::internal("the copy job cannot be read")) // its text is secret
+        serde_json::from_slice(json).map_err(|_| Error::internal("the copy job cannot be read")) // its text is secret
     }
 
     pub fn database(&self) -> pg_sys::Oid {
@@ -367,7 +370,10 @@ mod tests {
             assert_eq!(back.state, "22021");
             assert!(back.message.starts_with("é\"") && back.message.ends_with("..."));
         }
-        let short = Failure { message: "m".into(), ..long };
+        let short = Failure {
+            message: "m".into(),
+            ..long
+        };
         let back: Failure = serde_json::from_slice(&short.encode(ERROR_ROOM)).unwrap();
         assert_eq!(back.message, "m");
     }

@@ -4,7 +4,12 @@
 pub fn array<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> String {
     let quoted: Vec<String> = values
         .into_iter()
-        .map(|v| format!("\"{}\"", v.as_ref().replace('\\', "\\\\").replace('"', "\\\"")))
+        .map(|v| {
+            format!(
+                "\"{}\"",
+                v.as_ref().replace('\\', "\\\\").replace('"', "\\\"")
+            )
+        })
         .collect();
     format!("{{{}}}", quoted.join(","))
 }
@@ -13,7 +18,10 @@ pub fn array<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> String {
 mod tests {
     #[test]
     fn arrays_hold_any_text() {
-        assert_eq!(super::array(["a", "b\"c", "d\\e,f", ""]), r#"{"a","b\"c","d\\e,f",""}"#);
+        assert_eq!(
+            super::array(["a", "b\"c", "d\\e,f", ""]),
+            r#"{"a","b\"c","d\\e,f",""}"#
+        );
         assert_eq!(super::array::<&str>([]), "{}");
     }
 }

@@ -31,7 +31,14 @@ thread_local! {
 
 impl<'a> Stream<'a> {
     pub fn new(copy: CopyOut<'a>, slot: &'a Slot) -> Self {
-        Self { copy, slot, rest: None, ended: false, counted: 0, error: None }
+        Self {
+            copy,
+            slot,
+            rest: None,
+            ended: false,
+            counted: 0,
+            error: None,
+        }
     }
 
     /// Fills `out` with what is there, waiting only until it holds `least` bytes. Less means the end.

@@ -47,7 +47,10 @@ impl Table {
     }
 
     pub(super) fn size(&self) -> Size {
-        Size { bytes: self.bytes, blocks: self.blocks }
+        Size {
+            bytes: self.bytes,
+            blocks: self.blocks,
+        }
     }
 
     /// The table has no row: what is not even a block holds nothing that any snapshot sees.
@@ -70,7 +73,10 @@ impl Table {
             (true, true) => table,
             (true, false) => format!("{table} ({columns})"),
             (false, _) => {
-                format!("(SELECT {columns} FROM ONLY {table} WHERE {})", conditions.join(" AND "))
+                format!(
+                    "(SELECT {columns} FROM ONLY {table} WHERE {})",
+                    conditions.join(" AND ")
+                )
             }
         };
         let format = if self.is_binary() { "binary" } else { "text" };
@@ -150,7 +156,10 @@ pub fn tables(source: &Source<'_>) -> Result<Vec<Table>> {
             Ok(Table {
                 schema: row.text(0).to_owned(),
                 name: row.text(1).to_owned(),
-                into: row.get(2).zip(row.get(3)).map(|(s, n)| (s.to_owned(), n.to_owned())),
+                into: row
+                    .get(2)
+                    .zip(row.get(3))
+                    .map(|(s, n)| (s.to_owned(), n.to_owned())),
                 columns: serde_json::from_str(columns)
                     .map_err(|e| Error::internal(format!("columns of a table: {e}: {columns}")))?,
                 filter: None,
@@ -171,8 +180,14 @@ mod tests {
             name: "t".into(),
             into: None,
             columns: vec![
-                Column { name: "a".into(), binary: true },
-                Column { name: "b c".into(), binary: true },
+                Column {
+                    name: "a".into(),
+                    binary: true,
+                },
+                Column {
+                    name: "b c".into(),
+                    binary: true,
+                },
             ],
             filter: None,
             bytes: 1,
@@ -201,6 +216,9 @@ mod tests {
         assert!(t.is_binary());
         t.keep_columns(&[]);
         t.filter = None;
-        assert_eq!(t.copy_out(Range::Whole), r#"COPY "S""1"."t" TO STDOUT (FORMAT binary)"#);
+        assert_eq!(
+            t.copy_out(Range::Whole),
+            r#"COPY "S""1"."t" TO STDOUT (FORMAT binary)"#
+        );
     }
 }

@@ -25,8 +25,14 @@ const ORDER: [&str; 7] = [
 const LAST: [&str; 2] = ["extension", "schema"];
 
 /// Kinds of which one statement can drop many.
-const MANY: [&str; 6] =
-    ["materialized view", "view", "foreign table", "table", "sequence", "type"];
+const MANY: [&str; 6] = [
+    "materialized view",
+    "view",
+    "foreign table",
+    "table",
+    "sequence",
+    "type",
+];
 
 /// Drops everything that `before` does not list and puts back what a restore changes of the rest. Of
 /// any state in between it makes the same, and what is gone already is no error.
@@ -39,8 +45,13 @@ pub fn undo(session: &mut Session, before: &Inventory) -> Result<()> {
         }
     }
     for now in defaults(session)? {
-        let same = |d: &&Defaults| (&d.role, &d.schema, d.kind) == (&now.role, &now.schema, now.kind);
-        let wanted = before.defaults.iter().find(same).map_or(&now.initial, |d| &d.grants);
+        let same =
+            |d: &&Defaults| (&d.role, &d.schema, d.kind) == (&now.role, &now.schema, now.kind);
+        let wanted = before
+            .defaults
+            .iter()
+            .find(same)
+            .map_or(&now.initial, |d| &d.grants);
         run(session, restore_defaults(&now, wanted))?;
     }
     settings::restore(session, &before.settings)
@@ -117,7 +128,11 @@ fn rank(kind: &str) -> usize {
 /// Neighbours of the same kind together, as far as that is possible.
 fn batches(objects: &[Object]) -> impl Iterator<Item = &[Object]> {
     objects.chunk_by(|a, b| a.kind == b.kind).flat_map(|same| {
-        let size = if MANY.contains(&same[0].kind.as_str()) { BATCH } else { 1 };
+        let size = if MANY.contains(&same[0].kind.as_str()) {
+            BATCH
+        } else {
+            1
+        };
         same.chunks(size)
     })
 }
@@ -138,7 +153,11 @@ fn drop_statement(batch: &[Object]) -> String {
         })
         .collect();
     // User mappings have no dependents and know no CASCADE.
-    let cascade = if kind == "USER MAPPING" { "" } else { " CASCADE" };
+    let cascade = if kind == "USER MAPPING" {
+        ""
+    } else {
+        " CASCADE"
+    };
     format!(
         "SET LOCAL client_min_messages = warning; DROP {kind} IF EXISTS {}{cascade}",
         names.join(", ")
@@ -149,17 +168,27 @@ fn restore_schema(now: &Schema, before: &Schema) -> Vec<String> {
     let schema = ident(&now.name);
     let mut statements = vec![];
     if now.owner != before.owner {
-        statements.push(format!("ALTER SCHEMA {schema} OWNER TO {}", ident(&before.owner)));
+        statements.push(format!(
+            "ALTER SCHEMA {schema} OWNER TO {}",
+            ident(&before.owner)
+        ));
     }
     if now.comment != before.comment {
-        let comment = before.comment.as_ref().map_or("NULL".into(), |c| literal(c));
+        let comment = before
+            .comment
+            .as_ref()
+            .map_or("NULL".into(), |c| literal(c));
         statements.push(format!("COMMENT ON SCHEMA {schema} IS {comment}"));
     }
     // A new owner takes his predecessor's grants over, so after that they cannot be compared.
     if now.grants != before.grants || now.owner != before.owner {
         let all: BTreeSet<Grant> = now.grants.union(&before.grants).cloned().collect();
         let on = format!("ON SCHEMA {schema}");
-        statements.extend(revoke(&all, &on).into_iter().chain(grant(&before.grants, &on)));
+        statements.extend(
+            revoke(&all, &on)
+                .into_iter()
+                .chain(grant(&before.grants, &on)),
+        );
     }
     statements
 }
@@ -176,8 +205,14 @@ fn restore_defaults(now: &Defaults, wanted: &BTreeSet<Grant>) -> Vec<String> {
         'n' => "SCHEMAS",
         _ => "LARGE OBJECTS",
     };
-    let schema = now.schema.as_ref().map_or(String::new(), |s| format!(" IN SCHEMA {}", ident(s)));
-    let prefix = format!("ALTER DEFAULT PRIVILEGES FOR ROLE {}{schema}", ident(&now.role));
+    let schema = now
+        .schema
+        .as_ref()
+        .map_or(String::new(), |s| format!(" IN SCHEMA {}", ident(s)));
+    let prefix = format!(
+        "ALTER DEFAULT PRIVILEGES FOR ROLE {}{schema}",
+        ident(&now.role)
+    );
     let on = format!("ON {kind}");
     revoke(&now.grants, &on)
         .into_iter()
@@ -188,15 +223,26 @@ fn restore_defaults(now: &Defaults, wanted: &BTreeSet<Grant>) -> Vec<String> {
 
 fn revoke(grants: &BTreeSet<Grant>, on: &str) -> Vec<String> {
     let grantees: BTreeSet<&Option<String>> = grants.iter().map(|g| &g.grantee).collect();
-    grantees.into_iter().map(|g| format!("REVOKE ALL {on} FROM {}", grantee(g))).collect()
+    grantees
+        .into_iter()
+        .map(|g| format!("REVOKE ALL {on} FROM {}", grantee(g)))
+        .collect()
 }
 
 fn grant(grants: &BTreeSet<Grant>, on: &str) -> Vec<String> {
     grants
         .iter()
         .map(|g| {
-            let option = if g.grantable { " WITH GRANT OPTION" } else { "" };
-            format!("GRANT {} {on} TO {}{option}", g.privilege, grantee(&g.grantee))
+            let option = if g.grantable {
+                " WITH GRANT OPTION"
+            } else {
+                ""
+            };
+            format!(
+                "GRANT {} {on} TO {}{option}",
+                g.privilege,
+                grantee(&g.grantee)
+            )
         })
         .collect()
 }
@@ -227,13 +273,22 @@ mod tests {
 
     #[test]
     fn statements() {
-        assert_eq!(dropped("table", "a.\"B c\""), "DROP TABLE IF EXISTS a.\"B c\" CASCADE");
-        assert_eq!(dropped("aggregate", "a.f()"), "DROP ROUTINE IF EXISTS a.f() CASCADE");
+        assert_eq!(
+            dropped("table", "a.\"B c\""),
+            "DROP TABLE IF EXISTS a.\"B c\" CASCADE"
+        );
+        assert_eq!(
+            dropped("aggregate", "a.f()"),
+            "DROP ROUTINE IF EXISTS a.f() CASCADE"
+        );
         assert_eq!(
             dropped("operator class", "a.o USING btree"),
             "DROP OPERATOR CLASS IF EXISTS a.o USING btree CASCADE"
         );
-        assert_eq!(dropped("cast", "(a AS b)"), "DROP CAST IF EXISTS (a AS b) CASCADE");
+        assert_eq!(
+            dropped("cast", "(a AS b)"),
+            "DROP CAST IF EXISTS (a AS b) CASCADE"
+        );
         assert_eq!(
             dropped("user mapping", "PUBLIC SERVER s"),
             "DROP USER MAPPING IF EXISTS FOR PUBLIC SERVER s"
@@ -242,17 +297,40 @@ mod tests {
 
     #[test]
     fn batches_are_of_one_kind() {
-        let mut objects: Vec<Object> = (0..120).map(|i| object("table", &format!("t{i}"))).collect();
-        objects.extend([object("function", "f()"), object("function", "g()"), object("schema", "s")]);
+        let mut objects: Vec<Object> = (0..120)
+            .map(|i| object("table", &format!("t{i}")))
+            .collect();
+        objects.extend([
+            object("function", "f()"),
+            object("function", "g()"),
+            object("schema", "s"),
+        ]);
         let sizes: Vec<usize> = batches(&objects).map(<[_]>::len).collect();
         assert_eq!(sizes, [50, 50, 20, 1, 1, 1]);
     }
 
     #[test]
     fn order() {
-        let mut kinds = ["schema", "type", "table", "extension", "event trigger", "cast"];
+        let mut kinds = [
+            "schema",
+            "type",
+            "table",
+            "extension",
+            "event trigger",
+            "cast",
+        ];
         kinds.sort_by_key(|k| rank(k));
-        assert_eq!(kinds, ["event trigger", "table", "type", "cast", "extension", "schema"]);
+        assert_eq!(
+            kinds,
+            [
+                "event trigger",
+                "table",
+                "type",
+                "cast",
+                "extension",
+                "schema"
+            ]
+        );
     }
 
     #[test]

@@ -62,7 +62,9 @@ pub extern "C-unwind" fn zodan_copy_worker(argument: pg_sys::Datum) {
         pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(die));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
-    let Some(shared) = Shared::attach(argument.value() as u32) else { return };
+    let Some(shared) = Shared::attach(argument.value() as u32) else {
+        return;
+    };
     // SAFETY: once per process. The leader is connected to this database as this user, so what could
     // refuse the connection has let the leader pass.
     unsafe {
@@ -72,7 +74,9 @@ pub extern "C-unwind" fn zodan_copy_worker(argument: pg_sys::Datum) {
         let flags = pg_sys::BGWORKER_BYPASS_ALLOWCONN | pg_sys::BGWORKER_BYPASS_ROLELOGINCHECK;
         pg_sys::BackgroundWorkerInitializeConnectionByOid(shared.database(), shared.user(), flags);
     }
-    let Some(slot) = shared.claim((argument.value() as u64 >> 32) as usize) else { return };
+    let Some(slot) = shared.claim((argument.value() as u64 >> 32) as usize) else {
+        return;
+    };
     match guarded(|| work(&shared, slot)) {
         Ok(()) => slot.finish(),
         Err(error) => {
@@ -91,11 +95,16 @@ fn work(shared: &Shared, slot: &Slot) -> Result<()> {
     show(&format!("COPY: connecting to node \"{}\"", job.node));
     let mut conn = Conn::open(&job.node, &dsn)?;
     conn.query(REMOTE, &[])?;
-    while let Some((number, task)) = Some(shared.take()).and_then(|n| Some((n, job.tasks.get(n)?))) {
+    while let Some((number, task)) = Some(shared.take()).and_then(|n| Some((n, job.tasks.get(n)?)))
+    {
         wait::check_interrupts()?;
         let table = &job.tables[task.table];
         slot.begin(number);
-        show(&format!("COPY {} FROM node \"{}\"", table.label(), job.node));
+        show(&format!(
+            "COPY {} FROM node \"{}\"",
+            table.label(),
+            job.node
+        ));
         copy(&job, &dsn, &mut conn, slot, table, task)
             .map_err(|error| in_table(error, table, &job.node))?;
         slot.end(task.bytes);
@@ -103,7 +112,14 @@ fn work(shared: &Shared, slot: &Slot) -> Result<()> {
     Ok(())
 }
 
-fn copy(job: &Job, dsn: &Dsn, conn: &mut Conn, slot: &Slot, table: &Table, task: &Task) -> Result<()> {
+fn copy(
+    job: &Job,
+    dsn: &Dsn,
+    conn: &mut Conn,
+    slot: &Slot,
+    table: &Table,
+    task: &Task,
+) -> Result<()> {
     pin(job, dsn, conn, table)?;
     let stream = Stream::new(conn.copy_out(&table.copy_out(task.range))?, slot);
     origin::stamp(job.timestamp);
@@ -192,7 +208,10 @@ fn set_up(job: &Job) -> Result<()> {
     // SAFETY: a static name; the settings need no transaction, but the catalog lookups of some do.
     unsafe {
         pg_sys::StartTransactionCommand();
-        set("client_encoding", &std::ffi::CStr::from_ptr(pg_sys::GetDatabaseEncodingName()).to_string_lossy())?;
+        set(
+            "client_encoding",
+            &std::ffi::CStr::from_ptr(pg_sys::GetDatabaseEncodingName()).to_string_lossy(),
+        )?;
         for (name, value) in LOCAL {
             set(name, value)?;
         }
@@ -222,7 +241,9 @@ fn set(name: &str, value: &str) -> Result<()> {
 fn show(text: &str) {
     if let Ok(text) = c_string(text) {
         // SAFETY: a C string, copied by the callee.
-        unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr()) };
+        unsafe {
+            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr())
+        };
     }
 }
 
@@ -233,7 +254,10 @@ fn c_string(text: &str) -> Result<CString> {
 fn in_table(error: Error, table: &Table, node: &str) -> Error {
     Error::Local {
         state: error.sqlstate(),
-        message: format!("could not copy table {} of node \"{node}\": {error}", table.label()),
+        message: format!(
+            "could not copy table {} of node \"{node}\": {error}",
+            table.label()
+        ),
         detail: error.detail(),
         hint: error.hint(),
     }
