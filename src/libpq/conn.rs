@@ -249,6 +249,11 @@ impl Conn {
     }
 
     pub(super) fn wait(&mut self, interest: Interest) -> Result<()> {
+        if self.socket() < 0 {
+            // In the middle of a COPY libpq asks for more rows even after the connection is gone.
+            self.busy = false;
+            return Err(self.lost());
+        }
         match wait::on_fds(&[(self.socket(), interest)], None) {
             Ok(ready) => {
                 if ready[0] {
