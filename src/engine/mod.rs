@@ -36,6 +36,7 @@ pub struct Identity {
     pub location: String,
     pub country: String,
     pub info: String,
+    pub joined_at: String,
 }
 
 /// A subscription as its subscriber sees it.
@@ -80,7 +81,8 @@ pub trait Engine {
     /// Writes `identity` into the registry of the node.
     fn register(&self, identity: &Identity) -> Statement;
     fn unregister(&self, name: &str) -> Statement;
-    /// `name, location, country, dsn` of every member, as the node knows them.
+    /// `name, location, country, dsn, system_identifier, database, info, joined_at` of every member,
+    /// as the node knows them.
     fn registry(&self) -> Statement;
 
     /// Commits a marker on the node.

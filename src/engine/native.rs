@@ -194,11 +194,9 @@ impl Engine for Native {
 
     fn register(&self, identity: &Identity) -> Statement {
         Statement::new(
-            "INSERT INTO zodan.node (name, dsn, system_identifier, database, location, country, info)
-             SELECT $1, $2, $3, $4, $5, $6, $7::jsonb FROM zodan.unreplicated()
-             ON CONFLICT (name) DO UPDATE SET dsn = excluded.dsn,
-                 system_identifier = excluded.system_identifier, database = excluded.database,
-                 location = excluded.location, country = excluded.country, info = excluded.info",
+            "INSERT INTO zodan.node (name, dsn, system_identifier, database, location, country, info,
+                                     joined_at)
+             SELECT $1, $2, $3, $4, $5, $6, $7::jsonb, $8::timestamptz FROM zodan.unreplicated()",
             &[
                 &identity.member.name,
                 &identity.member.dsn.expose(),
@@ -207,6 +205,7 @@ impl Engine for Native {
                 &identity.location,
                 &identity.country,
                 &identity.info,
+                &identity.joined_at,
             ],
         )
     }
@@ -220,7 +219,7 @@ impl Engine for Native {
 
     fn registry(&self) -> Statement {
         Statement::new(
-            "SELECT name, location, country, dsn, system_identifier, database, info
+            "SELECT name, location, country, dsn, system_identifier, database, info, joined_at
                FROM zodan.node ORDER BY joined_at, name",
             &[],
         )

@@ -128,6 +128,10 @@ pub fn identity() -> Statement {
     )
 }
 
+pub fn now() -> Statement {
+    Statement::new("SELECT clock_timestamp()", &[])
+}
+
 /// The advisory lock that whoever changes the membership holds on every member; `zodm` in ASCII.
 /// Session level, so it vanishes with the session.
 const MEMBERSHIP_LOCK: &str = "2054120557, 1";

@@ -15,6 +15,7 @@ pub struct Checks<'a> {
     pub peers: &'a mut [Node],
     pub new: &'a mut Node,
     pub founded: bool,
+    pub registered_as: &'a [String],
     pub report: &'a Report,
 }
 
@@ -328,6 +329,14 @@ impl Checks<'_> {
     /// The names we are going to use are free. What has them is not ours, so it is not touched.
     fn check_names(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
         let new = self.new.name.clone();
+        for name in self.registered_as.iter().filter(|name| **name != new) {
+            findings.push(Finding::new(
+                &self.source.name,
+                SqlState::DUPLICATE_OBJECT,
+                format!("the cluster has the new node's database already, as node \"{name}\""),
+                "Remove that node first.",
+            ));
+        }
         let registry = match self.founded {
             true => self.engine.registry().run(self.source)?,
             false => Default::default(),

@@ -7,7 +7,7 @@ use super::members::{self, each};
 use super::patience::{Seen, wait_until};
 use super::report::{Report, table};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
-use super::undo::undo;
+use super::undo::Undo;
 use crate::copy;
 use crate::engine::native::Native;
 use crate::engine::{Engine, Identity, Path, subscription_states};
@@ -82,6 +82,8 @@ struct Join {
     /// holder of the membership lock, which so vanishes with the run however it ends.
     loopback: Node,
     founded: bool,
+    /// Names under which the cluster has the new node's database already.
+    registered_as: Vec<String>,
     /// What the new node's database itself says about `default_transaction_read_only`.
     read_only_before: Option<String>,
 }
@@ -108,15 +110,22 @@ impl Join {
         let engine: Box<dyn Engine> = Box::new(Native);
         let survey = engine.survey(&mut source)?;
         let mut peers = vec![];
-        for member in &survey.members {
+        let mut registered_as = vec![];
+        for mut member in members::connect(&survey.members)? {
+            let identity = members::identity(&mut member)?;
             if member.name == source.name {
                 // What the cluster's own subscriptions use, not what this CALL was given.
-                source.dsn = member.dsn.clone();
+                if identity != members::identity(&mut source)? {
+                    return Err(other_source(&source.name));
+                }
+                source.dsn = member.dsn;
+            } else if identity == members::identity(&mut new)? {
+                // An earlier CALL for this node was killed late; if not, the checks will say so.
+                registered_as.push(member.name);
             } else {
-                peers.push(member.clone());
+                peers.push(member);
             }
         }
-        let mut peers = members::connect(&peers)?;
         members::lock(&mut peers, &purpose)?;
         Ok(Self {
             engine,
@@ -128,6 +137,7 @@ impl Join {
             new,
             loopback,
             founded: survey.founded,
+            registered_as,
             read_only_before: None,
         })
     }
@@ -141,12 +151,14 @@ impl Join {
                 dead.command, dead.node, dead.run
             ));
             let journal = Journal::reopen(&self.local, dead.run);
+            let undo = Undo {
+                engine: &*self.engine,
+                journal: &journal,
+                new: &dead.node,
+                name_taken: self.peers.iter().any(|p| p.name == dead.node),
+            };
             let own_name = std::mem::replace(&mut self.new.name, dead.node.clone());
-            let left = undo(
-                &*self.engine,
-                &journal,
-                &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
-            );
+            let left = undo.run(&mut nodes(&mut self.source, &mut self.peers, &mut self.new));
             self.new.name = own_name;
             let left = left?;
             if !left.is_empty() {
@@ -165,8 +177,9 @@ impl Join {
         // It may have been the first member of the cluster that was taken back.
         let survey = self.engine.survey(&mut self.source)?;
         self.founded = survey.founded;
-        self.peers
-            .retain(|p| survey.members.iter().any(|m| m.name == p.name));
+        let known = |name: &String| survey.members.iter().any(|m| m.name == *name);
+        self.peers.retain(|p| known(&p.name));
+        self.registered_as.retain(known);
         Ok(())
     }
 
@@ -177,6 +190,7 @@ impl Join {
             peers: &mut self.peers,
             new: &mut self.new,
             founded: self.founded,
+            registered_as: &self.registered_as,
             report: &self.report,
         }
         .run()
@@ -272,6 +286,7 @@ impl Join {
             location: String::new(),
             country: String::new(),
             info: "{}".into(),
+            joined_at: self.now()?,
         };
         self.engine.register(&identity).run(&mut self.source)?;
         self.engine
@@ -279,6 +294,11 @@ impl Join {
             .run(&mut self.source)?;
         self.founded = true;
         journal.done(step)
+    }
+
+    fn now(&mut self) -> Result<String> {
+        let rows = server::now().run(&mut self.new)?;
+        Ok(rows.one()?.text(0).to_owned())
     }
 
     /// The statement locks a table that is in use, so it must not queue: whoever comes after it
@@ -551,6 +571,7 @@ impl Join {
             location: self.request.location.clone(),
             country: self.request.country.clone(),
             info: self.request.info.clone(),
+            joined_at: self.now()?,
         };
         self.engine.register(&identity).run(&mut self.new)?;
         self.engine.call_itself(&new.name).run(&mut self.new)?;
@@ -614,6 +635,7 @@ impl Join {
                 dsn,
             ]);
         }
+        rows.sort();
         for line in table(&["node_name", "location", "country", "dsn"], &rows) {
             self.report.say(&line);
         }
@@ -637,6 +659,7 @@ impl Join {
                 ]);
             }
         }
+        rows.sort();
         let heading = ["node_name", "subscription_name", "status", "provider_node"];
         for line in table(&heading, &rows) {
             self.report.say(&line);
@@ -647,11 +670,13 @@ impl Join {
     /// Undoes the run and returns the error to raise: the first one, unchanged.
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
         self.report.say(&format!("failed, undoing: {first}"));
-        let left = undo(
-            &*self.engine,
+        let undo = Undo {
+            engine: &*self.engine,
             journal,
-            &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
-        );
+            new: &self.request.new,
+            name_taken: false,
+        };
+        let left = undo.run(&mut nodes(&mut self.source, &mut self.peers, &mut self.new));
         let left = match left {
             Ok(left) => left,
             // The journal itself could not be read or written: nothing more can be said for sure.
@@ -676,13 +701,8 @@ impl Join {
 
 /// `new_node_dsn` leads to the database that the CALL runs in, and `src_dsn` to another one.
 fn check_arguments(source: &mut Node, loopback: &mut Node, new: &mut Node) -> Result<()> {
-    let identity = |node: &mut Node| -> Result<(String, String)> {
-        let rows = server::identity().run(node)?;
-        let row = rows.one()?;
-        Ok((row.text(0).to_owned(), row.text(1).to_owned()))
-    };
-    let own = identity(new)?;
-    let answered = identity(loopback)?;
+    let own = members::identity(new)?;
+    let answered = members::identity(loopback)?;
     if answered != own {
         let server = if answered.0 == own.0 {
             "this server"
@@ -699,7 +719,7 @@ fn check_arguments(source: &mut Node, loopback: &mut Node, new: &mut Node) -> Re
             state: SqlState::INVALID_PARAMETER_VALUE,
         });
     }
-    if identity(source)? == own {
+    if members::identity(source)? == own {
         return Err(Error::Argument {
             argument: "src_dsn",
             problem: "leads to the database that the CALL runs in".into(),
@@ -710,11 +730,23 @@ fn check_arguments(source: &mut Node, loopback: &mut Node, new: &mut Node) -> Re
     Ok(())
 }
 
-/// Every node of the cluster to be, the new one last.
+fn other_source(name: &str) -> Error {
+    Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        format!(
+            "the connection string that the cluster has for node \"{name}\" leads to another database than src_dsn"
+        ),
+        format!(
+            "Correct the connection string of \"{name}\" in the registry of every member, or src_dsn."
+        ),
+    )
+}
+
+/// Every node of the cluster to be, the new one first.
 fn nodes<'a>(source: &'a mut Node, peers: &'a mut [Node], new: &'a mut Node) -> Vec<&'a mut Node> {
-    std::iter::once(source)
+    std::iter::once(new)
+        .chain(std::iter::once(source))
         .chain(peers)
-        .chain(std::iter::once(new))
         .collect()
 }
 
@@ -730,5 +762,6 @@ fn identity_of(row: &crate::libpq::Row) -> Result<Identity> {
         system_identifier: row.text(4).to_owned(),
         database: row.text(5).to_owned(),
         info: row.text(6).to_owned(),
+        joined_at: row.text(7).to_owned(),
     })
 }

@@ -1,23 +1,41 @@
 //! The members a run works with: sessions, the membership lock, answers from all of them at once.
 
-use crate::error::{Error, Result, SqlState};
+use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
 use crate::node::{Local, Member, Node, Session, Statement, ask, server};
 
-/// Opens a session on each of `members`, all at the same time.
+/// Opens a session on each of `members`, all at the same time. Those that cannot be reached are
+/// reported together.
 pub fn connect(members: &[Member]) -> Result<Vec<Node>> {
     let wanted: Vec<(&str, &Dsn)> = members.iter().map(|m| (m.name.as_str(), &m.dsn)).collect();
-    members
-        .iter()
-        .zip(Conn::open_all(&wanted))
-        .map(|(member, conn)| {
-            Ok(Node {
+    let mut nodes = vec![];
+    let mut failed = vec![];
+    for (member, conn) in members.iter().zip(Conn::open_all(&wanted)) {
+        match conn {
+            Ok(conn) => nodes.push(Node {
                 name: member.name.clone(),
                 dsn: member.dsn.clone(),
-                session: Session::Remote(conn?),
-            })
-        })
-        .collect()
+                session: Session::Remote(conn),
+            }),
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(error) => failed.push((member, error)),
+        }
+    }
+    if failed.len() > 1 {
+        let finding = |(member, error): (&Member, Error)| {
+            let hint = error.hint().unwrap_or_default();
+            Finding::new(&member.name, error.sqlstate(), error.to_string(), hint)
+        };
+        return Err(Error::Checks(failed.into_iter().map(finding).collect()));
+    }
+    failed.pop().map_or(Ok(nodes), |(_, error)| Err(error))
+}
+
+/// Which running server and which database the node is.
+pub fn identity(node: &mut Node) -> Result<(String, String)> {
+    let rows = server::identity().run(node)?;
+    let row = rows.one()?;
+    Ok((row.text(0).to_owned(), row.text(1).to_owned()))
 }
 
 /// The node that this server is, worked on through SPI.

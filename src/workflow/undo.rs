@@ -8,46 +8,72 @@ use crate::journal::{Begun, Effect, Journal};
 use crate::libpq::Conn;
 use crate::node::{Node, Session, Statement, server};
 
-/// Undoes every step of `journal` that may have had an effect. Returns what could not be undone;
-/// it stays in the journal, so that the next CALL tries again.
-pub fn undo(
-    engine: &dyn Engine,
-    journal: &Journal,
-    nodes: &mut [&mut Node],
-) -> Result<Vec<String>> {
-    let mut left = vec![];
-    for begun in journal.begun()? {
-        match undo_one(engine, &begun, nodes) {
-            Ok(()) => journal.undone(begun.step)?,
-            Err(error) => {
-                journal.not_undone(begun.step, &error.to_string())?;
-                left.push(format!(
-                    "\"{}\" on node \"{}\" ({error})",
-                    begun.description, begun.node
-                ));
-                // Ctrl-C during the undo: the rest stays in the journal.
-                if matches!(error, Error::Interrupted { .. }) {
-                    return Ok(left);
+/// What is to be undone, and for whom.
+pub struct Undo<'a> {
+    pub engine: &'a dyn Engine,
+    pub journal: &'a Journal,
+    /// The node that was to be added.
+    pub new: &'a str,
+    /// The name has become that of another server since the run was interrupted. What bears it on
+    /// the other nodes is that server's.
+    pub name_taken: bool,
+}
+
+impl Undo<'_> {
+    /// Undoes every step that may have had an effect. Returns what could not be undone; it stays in
+    /// the journal, so that the next CALL tries again.
+    pub fn run(&self, nodes: &mut [&mut Node]) -> Result<Vec<String>> {
+        let mut left = vec![];
+        for begun in self.journal.begun()? {
+            match self.undo_one(&begun, nodes) {
+                Ok(()) => self.journal.undone(begun.step)?,
+                Err(error) => {
+                    self.journal.not_undone(begun.step, &error.to_string())?;
+                    left.push(format!(
+                        "\"{}\" on node \"{}\" ({error})",
+                        begun.description, begun.node
+                    ));
+                    // Ctrl-C during the undo: the rest stays in the journal.
+                    if matches!(error, Error::Interrupted { .. }) {
+                        return Ok(left);
+                    }
                 }
             }
         }
+        Ok(left)
     }
-    Ok(left)
+
+    fn undo_one(&self, begun: &Begun, nodes: &mut [&mut Node]) -> Result<()> {
+        if self.name_taken && begun.node != self.new {
+            return Ok(());
+        }
+        let node = nodes
+            .iter_mut()
+            .find(|n| n.name == begun.node)
+            .ok_or_else(|| {
+                Error::refused(
+                    SqlState::UNDEFINED_OBJECT,
+                    format!("node \"{}\" is not known here any more", begun.node),
+                    "",
+                )
+            })?;
+        reconnect(node)?;
+        // The run made the source the first node of a cluster, and others have joined it since.
+        let founding = matches!(begun.effect, Effect::Provider | Effect::Table { .. });
+        if founding && begun.node != self.new && self.has_other_members(node)? {
+            return Ok(());
+        }
+        revert(self.engine, &begun.effect, node)
+    }
+
+    fn has_other_members(&self, node: &mut Node) -> Result<bool> {
+        let members = self.engine.registry().run(node)?;
+        Ok(members.iter().any(|m| m.text(0) != node.name))
+    }
 }
 
-fn undo_one(engine: &dyn Engine, begun: &Begun, nodes: &mut [&mut Node]) -> Result<()> {
-    let node = nodes
-        .iter_mut()
-        .find(|n| n.name == begun.node)
-        .ok_or_else(|| {
-            Error::refused(
-                SqlState::UNDEFINED_OBJECT,
-                format!("node \"{}\" is not known here any more", begun.node),
-                "",
-            )
-        })?;
-    reconnect(node)?;
-    match &begun.effect {
+fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<()> {
+    match effect {
         Effect::Slot { slot } => drop_slot(node, slot),
         Effect::Subscription { subscription } => {
             forgive_undefined(engine.unsubscribe(subscription).run(node))
