@@ -39,7 +39,8 @@ fn tables_of_all_kinds() {
     assert_eq!(n1.value(settings), n2.value(settings));
     assert!(n2.value(settings).contains("work_mem=7MB"));
 
-    let populated = "SELECT string_agg(format('%s %s', matviewname, ispopulated), ', ' ORDER BY matviewname)
+    let populated =
+        "SELECT string_agg(format('%s %s', matviewname, ispopulated), ', ' ORDER BY matviewname)
                        FROM pg_matviews";
     assert_eq!(
         n2.value(populated),

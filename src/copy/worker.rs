@@ -121,7 +121,7 @@ fn copy(
     task: &Task,
 ) -> Result<()> {
     pin(job, dsn, conn, table)?;
-    let stream = Stream::new(conn.copy_out(&table.copy_out(task.range))?, slot);
+    let stream = Stream::new(conn.copy_out(&table.copy_out(task.range))?, slot, table);
     origin::stamp(job.timestamp);
     store(stream, table)?;
     conn.query("COMMIT", &[])?;

@@ -2,8 +2,10 @@
 //! "marker" and "progress" mean on its servers.
 
 pub mod names;
-pub mod native;
+mod native;
+mod spock;
 
+use crate::copy;
 use crate::error::{Finding, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement};
@@ -52,62 +54,93 @@ pub struct SubscriptionState {
     pub applied: Option<Lsn>,
 }
 
+/// What the engine wants of the copy.
+#[derive(Clone, Debug)]
+pub struct CopyPlan {
+    /// The replication origin under which copied rows are written on the new node.
+    pub origin: String,
+    /// Their commit timestamp in microseconds since 2000; `None` for the time of the copy.
+    pub timestamp: Option<i64>,
+    /// The tables whose rows are copied.
+    pub tables: Vec<copy::Table>,
+    /// Settings of the sessions that restore the structure.
+    pub settings: Vec<(&'static str, &'static str)>,
+}
+
 pub trait Engine {
     fn label(&self) -> &'static str;
 
     /// The output plugin of the slots.
     fn plugin(&self) -> &'static str;
 
-    fn path(&self, provider: &str, subscriber: &str) -> Path;
-
     fn survey(&self, source: &mut Node) -> Result<Survey>;
+
+    /// Learns the names of all paths, those that are and those to be.
+    fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()>;
+
+    fn path(&self, provider: &str, subscriber: &str) -> Path;
 
     /// What this engine needs beyond what every engine needs.
     fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>>;
 
-    /// Connects from the node to `dsn` and returns the `server, database` of `server::identity`.
-    fn probe(&self, dsn: &str) -> Statement;
+    /// Connects from the node to `dsn`. The last answer is the `server, database` of
+    /// `server::identity` there, or nothing where only the connection can be tried.
+    fn probe(&self, dsn: &str) -> Vec<Statement>;
 
-    /// Makes the node able to provide changes.
-    fn become_provider(&self) -> Vec<Statement>;
+    /// Makes the node a node of the cluster, able to provide changes.
+    fn become_provider(&self, identity: &Identity) -> Vec<Statement>;
     fn cease_provider(&self) -> Vec<Statement>;
 
     /// Tables of a source that is becoming a node on which updates and deletes would fail from
     /// then on, and what makes them go on working: schema, name, the statement, its undo.
-    fn tables_to_prepare(&self) -> Statement;
+    fn tables_to_prepare(&self) -> Option<Statement>;
 
-    /// Makes the node know that it is `name`.
-    fn call_itself(&self, name: &str) -> Statement;
-    /// Writes `identity` into the registry of the node.
-    fn register(&self, identity: &Identity) -> Statement;
+    /// Makes `identity` known to the node. `None` where a subscription does that by itself.
+    fn register(&self, identity: &Identity) -> Option<Statement>;
     fn unregister(&self, name: &str) -> Statement;
     /// `name, location, country, dsn, system_identifier, database, info, joined_at` of every member,
     /// as the node knows them.
     fn registry(&self) -> Statement;
 
-    /// Commits a marker on the node.
+    /// Commits a marker on the node; the answer is its token.
     fn emit_marker(&self, id: &str, provider: &str) -> Statement;
-    /// Which of the markers have been applied on the node.
-    fn markers_seen(&self, ids: &[String]) -> Statement;
-    fn forget_markers(&self, provider: &str) -> Statement;
+    /// Whether the marker has been applied on the subscriber of `path`.
+    fn marker_seen(&self, path: &Path, token: &str) -> Statement;
+    /// Removes what markers leave behind on their provider, if they do.
+    fn forget_markers(&self, provider: &str) -> Option<Statement>;
 
     /// `name, enabled, working, errors, applied` of the subscriptions of a node.
     fn subscriptions(&self) -> Statement;
 
-    /// Makes apply of the named subscriptions stop, watched over by the node itself.
-    fn start_watchdog(&self, limit_ms: u128) -> Statement;
-    fn stop_watchdog(&self) -> Statement;
+    /// Something on the node that resumes apply when the coordinator is gone, if the engine's pause
+    /// does not end by itself.
+    fn start_watchdog(&self, limit_ms: u128) -> Option<Statement>;
+    fn stop_watchdog(&self) -> Option<Statement>;
+    /// Makes apply of the named subscriptions stop.
     fn pause(&self, subscriptions: &[String]) -> Statement;
     fn resume(&self) -> Statement;
-    /// `paused, alive`: how many subscriptions are still paused by us, how many apply workers live.
+    /// `paused, alive`: whether the pause still holds, and how many workers could still commit.
     fn pause_state(&self) -> Statement;
+
+    fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan>;
+    /// Gives the copied structure the role it has in replication on the source. Returns what to
+    /// tell.
+    fn mirror(&self, source: &mut Node, new: &mut Node) -> Result<Vec<String>>;
 
     /// Creates the subscription of `path`, disabled and without copy.
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement;
     /// Sets the position from which the subscription applies.
     fn start_at(&self, path: &Path, lsn: Lsn) -> Statement;
     fn enable(&self, path: &Path) -> Statement;
-    fn unsubscribe(&self, subscription: &str) -> Statement;
+    fn unsubscribe(&self, subscription: &str) -> Vec<Statement>;
+}
+
+/// The engine that the source's cluster replicates with.
+pub fn detect(source: &mut Node) -> Result<Box<dyn Engine>> {
+    Ok(match spock::is_node(source)? {
+        true => Box::new(spock::Spock::default()),
+        false => Box::new(native::Native),
+    })
 }
 
 /// Parses the answer of [`Engine::subscriptions`].

@@ -1,6 +1,7 @@
 //! PostgreSQL's own logical replication, `origin = none`, as the cluster's engine.
 
-use super::{Engine, Identity, Path, Survey, names};
+use super::{CopyPlan, Engine, Identity, Path, Survey, names};
+use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::Lsn;
@@ -146,15 +147,26 @@ impl Engine for Native {
         Ok(findings)
     }
 
-    fn probe(&self, dsn: &str) -> Statement {
-        Statement::new("SELECT server, database FROM zodan.probe($1)", &[dsn])
+    fn prepare(&mut self, _members: &mut [&mut Node], _new: &mut Node) -> Result<()> {
+        Ok(()) // names follow from the names of the nodes
     }
 
-    fn become_provider(&self) -> Vec<Statement> {
+    fn probe(&self, dsn: &str) -> Vec<Statement> {
         vec![Statement::new(
-            "CREATE PUBLICATION zodan FOR ALL TABLES",
-            &[],
+            "SELECT server, database FROM zodan.probe($1)",
+            &[dsn],
         )]
+    }
+
+    fn become_provider(&self, identity: &Identity) -> Vec<Statement> {
+        vec![
+            Statement::new("CREATE PUBLICATION zodan FOR ALL TABLES", &[]),
+            insert_node(identity),
+            Statement::new(
+                "INSERT INTO zodan.local_node (name) SELECT $1 FROM zodan.unreplicated()",
+                &[&identity.member.name],
+            ),
+        ]
     }
 
     fn cease_provider(&self) -> Vec<Statement> {
@@ -168,15 +180,8 @@ impl Engine for Native {
         ]
     }
 
-    fn call_itself(&self, name: &str) -> Statement {
-        Statement::new(
-            "INSERT INTO zodan.local_node (name) SELECT $1 FROM zodan.unreplicated()",
-            &[name],
-        )
-    }
-
-    fn tables_to_prepare(&self) -> Statement {
-        Statement::new(
+    fn tables_to_prepare(&self) -> Option<Statement> {
+        Some(Statement::new(
             "SELECT n.nspname, c.relname,
                     format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY FULL', n.nspname, c.relname),
                     format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', n.nspname, c.relname,
@@ -189,25 +194,11 @@ impl Engine for Native {
                           WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid))
               ORDER BY 1, 2",
             &[],
-        )
+        ))
     }
 
-    fn register(&self, identity: &Identity) -> Statement {
-        Statement::new(
-            "INSERT INTO zodan.node (name, dsn, system_identifier, database, location, country, info,
-                                     joined_at)
-             SELECT $1, $2, $3, $4, $5, $6, $7::jsonb, $8::timestamptz FROM zodan.unreplicated()",
-            &[
-                &identity.member.name,
-                &identity.member.dsn.expose(),
-                &identity.system_identifier,
-                &identity.database,
-                &identity.location,
-                &identity.country,
-                &identity.info,
-                &identity.joined_at,
-            ],
-        )
+    fn register(&self, identity: &Identity) -> Option<Statement> {
+        Some(insert_node(identity))
     }
 
     fn unregister(&self, name: &str) -> Statement {
@@ -227,20 +218,23 @@ impl Engine for Native {
 
     fn emit_marker(&self, id: &str, provider: &str) -> Statement {
         Statement::new(
-            "INSERT INTO zodan.marker (id, node) VALUES ($1, $2)",
+            "INSERT INTO zodan.marker (id, node) VALUES ($1, $2) RETURNING id",
             &[id, provider],
         )
     }
 
-    fn markers_seen(&self, ids: &[String]) -> Statement {
+    fn marker_seen(&self, _path: &Path, token: &str) -> Statement {
         Statement::new(
-            "SELECT id FROM zodan.marker WHERE id = ANY (string_to_array($1, ','))",
-            &[&ids.join(",")],
+            "SELECT EXISTS (SELECT FROM zodan.marker WHERE id = $1)",
+            &[token],
         )
     }
 
-    fn forget_markers(&self, provider: &str) -> Statement {
-        Statement::new("DELETE FROM zodan.marker WHERE node = $1", &[provider])
+    fn forget_markers(&self, provider: &str) -> Option<Statement> {
+        Some(Statement::new(
+            "DELETE FROM zodan.marker WHERE node = $1",
+            &[provider],
+        ))
     }
 
     fn subscriptions(&self) -> Statement {
@@ -259,22 +253,22 @@ impl Engine for Native {
         )
     }
 
-    fn start_watchdog(&self, limit_ms: u128) -> Statement {
+    fn start_watchdog(&self, limit_ms: u128) -> Option<Statement> {
         // The lock is taken first, so that the worker has something to wait for.
-        Statement::new(
+        Some(Statement::new(
             format!(
                 "SELECT pg_advisory_lock({PAUSE_LOCK}, pg_backend_pid());
                  SELECT zodan.start_pause_watchdog(pg_backend_pid(), {limit_ms})"
             ),
             &[],
-        )
+        ))
     }
 
-    fn stop_watchdog(&self) -> Statement {
-        Statement::new(
+    fn stop_watchdog(&self) -> Option<Statement> {
+        Some(Statement::new(
             format!("SELECT pg_advisory_unlock({PAUSE_LOCK}, pg_backend_pid())"),
             &[],
-        )
+        ))
     }
 
     fn pause(&self, subscriptions: &[String]) -> Statement {
@@ -327,9 +321,48 @@ impl Engine for Native {
         )
     }
 
-    fn unsubscribe(&self, subscription: &str) -> Statement {
-        Statement::new("SELECT zodan.drop_subscription($1)", &[subscription])
+    fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {
+        vec![Statement::new(
+            "SELECT zodan.drop_subscription($1)",
+            &[subscription],
+        )]
     }
+
+    fn copy_plan(&self, source: &mut Node, _new: &str, snapshot: &str) -> Result<CopyPlan> {
+        let source = copy::Source {
+            node: &source.name,
+            dsn: &source.dsn,
+            snapshot,
+        };
+        Ok(CopyPlan {
+            origin: "zodan_copy".into(),
+            timestamp: None,
+            tables: copy::tables(&source)?,
+            settings: vec![],
+        })
+    }
+
+    fn mirror(&self, _source: &mut Node, _new: &mut Node) -> Result<Vec<String>> {
+        Ok(vec![]) // the publication is for all tables
+    }
+}
+
+fn insert_node(identity: &Identity) -> Statement {
+    Statement::new(
+        "INSERT INTO zodan.node (name, dsn, system_identifier, database, location, country, info,
+                                 joined_at)
+         SELECT $1, $2, $3, $4, $5, $6, $7::jsonb, $8::timestamptz FROM zodan.unreplicated()",
+        &[
+            &identity.member.name,
+            &identity.member.dsn.expose(),
+            &identity.system_identifier,
+            &identity.database,
+            &identity.location,
+            &identity.country,
+            &identity.info,
+            &identity.joined_at,
+        ],
+    )
 }
 
 /// The class of the advisory lock that says "the coordinator of this pause lives"; `zodp` in ASCII.

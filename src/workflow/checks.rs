@@ -5,6 +5,7 @@ use super::report::Report;
 use crate::copy;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::{Row, Rows};
 use crate::node::server::{self, Budget, Facts};
 use crate::node::{Node, ask};
 
@@ -398,16 +399,29 @@ impl Checks<'_> {
     /// Every member can connect to the new node by its connection string. That the new node can
     /// connect to every member is known: it did.
     fn check_reachability(&mut self, known: &Known, findings: &mut Vec<Finding>) -> Result<()> {
-        let probe = self.engine.probe(&self.new.dsn.expose());
         let mut members: Vec<&mut Node> = vec![&mut *self.source];
         members.extend(self.peers.iter_mut());
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
-        let questions = members.into_iter().map(|m| probe.clone().on(m)).collect();
-        for (name, answer) in names.iter().zip(ask(questions)) {
+        let mut answers: Vec<Result<Rows>> = names.iter().map(|_| Ok(Rows::default())).collect();
+        for statement in self.engine.probe(&self.new.dsn.expose()) {
+            let open: Vec<usize> = (0..names.len()).filter(|i| answers[*i].is_ok()).collect();
+            let questions = members
+                .iter_mut()
+                .enumerate()
+                .filter(|(i, _)| open.contains(i))
+                .map(|(_, member)| statement.clone().on(member))
+                .collect();
+            for (i, answer) in open.iter().zip(ask(questions)) {
+                answers[*i] = answer;
+            }
+        }
+        for (name, answer) in names.iter().zip(answers) {
             let problem = match answer {
                 Ok(rows) => {
-                    let row = rows.one()?;
-                    if (row.text(0), row.text(1)) == (&known.new.server, &known.new.database) {
+                    let same = |row: &Row| {
+                        (row.text(0), row.text(1)) == (&known.new.server, &known.new.database)
+                    };
+                    if rows.first().is_none_or(same) {
                         continue;
                     }
                     "new_node_dsn leads from here to another database than from the new node".into()

@@ -2,14 +2,11 @@
 
 use super::report::Report;
 use crate::copy::{self, Archive, LeaveOut, Source, Target, data, matviews, sequences, settings};
+use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
 use crate::journal::{Effect, Journal};
 use crate::node::{Local, Node, server};
 use crate::settings::copy_jobs;
-
-/// The replication origin under which copied rows are written on the new node, so that they are
-/// never sent to those who have them already.
-pub const ORIGIN: &str = "zodan_copy";
 
 pub struct Copying<'a> {
     pub local: &'a Local,
@@ -19,6 +16,7 @@ pub struct Copying<'a> {
     pub database: &'a str,
     pub snapshot: &'a str,
     pub journal: &'a mut Journal,
+    pub engine: &'a dyn Engine,
     pub report: &'a Report,
 }
 
@@ -29,9 +27,12 @@ impl Copying<'_> {
     pub fn run(mut self) -> Result<Option<String>> {
         let before = copy::inventory(&mut self.new.session)?;
         let read_only = self.hold_off_writes()?;
-        self.create_origin()?;
+        let plan = self
+            .engine
+            .copy_plan(self.source, &self.new.name, self.snapshot)?;
+        self.create_origin(&plan.origin)?;
         let step = self.intend("copy structure and data", &Effect::Objects { before })?;
-        let copied = self.copy()?;
+        let copied = self.copy(plan)?;
         self.journal
             .note_copy(copied.tables as u64, copied.rows, copied.bytes)?;
         self.journal.done(step)?;
@@ -45,7 +46,7 @@ impl Copying<'_> {
         Ok(read_only)
     }
 
-    fn copy(&mut self) -> Result<data::Copied> {
+    fn copy(&mut self, plan: CopyPlan) -> Result<data::Copied> {
         let report = self.report;
         let source = Source {
             node: &self.source.name,
@@ -55,7 +56,7 @@ impl Copying<'_> {
         let target = Target {
             node: &self.new.name,
             dsn: &self.new.dsn,
-            settings: &[],
+            settings: &plan.settings,
         };
         let search_path = settings::search_path(&mut self.source.session)?;
 
@@ -65,13 +66,12 @@ impl Copying<'_> {
         report.step("tables, types and functions created");
 
         let options = data::Options {
-            origin: ORIGIN,
-            timestamp: None,
+            origin: &plan.origin,
+            timestamp: plan.timestamp,
             search_path: &search_path,
             jobs: copy_jobs(),
         };
-        let tables = copy::tables(&source)?;
-        let copied = data::copy(&source, self.local, tables, &options, |progress| {
+        let copied = data::copy(&source, self.local, plan.tables, &options, |progress| {
             report.progress(&format!(
                 "copying data: {} of {} MB, {}",
                 progress.planned_done >> 20,
@@ -98,6 +98,8 @@ impl Copying<'_> {
         report.step(&format!("{} materialized views refreshed", refreshed.len()));
         let own = settings::read(&mut self.source.session)?;
         settings::apply(&mut self.new.session, &own)?;
+        // The rows are stored: the origin has done its work, and its name may be wanted again.
+        server::drop_origin(&plan.origin).run(self.new)?;
         Ok(copied)
     }
 
@@ -116,14 +118,14 @@ impl Copying<'_> {
         Ok(before)
     }
 
-    fn create_origin(&mut self) -> Result<()> {
+    fn create_origin(&mut self, origin: &str) -> Result<()> {
         let effect = Effect::Origin {
-            origin: ORIGIN.into(),
+            origin: origin.to_owned(),
         };
         let step = self.intend("origin of the copied rows", &effect)?;
         // One that an earlier run left is of no use to anyone: positions are not read from it.
-        server::drop_origin(ORIGIN).run(self.new)?;
-        server::create_origin(ORIGIN).run(self.new)?;
+        server::drop_origin(origin).run(self.new)?;
+        server::create_origin(origin).run(self.new)?;
         self.journal.done(step)
     }
 

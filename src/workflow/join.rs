@@ -1,7 +1,7 @@
 //! A node joins: every change of every member is applied on it exactly once, from a snapshot on.
 
 use super::checks::{Checks, Known};
-use super::copying::{self, Copying};
+use super::copying::Copying;
 use super::markers;
 use super::members::{self, each};
 use super::patience::{Seen, wait_until};
@@ -9,8 +9,7 @@ use super::report::{Report, table};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
 use super::undo::Undo;
 use crate::copy;
-use crate::engine::native::Native;
-use crate::engine::{Engine, Identity, Path, subscription_states};
+use crate::engine::{self, Engine, Identity, Path, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
 use crate::libpq::Dsn;
@@ -84,6 +83,8 @@ struct Join {
     founded: bool,
     /// Names under which the cluster has the new node's database already.
     registered_as: Vec<String>,
+    /// When the new node became a provider, the same in every registry.
+    joined_at: String,
     /// What the new node's database itself says about `default_transaction_read_only`.
     read_only_before: Option<String>,
 }
@@ -107,7 +108,7 @@ impl Join {
         let purpose = format!("add_node {}", request.new);
         members::lock([&mut loopback, &mut source], &purpose)?;
 
-        let engine: Box<dyn Engine> = Box::new(Native);
+        let mut engine = engine::detect(&mut source)?;
         let survey = engine.survey(&mut source)?;
         let mut peers = vec![];
         let mut registered_as = vec![];
@@ -127,6 +128,8 @@ impl Join {
             }
         }
         members::lock(&mut peers, &purpose)?;
+        let mut all: Vec<&mut Node> = std::iter::once(&mut source).chain(&mut peers).collect();
+        engine.prepare(&mut all, &mut new)?;
         Ok(Self {
             engine,
             local,
@@ -138,6 +141,7 @@ impl Join {
             loopback,
             founded: survey.founded,
             registered_as,
+            joined_at: String::new(),
             read_only_before: None,
         })
     }
@@ -249,7 +253,11 @@ impl Join {
             self.source.name
         ));
         let phase = self.report.current();
-        for row in &self.engine.tables_to_prepare().run(&mut self.source)? {
+        let tables = match self.engine.tables_to_prepare() {
+            Some(statement) => statement.run(&mut self.source)?,
+            None => Default::default(),
+        };
+        for row in &tables {
             let (schema, table) = (row.text(0), row.text(1));
             self.report.say(&format!(
                 "table {} of node \"{}\" has no replica identity: it becomes FULL, or updates and deletes would fail",
@@ -276,9 +284,6 @@ impl Join {
             &format!("make \"{}\" the first node of a cluster", self.source.name),
             &Effect::Provider,
         )?;
-        for statement in self.engine.become_provider() {
-            statement.run(&mut self.source)?;
-        }
         let identity = Identity {
             member: self.source.member(),
             system_identifier: known.source.system_identifier.clone(),
@@ -288,12 +293,26 @@ impl Join {
             info: "{}".into(),
             joined_at: self.now()?,
         };
-        self.engine.register(&identity).run(&mut self.source)?;
-        self.engine
-            .call_itself(&self.source.name)
-            .run(&mut self.source)?;
+        for statement in self.engine.become_provider(&identity) {
+            statement.run(&mut self.source)?;
+        }
         self.founded = true;
         journal.done(step)
+    }
+
+    fn new_identity(&mut self, known: &Known) -> Result<Identity> {
+        if self.joined_at.is_empty() {
+            self.joined_at = self.now()?;
+        }
+        Ok(Identity {
+            member: self.new.member(),
+            system_identifier: known.new.system_identifier.clone(),
+            database: known.new.database.clone(),
+            location: self.request.location.clone(),
+            country: self.request.country.clone(),
+            info: self.request.info.clone(),
+            joined_at: self.joined_at.clone(),
+        })
     }
 
     fn now(&mut self) -> Result<String> {
@@ -419,6 +438,7 @@ impl Join {
             database: &known.new.database,
             snapshot: &snapshot.name,
             journal,
+            engine: &*self.engine,
             report: &self.report,
         }
         .run()?;
@@ -468,8 +488,12 @@ impl Join {
             "make the new node a provider",
             &Effect::Provider,
         )?;
-        for statement in self.engine.become_provider() {
+        let identity = self.new_identity(known)?;
+        for statement in self.engine.become_provider(&identity) {
             statement.run(&mut self.new)?;
+        }
+        for told in self.engine.mirror(&mut self.source, &mut self.new)? {
+            self.report.step(&told);
         }
         journal.done(step)?;
         let members: Vec<Member> = std::iter::once(&self.source)
@@ -560,29 +584,19 @@ impl Join {
         }
         // The registry of the new node goes with the effect that made it a provider.
         for row in &self.engine.registry().run(&mut self.source)? {
-            self.engine
-                .register(&identity_of(row)?)
-                .run(&mut self.new)?;
+            if let Some(statement) = self.engine.register(&identity_of(row)?) {
+                statement.run(&mut self.new)?;
+            }
         }
-        let identity = Identity {
-            member: new.clone(),
-            system_identifier: known.new.system_identifier.clone(),
-            database: known.new.database.clone(),
-            location: self.request.location.clone(),
-            country: self.request.country.clone(),
-            info: self.request.info.clone(),
-            joined_at: self.now()?,
-        };
-        self.engine.register(&identity).run(&mut self.new)?;
-        self.engine.call_itself(&new.name).run(&mut self.new)?;
+        let identity = self.new_identity(known)?;
         let engine = &*self.engine;
         let path = |member: &Node| engine.path(&new.name, &member.name);
         let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
             .chain(&mut self.peers)
             .collect();
-        each(members.iter_mut().map(|m| &mut **m), |_| {
-            engine.register(&identity)
-        })?;
+        if let Some(statement) = engine.register(&identity) {
+            each(members.iter_mut().map(|m| &mut **m), |_| statement.clone())?;
+        }
         each(members.iter_mut().map(|m| &mut **m), |m| {
             engine.subscribe(&path(m), &new)
         })?;
@@ -613,12 +627,12 @@ impl Join {
 
     fn finish(&mut self) -> Result<()> {
         copy::sequences::catch_up(&mut self.source.session, &mut self.new.session)?;
-        server::drop_origin(copying::ORIGIN).run(&mut self.new)?;
         let engine = &*self.engine;
-        each(
-            nodes(&mut self.source, &mut self.peers, &mut self.new),
-            |node| engine.forget_markers(&node.name),
-        )?;
+        for node in nodes(&mut self.source, &mut self.peers, &mut self.new) {
+            if let Some(statement) = engine.forget_markers(&node.name) {
+                statement.run(node)?;
+            }
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::patience::{Seen, wait_until};
 use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::node::Node;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A worker that failed this often while it was waited for does not recover by itself: it is
@@ -14,8 +14,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const HOPELESS: u64 = 3;
 
 pub struct Marker {
-    id: String,
     provider: String,
+    /// What the engine knows the marker by.
+    token: String,
 }
 
 /// Commits a marker on each of `nodes`, at the same time.
@@ -24,25 +25,33 @@ pub fn emit<'a>(
     nodes: impl IntoIterator<Item = &'a mut Node>,
 ) -> Result<Vec<Marker>> {
     let nodes: Vec<&mut Node> = nodes.into_iter().collect();
+    let providers: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos());
-    let markers: Vec<Marker> = nodes
+    let ids: BTreeMap<String, String> = nodes
         .iter()
         .enumerate()
-        .map(|(i, node)| Marker {
-            id: format!("{now:x}-{:x}-{i}", std::process::id()),
-            provider: node.name.clone(),
+        .map(|(i, node)| {
+            (
+                node.name.clone(),
+                format!("{now:x}-{:x}-{i}", std::process::id()),
+            )
         })
         .collect();
-    each(nodes, |node| {
-        let id = markers
-            .iter()
-            .find(|m| m.provider == node.name)
-            .map_or("", |m| &m.id);
-        engine.emit_marker(id, &node.name)
+    let answers = each(nodes, |node| {
+        engine.emit_marker(ids.get(&node.name).map_or("", |id| id), &node.name)
     })?;
-    Ok(markers)
+    providers
+        .into_iter()
+        .zip(&answers)
+        .map(|(provider, rows)| {
+            Ok(Marker {
+                provider,
+                token: rows.one()?.text(0).to_owned(),
+            })
+        })
+        .collect()
 }
 
 /// Waits until `node` has applied the markers of all its providers in `inbound`.
@@ -52,24 +61,31 @@ pub fn wait(
     markers: &[Marker],
     inbound: &[Path],
 ) -> Result<()> {
-    let wanted: BTreeSet<String> = markers
+    let mut wanted: Vec<(&Path, &str)> = inbound
         .iter()
-        .filter(|m| inbound.iter().any(|p| p.provider == m.provider))
-        .map(|m| m.id.clone())
+        .filter_map(|path| {
+            let marker = markers.iter().find(|m| m.provider == path.provider)?;
+            Some((path, marker.token.as_str()))
+        })
         .collect();
-    let ids: Vec<String> = wanted.iter().cloned().collect();
+    let all = wanted.len();
     let mut watch = Watch::new(inbound);
     let name = node.name.clone();
     wait_until(&name, "applying what its peers committed", HINT, || {
-        let seen = engine.markers_seen(&ids).run(node)?;
-        if seen.len() == wanted.len() {
+        let mut missing = vec![];
+        for (path, token) in wanted.drain(..) {
+            if !engine.marker_seen(path, token).run(node)?.one()?.bool(0) {
+                missing.push((path, token));
+            }
+        }
+        wanted = missing;
+        if wanted.is_empty() {
             return Ok(Seen::Done(()));
         }
         let states = watch.look(engine, node)?;
         Ok(Seen::Pending(format!(
-            "{} of {} markers arrived; {states}",
-            seen.len(),
-            wanted.len()
+            "{} of {all} markers arrived; {states}",
+            all - wanted.len()
         )))
     })
 }

@@ -130,15 +130,18 @@ impl Taking<'_> {
         }
         let limit = settings::slot_timeout();
         // The watchdog outlives an honest attempt: workers going, slot made or cancelled.
-        self.engine
-            .start_watchdog((limit * 3).as_millis())
-            .run(self.source)?;
+        if let Some(statement) = self.engine.start_watchdog((limit * 3).as_millis()) {
+            statement.run(self.source)?;
+        }
         let begun = Instant::now();
         let outcome = self.paused_attempt(exporter, limit);
         // Whatever came out of it, an interrupt too: resume first.
         let resumed = self.engine.resume().run(self.source);
         let pause = begun.elapsed();
-        let stopped = self.engine.stop_watchdog().run(self.source);
+        let stopped = match self.engine.stop_watchdog() {
+            Some(statement) => statement.run(self.source).map(|_| ()),
+            None => Ok(()),
+        };
         let outcome = outcome?;
         resumed?;
         stopped?;

@@ -75,9 +75,7 @@ impl Undo<'_> {
 fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<()> {
     match effect {
         Effect::Slot { slot } => drop_slot(node, slot),
-        Effect::Subscription { subscription } => {
-            forgive_undefined(engine.unsubscribe(subscription).run(node))
-        }
+        Effect::Subscription { subscription } => run_all(node, &engine.unsubscribe(subscription)),
         Effect::Provider => run_all(node, &engine.cease_provider()),
         Effect::Registration { member } => forgive_undefined(engine.unregister(member).run(node)),
         Effect::Pause => forgive_undefined(engine.resume().run(node)),

@@ -1,0 +1,611 @@
+//! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
+
+use super::{CopyPlan, Engine, Identity, Path, Survey, names};
+use crate::copy;
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::Dsn;
+use crate::lsn::Lsn;
+use crate::node::{Member, Node, Statement, ask_all};
+use std::collections::BTreeMap;
+
+/// The Unix epoch in microseconds since 2000: older than any change of an application, so that
+/// under last-update-wins every change wins over a copied row, as with Spock's own copy.
+const UNIX_EPOCH: i64 = -946_684_800_000_000;
+
+/// Replication sets that every node has.
+const BUILT_IN: [&str; 3] = ["default", "default_insert_only", "ddl_sql"];
+
+#[derive(Default)]
+pub struct Spock {
+    paths: BTreeMap<(String, String), Path>,
+    /// The replication sets that the source provides.
+    sets: Vec<String>,
+}
+
+/// Whether the database is a node of a Spock cluster.
+pub fn is_node(node: &mut Node) -> Result<bool> {
+    let installed = node.query(
+        "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'spock')",
+        &[],
+    )?;
+    if !installed.one()?.bool(0) {
+        return Ok(false);
+    }
+    let rows = node.query("SELECT EXISTS (SELECT FROM spock.local_node)", &[])?;
+    Ok(rows.one()?.bool(0))
+}
+
+/// Sets of the local node, with `table` or `seq` in place of `{}`.
+const LOCAL_SETS: &str =
+    "spock.replication_set s JOIN spock.local_node l ON l.node_id = s.set_nodeid";
+
+impl Engine for Spock {
+    fn label(&self) -> &'static str {
+        "spock"
+    }
+
+    fn plugin(&self) -> &'static str {
+        "spock_output"
+    }
+
+    fn survey(&self, source: &mut Node) -> Result<Survey> {
+        let rows = source.query(
+            "SELECT n.node_name, i.if_dsn, l.node_id IS NOT NULL
+               FROM spock.node n
+               LEFT JOIN spock.local_node l ON l.node_id = n.node_id
+               LEFT JOIN spock.subscription s ON s.sub_origin = n.node_id
+               JOIN spock.node_interface i
+                 ON i.if_id = coalesce(l.node_local_interface, s.sub_origin_if)
+              ORDER BY 1",
+            &[],
+        )?;
+        let mut members: Vec<Member> = vec![];
+        for row in &rows {
+            let name = row.text(0).to_owned();
+            if row.bool(2) && name != source.name {
+                return Err(Error::Argument {
+                    argument: "src_node_name",
+                    problem: format!(
+                        "is \"{}\", but src_dsn leads to the node \"{name}\"",
+                        source.name
+                    ),
+                    hint: format!(
+                        "Give \"{name}\", or the connection string of \"{}\".",
+                        source.name
+                    ),
+                    state: SqlState::INVALID_PARAMETER_VALUE,
+                });
+            }
+            let dsn = Dsn::parse(row.text(1)).map_err(|bad| {
+                Error::refused(
+                    SqlState::INVALID_PARAMETER_VALUE,
+                    format!("the connection string of node \"{name}\" {}", bad.problem()),
+                    "See spock.node_interface on the source.",
+                )
+            })?;
+            if !members.iter().any(|m| m.name == name) {
+                members.push(Member { name, dsn });
+            }
+        }
+        Ok(Survey {
+            members,
+            founded: true,
+        })
+    }
+
+    fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
+        // Paths between members may have names that somebody else chose.
+        for member in members.iter_mut() {
+            let rows = member.query(
+                "SELECT n.node_name, s.sub_name, s.sub_slot_name
+                   FROM spock.subscription s JOIN spock.node n ON n.node_id = s.sub_origin",
+                &[],
+            )?;
+            for row in &rows {
+                let path = Path {
+                    provider: row.text(0).to_owned(),
+                    subscriber: member.name.clone(),
+                    subscription: row.text(1).to_owned(),
+                    slot: row.text(2).to_owned(),
+                };
+                self.paths
+                    .insert((path.provider.clone(), path.subscriber.clone()), path);
+            }
+        }
+        let mut wanted = vec![];
+        let new_database = database(new)?;
+        for member in members.iter_mut() {
+            wanted.push((member.name.clone(), new.name.clone(), new_database.clone()));
+            wanted.push((new.name.clone(), member.name.clone(), database(member)?));
+        }
+        let Some(source) = members.first_mut() else {
+            return Ok(());
+        };
+        for (provider, subscriber, database) in wanted {
+            let subscription = names::subscription(&provider, &subscriber);
+            let rows = source.query(
+                "SELECT spock.spock_gen_slot_name($1::name, $2::name, $3::name)",
+                &[&database, &provider, &subscription],
+            )?;
+            let slot = rows.one()?.text(0).to_owned();
+            let path = Path {
+                provider,
+                subscriber,
+                subscription,
+                slot,
+            };
+            self.paths
+                .insert((path.provider.clone(), path.subscriber.clone()), path);
+        }
+        let sets = source.query(
+            &format!("SELECT s.set_name FROM {LOCAL_SETS} ORDER BY 1"),
+            &[],
+        )?;
+        self.sets = sets.iter().map(|r| r.text(0).to_owned()).collect();
+        Ok(())
+    }
+
+    fn path(&self, provider: &str, subscriber: &str) -> Path {
+        let known = self
+            .paths
+            .get(&(provider.to_owned(), subscriber.to_owned()));
+        known.cloned().unwrap_or_else(|| {
+            let name = names::subscription(provider, subscriber);
+            Path {
+                provider: provider.to_owned(),
+                subscriber: subscriber.to_owned(),
+                subscription: name.clone(),
+                slot: name,
+            }
+        })
+    }
+
+    fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>> {
+        let mut findings = vec![];
+        let mut nodes: Vec<&mut Node> = members.iter_mut().map(|n| &mut **n).collect();
+        nodes.push(new);
+        let answers = ask_all(
+            nodes.iter_mut().map(|n| &mut **n),
+            "SELECT (SELECT extversion FROM pg_extension WHERE extname = 'spock'),
+                    current_setting('track_commit_timestamp'),
+                    current_setting('shared_preload_libraries') ~ '\\yspock\\y',
+                    to_regprocedure('spock.pause_apply_workers()') IS NOT NULL",
+            &[],
+        )?;
+        let mut versions: Vec<(String, Version)> = vec![];
+        for (node, rows) in nodes.iter().zip(&answers) {
+            let row = rows.one()?;
+            let mut found = |state, message: String, hint: &str| {
+                findings.push(Finding::new(&node.name, state, message, hint));
+            };
+            let Some(version) = row.get(0) else {
+                found(
+                    SqlState::UNDEFINED_OBJECT,
+                    "the extension spock is not installed in the database".into(),
+                    "Run CREATE EXTENSION spock there.",
+                );
+                continue;
+            };
+            if row.text(1) != "on" {
+                found(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    "track_commit_timestamp is off".into(),
+                    "Set track_commit_timestamp = on and restart the server.",
+                );
+            }
+            if !row.bool(2) {
+                found(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    "spock is not in shared_preload_libraries".into(),
+                    "Add it and restart the server.",
+                );
+            }
+            if !row.bool(3) {
+                found(
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    format!("Spock {version} cannot pause its apply workers"),
+                    "Upgrade Spock to 5.0.7 or newer on every node.",
+                );
+            }
+            versions.push((node.name.clone(), Version::parse(version)));
+        }
+        let ours = versions.last().map(|(_, v)| v.clone());
+        if let Some(ours) = ours
+            && versions.iter().any(|(_, v)| !v.fits(&ours))
+        {
+            let list: Vec<String> = versions
+                .iter()
+                .map(|(n, v)| format!("\"{n}\" {}", v.text))
+                .collect();
+            findings.push(Finding::new(
+                nodes.last().map_or("", |n| &n.name),
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!("the versions of Spock do not fit: {}", list.join(", ")),
+                "Install the same major and minor version of Spock everywhere.",
+            ));
+        }
+        if let Some(new) = nodes.last_mut()
+            && is_node(new)?
+        {
+            findings.push(Finding::new(
+                &new.name,
+                SqlState::OBJECT_IN_USE,
+                "the database is a Spock node already",
+                "Remove it from its cluster first.",
+            ));
+        }
+        Ok(findings)
+    }
+
+    fn probe(&self, dsn: &str) -> Vec<Statement> {
+        // A subscription of PostgreSQL's own that connects and is rolled back: nothing else that a
+        // server without extensions of ours has connects to another one.
+        vec![
+            Statement::new("SELECT set_config('zodan.probed', $1, false)", &[dsn]),
+            Statement::new(
+                "DO $do$
+                 BEGIN
+                     PERFORM set_config('client_min_messages', 'error', true);
+                     EXECUTE format('CREATE SUBSCRIPTION zodan_probe CONNECTION %L PUBLICATION zodan_probe '
+                                    'WITH (create_slot = false, slot_name = NONE, enabled = false)',
+                                    current_setting('zodan.probed'));
+                     RAISE EXCEPTION USING ERRCODE = 'ZODAN', MESSAGE = 'reached';
+                 EXCEPTION WHEN SQLSTATE 'ZODAN' THEN NULL;
+                 END
+                 $do$",
+                &[],
+            ),
+            Statement::new(
+                "SELECT 1 WHERE set_config('zodan.probed', '', false) IS NULL",
+                &[],
+            ),
+        ]
+    }
+
+    fn become_provider(&self, identity: &Identity) -> Vec<Statement> {
+        vec![Statement::new(
+            "SELECT spock.node_create(node_name := $1::name, dsn := $2, location := $3,
+                                      country := $4, info := $5::jsonb)",
+            &[
+                &identity.member.name,
+                &identity.member.dsn.expose(),
+                &identity.location,
+                &identity.country,
+                &identity.info,
+            ],
+        )]
+    }
+
+    fn cease_provider(&self) -> Vec<Statement> {
+        // The others first: the local node is the last to go.
+        vec![
+            Statement::new(
+                "SELECT spock.node_drop(node_name, true) FROM spock.node
+                  WHERE node_id NOT IN (SELECT node_id FROM spock.local_node)",
+                &[],
+            ),
+            Statement::new(
+                "SELECT spock.node_drop(n.node_name, true)
+                   FROM spock.node n JOIN spock.local_node USING (node_id)",
+                &[],
+            ),
+        ]
+    }
+
+    fn tables_to_prepare(&self) -> Option<Statement> {
+        None
+    }
+
+    fn register(&self, _identity: &Identity) -> Option<Statement> {
+        None // creating a subscription does it
+    }
+
+    fn unregister(&self, name: &str) -> Statement {
+        Statement::new("SELECT spock.node_drop($1::name, true)", &[name])
+    }
+
+    fn registry(&self) -> Statement {
+        Statement::new(
+            "SELECT DISTINCT ON (n.node_name) n.node_name, n.location, n.country, i.if_dsn,
+                    '', '', n.info, ''
+               FROM spock.node n JOIN spock.node_interface i ON i.if_nodeid = n.node_id
+              WHERE EXISTS (SELECT FROM spock.local_node)
+              ORDER BY n.node_name, i.if_name <> n.node_name",
+            &[],
+        )
+    }
+
+    fn emit_marker(&self, _id: &str, _provider: &str) -> Statement {
+        // Transactional: a commit, which moves what is applied; the other kind moves the origin only.
+        Statement::new("SELECT spock.sync_event(true)", &[])
+    }
+
+    fn marker_seen(&self, path: &Path, token: &str) -> Statement {
+        Statement::new(
+            "SELECT coalesce((SELECT remote_lsn >= $2::pg_lsn FROM pg_replication_origin_status
+                               WHERE external_id = $1), false)",
+            &[&path.slot, token],
+        )
+    }
+
+    fn forget_markers(&self, _provider: &str) -> Option<Statement> {
+        None
+    }
+
+    fn subscriptions(&self) -> Statement {
+        // Working is a process that holds the origin: Spock's own status says "replicating" of a
+        // worker that is in a loop of errors too.
+        Statement::new(
+            "SELECT s.sub_name, s.sub_enabled,
+                    s.sub_enabled AND t.status = 'replicating', 0, o.remote_lsn
+               FROM spock.subscription s
+               JOIN spock.local_node l ON l.node_id = s.sub_target
+               LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name
+               LEFT JOIN pg_replication_origin_status o ON o.external_id = s.sub_slot_name
+              ORDER BY s.sub_name",
+            &[],
+        )
+    }
+
+    fn start_watchdog(&self, _limit_ms: u128) -> Option<Statement> {
+        None // spock.pause_timeout
+    }
+
+    fn stop_watchdog(&self) -> Option<Statement> {
+        None
+    }
+
+    fn pause(&self, _subscriptions: &[String]) -> Statement {
+        Statement::new("SELECT spock.pause_apply_workers()", &[])
+    }
+
+    fn resume(&self) -> Statement {
+        Statement::new("SELECT spock.resume_apply_workers()", &[])
+    }
+
+    fn pause_state(&self) -> Statement {
+        // The pause cannot be asked about. Where it ended by itself, progress has moved or nothing
+        // was committed, and both readings of it tell which.
+        Statement::new(
+            "SELECT (SELECT count(*) FROM spock.subscription WHERE sub_enabled), 0",
+            &[],
+        )
+    }
+
+    fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan> {
+        let mut replicated: BTreeMap<(String, String), Vec<SetTable>> = BTreeMap::new();
+        for table in set_tables(source)? {
+            let key = (table.schema.clone(), table.name.clone());
+            replicated.entry(key).or_default().push(table);
+        }
+        let from = copy::Source {
+            node: &source.name,
+            dsn: &source.dsn,
+            snapshot,
+        };
+        let mut tables = vec![];
+        for mut table in copy::tables(&from)? {
+            let key = (table.schema.clone(), table.name.clone());
+            let Some(sets) = replicated.get(&key) else {
+                continue;
+            };
+            // In several sets, a table sends what any of them lets through.
+            if sets.iter().all(|s| !s.columns.is_empty()) {
+                let columns: Vec<String> = sets.iter().flat_map(|s| s.columns.clone()).collect();
+                table.keep_columns(&columns);
+            }
+            let filters: Vec<&str> = sets.iter().filter_map(|s| s.filter.as_deref()).collect();
+            if filters.len() == sets.len() && !filters.is_empty() {
+                table.filter = Some(
+                    filters
+                        .iter()
+                        .map(|f| format!("({f})"))
+                        .collect::<Vec<_>>()
+                        .join(" OR "),
+                );
+            }
+            tables.push(table);
+        }
+        Ok(CopyPlan {
+            origin: self.path(&source.name, new).slot,
+            timestamp: Some(UNIX_EPOCH),
+            tables,
+            settings: vec![
+                ("spock.enable_ddl_replication", "off"),
+                ("spock.include_ddl_repset", "off"),
+            ],
+        })
+    }
+
+    fn mirror(&self, source: &mut Node, new: &mut Node) -> Result<Vec<String>> {
+        let sets = format!(
+            "SELECT s.set_name, s.replicate_insert, s.replicate_update, s.replicate_delete,
+                    s.replicate_truncate FROM {LOCAL_SETS} ORDER BY 1"
+        );
+        for row in &source.query(&sets, &[])? {
+            let verb = match BUILT_IN.contains(&row.text(0)) {
+                true => "repset_alter",
+                false => "repset_create",
+            };
+            new.query(
+                &format!(
+                    "SELECT spock.{verb}($1::name, $2::boolean, $3::boolean, $4::boolean, $5::boolean)"
+                ),
+                &[row.text(0), row.text(1), row.text(2), row.text(3), row.text(4)],
+            )?;
+        }
+        let wanted = set_tables(source)?;
+        for table in set_tables(new)? {
+            if !wanted.contains(&table) {
+                new.query(
+                    "SELECT spock.repset_remove_table($1::name, $2::regclass, false)",
+                    &[
+                        &table.set,
+                        &crate::quote::qualified(&table.schema, &table.name),
+                    ],
+                )?;
+            }
+        }
+        let there = set_tables(new)?;
+        for table in wanted.iter().filter(|t| !there.contains(t)) {
+            new.query(
+                "SELECT spock.repset_add_table($1::name, $2::regclass, false,
+                            nullif($3, '{}')::text[], nullif($4, ''), false)",
+                &[
+                    &table.set,
+                    &crate::quote::qualified(&table.schema, &table.name),
+                    &table.column_list,
+                    table.filter.as_deref().unwrap_or(""),
+                ],
+            )?;
+        }
+        let sequences = format!(
+            "SELECT s.set_name, n.nspname, c.relname
+               FROM {LOCAL_SETS} JOIN spock.replication_set_seq q ON q.set_id = s.set_id
+               JOIN pg_class c ON c.oid = q.set_seqoid JOIN pg_namespace n ON n.oid = c.relnamespace"
+        );
+        let there = new.query(&sequences, &[])?;
+        for row in &source.query(&sequences, &[])? {
+            if !there.iter().any(|t| t == row) {
+                new.query(
+                    "SELECT spock.repset_add_seq($1::name, $2::regclass, false)",
+                    &[
+                        row.text(0),
+                        &crate::quote::qualified(row.text(1), row.text(2)),
+                    ],
+                )?;
+            }
+        }
+        let mut told = vec![format!(
+            "{} replication sets mirrored, {} tables in them",
+            self.sets.len(),
+            wanted.len()
+        )];
+        let now = set_tables(new)?;
+        for table in wanted.iter().filter(|t| !now.contains(t)) {
+            told.push(format!(
+                "table {}.{} differs in set {}",
+                table.schema, table.name, table.set
+            ));
+        }
+        Ok(told)
+    }
+
+    fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
+        let sets: Vec<String> = self
+            .sets
+            .iter()
+            .map(|s| format!("\"{}\"", s.replace('\\', "\\\\").replace('"', "\\\"")))
+            .collect();
+        // forward_origins stays empty: a node sends on nothing but its own changes.
+        Statement::new(
+            "SELECT spock.sub_create(subscription_name := $1::name, provider_dsn := $2,
+                        replication_sets := $3::text[], synchronize_structure := false,
+                        synchronize_data := false, enabled := false)",
+            &[
+                &path.subscription,
+                &provider.dsn.expose(),
+                &format!("{{{}}}", sets.join(",")),
+            ],
+        )
+    }
+
+    fn start_at(&self, path: &Path, lsn: Lsn) -> Statement {
+        Statement::new(
+            "SELECT pg_replication_origin_advance($1, $2::pg_lsn)",
+            &[&path.slot, &lsn.to_string()],
+        )
+    }
+
+    fn enable(&self, path: &Path) -> Statement {
+        Statement::new("SELECT spock.sub_enable($1::name)", &[&path.subscription])
+    }
+
+    fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {
+        vec![Statement::new(
+            "SELECT spock.sub_drop($1::name, true)",
+            &[subscription],
+        )]
+    }
+}
+
+fn database(node: &mut Node) -> Result<String> {
+    let rows = node.query("SELECT current_database()", &[])?;
+    Ok(rows.one()?.text(0).to_owned())
+}
+
+/// A table in a replication set of the local node.
+#[derive(Clone, Debug, PartialEq)]
+struct SetTable {
+    set: String,
+    schema: String,
+    name: String,
+    /// Empty for all.
+    columns: Vec<String>,
+    /// The same as an array literal.
+    column_list: String,
+    filter: Option<String>,
+}
+
+fn set_tables(node: &mut Node) -> Result<Vec<SetTable>> {
+    let rows = node.query(
+        &format!(
+            "SELECT s.set_name, n.nspname, c.relname, coalesce(t.set_att_list, '{{}}'),
+                    coalesce(to_json(t.set_att_list), '[]'), pg_get_expr(t.set_row_filter, t.set_reloid)
+               FROM {LOCAL_SETS} JOIN spock.replication_set_table t ON t.set_id = s.set_id
+               JOIN pg_class c ON c.oid = t.set_reloid JOIN pg_namespace n ON n.oid = c.relnamespace
+              ORDER BY 1, 2, 3"
+        ),
+        &[],
+    )?;
+    rows.iter()
+        .map(|row| {
+            Ok(SetTable {
+                set: row.text(0).to_owned(),
+                schema: row.text(1).to_owned(),
+                name: row.text(2).to_owned(),
+                column_list: row.text(3).to_owned(),
+                columns: serde_json::from_str(row.text(4))
+                    .map_err(|e| Error::internal(format!("spock.replication_set_table: {e}")))?,
+                filter: row.get(5).map(str::to_owned),
+            })
+        })
+        .collect()
+}
+
+/// A version of Spock, compared by number: '5.0.10' is newer than '5.0.4'.
+#[derive(Clone, Debug)]
+struct Version {
+    text: String,
+    numbers: (u32, u32),
+}
+
+impl Version {
+    fn parse(text: &str) -> Self {
+        let mut parts = text.split(['.', '-']).map(|p| p.parse().unwrap_or(0));
+        let mut next = || parts.next().unwrap_or(0);
+        Self {
+            text: text.to_owned(),
+            numbers: (next(), next()),
+        }
+    }
+
+    /// Nodes work together where major and minor are the same.
+    fn fits(&self, other: &Self) -> bool {
+        self.numbers == other.numbers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Version;
+
+    #[test]
+    fn versions_fit_by_major_and_minor() {
+        let fits = |a, b| Version::parse(a).fits(&Version::parse(b));
+        assert!(fits("5.0.10", "5.0.7"));
+        assert!(fits("6.0.0-devel", "6.0.1"));
+        assert!(!fits("5.0.11", "6.0.0"));
+        assert!(!fits("5.1.0", "5.0.9"));
+    }
+}
