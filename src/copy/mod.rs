@@ -33,7 +33,7 @@ pub use archive::{Archive, LeaveOut};
 pub use collisions::collisions;
 pub use inventory::{Inventory, inventory};
 pub use requirements::requirements;
-pub use tables::{Column, Table, tables};
+pub use tables::{Table, tables};
 pub use undo::undo;
 
 use crate::error::Result;
