@@ -32,6 +32,7 @@ pub mod quiet;
 pub mod schema;
 pub mod server;
 mod spawn;
+pub mod spock;
 mod template;
 
 pub use cluster::{Cluster, add_node};

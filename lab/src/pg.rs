@@ -57,6 +57,21 @@ fn major_of(version: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
+/// Whether the server knows a setting of this name.
+pub fn has_setting(name: &str) -> bool {
+    static KNOWN: OnceLock<String> = OnceLock::new();
+    let known = KNOWN.get_or_init(|| {
+        let out = command("postgres")
+            .arg("--describe-config")
+            .output()
+            .expect("run postgres --describe-config");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    });
+    known
+        .lines()
+        .any(|line| line.split('\t').next() == Some(name))
+}
+
 /// PostgreSQL refuses to run as root. Where the lab is run by root (a container), its servers run as this account.
 pub(crate) fn account() -> Option<(u32, u32)> {
     static ACCOUNT: OnceLock<Option<(u32, u32)>> = OnceLock::new();

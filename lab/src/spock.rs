@@ -1,0 +1,174 @@
+//! Clusters that replicate with pgEdge Spock, where the server under test has it.
+//!
+//! The meshes are made with Spock's own SQL and nothing of ours: only the server that is to be added has the
+//! extension zodan. The servers of a mesh must be able to preload Spock, so they are started with [`options`].
+
+use crate::server::{Server, ServerOptions, quote_literal};
+use crate::{Cluster, pg, quiet};
+use std::sync::OnceLock;
+
+/// The version of Spock that the server under test offers, if it does.
+pub fn available() -> Option<String> {
+    static VERSION: OnceLock<Option<String>> = OnceLock::new();
+    let ask = || {
+        let version = Server::start("spock")
+            .value("SELECT default_version FROM pg_available_extensions WHERE name = 'spock'");
+        (!version.is_empty()).then_some(version)
+    };
+    VERSION.get_or_init(ask).clone()
+}
+
+/// The version of Spock as [`available`], said on standard error; where there is none, that the test is skipped.
+pub fn announced() -> Option<String> {
+    let version = available();
+    match &version {
+        Some(version) => eprintln!("Spock {version}, {}", pg::version()),
+        None => eprintln!("skipped: the server under test has no Spock"),
+    }
+    version
+}
+
+/// What a server needs to run Spock.
+pub fn options() -> ServerOptions {
+    let options = ServerOptions::default()
+        .set("shared_preload_libraries", "spock")
+        .set("track_commit_timestamp", "on")
+        .set("shared_buffers", "32MB");
+    // Servers with this setting load no plugin that it does not name.
+    if pg::has_setting("output_plugin_libraries") {
+        options.set(
+            "output_plugin_libraries",
+            "pgoutput, test_decoding, spock_output",
+        )
+    } else {
+        options
+    }
+}
+
+/// What a mesh is to be like.
+#[derive(Default)]
+pub struct Mesh<'a> {
+    /// Run on every server first: roles, for instance.
+    pub everywhere: &'a str,
+    /// Run on the first member. The others get a copy of what is there then.
+    pub content: &'a str,
+    /// Run on every member when it is a node and has its content; the place for what is to be in a
+    /// replication set. By default [`ADD_ALL`].
+    pub sets: Option<&'a str>,
+    /// The members' names; `n1`, `n2`, ... where there are none.
+    pub names: &'a [&'a str],
+    /// More settings for every server.
+    pub settings: &'a [(&'a str, &'a str)],
+}
+
+/// Adds every table to the set `default`, those without a key to `default_insert_only`.
+pub const ADD_ALL: &str = "
+SELECT spock.repset_add_table(CASE WHEN EXISTS (SELECT FROM pg_constraint p
+                                                 WHERE p.conrelid = c.oid AND p.contype = 'p')
+                                   THEN 'default' ELSE 'default_insert_only' END, c.oid::regclass)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
+   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'spock', 'zodan')
+ ORDER BY 1";
+
+impl Mesh<'_> {
+    /// Starts `members` servers and one more. The first make a mesh; the last has the extensions only.
+    pub fn start(&self, members: usize) -> Cluster {
+        let mut options = options();
+        for (name, value) in self.settings {
+            options = options.set(name, value);
+        }
+        let cluster = Cluster::start_with(members + 1, &options);
+        for server in cluster.all() {
+            server.sql("CREATE EXTENSION spock");
+            server.sql(self.everywhere);
+        }
+        self.form(&cluster.first(members));
+        cluster.n(members + 1).sql("CREATE EXTENSION zodan");
+        cluster
+    }
+
+    fn form(&self, members: &[&Server]) {
+        let first = members[0];
+        first.sql(quiet::SCHEMA);
+        first.sql(self.content);
+        for member in &members[1..] {
+            copy(first, member);
+        }
+        let names: Vec<&str> = members
+            .iter()
+            .enumerate()
+            .map(|(i, member)| self.names.get(i).copied().unwrap_or(member.name()))
+            .collect();
+        for (member, name) in members.iter().zip(&names) {
+            member.sql(&format!(
+                "SELECT spock.node_create({}, {})",
+                quote_literal(name),
+                quote_literal(&member.dsn())
+            ));
+            member.sql(self.sets.unwrap_or(ADD_ALL));
+        }
+        for (s, subscriber) in members.iter().enumerate() {
+            for (p, provider) in members.iter().enumerate() {
+                if p != s {
+                    subscribe(subscriber, provider, &format!("sub_n{}_n{}", p + 1, s + 1));
+                }
+            }
+        }
+    }
+}
+
+/// Copies the database's own content with pg_dump, so that it is the same to the bit.
+fn copy(from: &Server, to: &Server) {
+    let out = from
+        .tool("pg_dump")
+        .args(["-N", "spock", "-N", "zodan"])
+        .output()
+        .unwrap_or_else(|e| panic!("cannot run pg_dump: {e}"));
+    assert!(
+        out.status.success(),
+        "pg_dump of {}: {}",
+        from.name(),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let restored = to.psql(&["-q"], &String::from_utf8_lossy(&out.stdout));
+    assert!(
+        restored.status.success(),
+        "the dump of {} on {}: {}",
+        from.name(),
+        to.name(),
+        restored.stderr
+    );
+}
+
+/// Subscribes to every replication set of `provider`, and waits until the subscription replicates: several that
+/// start at the same time get into each other's way.
+pub fn subscribe(subscriber: &Server, provider: &Server, subscription: &str) {
+    let sets = provider.value(
+        "SELECT array_agg(set_name) FROM spock.replication_set JOIN spock.local_node ON node_id = set_nodeid",
+    );
+    subscriber.sql(&format!(
+        "SELECT spock.sub_create({}, {}, {}::text[])",
+        quote_literal(subscription),
+        quote_literal(&provider.dsn()),
+        quote_literal(&sets)
+    ));
+    subscriber.wait_for(
+        &format!(
+            "SELECT status FROM spock.sub_show_status({})",
+            quote_literal(subscription)
+        ),
+        "replicating",
+    );
+    let slot = subscriber.value(&format!(
+        "SELECT sub_slot_name FROM spock.subscription WHERE sub_name = {}",
+        quote_literal(subscription)
+    ));
+    provider.wait_for(
+        &format!(
+            "SELECT active FROM pg_replication_slots WHERE slot_name = {}",
+            quote_literal(&slot)
+        ),
+        "t",
+    );
+}

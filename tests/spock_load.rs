@@ -1,0 +1,210 @@
+//! A node joins a Spock cluster that is being written to: no row is lost, doubled or stale, no write fails.
+
+use lab::load::LoadOptions;
+use lab::server::Called;
+use lab::spock::{self, Mesh};
+use lab::{Cluster, Load, Server, add_node, assert_same_content, load, schema, wait_quiet};
+use std::thread;
+use std::time::Instant;
+
+/// A mesh of `members` with content, and one empty server more; `None` without Spock.
+fn cluster(members: usize, rows: u64) -> Option<Cluster> {
+    spock::announced()?;
+    let content = format!("{};\n{}", load::SCHEMA, schema::kinds(rows));
+    let mesh = Mesh {
+        everywhere: schema::ROLES,
+        content: &content,
+        ..Mesh::default()
+    };
+    Some(mesh.start(members))
+}
+
+/// Joins the last server of `cluster` while the others are written to, and proves that all have the same content,
+/// which is what the writers were told was committed.
+fn join_under_load(cluster: &Cluster, members: usize, rate: Option<u32>) -> Called {
+    let writers = cluster.first(members);
+    let new = cluster.n(members + 1);
+    let load = Load::start_with(&writers, &LoadOptions { writers: 2, rate });
+    load.wait_commits(200);
+    let joined = add_node(new, new.name(), cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
+    load.wait_commits(200);
+    let report = load.stop();
+    assert!(report.failures.is_empty(), "{report}");
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    for node in cluster.all() {
+        report.assert_present_on(node);
+        assert_no_conflict(node);
+    }
+    joined
+}
+
+/// Nothing was applied twice and nothing was missing when a change came: Spock would have resolved that and
+/// written it down.
+fn assert_no_conflict(node: &Server) {
+    assert_eq!(
+        node.value("SELECT count(*) FROM spock.resolutions"),
+        "0",
+        "{}: {:?}",
+        node.name(),
+        node.rows("SELECT to_jsonb(r) FROM spock.resolutions r LIMIT 5")
+    );
+    assert_eq!(node.value("SELECT count(*) FROM spock.exception_log"), "0");
+}
+
+#[test]
+fn the_second_node() {
+    let Some(cluster) = cluster(1, 20_000) else {
+        return;
+    };
+    join_under_load(&cluster, 1, Some(300));
+}
+
+#[test]
+fn the_third_node() {
+    let Some(cluster) = cluster(2, 20_000) else {
+        return;
+    };
+    join_under_load(&cluster, 2, Some(200));
+}
+
+#[test]
+fn the_fourth_node() {
+    let Some(cluster) = cluster(3, 50_000) else {
+        return;
+    };
+    join_under_load(&cluster, 3, Some(150));
+}
+
+#[test]
+fn the_fifth_node() {
+    let Some(cluster) = cluster(4, 20_000) else {
+        return;
+    };
+    join_under_load(&cluster, 4, Some(50));
+}
+
+#[test]
+fn ten_joins_in_a_row() {
+    for _ in 0..10 {
+        let Some(cluster) = cluster(3, 5_000) else {
+            return;
+        };
+        join_under_load(&cluster, 3, Some(150));
+    }
+}
+
+#[test]
+fn nobody_writes() {
+    let Some(cluster) = cluster(3, 20_000) else {
+        return;
+    };
+    let joined = add_node(cluster.n(4), "n4", cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
+    eprintln!("an idle join took {:.1?}", joined.elapsed);
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    for node in cluster.all() {
+        assert_no_conflict(node);
+    }
+}
+
+/// A transaction on the source and one on a peer are open when the slots are made, both for longer than Spock
+/// keeps its workers paused.
+#[test]
+fn long_transactions_on_the_source_and_on_a_peer() {
+    let Some(cluster) = cluster(3, 20_000) else {
+        return;
+    };
+    let load = Load::start_with(
+        &cluster.first(3),
+        &LoadOptions {
+            writers: 1,
+            rate: Some(100),
+        },
+    );
+    load.wait_commits(50);
+    let hold = |number: usize, seconds: u64| {
+        let mut client = cluster.n(number).client_named("holder");
+        client
+            .batch_execute(&format!(
+                "BEGIN; INSERT INTO lab.marker VALUES (gen_random_uuid(), 'held {number}')"
+            ))
+            .unwrap();
+        thread::spawn(move || {
+            client
+                .batch_execute(&format!("SELECT pg_sleep({seconds}); COMMIT"))
+                .unwrap();
+            Instant::now()
+        })
+    };
+    let source = hold(1, 15);
+    let peer = hold(2, 6);
+    let joined = add_node(cluster.n(4), "n4", cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
+    let ended = Instant::now();
+    assert!(source.join().unwrap() < ended && peer.join().unwrap() < ended);
+    let said: Vec<&str> = joined.notices.iter().map(|n| n.message.as_str()).collect();
+    let said = said.join("\n");
+    for node in ["n1", "n2"] {
+        let waiting = format!("waiting for a write transaction on node \"{node}\": pid ");
+        assert!(said.contains(&waiting), "{said}");
+    }
+    let report = load.stop();
+    assert!(report.failures.is_empty(), "{report}");
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    for node in cluster.all() {
+        report.assert_present_on(node);
+        assert_no_conflict(node);
+    }
+}
+
+/// Every node updates the same few rows again and again while a node joins. The last update wins, and it is the
+/// same one on every node.
+#[test]
+fn the_same_rows_are_updated_everywhere() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let mesh = Mesh {
+        content: "CREATE TABLE hot (id integer PRIMARY KEY, node text, n integer);
+                  INSERT INTO hot SELECT g, 'none', 0 FROM generate_series(1, 5) g;
+                  CREATE TABLE bulk (id integer PRIMARY KEY, filler text);
+                  INSERT INTO bulk SELECT g, repeat('x', 300) FROM generate_series(1, 50000) g",
+        ..Mesh::default()
+    };
+    let cluster = mesh.start(3);
+    let update = |node: &Server| {
+        let mut client = node.client_named("updates");
+        let name = node.name().to_owned();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let writer = thread::spawn(move || {
+            let mut n = 0;
+            while stopped.try_recv().is_err() {
+                n += 1;
+                client
+                    .execute(
+                        "UPDATE hot SET node = $1, n = $2 WHERE id = $3",
+                        &[&name, &n, &(n % 5 + 1)],
+                    )
+                    .unwrap();
+                thread::sleep(std::time::Duration::from_millis(3));
+            }
+            n
+        });
+        (stop, writer)
+    };
+    let writers: Vec<_> = cluster.first(3).into_iter().map(update).collect();
+    add_node(cluster.n(4), "n4", cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
+    for (stop, writer) in writers {
+        stop.send(()).unwrap();
+        assert!(writer.join().unwrap() > 10, "the writers were at work");
+    }
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    assert_eq!(
+        cluster
+            .n(4)
+            .value("SELECT count(*) FROM hot WHERE node = 'none'"),
+        "0"
+    );
+}
