@@ -7,7 +7,7 @@ mod session;
 mod statement;
 
 pub use local::Local;
-pub use procedure::Procedure;
+pub use procedure::{HiddenContext, Procedure};
 pub use session::{Ask, Session, ask, ask_all, ask_within};
 pub use statement::Statement;
 

@@ -7,7 +7,7 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use std::ffi::{CStr, CString, c_char};
 use std::marker::PhantomData;
-use std::ptr::null;
+use std::ptr::{null, null_mut};
 
 thread_local! {
     // What pg_stat_activity and the server log show instead of the CALL, whose text may hold
@@ -25,6 +25,7 @@ impl Procedure {
     /// # Safety
     /// `fcinfo` must be the call info of the procedure that is running.
     pub unsafe fn enter(fcinfo: pg_sys::FunctionCallInfo, name: &str) -> Result<Self> {
+        blot_out(&format!("CALL {name}(...)"));
         show(&format!("CALL {name}(...)"));
         // SAFETY: says the caller.
         if unsafe { is_atomic(fcinfo) } {
@@ -89,6 +90,47 @@ unsafe fn is_atomic(fcinfo: pg_sys::FunctionCallInfo) -> bool {
             return true; // SELECT, trigger, fast path
         }
         (*context.cast::<pg_sys::CallContext>()).atomic
+    }
+}
+
+/// What PL/pgSQL and SPI add to messages as CONTEXT, put aside: called from a DO block it is the
+/// text of the CALL, which may hold passwords. An error is to be raised without it, so only success
+/// puts it back; where an error is caught, the server does.
+pub struct HiddenContext(*mut pg_sys::ErrorContextCallback);
+
+impl HiddenContext {
+    pub fn hide() -> Self {
+        // SAFETY: a stack of frames that outlive the procedure.
+        unsafe {
+            Self(std::mem::replace(
+                &mut pg_sys::error_context_stack,
+                null_mut(),
+            ))
+        }
+    }
+
+    pub fn show(self) {
+        // SAFETY: as above; the frames are still there.
+        unsafe { pg_sys::error_context_stack = self.0 };
+    }
+}
+
+/// Overwrites the text of the statement that the client sent, which may hold passwords. The server
+/// still has uses for it: log_min_duration_statement and pg_stat_statements read it at the end.
+fn blot_out(by: &str) {
+    // SAFETY: in a client's backend the text lies in the message that was received or in a plan
+    // cache entry, both writable memory of this process; what was parsed from it are copies. It
+    // keeps its length, since others remember that.
+    unsafe {
+        let text = pg_sys::debug_query_string.cast_mut();
+        if pg_sys::MyBackendType != pg_sys::BackendType::B_BACKEND || text.is_null() {
+            return;
+        }
+        let len = CStr::from_ptr(text).count_bytes();
+        let text = std::slice::from_raw_parts_mut(text.cast::<u8>(), len);
+        text.fill(b' ');
+        let kept = by.len().min(len);
+        text[..kept].copy_from_slice(&by.as_bytes()[..kept]);
     }
 }
 

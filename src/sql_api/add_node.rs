@@ -2,7 +2,7 @@
 
 use super::arguments;
 use crate::error::{Error, Result, SqlState};
-use crate::node::{Local, Procedure};
+use crate::node::{HiddenContext, Local, Procedure};
 use crate::workflow::join::{self, Request};
 use pgrx::JsonB;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -21,7 +21,9 @@ fn add_node(
     new_node_info: Option<JsonB>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> std::result::Result<(), ErrorReport> {
-    // SAFETY: our own call info. First of all: the text of the CALL may hold passwords.
+    // First of all: the text of the CALL may hold passwords.
+    let context = HiddenContext::hide();
+    // SAFETY: our own call info.
     let procedure = unsafe { Procedure::enter(fcinfo, "spock.add_node") }?;
     let request = || -> Result<Request> {
         Ok(Request {
@@ -46,5 +48,6 @@ fn add_node(
         .into());
     }
     join::add_node(Local::new(procedure), request)?;
+    context.show();
     Ok(())
 }
