@@ -101,12 +101,7 @@ pub struct HiddenContext(*mut pg_sys::ErrorContextCallback);
 impl HiddenContext {
     pub fn hide() -> Self {
         // SAFETY: a stack of frames that outlive the procedure.
-        unsafe {
-            Self(std::mem::replace(
-                &mut pg_sys::error_context_stack,
-                null_mut(),
-            ))
-        }
+        unsafe { Self((&raw mut pg_sys::error_context_stack).replace(null_mut())) }
     }
 
     pub fn show(self) {

@@ -211,20 +211,23 @@ pub fn old_writers(node: &mut Node, age: Duration) -> Result<Vec<Writer>> {
         .collect()
 }
 
-/// Creates a logical slot and returns its start.
-pub fn create_slot(slot: &str, plugin: &str) -> Statement {
+/// Creates a logical slot and returns its start. With `failover` (PostgreSQL 17 and newer) standbys
+/// keep a copy of it.
+pub fn create_slot(slot: &str, plugin: &str, failover: bool) -> Statement {
+    let failover = if failover { ", failover => true" } else { "" };
     Statement::new(
-        "SELECT lsn FROM pg_create_logical_replication_slot($1, $2)",
+        format!("SELECT lsn FROM pg_create_logical_replication_slot($1, $2{failover})"),
         &[slot, plugin],
     )
 }
 
 /// The command of the replication protocol that also exports the snapshot of the slot's start.
-pub fn create_slot_with_snapshot(slot: &str, plugin: &str) -> String {
+pub fn create_slot_with_snapshot(slot: &str, plugin: &str, failover: bool) -> String {
     format!(
-        "CREATE_REPLICATION_SLOT {} LOGICAL {} (SNAPSHOT 'export')",
+        "CREATE_REPLICATION_SLOT {} LOGICAL {} (SNAPSHOT 'export'{})",
         crate::quote::ident(slot),
-        crate::quote::ident(plugin)
+        crate::quote::ident(plugin),
+        if failover { ", FAILOVER" } else { "" }
     )
 }
 
