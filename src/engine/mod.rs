@@ -65,6 +65,22 @@ pub struct CopyPlan {
     pub tables: Vec<copy::Table>,
     /// Settings of the sessions that restore the structure.
     pub settings: Vec<(&'static str, &'static str)>,
+    /// What the structure leaves out beside zodan's and the engines' own.
+    pub leave_out: LeaveOut,
+}
+
+/// Schemas and extensions that are each node's own.
+#[derive(Clone, Debug, Default)]
+pub struct LeaveOut {
+    pub schemas: Vec<String>,
+    pub extensions: Vec<String>,
+}
+
+/// Where the new node's role in replication is not the source's, and what makes it so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    pub what: String,
+    pub remedy: String,
 }
 
 pub trait Engine {
@@ -72,6 +88,11 @@ pub trait Engine {
 
     /// The output plugin of the slots.
     fn plugin(&self) -> &'static str;
+
+    /// Whether the slots have the flag `failover`. One decision for the whole cluster.
+    fn failover(&self) -> bool {
+        false
+    }
 
     fn survey(&self, source: &mut Node) -> Result<Survey>;
 
@@ -126,6 +147,16 @@ pub trait Engine {
     /// Gives the copied structure the role it has in replication on the source. Returns what to
     /// tell.
     fn mirror(&self, source: &mut Node, new: &mut Node) -> Result<Vec<String>>;
+    /// What somebody changed on the source during the join, so that the mirror is not true any more.
+    fn drift(&self, _source: &mut Node, _new: &mut Node) -> Result<Vec<Drift>> {
+        Ok(vec![])
+    }
+
+    /// `origin, receiver, commit, bytes, time`: how far a node is behind its providers, in the engine's
+    /// own view, if it has one.
+    fn lag(&self) -> Option<Statement> {
+        None
+    }
 
     /// Creates the subscription of `path`, disabled and without copy.
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement;

@@ -1,6 +1,6 @@
 //! PostgreSQL's own logical replication, `origin = none`, as the cluster's engine.
 
-use super::{CopyPlan, Engine, Identity, Path, Survey, names};
+use super::{CopyPlan, Engine, Identity, LeaveOut, Path, Survey, names};
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
@@ -339,6 +339,7 @@ impl Engine for Native {
             timestamp: None,
             tables: copy::tables(&source)?,
             settings: vec![],
+            leave_out: LeaveOut::default(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
 
-use super::{CopyPlan, Engine, Identity, Path, Survey, names};
+use super::{CopyPlan, Drift, Engine, Identity, LeaveOut, Path, Survey, names};
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
@@ -20,6 +20,9 @@ pub struct Spock {
     paths: BTreeMap<(String, String), Path>,
     /// The replication sets that the source provides.
     sets: Vec<String>,
+    /// Whether the cluster's slots have the flag.
+    failover: bool,
+    leave_out: LeaveOut,
 }
 
 /// Whether the database is a node of a Spock cluster.
@@ -35,7 +38,7 @@ pub fn is_node(node: &mut Node) -> Result<bool> {
     Ok(rows.one()?.bool(0))
 }
 
-/// Sets of the local node, with `table` or `seq` in place of `{}`.
+/// Sets of the local node.
 const LOCAL_SETS: &str =
     "spock.replication_set s JOIN spock.local_node l ON l.node_id = s.set_nodeid";
 
@@ -46,6 +49,10 @@ impl Engine for Spock {
 
     fn plugin(&self) -> &'static str {
         "spock_output"
+    }
+
+    fn failover(&self) -> bool {
+        self.failover
     }
 
     fn survey(&self, source: &mut Node) -> Result<Survey> {
@@ -142,6 +149,8 @@ impl Engine for Spock {
             &[],
         )?;
         self.sets = sets.iter().map(|r| r.text(0).to_owned()).collect();
+        self.failover = has_failover_slots(source)?;
+        self.leave_out = left_out(source)?;
         Ok(())
     }
 
@@ -224,15 +233,19 @@ impl Engine for Spock {
                 "Install the same major and minor version of Spock everywhere.",
             ));
         }
-        if let Some(new) = nodes.last_mut()
-            && is_node(new)?
-        {
-            findings.push(Finding::new(
-                &new.name,
-                SqlState::OBJECT_IN_USE,
-                "the database is a Spock node already",
-                "Remove it from its cluster first.",
-            ));
+        if let Some((new, members)) = nodes.split_last_mut() {
+            self.check_slots(members, &mut findings)?;
+            if let Some(source) = members.first_mut() {
+                self.check_extensions(source, new, &mut findings)?;
+            }
+            if is_node(new)? {
+                findings.push(Finding::new(
+                    &new.name,
+                    SqlState::OBJECT_IN_USE,
+                    "the database is a Spock node already",
+                    "Remove it from its cluster first.",
+                ));
+            }
         }
         Ok(findings)
     }
@@ -241,11 +254,15 @@ impl Engine for Spock {
         // A subscription of PostgreSQL's own that connects and is rolled back: nothing else that a
         // server without extensions of ours has connects to another one.
         vec![
+            // Whatever is said about the attempt has the statement in its context, and so the
+            // connection string with its password.
+            Statement::new("SET log_min_messages = panic", &[]),
             Statement::new("SELECT set_config('zodan.probed', $1, false)", &[dsn]),
             Statement::new(
                 "DO $do$
                  BEGIN
                      PERFORM set_config('client_min_messages', 'error', true);
+                     PERFORM set_config('spock.enable_ddl_replication', 'off', true);
                      EXECUTE format('CREATE SUBSCRIPTION zodan_probe CONNECTION %L PUBLICATION zodan_probe '
                                     'WITH (create_slot = false, slot_name = NONE, enabled = false)',
                                     current_setting('zodan.probed'));
@@ -255,6 +272,7 @@ impl Engine for Spock {
                  $do$",
                 &[],
             ),
+            Statement::new("RESET log_min_messages", &[]),
             Statement::new(
                 "SELECT 1 WHERE set_config('zodan.probed', '', false) IS NULL",
                 &[],
@@ -333,11 +351,16 @@ impl Engine for Spock {
     }
 
     fn subscriptions(&self) -> Statement {
-        // Working is a process that holds the origin: Spock's own status says "replicating" of a
-        // worker that is in a loop of errors too.
+        // Spock's own status also says "replicating" of a worker that is registered and does not run,
+        // and "down" of one that runs and that Spock has lost: such a subscription does not start
+        // again.
         Statement::new(
             "SELECT s.sub_name, s.sub_enabled,
-                    s.sub_enabled AND t.status = 'replicating', 0, o.remote_lsn
+                    s.sub_enabled AND t.status = 'replicating'
+                    AND EXISTS (SELECT FROM pg_stat_activity a, pg_database d
+                                 WHERE d.datname = current_database()
+                                   AND a.backend_type = format('spock apply %s:%s', d.oid, s.sub_id)),
+                    0, o.remote_lsn
                FROM spock.subscription s
                JOIN spock.local_node l ON l.node_id = s.sub_target
                LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name
@@ -414,6 +437,7 @@ impl Engine for Spock {
                 ("spock.enable_ddl_replication", "off"),
                 ("spock.include_ddl_repset", "off"),
             ],
+            leave_out: self.leave_out.clone(),
         })
     }
 
@@ -448,6 +472,9 @@ impl Engine for Spock {
         }
         let there = set_tables(new)?;
         for table in wanted.iter().filter(|t| !there.contains(t)) {
+            if !exists(new, &table.schema, &table.name)? {
+                continue; // made during the join; told as drift
+            }
             new.query(
                 "SELECT spock.repset_add_table($1::name, $2::regclass, false,
                             nullif($3, '{}')::text[], nullif($4, ''), false)",
@@ -466,7 +493,7 @@ impl Engine for Spock {
         );
         let there = new.query(&sequences, &[])?;
         for row in &source.query(&sequences, &[])? {
-            if !there.iter().any(|t| t == row) {
+            if !there.iter().any(|t| t == row) && exists(new, row.text(1), row.text(2))? {
                 new.query(
                     "SELECT spock.repset_add_seq($1::name, $2::regclass, false)",
                     &[
@@ -476,19 +503,26 @@ impl Engine for Spock {
                 )?;
             }
         }
-        let mut told = vec![format!(
+        Ok(vec![format!(
             "{} replication sets mirrored, {} tables in them",
             self.sets.len(),
             wanted.len()
-        )];
-        let now = set_tables(new)?;
-        for table in wanted.iter().filter(|t| !now.contains(t)) {
-            told.push(format!(
-                "table {}.{} differs in set {}",
-                table.schema, table.name, table.set
-            ));
-        }
-        Ok(told)
+        )])
+    }
+
+    fn drift(&self, source: &mut Node, new: &mut Node) -> Result<Vec<Drift>> {
+        let (there, here) = (set_tables(source)?, set_tables(new)?);
+        Ok(differences(&there, &here, &source.name, &new.name))
+    }
+
+    fn lag(&self) -> Option<Statement> {
+        Some(Statement::new(
+            "SELECT origin_name, receiver_name, coalesce(commit_timestamp::text, ''),
+                    coalesce(replication_lag_bytes::text, ''), coalesce(replication_lag::text, '')
+               FROM spock.lag_tracker WHERE origin_name IS NOT NULL
+              ORDER BY 1, 2",
+            &[],
+        ))
     }
 
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
@@ -527,6 +561,189 @@ impl Engine for Spock {
             &[subscription],
         )]
     }
+}
+
+impl Spock {
+    /// Somebody streams from the slot of every subscription between the members. The subscriber alone
+    /// cannot tell: a worker that fails and starts again every few seconds looks well from there.
+    fn check_slots(&self, members: &mut [&mut Node], findings: &mut Vec<Finding>) -> Result<()> {
+        let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
+        let answers = ask_all(
+            members.iter_mut().map(|n| &mut **n),
+            "SELECT slot_name FROM pg_replication_slots WHERE active AND database = current_database()",
+            &[],
+        )?;
+        for (provider, rows) in names.iter().zip(&answers) {
+            for subscriber in names.iter().filter(|s| *s != provider) {
+                let key = (provider.clone(), subscriber.clone());
+                if let Some(path) = self.paths.get(&key)
+                    && !rows.iter().any(|r| r.text(0) == path.slot)
+                {
+                    findings.push(Finding::new(
+                        provider,
+                        SqlState::NOT_IN_PREREQUISITE_STATE,
+                        format!(
+                            "nobody streams from slot {}, by which node \"{subscriber}\" subscribes",
+                            path.slot
+                        ),
+                        "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the structure leaves out must be there already, and rows of an extension's own tables are
+    /// not copied.
+    fn check_extensions(
+        &self,
+        source: &mut Node,
+        new: &mut Node,
+        findings: &mut Vec<Finding>,
+    ) -> Result<()> {
+        let installed = "SELECT extname FROM pg_extension WHERE extname <> 'spock'";
+        let here = new.query(installed, &[])?;
+        for row in &source.query(installed, &[])? {
+            let name = row.text(0);
+            let left_out = self.leave_out.extensions.iter().any(|e| e == name);
+            if left_out && !here.iter().any(|r| r.text(0) == name) {
+                findings.push(Finding::new(
+                    &new.name,
+                    SqlState::UNDEFINED_OBJECT,
+                    format!(
+                        "extension {name} is not installed, which node \"{}\" has and which Spock reserves to each node",
+                        source.name
+                    ),
+                    format!("Run CREATE EXTENSION {} there.", crate::quote::ident(name)),
+                ));
+            }
+        }
+        let members = format!(
+            "SELECT DISTINCT format('%I.%I', n.nspname, c.relname), e.extname
+               FROM {LOCAL_SETS} JOIN spock.replication_set_table t ON t.set_id = s.set_id
+               JOIN pg_class c ON c.oid = t.set_reloid JOIN pg_namespace n ON n.oid = c.relnamespace
+               JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+               JOIN pg_extension e ON e.oid = d.refobjid ORDER BY 1"
+        );
+        for row in &source.query(&members, &[])? {
+            findings.push(Finding::new(
+                &source.name,
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!(
+                    "table {} is in a replication set and belongs to extension {}, so its rows would not be copied",
+                    row.text(0),
+                    row.text(1)
+                ),
+                "Take it out of the set for the join; then add it again everywhere and run spock.sub_resync_table on the new node.",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the cluster's slots have the flag `failover`: as those that there are, else as Spock itself
+/// would make them on this server.
+fn has_failover_slots(source: &mut Node) -> Result<bool> {
+    let rows = source.query(
+        "SELECT current_setting('server_version_num')::integer >= 170000
+                AND coalesce((SELECT bool_or((to_jsonb(s) ->> 'failover')::boolean)
+                                FROM pg_replication_slots s
+                               WHERE plugin = 'spock_output' AND database = current_database()),
+                             current_setting('spock.use_native_failover_slots', true)::boolean,
+                             true)",
+        &[],
+    )?;
+    Ok(rows.one()?.bool(0))
+}
+
+/// What Spock leaves out of the structure that it copies itself.
+fn left_out(source: &mut Node) -> Result<LeaveOut> {
+    let known = source.query(
+        "SELECT to_regclass('spock.reserved_object') IS NOT NULL",
+        &[],
+    )?;
+    if !known.one()?.bool(0) {
+        // Before 6.0 these are fixed.
+        return Ok(LeaveOut {
+            schemas: vec!["pgedge_ace".into()],
+            extensions: vec![],
+        });
+    }
+    let rows = source.query(
+        "SELECT kind, name FROM spock.reserved_object
+          WHERE exclude_from_dump AND name NOT IN ('spock', 'zodan') ORDER BY 1, 2",
+        &[],
+    )?;
+    let of = |kind: &str| {
+        let named = rows.iter().filter(|r| r.text(0) == kind);
+        named.map(|r| r.text(1).to_owned()).collect()
+    };
+    Ok(LeaveOut {
+        schemas: of("schema"),
+        extensions: of("extension"),
+    })
+}
+
+fn exists(node: &mut Node, schema: &str, name: &str) -> Result<bool> {
+    let name = crate::quote::qualified(schema, name);
+    let rows = node.query("SELECT to_regclass($1) IS NOT NULL", &[&name])?;
+    Ok(rows.one()?.bool(0))
+}
+
+/// Entry by entry where the sets of the new node are not the source's, and what to run.
+fn differences(there: &[SetTable], here: &[SetTable], source: &str, new: &str) -> Vec<Drift> {
+    let named = |table: &SetTable| crate::quote::qualified(&table.schema, &table.name);
+    let same =
+        |a: &SetTable, b: &SetTable| (&a.set, &a.schema, &a.name) == (&b.set, &b.schema, &b.name);
+    let call = |function: &str, table: &SetTable| {
+        format!(
+            "SELECT spock.{function}({}, {})",
+            crate::quote::literal(&table.set),
+            crate::quote::literal(&named(table))
+        )
+    };
+    let mut found = vec![];
+    for table in there.iter().filter(|t| !here.contains(t)) {
+        found.push(match here.iter().find(|h| same(h, table)) {
+            Some(_) => Drift {
+                what: format!(
+                    "table {} in replication set {} has other columns or another row filter on node \"{new}\" than on \"{source}\"",
+                    named(table),
+                    table.set
+                ),
+                remedy: format!(
+                    "Run on node \"{new}\": {}; and add it again as it is on \"{source}\".",
+                    call("repset_remove_table", table)
+                ),
+            },
+            None => Drift {
+                what: format!(
+                    "table {} is in replication set {} of node \"{source}\" and not of \"{new}\"",
+                    named(table),
+                    table.set
+                ),
+                remedy: format!(
+                    "Create it on node \"{new}\" if it is not there, run there: {}; and spock.sub_resync_table for its rows.",
+                    call("repset_add_table", table)
+                ),
+            },
+        });
+    }
+    for table in here.iter().filter(|h| !there.iter().any(|t| same(t, h))) {
+        found.push(Drift {
+            what: format!(
+                "table {} is in replication set {} of node \"{new}\" and no longer of \"{source}\"",
+                named(table),
+                table.set
+            ),
+            remedy: format!(
+                "Run on node \"{new}\": {}",
+                call("repset_remove_table", table)
+            ),
+        });
+    }
+    found
 }
 
 fn database(node: &mut Node) -> Result<String> {
@@ -598,7 +815,48 @@ impl Version {
 
 #[cfg(test)]
 mod tests {
-    use super::Version;
+    use super::{SetTable, Version, differences};
+
+    fn entry(set: &str, name: &str, filter: Option<&str>) -> SetTable {
+        SetTable {
+            set: set.into(),
+            schema: "public".into(),
+            name: name.into(),
+            columns: vec![],
+            column_list: "{}".into(),
+            filter: filter.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn drift_is_told_by_entry() {
+        let there = [
+            entry("a", "kept", None),
+            entry("a", "more", None),
+            entry("b", "x", Some("i > 1")),
+        ];
+        let here = [
+            entry("a", "kept", None),
+            entry("b", "x", None),
+            entry("c", "old", None),
+        ];
+        let told = differences(&there, &here, "n1", "n2");
+        let what: Vec<&str> = told.iter().map(|d| d.what.as_str()).collect();
+        assert_eq!(
+            what,
+            [
+                "table \"public\".\"more\" is in replication set a of node \"n1\" and not of \"n2\"",
+                "table \"public\".\"x\" in replication set b has other columns or another row filter on node \"n2\" than on \"n1\"",
+                "table \"public\".\"old\" is in replication set c of node \"n2\" and no longer of \"n1\"",
+            ]
+        );
+        assert!(
+            told[2]
+                .remedy
+                .contains("SELECT spock.repset_remove_table('c', '\"public\".\"old\"')")
+        );
+        assert!(differences(&there, &there, "n1", "n2").is_empty());
+    }
 
     #[test]
     fn versions_fit_by_major_and_minor() {

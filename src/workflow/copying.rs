@@ -60,7 +60,23 @@ impl Copying<'_> {
         };
         let search_path = settings::search_path(&mut self.source.session)?;
 
-        let archive = Archive::dump(&source, &mut self.new.session, &LeaveOut::default())?;
+        let archive = {
+            let names = |of: &[&'static str], more: &[String]| -> Vec<String> {
+                of.iter()
+                    .map(|n| (*n).to_owned())
+                    .chain(more.iter().cloned())
+                    .collect()
+            };
+            let ours = LeaveOut::default();
+            let schemas = names(ours.schemas, &plan.leave_out.schemas);
+            let extensions = names(ours.extensions, &plan.leave_out.extensions);
+            let leave_out = LeaveOut {
+                schemas: &schemas.iter().map(String::as_str).collect::<Vec<_>>(),
+                extensions: &extensions.iter().map(String::as_str).collect::<Vec<_>>(),
+                ..ours
+            };
+            Archive::dump(&source, &mut self.new.session, &leave_out)?
+        };
         report.step(&format!("structure dumped, {} kB", archive.bytes() >> 10));
         archive.restore_before_data(&target, &mut self.new.session)?;
         report.step("tables, types and functions created");

@@ -368,7 +368,7 @@ impl Join {
                 .iter_mut()
                 .map(|peer| {
                     let slot = engine.path(&peer.name, &new).slot;
-                    server::create_slot(&slot, engine.plugin()).on(peer)
+                    server::create_slot(&slot, engine.plugin(), engine.failover()).on(peer)
                 })
                 .collect();
             // Not for the applications' sake, nothing is paused here: to name who is in the way.
@@ -508,7 +508,8 @@ impl Join {
                 &format!("create slot {slot}"),
                 &Effect::Slot { slot: slot.clone() },
             )?;
-            server::create_slot(&slot, self.engine.plugin()).run(&mut self.loopback)?;
+            server::create_slot(&slot, self.engine.plugin(), self.engine.failover())
+                .run(&mut self.loopback)?;
             journal.done(step)?;
         }
         self.release_writes(known)?;
@@ -628,6 +629,9 @@ impl Join {
     fn finish(&mut self) -> Result<()> {
         copy::sequences::catch_up(&mut self.source.session, &mut self.new.session)?;
         let engine = &*self.engine;
+        for drift in engine.drift(&mut self.source, &mut self.new)? {
+            self.report.warn(&drift.what, &drift.remedy);
+        }
         for node in nodes(&mut self.source, &mut self.peers, &mut self.new) {
             if let Some(statement) = engine.forget_markers(&node.name) {
                 statement.run(node)?;
@@ -675,6 +679,31 @@ impl Join {
         }
         rows.sort();
         let heading = ["node_name", "subscription_name", "status", "provider_node"];
+        for line in table(&heading, &rows) {
+            self.report.say(&line);
+        }
+        self.show_lag()
+    }
+
+    fn show_lag(&mut self) -> Result<()> {
+        let Some(statement) = self.engine.lag() else {
+            return Ok(());
+        };
+        let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        let answers = each(all, |_| statement.clone())?;
+        let mut rows: Vec<Vec<String>> = answers
+            .iter()
+            .flatten()
+            .map(|row| (0..5).map(|i| row.text(i).to_owned()).collect())
+            .collect();
+        rows.sort();
+        let heading = [
+            "origin_name",
+            "receiver_name",
+            "commit_timestamp",
+            "replication_lag_bytes",
+            "replication_lag",
+        ];
         for line in table(&heading, &rows) {
             self.report.say(&line);
         }

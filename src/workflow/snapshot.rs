@@ -192,7 +192,11 @@ impl Taking<'_> {
 
     /// The slot's start and the name of the snapshot; `None` if a transaction was in the way.
     fn create_slot(&mut self, exporter: &mut Conn) -> Result<Option<(Position, String)>> {
-        let command = server::create_slot_with_snapshot(self.slot, self.engine.plugin());
+        let command = server::create_slot_with_snapshot(
+            self.slot,
+            self.engine.plugin(),
+            self.engine.failover(),
+        );
         match exporter.query_within(&command, &[], Some(settings::slot_timeout())) {
             Ok(rows) => {
                 let row = rows.one()?;
