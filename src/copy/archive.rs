@@ -6,7 +6,7 @@ use super::scratch::Scratch;
 use super::sql::array;
 use super::{OURS, Source, Target, conninfo, snapshot_session};
 use crate::error::Result;
-use crate::libpq::Row;
+use crate::libpq::{Conn, Row};
 use crate::node::Session;
 use crate::quote::ident;
 use pgrx::pg_sys;
@@ -17,6 +17,15 @@ use std::fs;
 const LEAST_MAINTENANCE_KB: i32 = 64 * 1024;
 /// Always there; pg_dump knows that and never makes it.
 const PUBLIC: &str = "public";
+
+/// A structure may hold passwords, in the options of user mappings: keeps the server's log free of it.
+/// Only a superuser may set these.
+const UNLOGGED: [(&str, &str); 4] = [
+    ("log_statement", "none"),
+    ("log_min_duration_statement", "-1"),
+    ("log_min_duration_sample", "-1"),
+    ("log_min_error_statement", "panic"),
+];
 
 /// What the new node must not get from the source, by name.
 #[derive(Clone, Debug)]
@@ -161,7 +170,13 @@ impl Archive {
     }
 
     fn restore(&self, target: &Target<'_>, what: &[String]) -> Result<()> {
-        let settings = restore_settings(target.settings);
+        // Asked first, which also gives a better error than a program's if nobody can connect.
+        let superuser = Conn::open(target.node, target.dsn)?
+            .query("SELECT current_setting('is_superuser')", &[])?
+            .one()?
+            .text(0)
+            == "on";
+        let settings = restore_settings(target.settings, superuser);
         let (connection, environment) =
             conninfo::of(target.node, target.dsn, &settings, &self.scratch)?;
         let mut arguments = vec!["--exit-on-error".to_owned(), "--no-password".to_owned()];
@@ -222,7 +237,7 @@ fn preparation(schema: &Row, owner_here: Option<&str>) -> Option<String> {
     }
 }
 
-fn restore_settings(extra: &[(&str, &str)]) -> Vec<(String, String)> {
+fn restore_settings(extra: &[(&str, &str)], superuser: bool) -> Vec<(String, String)> {
     // SAFETY: a setting, read in the only thread.
     let maintenance = unsafe { pg_sys::maintenance_work_mem }.max(LEAST_MAINTENANCE_KB);
     let maintenance = format!("{maintenance}kB");
@@ -238,6 +253,7 @@ fn restore_settings(extra: &[(&str, &str)]) -> Vec<(String, String)> {
         ("maintenance_work_mem", &maintenance),
     ]
     .iter()
+    .chain(if superuser { &UNLOGGED[..] } else { &[] })
     .chain(extra)
     .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
     .collect()

@@ -93,6 +93,7 @@ pub fn copy(
         origin_holder: origin.holder(),
         timestamp: options.timestamp,
         search_path: options.search_path.to_owned(),
+        connect_timeout: settings::connect_timeout().as_millis() as u64,
     };
     let workers = Workers::start(&job, wanted)?;
     let progress = workers.watch(&job, &mut report)?;

@@ -159,7 +159,7 @@ impl Running {
     }
 
     fn complaint(&self, name: &str, status: ExitStatus) -> String {
-        let said = String::from_utf8_lossy(&self.complaints);
+        let said = hide_options(&String::from_utf8_lossy(&self.complaints));
         let prefix = format!("{name}: ");
         let lines: Vec<&str> = said
             .lines()
@@ -231,6 +231,19 @@ impl Drop for Running {
     }
 }
 
+/// `pg_restore` quotes the statement that failed, and the options of a user mapping hold passwords.
+fn hide_options(text: &str) -> String {
+    const BEGIN: &str = "OPTIONS (";
+    let mut parts = text.split(BEGIN);
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        shown.push_str(BEGIN);
+        shown.push_str("...");
+        shown.push_str(part.find(");").map_or("", |end| &part[end..]));
+    }
+    shown
+}
+
 /// Reads what is there; true at the end of the stream.
 fn drain(pipe: &mut impl Read, into: &mut Vec<u8>) -> bool {
     let mut buffer = [0; 8192];
@@ -295,7 +308,18 @@ pub fn path(name: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::is_inherited;
+    use super::{hide_options, is_inherited};
+
+    #[test]
+    fn passwords_of_user_mappings_are_not_quoted() {
+        let text = "error: no role\nCommand was: CREATE USER MAPPING FOR x SERVER y OPTIONS (\n    password 's3cret'\n);\nmore";
+        assert_eq!(
+            hide_options(text),
+            "error: no role\nCommand was: CREATE USER MAPPING FOR x SERVER y OPTIONS (...);\nmore"
+        );
+        assert_eq!(hide_options("a OPTIONS (b 'c'"), "a OPTIONS (...");
+        assert_eq!(hide_options("plain"), "plain");
+    }
 
     #[test]
     fn children_see_what_libpq_sees_and_little_else() {

@@ -31,6 +31,8 @@ pub struct Job {
     /// Commit timestamp of the copied rows, or `None` for the time of the copy.
     pub timestamp: Option<i64>,
     pub search_path: String,
+    /// The leader's setting, in milliseconds.
+    pub connect_timeout: u64,
 }
 
 /// How a copy of one worker failed, small enough for its slot.

@@ -217,6 +217,7 @@ fn set_up(job: &Job) -> Result<()> {
         }
         #[cfg(any(feature = "pg17", feature = "pg18"))]
         set("transaction_timeout", "0")?;
+        set("zodan.connect_timeout", &job.connect_timeout.to_string())?;
         set("search_path", &job.search_path)?;
         pg_sys::CommitTransactionCommand();
     }
