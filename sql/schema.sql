@@ -4,8 +4,9 @@ DO $$
 DECLARE
     found text;
 BEGIN
-    SELECT string_agg(format('DROP %s %s;', CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
-                             p.oid::regprocedure), E'\n' ORDER BY p.oid)
+    -- The search_path of an extension's script has its schema in it: names would come out unqualified.
+    SELECT string_agg(format('DROP %s spock.%I(%s);', CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
+                             p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)), E'\n' ORDER BY p.oid)
       INTO found
       FROM pg_catalog.pg_proc p
       JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace

@@ -1,6 +1,8 @@
 //! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
 
-use super::{CopyPlan, Drift, Engine, Identity, LeaveOut, Path, Survey, names};
+use super::{
+    CopyPlan, Drift, Engine, Identity, LeaveOut, Path, Survey, names, subscription_states,
+};
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
@@ -101,6 +103,11 @@ impl Engine for Spock {
     }
 
     fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
+        // Nothing can be asked of the new node's Spock before it is there.
+        let installed = "SELECT FROM pg_extension WHERE extname = 'spock'";
+        if new.query(installed, &[])?.is_empty() {
+            return Err(Error::Checks(vec![not_installed(&new.name)]));
+        }
         // Paths between members may have names that somebody else chose.
         for member in members.iter_mut() {
             let rows = member.query(
@@ -184,16 +191,12 @@ impl Engine for Spock {
         let mut versions: Vec<(String, Version)> = vec![];
         for (node, rows) in nodes.iter().zip(&answers) {
             let row = rows.one()?;
+            let Some(version) = row.get(0) else {
+                findings.push(not_installed(&node.name));
+                continue;
+            };
             let mut found = |state, message: String, hint: &str| {
                 findings.push(Finding::new(&node.name, state, message, hint));
-            };
-            let Some(version) = row.get(0) else {
-                found(
-                    SqlState::UNDEFINED_OBJECT,
-                    "the extension spock is not installed in the database".into(),
-                    "Run CREATE EXTENSION spock there.",
-                );
-                continue;
             };
             if row.text(1) != "on" {
                 found(
@@ -568,16 +571,24 @@ impl Spock {
     /// cannot tell: a worker that fails and starts again every few seconds looks well from there.
     fn check_slots(&self, members: &mut [&mut Node], findings: &mut Vec<Finding>) -> Result<()> {
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
-        let answers = ask_all(
+        let streamed = ask_all(
             members.iter_mut().map(|n| &mut **n),
             "SELECT slot_name FROM pg_replication_slots WHERE active AND database = current_database()",
             &[],
         )?;
-        for (provider, rows) in names.iter().zip(&answers) {
-            for subscriber in names.iter().filter(|s| *s != provider) {
+        let subscribed = ask_all(
+            members.iter_mut().map(|n| &mut **n),
+            &self.subscriptions().sql,
+            &[],
+        )?;
+        for (provider, streamed) in names.iter().zip(&streamed) {
+            for (subscriber, rows) in names.iter().zip(&subscribed) {
                 let key = (provider.clone(), subscriber.clone());
+                let working = subscription_states(rows)?.into_iter().filter(|s| s.working);
+                let working: Vec<String> = working.map(|s| s.name).collect();
                 if let Some(path) = self.paths.get(&key)
-                    && !rows.iter().any(|r| r.text(0) == path.slot)
+                    && working.contains(&path.subscription)
+                    && !streamed.iter().any(|r| r.text(0) == path.slot)
                 {
                     findings.push(Finding::new(
                         provider,
@@ -655,6 +666,15 @@ fn has_failover_slots(source: &mut Node) -> Result<bool> {
         &[],
     )?;
     Ok(rows.one()?.bool(0))
+}
+
+fn not_installed(node: &str) -> Finding {
+    Finding::new(
+        node,
+        SqlState::UNDEFINED_OBJECT,
+        "the extension spock is not installed in the database",
+        "Run CREATE EXTENSION spock there.",
+    )
 }
 
 /// What Spock leaves out of the structure that it copies itself.

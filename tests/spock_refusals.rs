@@ -1,0 +1,359 @@
+//! What stops a node from joining a Spock cluster is found before the first change, and what stops it later is
+//! taken back.
+
+#[path = "common/gate.rs"]
+mod gate;
+
+use lab::postgres::NoTls;
+use lab::spock::{self, Mesh};
+use lab::{CallFailed, Cluster, Server, add_node, assert_same_content, wait_quiet};
+use std::thread;
+
+fn mesh(members: usize, content: &str) -> Cluster {
+    let mesh = Mesh {
+        content,
+        ..Mesh::default()
+    };
+    mesh.start(members)
+}
+
+/// What a join makes, on one node, as one text.
+fn traces(node: &Server) -> String {
+    node.value(
+        "SELECT concat_ws('; ',
+            (SELECT string_agg(slot_name, ',' ORDER BY slot_name) FROM pg_replication_slots),
+            (SELECT string_agg(sub_name || ' ' || sub_enabled, ',' ORDER BY sub_name) FROM spock.subscription),
+            (SELECT string_agg(roname, ',' ORDER BY roname) FROM pg_replication_origin),
+            (SELECT string_agg(node_name, ',' ORDER BY node_name) FROM spock.node),
+            (SELECT string_agg(if_name || ' ' || if_dsn, ',' ORDER BY if_name) FROM spock.node_interface),
+            (SELECT string_agg(set_name, ',' ORDER BY set_name) FROM spock.replication_set),
+            (SELECT count(*) FROM spock.local_sync_status),
+            (SELECT string_agg(c.oid::regclass::text, ',' ORDER BY 1) FROM pg_class c
+              WHERE c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'pg_toast'::regnamespace,
+                                           'information_schema'::regnamespace)
+                AND c.relnamespace::regnamespace::text NOT LIKE 'pg_%'),
+            (SELECT string_agg(nspname, ',' ORDER BY 1) FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'),
+            (SELECT string_agg(p.oid::regprocedure::text, ',' ORDER BY 1) FROM pg_proc p
+              WHERE pronamespace = 'public'::regnamespace),
+            (SELECT string_agg(setconfig::text, ',') FROM pg_db_role_setting))",
+    )
+}
+
+fn all_traces(cluster: &Cluster) -> Vec<String> {
+    cluster.all().iter().map(|node| traces(node)).collect()
+}
+
+/// The join of `new` fails before it changes anything, with this state and message in the error.
+fn assert_refused(cluster: &Cluster, new: &Server, code: &str, message: &str, hint: &str) {
+    let before = all_traces(cluster);
+    let failed = fails(new, cluster.n(1));
+    assert_eq!(failed.code(), code, "{failed}");
+    let text = format!("{}\n{}", failed.message(), failed.detail());
+    assert!(text.contains(message), "no {message:?} in {failed}");
+    assert!(failed.hint().contains(hint), "no hint {hint:?} in {failed}");
+    assert_eq!(all_traces(cluster), before);
+    assert_eq!(
+        new.value("SELECT count(*) FROM zodan.step"),
+        "0",
+        "not a step"
+    );
+}
+
+fn fails(new: &Server, source: &Server) -> CallFailed {
+    match add_node(new, new.name(), source, source.name()) {
+        Ok(called) => panic!("this was expected to fail: {called:?}"),
+        Err(failed) => failed,
+    }
+}
+
+fn joins(new: &Server, source: &Server) {
+    add_node(new, new.name(), source, source.name()).unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
+fn what_the_structure_needs_is_missing() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(1, "CREATE TABLE t (id integer PRIMARY KEY)");
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+
+    n1.sql("CREATE ROLE owner_of_t NOLOGIN; ALTER TABLE t OWNER TO owner_of_t");
+    assert_refused(
+        &cluster,
+        n2,
+        "42704",
+        "role \"owner_of_t\" is missing",
+        "pg_dumpall --roles-only",
+    );
+    n2.sql("CREATE ROLE owner_of_t NOLOGIN");
+
+    n1.sql("CREATE FUNCTION f(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1'");
+    n2.sql("CREATE FUNCTION f(integer) RETURNS integer LANGUAGE sql AS 'SELECT 2'");
+    assert_refused(
+        &cluster,
+        n2,
+        "42710",
+        "function public.f(integer)",
+        "Drop them on the new node.",
+    );
+    n2.sql("DROP FUNCTION f");
+
+    n1.sql("CREATE EXTENSION hstore VERSION '1.4'");
+    assert_refused(
+        &cluster,
+        n2,
+        "0A000",
+        "node \"n1\" has version 1.4",
+        "CREATE EXTENSION \"hstore\" WITH SCHEMA \"public\" VERSION '1.4'",
+    );
+    n2.sql("CREATE EXTENSION hstore VERSION '1.4'");
+
+    n2.sql("CREATE TABLE t (id integer)");
+    assert_refused(
+        &cluster,
+        n2,
+        "42710",
+        "the database is not empty, it has tables: public.t",
+        "Drop them, or use an empty database.",
+    );
+    n2.sql("DROP TABLE t");
+    joins(n2, n1);
+}
+
+#[test]
+fn the_servers_do_not_fit() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(2, "CREATE TABLE t (id integer PRIMARY KEY)");
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+
+    n3.sql("DROP EXTENSION spock");
+    let failed = fails(n3, n1);
+    assert_eq!(failed.code(), "42704", "{failed}");
+    assert!(
+        failed
+            .message()
+            .contains("the extension spock is not installed"),
+        "{failed}"
+    );
+    assert_eq!(failed.hint(), "Run CREATE EXTENSION spock there.");
+    n3.sql("CREATE EXTENSION spock");
+
+    n2.sql("SELECT spock.sub_disable('sub_n1_n2')");
+    assert_refused(
+        &cluster,
+        n3,
+        "55000",
+        "subscription sub_n1_n2 from node \"n1\" is disabled",
+        "Make every subscription of the cluster replicate",
+    );
+    n2.sql("SELECT spock.sub_enable('sub_n1_n2')");
+    n1.wait_for(
+        "SELECT count(*) FROM pg_replication_slots WHERE active",
+        "1",
+    );
+
+    n3.sql("SELECT spock.node_create('other', 'host=nowhere')");
+    let failed = fails(n3, n1);
+    assert_eq!(failed.code(), "55006", "{failed}");
+    n3.sql("SELECT spock.node_drop('other')");
+    joins(n3, n1);
+}
+
+/// Spock reserves some extensions to each node (6.0 and newer): their structure is not copied.
+#[test]
+fn an_extension_that_is_reserved() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(
+        1,
+        "CREATE EXTENSION hstore; CREATE TABLE t (id integer PRIMARY KEY);
+         CREATE SCHEMA private; CREATE TABLE private.own (id integer PRIMARY KEY)",
+    );
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    if n1
+        .value("SELECT to_regclass('spock.reserved_object')")
+        .is_empty()
+    {
+        eprintln!("this version of Spock has no table of reserved objects");
+        return;
+    }
+    n1.sql(
+        "SELECT spock.repset_remove_table('default', 'private.own');
+         SELECT spock.reserved_object_add('hstore', 'extension');
+         SELECT spock.reserved_object_add('private', 'schema')",
+    );
+    assert_refused(
+        &cluster,
+        n2,
+        "42704",
+        "extension hstore is not installed",
+        "Run CREATE EXTENSION \"hstore\" there.",
+    );
+    n2.sql("CREATE EXTENSION hstore");
+    joins(n2, n1);
+    assert_eq!(n2.value("SELECT to_regnamespace('private')"), "");
+    assert_eq!(n2.value("SELECT to_regclass('t')"), "t");
+}
+
+/// A procedure that was loaded by hand, as from the scripts that come with Spock, would be in the way.
+#[test]
+fn procedures_that_were_loaded_by_hand() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let server = Server::start_with("n1", &spock::options());
+    server.sql(
+        "CREATE EXTENSION spock;
+         CREATE PROCEDURE spock.add_node(src_node_name text, src_dsn text, new_node_name text,
+                                         new_node_dsn text, verb boolean DEFAULT false)
+         LANGUAGE plpgsql AS 'BEGIN END'",
+    );
+    let failed = server.sql_error("CREATE EXTENSION zodan");
+    assert_eq!(failed.code(), "42723", "{failed}");
+    assert_eq!(
+        failed.message(),
+        "procedures of the same names were loaded into schema spock by hand"
+    );
+    assert_eq!(
+        failed.detail(),
+        "DROP PROCEDURE spock.add_node(IN src_node_name text, IN src_dsn text, IN new_node_name text, \
+         IN new_node_dsn text, IN verb boolean);"
+    );
+    assert!(failed.hint().contains("Run the statements of the detail"));
+    server.sql(failed.detail());
+    server.sql("CREATE EXTENSION zodan");
+}
+
+/// Ctrl-C in the middle of the copy: nothing is left anywhere, and the same CALL works.
+#[test]
+fn cancelled_and_called_again() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(3, gate::CONTENT);
+    let n4 = cluster.n(4);
+    let before = all_traces(&cluster);
+    let gate = gate::close(n4);
+    let mut caller = n4.client_named("caller");
+    let cancel = caller.cancel_token();
+    let call = lab::cluster::add_node_call(n4, "n4", cluster.n(1), "n1");
+    let running = thread::spawn(move || caller.batch_execute(&call));
+    gate::wait(n4);
+    cancel.cancel_query(NoTls).unwrap();
+    let error = running.join().unwrap().unwrap_err();
+    assert_eq!(
+        error.code().map(|c| c.code()),
+        Some("57014"),
+        "{}",
+        lab::explain(&error)
+    );
+    assert!(
+        !lab::explain(&error).contains("could not be undone"),
+        "{}",
+        lab::explain(&error)
+    );
+    drop(gate);
+    assert_eq!(all_traces(&cluster), before);
+    assert_eq!(n4.value("SELECT state FROM zodan.run"), "undone");
+    joins(n4, cluster.n(1));
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}
+
+/// A member's session is lost in the middle: the first error is raised, everything is taken back, also on that
+/// member, and the same CALL works.
+#[test]
+fn failed_and_called_again() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(2, gate::CONTENT);
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    let before = all_traces(&cluster);
+    let gate = gate::close(n3);
+    let failed = thread::scope(|scope| {
+        let call = scope.spawn(|| fails(n3, n1));
+        gate::wait(n3);
+        n2.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'zodan%'",
+        );
+        drop(gate);
+        call.join().unwrap()
+    });
+    assert!(["57P01", "08006"].contains(&failed.code()), "{failed}");
+    assert!(failed.message().contains("n2"), "{failed}");
+    assert_eq!(all_traces(&cluster), before);
+    joins(n3, n1);
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}
+
+/// The calling session is killed in the middle, which leaves everything where it is. The next CALL cleans up.
+#[test]
+fn killed_and_called_again() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(2, gate::CONTENT);
+    let n3 = cluster.n(3);
+    let mut gate = gate::close(n3);
+    let mut caller = n3.client_named("caller");
+    let call = lab::cluster::add_node_call(n3, "n3", cluster.n(1), "n1");
+    let running = thread::spawn(move || caller.batch_execute(&call));
+    gate::wait(n3);
+    let pid = n3.value("SELECT pid FROM pg_stat_activity WHERE query LIKE 'CALL spock.add_node%'");
+    n3.kill_backend(pid.parse().unwrap());
+    running.join().unwrap().unwrap_err();
+    // The server ends every session and recovers.
+    while gate.simple_query("SELECT 1").is_ok() {}
+    n3.wait_for("SELECT state FROM zodan.run", "running");
+    joins(n3, cluster.n(1));
+    assert_eq!(
+        n3.value("SELECT string_agg(state, ',' ORDER BY id) FROM zodan.run"),
+        "undone,done"
+    );
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}
+
+/// The node is removed with Spock's own functions and added again under the same name.
+#[test]
+fn removed_with_spock_and_added_again() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(
+        2,
+        "CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)",
+    );
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    joins(n3, n1);
+    n3.sql("INSERT INTO t VALUES (1001)");
+    wait_quiet(&cluster.all());
+    for member in [n1, n2] {
+        member.sql(&format!(
+            "SELECT spock.sub_drop('sub_n3_{}')",
+            member.name()
+        ));
+        n3.sql(&format!(
+            "SELECT spock.sub_drop('sub_{}_n3')",
+            member.name()
+        ));
+    }
+    n3.sql("SELECT spock.node_drop('n3', true)");
+    n3.sql("DROP TABLE t; DROP SCHEMA lab CASCADE");
+    for member in [n1, n2] {
+        member.sql("SELECT spock.node_drop('n3', true)");
+    }
+    n1.sql("INSERT INTO t VALUES (1002)");
+    n2.sql("INSERT INTO t VALUES (1003)");
+    joins(n3, n1);
+    n3.sql("INSERT INTO t VALUES (1004)");
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    assert_eq!(n2.value("SELECT count(*) FROM t"), "104");
+}
