@@ -20,6 +20,8 @@ pub enum Effect {
     Registration { member: String },
     /// Apply is paused on the node.
     Pause,
+    /// Markers of the node.
+    Marker,
     /// A replication origin on the node.
     Origin { origin: String },
     /// Everything that was copied into the node; the list says what was there before.

@@ -32,7 +32,11 @@ SELECT o.class::text, o.oid, i.type,
             ELSE format('%s SERVER %I', CASE m.umuser WHEN 0 THEN 'PUBLIC'
                                              ELSE quote_ident(pg_get_userbyid(m.umuser)) END,
                         (SELECT srvname FROM pg_foreign_server s WHERE s.oid = m.umserver)) END,
-       EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e'),
+       EXISTS (SELECT FROM pg_depend d
+                WHERE d.classid = o.class AND d.deptype = 'e'
+                  AND (d.objid = o.oid
+                       OR o.class = 'pg_class'::regclass
+                          AND d.objid = (SELECT indrelid FROM pg_index WHERE indexrelid = o.oid))),
        o.part OR EXISTS (SELECT FROM pg_depend d
                           WHERE d.classid = o.class AND d.objid = o.oid AND d.objsubid = 0 AND d.deptype = 'i')
   FROM (

@@ -84,7 +84,8 @@ impl Table {
     }
 }
 
-/// Every ordinary table and partition of the source that is not an extension's, as of the snapshot.
+/// Every ordinary table and partition of the source, as of the snapshot. Of an extension's tables
+/// those that it says hold its users' rows, which are the rows that pg_dump would take.
 /// Rows of unlogged tables are not in the WAL, so no node but their own has them.
 ///
 /// * Binary is out for types without binary input or output, and for the `reg*` types, whose binary
@@ -96,14 +97,17 @@ const TABLES: &str = r"
 WITH RECURSIVE member AS (
   SELECT objid FROM pg_depend
    WHERE classid = 'pg_class'::regclass AND deptype = 'e'
+), config AS (
+  SELECT t.oid, t.condition FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS t(oid, condition)
 ), chosen AS (
-  SELECT c.oid, n.nspname, c.relname, c.relispartition, am.amname = 'heap' AS heap
+  SELECT c.oid, n.nspname, c.relname, c.relispartition, am.amname = 'heap' AS heap,
+         (SELECT nullif(regexp_replace(condition, '^\s*WHERE\s', '', 'i'), '') FROM config WHERE config.oid = c.oid) AS filter
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_am am ON am.oid = c.relam
    WHERE c.relkind = 'r' AND c.relpersistence = 'p'
      AND n.nspname <> ALL ($1::text[]) AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
-     AND c.oid NOT IN (SELECT objid FROM member)
+     AND (c.oid NOT IN (SELECT objid FROM member) OR c.oid IN (SELECT oid FROM config))
 ), part AS (
   SELECT DISTINCT a.atttypid AS root, a.atttypid AS typ
     FROM pg_attribute a JOIN chosen ON chosen.oid = a.attrelid
@@ -139,7 +143,8 @@ SELECT c.nspname, c.relname, rn.nspname, r.relname,
                                           'binary', a.atttypid NOT IN (SELECT root FROM textual))
                         ORDER BY a.attnum)
           FROM pg_attribute a
-         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
+       c.filter
   FROM chosen c
   LEFT JOIN pg_class r
          ON c.relispartition AND r.oid = pg_partition_root(c.oid)
@@ -162,7 +167,7 @@ pub fn tables(source: &Source<'_>) -> Result<Vec<Table>> {
                     .map(|(s, n)| (s.to_owned(), n.to_owned())),
                 columns: serde_json::from_str(columns)
                     .map_err(|e| Error::internal(format!("columns of a table: {e}: {columns}")))?,
-                filter: None,
+                filter: row.get(7).map(str::to_owned),
                 bytes: row.parse_opt(4)?.unwrap_or(0),
                 blocks: row.parse_opt(5)?,
             })

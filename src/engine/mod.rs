@@ -113,7 +113,8 @@ pub trait Engine {
     fn cease_provider(&self) -> Vec<Statement>;
 
     /// Tables of a source that is becoming a node on which updates and deletes would fail from
-    /// then on, and what makes them go on working: schema, name, the statement, its undo.
+    /// then on, and what makes them go on working: schema, name, the statement, its undo, and the
+    /// column because of which the statement is of no use, if there is one.
     fn tables_to_prepare(&self) -> Option<Statement>;
 
     /// Makes `identity` known to the node. `None` where a subscription does that by itself.

@@ -111,11 +111,12 @@ impl Engine for Native {
         let answers = ask_all(
             nodes.iter_mut().map(|n| &mut **n),
             "SELECT current_setting('server_version_num'),
-                    (SELECT extversion FROM pg_extension WHERE extname = 'zodan')",
+                    (SELECT extversion FROM pg_extension WHERE extname = 'zodan'),
+                    EXISTS (SELECT FROM pg_publication WHERE pubname = 'zodan')",
             &[],
         )?;
         let mut versions = vec![];
-        for (node, rows) in nodes.iter().zip(&answers) {
+        for (node, rows) in nodes.iter_mut().zip(&answers) {
             let row = rows.one()?;
             if row.parse::<u32>(0)? < OLDEST_SERVER {
                 findings.push(Finding::new(
@@ -126,6 +127,14 @@ impl Engine for Native {
                         row.parse::<u32>(0)? / 10_000
                     ),
                     "Upgrade the server, or use Spock, which replicates older versions.",
+                ));
+            }
+            if row.bool(2) && self.registry().run(node)?.is_empty() {
+                findings.push(Finding::new(
+                    &node.name,
+                    SqlState::DUPLICATE_OBJECT,
+                    "publication zodan exists already, and the database is no member of a cluster",
+                    "It was not made by zodan. Rename or drop it.",
                 ));
             }
             match row.get(1) {
@@ -172,6 +181,7 @@ impl Engine for Native {
     fn cease_provider(&self) -> Vec<Statement> {
         vec![
             Statement::new("DROP PUBLICATION IF EXISTS zodan", &[]),
+            Statement::new("DELETE FROM zodan.marker USING zodan.unreplicated()", &[]),
             Statement::new("DELETE FROM zodan.node USING zodan.unreplicated()", &[]),
             Statement::new(
                 "DELETE FROM zodan.local_node USING zodan.unreplicated()",
@@ -185,7 +195,25 @@ impl Engine for Native {
             "SELECT n.nspname, c.relname,
                     format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY FULL', n.nspname, c.relname),
                     format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', n.nspname, c.relname,
-                           CASE c.relreplident WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END)
+                           CASE c.relreplident WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END),
+                    (SELECT format('%I %s', a.attname, format_type(t.oid, NULL))
+                       FROM pg_attribute a
+                       JOIN pg_type t ON t.oid = a.atttypid
+                       JOIN pg_type b ON b.oid = coalesce(nullif(t.typbasetype, 0),
+                                             CASE t.typcategory WHEN 'A' THEN t.typelem END, t.oid)
+                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                        AND b.typtype = 'b'
+                        AND NOT EXISTS (
+                                SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
+                                 WHERE o.opcdefault AND m.amname IN ('btree', 'hash')
+                                   AND (o.opcintype = b.oid
+                                        OR o.opcintype = 'anyarray'::regtype AND b.typcategory = 'A'
+                                        OR EXISTS (SELECT FROM pg_cast k
+                                                    WHERE k.castsource = b.oid
+                                                      AND k.casttarget = o.opcintype
+                                                      AND k.castmethod = 'b'
+                                                      AND k.castcontext = 'i')))
+                      LIMIT 1)
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               WHERE c.relkind = 'r' AND c.relpersistence = 'p'
                 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'zodan')
@@ -244,7 +272,7 @@ impl Engine for Native {
                FROM pg_subscription s
                JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
                LEFT JOIN pg_stat_subscription w ON w.subid = s.oid AND w.relid IS NULL
-                                               AND w.received_lsn IS NOT NULL
+                                               AND to_jsonb(w) ->> 'leader_pid' IS NULL
                LEFT JOIN pg_stat_subscription_stats e ON e.subid = s.oid
                LEFT JOIN pg_replication_origin_status o ON o.external_id = 'pg_' || s.oid
               WHERE 'zodan' = ANY (s.subpublications)

@@ -192,7 +192,31 @@ fn local_error(cause: CaughtError) -> Error {
     }
 }
 
+/// What holds for the local statements of a run, each until its own commit: names resolve to
+/// pg_catalog alone, the journal is on disk before the side effect, and parameters, some of which
+/// are connection strings, are not logged.
+const LOCAL_SETTINGS: [(&CStr, &CStr); 3] = [
+    (c"search_path", c""),
+    (c"synchronous_commit", c"local"),
+    (c"auto_explain.log_min_duration", c"-1"),
+];
+
 fn execute(sql: &str, params: &[&str]) -> Result<Rows> {
+    for (name, value) in LOCAL_SETTINGS {
+        // SAFETY: C strings; inside a transaction, at whose end the server takes them back.
+        unsafe {
+            pg_sys::set_config_option(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_LOCAL,
+                true,
+                0,
+                false,
+            );
+        }
+    }
     let text = CString::new(sql).map_err(|_| Error::internal("statement holds a zero byte"))?;
     let mut types = vec![pg_sys::TEXTOID; params.len()];
     let mut values: Vec<pg_sys::Datum> = params

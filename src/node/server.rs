@@ -74,7 +74,8 @@ pub fn facts() -> Statement {
                 CASE WHEN current_setting('max_active_replication_origins', true) IS NULL
                      THEN 'max_replication_slots' ELSE 'max_active_replication_origins' END,
                 pg_encoding_to_char(d.encoding),
-                concat_ws(' ', d.datlocprovider, d.datcollate, d.datctype),
+                concat_ws(' ', d.datlocprovider, d.datcollate, d.datctype,
+                          coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale')),
                 (SELECT setting FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
                 (SELECT setting FROM pg_settings WHERE name = 'idle_replication_slot_timeout'),
                 current_setting('output_plugin_libraries', true),
@@ -319,12 +320,39 @@ pub fn user_tables() -> Statement {
     )
 }
 
-/// Tables with rows that nobody of ours wrote: `schema.table, inserted, updated, deleted`.
-pub fn foreign_writes() -> Statement {
+/// Rows written in the tables of this database so far, of all kinds: `inserted, changed`. No row
+/// where the server does not count.
+pub fn rows_written() -> Statement {
     Statement::new(
-        "SELECT format('%I.%I', schemaname, relname), n_tup_ins, n_tup_upd, n_tup_del
-           FROM pg_stat_user_tables
-          WHERE schemaname NOT IN ('zodan', 'spock') AND n_tup_upd + n_tup_del > 0",
+        "SELECT coalesce(sum(s.n_tup_ins), 0), coalesce(sum(s.n_tup_upd + s.n_tup_del), 0)
+           FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
+          WHERE c.relkind = 'r' AND c.relpersistence = 'p'
+            AND s.schemaname NOT IN ('zodan', 'spock')
+         HAVING current_setting('track_counts') = 'on'",
+        &[],
+    )
+}
+
+/// Client sessions in this database but this one's and zodan's own: `pid, user, application`.
+pub fn other_sessions() -> Statement {
+    Statement::new(
+        "SELECT pid, usename, application_name FROM pg_stat_activity
+          WHERE datname = current_database() AND backend_type = 'client backend'
+            AND pid <> pg_backend_pid() AND application_name NOT LIKE 'zodan%'
+          ORDER BY pid",
+        &[],
+    )
+}
+
+/// How many large objects the database has.
+pub fn large_objects() -> Statement {
+    Statement::new("SELECT count(*) FROM pg_largeobject_metadata", &[])
+}
+
+/// Which of the slots of a node are in use.
+pub fn active_slots() -> Statement {
+    Statement::new(
+        "SELECT slot_name FROM pg_replication_slots WHERE active",
         &[],
     )
 }

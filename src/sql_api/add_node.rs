@@ -25,6 +25,7 @@ fn add_node(
     let context = HiddenContext::hide();
     // SAFETY: our own call info.
     let procedure = unsafe { Procedure::enter(fcinfo, "spock.add_node") }?;
+    arguments::superuser("spock.add_node")?;
     let request = || -> Result<Request> {
         Ok(Request {
             source: arguments::node_name("src_node_name", src_node_name)?,

@@ -18,6 +18,19 @@ fn refused(
     }
 }
 
+/// Slots, subscriptions and the settings of databases are for superusers.
+pub fn superuser(procedure: &str) -> Result<()> {
+    // SAFETY: reads the current user's catalog row.
+    if unsafe { pgrx::pg_sys::superuser() } {
+        return Ok(());
+    }
+    Err(Error::refused(
+        SqlState::INSUFFICIENT_PRIVILEGE,
+        format!("only a superuser can run CALL {procedure}"),
+        "Connect as a superuser.",
+    ))
+}
+
 /// The value of an argument that must be given.
 pub fn given<T>(argument: &'static str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| {

@@ -45,13 +45,14 @@ impl Checks<'_> {
         self.check_servers(&known, &mut findings);
         self.check_budgets(&known, &mut findings);
         self.check_space(&known, &mut findings)?;
+        self.check_identities(&mut findings)?;
         self.check_mesh(&mut findings)?;
         self.check_names(&mut findings)?;
         self.check_reachability(&known, &mut findings)?;
         self.check_empty(&mut findings)?;
         findings.extend(copy::requirements(self.source, self.new)?);
         fail_on(findings)?;
-        self.warn(&known);
+        self.warn(&known)?;
         Ok(known)
     }
 
@@ -296,6 +297,30 @@ impl Checks<'_> {
         Ok(())
     }
 
+    /// A table of a source that becomes a node must have something to tell its rows by.
+    fn check_identities(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
+        if self.founded {
+            return Ok(());
+        }
+        let Some(statement) = self.engine.tables_to_prepare() else {
+            return Ok(());
+        };
+        for row in &statement.run(self.source)? {
+            if let Some(column) = row.get(4) {
+                findings.push(Finding::new(
+                    &self.source.name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "table {} has no key, and its rows cannot be told by all columns: {column} has no equality",
+                        crate::quote::qualified(row.text(0), row.text(1))
+                    ),
+                    "Give the table a primary key, or a replica identity by a unique index.",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Every subscription between the members is there, enabled and connected.
     fn check_mesh(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
         if !self.founded {
@@ -304,7 +329,18 @@ impl Checks<'_> {
         let mut members: Vec<&mut Node> = vec![&mut *self.source];
         members.extend(self.peers.iter_mut());
         let names: Vec<String> = members.iter().map(|n| n.name.clone()).collect();
-        let answers = each(members, |_| self.engine.subscriptions())?;
+        let answers = each(members.iter_mut().map(|m| &mut **m), |_| {
+            self.engine.subscriptions()
+        })?;
+        // A worker in a loop of errors is there most of the time; the provider knows whether one
+        // streams.
+        let streaming = each(members, |_| server::active_slots())?;
+        let streams = |provider: &str, slot: &str| {
+            names
+                .iter()
+                .position(|n| n == provider)
+                .is_some_and(|i| streaming[i].iter().any(|row| row.text(0) == slot))
+        };
         for (subscriber, rows) in names.iter().zip(&answers) {
             let states = subscription_states(rows)?;
             for provider in names.iter().filter(|p| *p != subscriber) {
@@ -313,7 +349,9 @@ impl Checks<'_> {
                 let trouble = match state {
                     None => "does not exist",
                     Some(s) if !s.enabled => "is disabled",
-                    Some(s) if !s.working => "has no connection to its provider",
+                    Some(s) if !s.working || !streams(provider, &path.slot) => {
+                        "has no connection to its provider"
+                    }
                     Some(_) => continue,
                 };
                 findings.push(Finding::new(
@@ -446,7 +484,29 @@ impl Checks<'_> {
     }
 
     /// Settings that do no harm now and may do some during a long copy.
-    fn warn(&self, known: &Known) {
+    fn warn(&mut self, known: &Known) -> Result<()> {
+        let objects = server::large_objects().run(self.source)?;
+        if objects.one()?.parse::<u64>(0)? > 0 {
+            self.report.warn(
+                &format!(
+                    "node \"{}\" has large objects, which are not copied and do not replicate",
+                    self.source.name
+                ),
+                "Keep such data in columns of type bytea.",
+            );
+        }
+        let sessions = server::other_sessions().run(self.new)?;
+        if !sessions.is_empty() {
+            let pids: Vec<&str> = sessions.iter().map(|r| r.text(0)).collect();
+            self.report.warn(
+                &format!(
+                    "node \"{}\" has other sessions in its database: pid {}",
+                    self.new.name,
+                    pids.join(", ")
+                ),
+                "If one of them writes before the CALL has ended, the join fails.",
+            );
+        }
         for (name, facts) in self.all(known) {
             if facts.max_slot_wal_keep_size >= 0 {
                 self.report.warn(
@@ -467,6 +527,7 @@ impl Checks<'_> {
                 );
             }
         }
+        Ok(())
     }
 }
 

@@ -20,12 +20,37 @@ pub struct Copying<'a> {
     pub report: &'a Report,
 }
 
+/// What has to be known to let applications write on the new node.
+#[derive(Default)]
+pub struct Held {
+    /// What the database itself had set `default_transaction_read_only` to before.
+    pub read_only: Option<String>,
+    /// Rows inserted and changed in the database if nobody but the copy wrote; `None` where the
+    /// server does not count.
+    expected: Option<(u64, u64)>,
+}
+
+impl Held {
+    /// Whether somebody else wrote, in a session that did not heed the setting: one that was open
+    /// before, or one that turned it off.
+    pub fn written_by_others(&self, new: &mut Node) -> Result<bool> {
+        Ok(self.expected.is_some() && rows_written(new)? != self.expected)
+    }
+}
+
+fn rows_written(node: &mut Node) -> Result<Option<(u64, u64)>> {
+    let rows = server::rows_written().run(node)?;
+    rows.first()
+        .map(|row| Ok((row.parse(0)?, row.parse(1)?)))
+        .transpose()
+}
+
 impl Copying<'_> {
     /// Copies, with application writes on the new node held off. They stay so: the caller lets them
-    /// in again when the new node provides, with the answer, which is what the database itself had
-    /// set `default_transaction_read_only` to before.
-    pub fn run(mut self) -> Result<Option<String>> {
+    /// in again when the new node provides, by [`Held`].
+    pub fn run(mut self) -> Result<Held> {
         let before = copy::inventory(&mut self.new.session)?;
+        let written = rows_written(self.new)?;
         let read_only = self.hold_off_writes()?;
         let plan = self
             .engine
@@ -43,7 +68,11 @@ impl Copying<'_> {
             copied.bytes >> 20,
             copied.workers
         ));
-        Ok(read_only)
+        let expected = written.map(|(inserted, changed)| (inserted + copied.rows, changed));
+        Ok(Held {
+            read_only,
+            expected,
+        })
     }
 
     fn copy(&mut self, plan: CopyPlan) -> Result<data::Copied> {

@@ -1,7 +1,7 @@
 //! A node joins: every change of every member is applied on it exactly once, from a snapshot on.
 
 use super::checks::{Checks, Known};
-use super::copying::Copying;
+use super::copying::{Copying, Held};
 use super::markers;
 use super::members::{self, each};
 use super::patience::{Seen, wait_until};
@@ -85,8 +85,7 @@ struct Join {
     registered_as: Vec<String>,
     /// When the new node became a provider, the same in every registry.
     joined_at: String,
-    /// What the new node's database itself says about `default_transaction_read_only`.
-    read_only_before: Option<String>,
+    held: Held,
 }
 
 impl Join {
@@ -142,7 +141,7 @@ impl Join {
             founded: survey.founded,
             registered_as,
             joined_at: String::new(),
-            read_only_before: None,
+            held: Held::default(),
         })
     }
 
@@ -207,7 +206,7 @@ impl Join {
 
         self.report
             .phase("wait until the source has applied what its peers committed before");
-        self.barrier()?;
+        self.barrier(journal)?;
 
         self.report.phase("take the snapshot of the source");
         let inbound: Vec<Path> = self
@@ -238,7 +237,7 @@ impl Join {
 
         self.report
             .phase("prove that every change arrives everywhere");
-        self.prove()?;
+        self.prove(journal)?;
         self.finish()?;
         self.show_result()
     }
@@ -394,9 +393,12 @@ impl Join {
 
     /// A real commit on every peer, seen on the source: everything the peers committed before their
     /// slots were made has been applied there. Received would not do: keepalives move that.
-    fn barrier(&mut self) -> Result<()> {
+    fn barrier(&mut self, journal: &mut Journal) -> Result<()> {
         if self.peers.is_empty() {
             return Ok(());
+        }
+        for peer in &self.peers {
+            journal.intend(self.report.current(), &peer.name, "marker", &Effect::Marker)?;
         }
         let markers = markers::emit(&*self.engine, &mut self.peers)?;
         let paths: Vec<Path> = self
@@ -431,7 +433,7 @@ impl Join {
     }
 
     fn copy(&mut self, known: &Known, journal: &mut Journal, snapshot: Snapshot) -> Result<()> {
-        self.read_only_before = Copying {
+        self.held = Copying {
             local: &self.local,
             source: &mut self.source,
             new: &mut self.new,
@@ -508,8 +510,7 @@ impl Join {
                 &format!("create slot {slot}"),
                 &Effect::Slot { slot: slot.clone() },
             )?;
-            server::create_slot(&slot, self.engine.plugin(), self.engine.failover())
-                .run(&mut self.loopback)?;
+            self.create_own_slot(&slot)?;
             journal.done(step)?;
         }
         self.release_writes(known)?;
@@ -542,24 +543,48 @@ impl Join {
         Ok(())
     }
 
+    /// A slot on the new node itself, over the loopback session so that it can be given up.
+    fn create_own_slot(&mut self, slot: &str) -> Result<()> {
+        loop {
+            let statement = server::create_slot(slot, self.engine.plugin(), self.engine.failover());
+            let question = vec![statement.on(&mut self.loopback)];
+            match ask_within(question, Some(settings::slot_timeout())).pop() {
+                Some(Err(Error::Deadline { .. })) => {
+                    wait_for_writers(&mut self.loopback, &self.report)?;
+                }
+                Some(answer) => return answer.map(|_| ()),
+                None => return Err(Error::internal("a node was not asked")),
+            }
+        }
+    }
+
     /// Puts the database's own setting back. What was written before by sessions that did not heed
     /// it would be missing on the other nodes, so it ends the join.
     fn release_writes(&mut self, known: &Known) -> Result<()> {
-        let before = self.read_only_before.as_deref();
+        let before = self.held.read_only.as_deref();
         server::set_database_read_only(&known.new.database, before).run(&mut self.new)?;
-        let written = server::foreign_writes().run(&mut self.new)?;
-        if written.is_empty() {
+        if !self.held.written_by_others(&mut self.new)? {
             return Ok(());
         }
-        let list: Vec<&str> = written.iter().map(|r| r.text(0)).collect();
-        Err(Error::refused(
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            format!(
-                "applications wrote on the new node before it was a node, in {}",
-                list.join(", ")
-            ),
-            "Keep applications away from the new node until the CALL has ended, then run it again.",
-        ))
+        let sessions = server::other_sessions().run(&mut self.new)?;
+        let sessions: Vec<String> = sessions
+            .iter()
+            .map(|r| {
+                format!(
+                    "pid {} (user \"{}\", application \"{}\")",
+                    r.text(0),
+                    r.text(1),
+                    r.text(2)
+                )
+            })
+            .collect();
+        Err(Error::Refused {
+            state: SqlState::NOT_IN_PREREQUISITE_STATE,
+            message: "applications wrote on the new node before it was a node".into(),
+            detail: (!sessions.is_empty())
+                .then(|| format!("Sessions in its database: {}.", sessions.join(", "))),
+            hint: "Keep applications away from the new node until the CALL has ended, then run it again.".into(),
+        })
     }
 
     fn attach_reverse(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
@@ -609,7 +634,10 @@ impl Join {
     }
 
     /// A marker committed on each node arrives on every other, and every subscription is connected.
-    fn prove(&mut self) -> Result<()> {
+    fn prove(&mut self, journal: &mut Journal) -> Result<()> {
+        for name in [&self.source.name, &self.new.name] {
+            journal.intend(self.report.current(), name, "marker", &Effect::Marker)?;
+        }
         let engine = &*self.engine;
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         let names: Vec<String> = all.iter().map(|n| n.name.clone()).collect();

@@ -78,6 +78,10 @@ fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<()> {
         Effect::Subscription { subscription } => run_all(node, &engine.unsubscribe(subscription)),
         Effect::Provider => run_all(node, &engine.cease_provider()),
         Effect::Registration { member } => forgive_undefined(engine.unregister(member).run(node)),
+        Effect::Marker => match engine.forget_markers(&node.name) {
+            Some(statement) => forgive_undefined(statement.run(node)),
+            None => Ok(()),
+        },
         Effect::Pause => forgive_undefined(engine.resume().run(node)),
         Effect::Origin { origin } => forgive_undefined(server::drop_origin(origin).run(node)),
         Effect::Objects { before } => copy::undo(&mut node.session, before),
