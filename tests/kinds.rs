@@ -240,3 +240,69 @@ fn writes_on_the_new_node_are_held_off_and_let_in() {
     );
     assert_eq!(held, "done");
 }
+
+/// A session that was open before the CALL does not heed the setting that keeps others from writing.
+/// What it writes too early would be on no other node, so the join must not succeed.
+#[test]
+fn early_writes_on_the_new_node_end_the_join() {
+    let cluster = pair(
+        "CREATE TABLE t (id integer PRIMARY KEY);
+         CREATE FUNCTION gate(integer) RETURNS boolean LANGUAGE plpgsql
+             AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(42); RETURN true; END';
+         CREATE TABLE held (id integer PRIMARY KEY CHECK (gate(id)));
+         INSERT INTO held VALUES (1)",
+    );
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let mut early = n2.client_named("early bird");
+    // The copy of the other table waits at its gate.
+    early.batch_execute("SELECT pg_advisory_lock(42)").unwrap();
+    let error = std::thread::scope(|scope| {
+        let join = scope.spawn(|| add_node(n2, "n2", n1, "n1").err());
+        n2.wait_for(
+            "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted",
+            "t",
+        );
+        early.batch_execute("INSERT INTO t VALUES (1)").unwrap();
+        let late = n2.sql_error("INSERT INTO t VALUES (2)");
+        assert_eq!(late.code(), "25006", "{late}");
+        n2.wait_for(
+            "SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 't'",
+            "1",
+        );
+        early
+            .batch_execute("SELECT pg_advisory_unlock(42)")
+            .unwrap();
+        join.join().unwrap()
+    });
+    let error = error.expect("the join cannot know what to do with that row");
+    assert_eq!(error.code(), "55000", "{error}");
+    assert_eq!(
+        error.message(),
+        "applications wrote on the new node before it was a node"
+    );
+    assert!(
+        error.detail().contains("application \"early bird\""),
+        "{error}"
+    );
+    drop(early);
+    joined(n2, "n2", n1, "n1");
+    assert_same_content(&[n1, n2]);
+}
+
+/// json has no equality, so the rows of such a table cannot be told apart by all columns.
+#[test]
+fn a_table_whose_rows_cannot_be_told_is_refused() {
+    let cluster = pair(
+        "CREATE TABLE told (a integer, b text, c varchar(3), d integer[]);
+         CREATE TABLE untold (a integer, doc json)",
+    );
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let error = add_node(n2, "n2", n1, "n1").err().expect("refused");
+    assert_eq!(error.code(), "55000");
+    assert_eq!(
+        error.message(),
+        "node \"n1\": table \"public\".\"untold\" has no key, and its rows cannot be told by all columns: doc json has no equality"
+    );
+    n1.sql("ALTER TABLE untold ADD PRIMARY KEY (a)");
+    joined(n2, "n2", n1, "n1");
+}
