@@ -129,7 +129,7 @@ impl Engine for Native {
                     "Upgrade the server, or use Spock, which replicates older versions.",
                 ));
             }
-            if row.bool(2) && self.registry().run(node)?.is_empty() {
+            if row.bool(2) && row.get(1).is_some() && self.registry().run(node)?.is_empty() {
                 findings.push(Finding::new(
                     &node.name,
                     SqlState::DUPLICATE_OBJECT,

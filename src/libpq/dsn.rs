@@ -85,6 +85,14 @@ impl Dsn {
             pq::PQconninfoFree(list);
         }
         let dsn = Self { options };
+        // libpq itself looks at the number only when it connects.
+        let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok_and(|p| p > 0);
+        if dsn
+            .get("port")
+            .is_some_and(|ports| !ports.split(',').all(is_port))
+        {
+            return Err(BadDsn::Unparsable);
+        }
         SECRETS.with_borrow_mut(|known| {
             for secret in dsn
                 .secrets()

@@ -23,7 +23,6 @@ impl Budget {
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub version: u32,
-    pub superuser: bool,
     pub in_recovery: bool,
     pub system_identifier: String,
     /// As in [`identity`].
@@ -51,7 +50,6 @@ pub struct Facts {
 pub fn facts() -> Statement {
     Statement::new(
         "SELECT current_setting('server_version_num'),
-                current_setting('is_superuser') = 'on',
                 pg_is_in_recovery(),
                 c.system_identifier,
                 current_database(),
@@ -97,24 +95,23 @@ impl Facts {
         };
         Ok(Self {
             version: row.parse(0)?,
-            superuser: row.bool(1),
-            in_recovery: row.bool(2),
-            system_identifier: row.text(3).to_owned(),
-            database: row.text(4).to_owned(),
-            wal_level: row.text(5).to_owned(),
-            replication_slots: budget(6)?,
-            wal_senders: budget(8)?,
-            logical_workers: budget(10)?,
-            worker_processes: budget(12)?,
-            origins: budget(14)?,
-            origins_setting: row.text(16).to_owned(),
-            encoding: row.text(17).to_owned(),
-            collation: row.text(18).to_owned(),
-            max_slot_wal_keep_size: row.parse(19)?,
-            idle_slot_timeout: row.parse_opt(20)?.unwrap_or(0),
-            output_plugins: row.get(21).map(str::to_owned),
-            database_size: row.parse(22)?,
-            server: row.text(23).to_owned(),
+            in_recovery: row.bool(1),
+            system_identifier: row.text(2).to_owned(),
+            database: row.text(3).to_owned(),
+            wal_level: row.text(4).to_owned(),
+            replication_slots: budget(5)?,
+            wal_senders: budget(7)?,
+            logical_workers: budget(9)?,
+            worker_processes: budget(11)?,
+            origins: budget(13)?,
+            origins_setting: row.text(15).to_owned(),
+            encoding: row.text(16).to_owned(),
+            collation: row.text(17).to_owned(),
+            max_slot_wal_keep_size: row.parse(18)?,
+            idle_slot_timeout: row.parse_opt(19)?.unwrap_or(0),
+            output_plugins: row.get(20).map(str::to_owned),
+            database_size: row.parse(21)?,
+            server: row.text(22).to_owned(),
         })
     }
 }
@@ -127,6 +124,11 @@ pub fn identity() -> Statement {
                 current_database() FROM pg_control_system()",
         &[],
     )
+}
+
+/// Whether the role of the session may do what a run does.
+pub fn is_superuser() -> Statement {
+    Statement::new("SELECT current_setting('is_superuser') = 'on'", &[])
 }
 
 pub fn now() -> Statement {

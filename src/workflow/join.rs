@@ -103,6 +103,7 @@ impl Join {
             return Err(Error::internal("a node was not connected"));
         };
         let mut new = members::local(&request.new, &request.new_dsn, &local);
+        members::require_superuser([&mut source, &mut loopback])?;
         check_arguments(&mut source, &mut loopback, &mut new)?;
         let purpose = format!("add_node {}", request.new);
         members::lock([&mut loopback, &mut source], &purpose)?;
@@ -126,6 +127,7 @@ impl Join {
                 peers.push(member);
             }
         }
+        members::require_superuser(&mut peers)?;
         members::lock(&mut peers, &purpose)?;
         let mut all: Vec<&mut Node> = std::iter::once(&mut source).chain(&mut peers).collect();
         engine.prepare(&mut all, &mut new)?;

@@ -31,6 +31,26 @@ pub fn connect(members: &[Member]) -> Result<Vec<Node>> {
     failed.pop().map_or(Ok(nodes), |(_, error)| Err(error))
 }
 
+/// Most of what a run asks can only be asked by a superuser, so this comes before all of it.
+pub fn require_superuser<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<()> {
+    let mut findings = vec![];
+    for node in nodes {
+        if !server::is_superuser().run(node)?.one()?.bool(0) {
+            findings.push(Finding::new(
+                &node.name,
+                SqlState::INSUFFICIENT_PRIVILEGE,
+                "the role of the connection is not a superuser",
+                "Connect to every node as a superuser.",
+            ));
+        }
+    }
+    if findings.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Checks(findings))
+    }
+}
+
 /// Which running server and which database the node is.
 pub fn identity(node: &mut Node) -> Result<(String, String)> {
     let rows = server::identity().run(node)?;
