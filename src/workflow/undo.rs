@@ -6,7 +6,12 @@ use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Begun, Effect, Journal};
 use crate::libpq::Conn;
-use crate::node::{Node, Session, Statement, server};
+use crate::node::{Node, Session, Statement, ask_within, server};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A node that does not remove its markers within this time has other troubles.
+const MARKERS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is to be undone, and for whom.
 pub struct Undo<'a> {
@@ -24,10 +29,25 @@ impl Undo<'_> {
     /// the journal, so that the next CALL tries again.
     pub fn run(&self, nodes: &mut [&mut Node]) -> Result<Vec<String>> {
         let mut left = vec![];
-        for begun in self.journal.begun()? {
-            match self.undo_one(&begun, nodes) {
+        let mut unreachable = BTreeMap::new();
+        // A marker's removal must not be on its way to a node while the way is taken down.
+        let (markers, steps): (Vec<Begun>, Vec<Begun>) = self
+            .journal
+            .begun()?
+            .into_iter()
+            .partition(|begun| begun.effect == Effect::Marker);
+        for begun in steps.into_iter().chain(markers) {
+            let answer = match unreachable.get(&begun.node) {
+                None => self.undo_one(&begun, nodes),
+                // Every further try would wait as long.
+                Some(error) => Err(Error::clone(error)),
+            };
+            match answer {
                 Ok(()) => self.journal.undone(begun.step)?,
                 Err(error) => {
+                    if matches!(error, Error::Connect { .. }) {
+                        unreachable.insert(begun.node.clone(), error.clone());
+                    }
                     self.journal.not_undone(begun.step, &error.to_string())?;
                     left.push(format!(
                         "\"{}\" on node \"{}\" ({error})",
@@ -40,7 +60,23 @@ impl Undo<'_> {
                 }
             }
         }
+        self.forget_markers(nodes);
         Ok(left)
+    }
+
+    /// Markers of any node, on every node that can be reached: those of the new node, and of one that is
+    /// down, can only be removed where they have arrived. They do no harm, so what fails here is no failure
+    /// of the undo.
+    fn forget_markers(&self, nodes: &mut [&mut Node]) {
+        let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+        for name in names {
+            let questions = nodes
+                .iter_mut()
+                .filter(|node| node.session.is_usable())
+                .filter_map(|node| Some(self.engine.forget_markers(&name)?.on(node)))
+                .collect();
+            ask_within(questions, Some(MARKERS_PATIENCE));
+        }
     }
 
     fn undo_one(&self, begun: &Begun, nodes: &mut [&mut Node]) -> Result<()> {
@@ -58,6 +94,17 @@ impl Undo<'_> {
                 )
             })?;
         reconnect(node)?;
+        match self.undo_on(begun, node) {
+            // The session had been lost without anybody noticing.
+            Err(_) if !node.session.is_usable() => {
+                reconnect(node)?;
+                self.undo_on(begun, node)
+            }
+            answer => answer,
+        }
+    }
+
+    fn undo_on(&self, begun: &Begun, node: &mut Node) -> Result<()> {
         // The run made the source the first node of a cluster, and others have joined it since.
         let founding = matches!(begun.effect, Effect::Provider | Effect::Table { .. });
         if founding && begun.node != self.new && self.has_other_members(node)? {
