@@ -533,7 +533,11 @@ impl Join {
                     subscription: path.subscription.clone(),
                 },
             )?;
-            self.engine.subscribe(&path, member).run(&mut self.new)?;
+            // Not through SPI: the context of whatever is said meanwhile would be the statement, and
+            // the connection string is in it.
+            self.engine
+                .subscribe(&path, member)
+                .run(&mut self.loopback)?;
             self.engine
                 .start_at(&path, position.lsn())
                 .run(&mut self.new)?;
