@@ -92,7 +92,7 @@ pub fn dsn(argument: &'static str, value: Option<&str>) -> Result<Dsn> {
             argument,
             SqlState::INVALID_PARAMETER_VALUE,
             bad.problem(),
-            "Write it as keyword=value pairs, values with spaces in single quotes, or as a postgresql:// URI.",
+            "Write it as keyword=value pairs, values with spaces in single quotes, or as a postgresql:// URI with / and @ in the password as %2F and %40.",
         )
     })
 }

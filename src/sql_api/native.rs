@@ -45,7 +45,11 @@ fn probe_dsn(dsn: &str) -> Result<(String, String)> {
         hint: "Write it as keyword=value pairs or as a postgresql:// URI.".into(),
         state: SqlState::INVALID_PARAMETER_VALUE,
     })?;
-    let mut conn = Conn::open("probed", &dsn)?;
+    let mut conn = Conn::open("probed", &dsn).map_err(|error| match error {
+        // Who asks knows which node it is; we do not.
+        Error::Connect { reason, .. } => Error::refused(SqlState::UNABLE_TO_CONNECT, reason, ""),
+        error => error,
+    })?;
     let rows = conn.query(&server::identity().sql, &[])?;
     let row = rows.one()?;
     Ok((row.text(0).to_owned(), row.text(1).to_owned()))
