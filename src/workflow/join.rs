@@ -103,7 +103,7 @@ impl Join {
             return Err(Error::internal("a node was not connected"));
         };
         let mut new = members::local(&request.new, &request.new_dsn, &local);
-        members::require_superuser([&mut source, &mut loopback])?;
+        members::require_superuser([&mut new, &mut source, &mut loopback])?;
         check_arguments(&mut source, &mut loopback, &mut new)?;
         let purpose = format!("add_node {}", request.new);
         members::lock([&mut loopback, &mut source], &purpose)?;
