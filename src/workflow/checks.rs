@@ -201,7 +201,17 @@ impl Checks<'_> {
                     ));
                 }
             };
-            need("max_replication_slots", facts.replication_slots, paths);
+            // The new node marks copied rows with one origin more.
+            let origins = paths + i64::from(new);
+            let slots = facts.replication_slots;
+            if facts.origins_setting != "max_replication_slots" {
+                need("max_replication_slots", slots, paths);
+                need(&facts.origins_setting, facts.origins, origins);
+            } else if slots.used + paths > facts.origins.used + origins {
+                need("max_replication_slots", slots, paths);
+            } else {
+                need("max_replication_slots", facts.origins, origins);
+            }
             need("max_wal_senders", facts.wal_senders, paths);
             need(
                 "max_logical_replication_workers",
@@ -215,12 +225,6 @@ impl Checks<'_> {
                 1 + i64::from(name == self.source.name)
             };
             need("max_worker_processes", facts.worker_processes, workers);
-            // The new node marks copied rows with one origin more.
-            need(
-                &facts.origins_setting,
-                facts.origins,
-                paths + i64::from(new),
-            );
         }
     }
 
@@ -517,16 +521,7 @@ impl Checks<'_> {
     }
 }
 
-fn fail_on(mut findings: Vec<Finding>) -> Result<()> {
-    // Before PostgreSQL 18 slots and origins have one setting, which is then found short twice.
-    let mut seen = vec![];
-    findings.retain(|f| {
-        let new = !seen.contains(f);
-        if new {
-            seen.push(f.clone());
-        }
-        new
-    });
+fn fail_on(findings: Vec<Finding>) -> Result<()> {
     if findings.is_empty() {
         Ok(())
     } else {
