@@ -5,9 +5,11 @@ use super::report::Report;
 use crate::copy;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Row, Rows};
+use crate::libpq::{Row, Rows, wait};
 use crate::node::server::{self, Budget, Facts};
 use crate::node::{Node, ask};
+use crate::settings;
+use std::time::{Duration, Instant};
 
 /// What is looked at. Nothing in here changes anything.
 pub struct Checks<'a> {
@@ -309,11 +311,29 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Every subscription between the members is there, enabled and connected.
+    /// Every subscription between the members is there, enabled and connected. A worker that has just
+    /// been started, after our own pause for instance, gets the time that a connection may take.
     fn check_mesh(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
         if !self.founded {
             return Ok(());
         }
+        let patience = settings::connect_timeout();
+        let begun = Instant::now();
+        let mut rest = Duration::from_millis(10);
+        loop {
+            let (found, may_pass) = self.mesh_troubles()?;
+            if found.is_empty() || !may_pass || begun.elapsed() > patience {
+                findings.extend(found);
+                return Ok(());
+            }
+            wait::on_latch(rest)?;
+            rest = (rest * 3 / 2).min(Duration::from_millis(100));
+        }
+    }
+
+    /// What is wrong with the mesh, and whether all of that may pass by itself.
+    fn mesh_troubles(&mut self) -> Result<(Vec<Finding>, bool)> {
+        let (mut findings, mut may_pass) = (vec![], true);
         let mut members: Vec<&mut Node> = vec![&mut *self.source];
         members.extend(self.peers.iter_mut());
         let names: Vec<String> = members.iter().map(|n| n.name.clone()).collect();
@@ -342,6 +362,7 @@ impl Checks<'_> {
                     }
                     Some(_) => continue,
                 };
+                may_pass &= state.is_some_and(|s| s.enabled);
                 findings.push(Finding::new(
                     subscriber,
                     SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -350,7 +371,7 @@ impl Checks<'_> {
                 ));
             }
         }
-        Ok(())
+        Ok((findings, may_pass))
     }
 
     /// The names we are going to use are free. What has them is not ours, so it is not touched.
