@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::libpq::scrub;
+use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -24,17 +25,27 @@ impl From<Error> for ErrorReport {
 
 /// Tells the caller, at once.
 pub fn notice(text: &str) {
-    ErrorReport::new(
+    let report = ErrorReport::new(
         PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
         scrub(text),
         "zodan",
-    )
-    .report(PgLogLevel::NOTICE);
+    );
+    uninterrupted(|| report.report(PgLogLevel::NOTICE));
 }
 
 /// Warns the caller, at once.
 pub fn warning(text: &str, hint: &str) {
-    ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, scrub(text), "zodan")
-        .set_hint(scrub(hint))
-        .report(PgLogLevel::WARNING);
+    let report = ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, scrub(text), "zodan")
+        .set_hint(scrub(hint));
+    uninterrupted(|| report.report(PgLogLevel::WARNING));
+}
+
+/// The server looks for interrupts after every message, and would raise there what the next wait
+/// gets as a value.
+fn uninterrupted(say: impl FnOnce()) {
+    // SAFETY: HOLD_INTERRUPTS and RESUME_INTERRUPTS. An error in between resets the count.
+    unsafe { pg_sys::InterruptHoldoffCount += 1 };
+    say();
+    // SAFETY: as above.
+    unsafe { pg_sys::InterruptHoldoffCount -= 1 };
 }

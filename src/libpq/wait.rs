@@ -6,7 +6,7 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use std::cell::Cell;
 use std::os::fd::RawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a descriptor is waited on for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,12 +99,37 @@ pub fn on_latch(timeout: Duration) -> Result<()> {
 
 /// `CHECK_FOR_INTERRUPTS` with the error as a value. A `FATAL` (termination) still ends the process.
 pub fn check_interrupts() -> Result<()> {
+    forget_echo();
     PgTryBuilder::new(|| {
         check_for_interrupts!();
         Ok(())
     })
-    .catch_others(|cause| Err(interrupted(cause)))
+    .catch_others(|cause| {
+        INTERRUPTED.set(Some(Instant::now()));
+        Err(interrupted(cause))
+    })
     .execute()
+}
+
+thread_local! {
+    /// When the last interrupt was seen.
+    static INTERRUPTED: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// One Ctrl-C signals the process and then its process group, so twice. Where the second signal comes
+/// after the first has been answered, it would end the undo that the first one asked for.
+const ECHO: Duration = Duration::from_millis(200);
+
+/// Forgets a cancel request that is the second signal of one that has been answered.
+pub fn forget_echo() {
+    let answered = INTERRUPTED.get().is_some_and(|at| at.elapsed() < ECHO);
+    // SAFETY: flags that signal handlers set. A request that comes while they are read is either
+    // forgotten as an echo or stays.
+    unsafe {
+        if answered && pg_sys::ProcDiePending == 0 {
+            pg_sys::QueryCancelPending = 0;
+        }
+    }
 }
 
 fn interrupted(cause: CaughtError) -> Error {

@@ -2,7 +2,7 @@
 
 use super::Procedure;
 use crate::error::Result;
-use crate::libpq::Rows;
+use crate::libpq::{Rows, wait};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -17,6 +17,7 @@ impl Local {
 
     /// Runs and commits one statement.
     pub fn query(&self, sql: &str, params: &[&str]) -> Result<Rows> {
+        wait::forget_echo();
         self.0.borrow_mut().execute(sql, params)
     }
 
