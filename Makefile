@@ -1,7 +1,7 @@
 # Every target works from a fresh clone: tools/setup installs what is missing, tools/env finds it.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test demo demo-down bench-join lint typecheck clean
+.PHONY: help setup build install test test-spock demo demo-down bench-join lint typecheck clean
 
 export RUST_TEST_THREADS ?= 2
 
@@ -21,6 +21,9 @@ install: build ## Install the extension into that PostgreSQL
 
 test: install ## Run all tests; ARGS="--test NAME" for some
 	@. tools/env; cargo test --workspace $$features $(ARGS)
+
+test-spock: install ## Run the suites for pgEdge Spock against a PostgreSQL that has it
+	@. tools/env; cargo test $$features $(patsubst tests/%.rs,--test %,$(wildcard tests/spock_*.rs)) $(ARGS) -- --nocapture
 
 demo: install ## Start a small cluster and add a node to it
 	@. tools/env; cargo run --release -p lab -- demo $(ARGS)
