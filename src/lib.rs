@@ -10,6 +10,7 @@ mod libpq;
 mod lsn;
 mod node;
 mod quote;
+mod raw_code;
 mod rim;
 mod settings;
 mod sql_api;

@@ -1,7 +1,7 @@
 //! Errors of this server as values.
 
-use crate::error::{Error, Result, SqlState};
-use pgrx::pg_sys::panic::CaughtError;
+use crate::error::Result;
+use crate::raw_code;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
 
@@ -9,22 +9,12 @@ use std::panic::AssertUnwindSafe;
 /// is left to the caller, who knows whether there is a transaction to abort.
 pub fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     let body = AssertUnwindSafe(body);
-    PgTryBuilder::new(AssertUnwindSafe(move || {
-        let body = body;
-        (body.0)()
-    }))
-    .catch_others(|cause| {
-        let (CaughtError::PostgresError(report)
-        | CaughtError::ErrorReport(report)
-        | CaughtError::RustPanic {
-            ereport: report, ..
-        }) = cause;
-        Err(Error::Local {
-            state: SqlState::unpack(report.sql_error_code() as i32),
-            message: report.message().to_owned(),
-            detail: report.detail().map(str::to_owned),
-            hint: report.hint().map(str::to_owned),
-        })
+    raw_code::watch(|| {
+        PgTryBuilder::new(AssertUnwindSafe(move || {
+            let body = body;
+            (body.0)()
+        }))
+        .catch_others(|cause| Err(raw_code::caught(cause)))
+        .execute()
     })
-    .execute()
 }

@@ -29,6 +29,7 @@ UNION ALL
 SELECT pg_catalog.set_config(s.name, s.value, false)
   FROM (VALUES ('log_statement', 'none'), ('log_min_duration_statement', '-1'), ('log_duration', 'off'),
                ('log_min_duration_sample', '-1'), ('log_min_error_statement', 'panic'),
+               ('log_error_verbosity', 'terse'),
                ('pg_stat_statements.track', 'none'), ('auto_explain.log_min_duration', '-1')) AS s(name, value)
   JOIN pg_catalog.pg_settings g ON pg_catalog.lower(g.name) OPERATOR(pg_catalog.=) s.name
  WHERE pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'";

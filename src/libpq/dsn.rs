@@ -85,6 +85,15 @@ impl Dsn {
             pq::PQconninfoFree(list);
         }
         let dsn = Self { options };
+        // "user:pass@word@host": the rest of an unescaped password would be taken for a host, and
+        // shown. A socket's path may hold the character, and an abstract socket begins with it.
+        let is_host = |host: &str| host.starts_with(['/', '@']) || !host.contains('@');
+        if dsn
+            .get("host")
+            .is_some_and(|hosts| !hosts.split(',').all(is_host))
+        {
+            return Err(BadDsn::Unparsable);
+        }
         // libpq itself looks at the number only when it connects.
         let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok_and(|p| p > 0);
         if dsn
@@ -214,6 +223,12 @@ mod tests {
     fn bad_strings_are_refused_without_being_quoted() {
         assert_eq!(Dsn::parse("secret no equals"), Err(BadDsn::Unparsable));
         assert_eq!(Dsn::parse("a\0b"), Err(BadDsn::ContainsNul));
+        assert_eq!(Dsn::parse("host=h port=x"), Err(BadDsn::Unparsable));
+        assert_eq!(
+            Dsn::parse("postgresql://u:half@way@h/d"),
+            Err(BadDsn::Unparsable)
+        );
+        assert!(Dsn::parse("host=/a@b,@abstract,h port=1,,2").is_ok());
         assert!(!BadDsn::Unparsable.problem().contains("secret"));
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Rows;
+use crate::raw_code;
 use pgrx::pg_sys;
-use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use std::ffi::{CStr, CString, c_char};
 use std::marker::PhantomData;
@@ -67,7 +67,7 @@ impl Procedure {
 
     /// Runs one statement in a transaction of its own. On an error nothing of it remains.
     pub fn execute(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        let answer = in_subtransaction(|| execute(sql, params));
+        let answer = raw_code::watch(|| in_subtransaction(|| execute(sql, params)));
         // SAFETY: on the non-atomic level that `enter` opened; the next transaction starts at once,
         // so no transaction id is held while remote calls are made.
         unsafe { pg_sys::SPI_commit() };
@@ -172,33 +172,20 @@ fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         .catch_others(move |cause| {
             pg_sys::MemoryContextSwitchTo(context);
             (restore.0)(false);
-            Err(local_error(cause))
+            Err(raw_code::caught(cause))
         })
         .execute()
     }
 }
 
-fn local_error(cause: CaughtError) -> Error {
-    let (CaughtError::PostgresError(report)
-    | CaughtError::ErrorReport(report)
-    | CaughtError::RustPanic {
-        ereport: report, ..
-    }) = cause;
-    Error::Local {
-        state: SqlState::unpack(report.sql_error_code() as i32),
-        message: report.message().to_owned(),
-        detail: report.detail().map(str::to_owned),
-        hint: report.hint().map(str::to_owned),
-    }
-}
-
 /// What holds for the local statements of a run, each until its own commit: names resolve to
-/// pg_catalog alone, the journal is on disk before the side effect, and parameters, some of which
-/// are connection strings, are not logged.
-const LOCAL_SETTINGS: [(&CStr, &CStr); 3] = [
+/// pg_catalog alone, the journal is on disk before the side effect, and neither parameters nor the
+/// context of messages, where connection strings may stand, are logged.
+const LOCAL_SETTINGS: [(&CStr, &CStr); 4] = [
     (c"search_path", c""),
     (c"synchronous_commit", c"local"),
     (c"auto_explain.log_min_duration", c"-1"),
+    (c"log_error_verbosity", c"terse"),
 ];
 
 fn execute(sql: &str, params: &[&str]) -> Result<Rows> {

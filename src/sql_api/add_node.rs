@@ -3,6 +3,7 @@
 use super::arguments;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{HiddenContext, Local, Procedure};
+use crate::raw_code;
 use crate::workflow::join::{self, Request};
 use pgrx::JsonB;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -48,7 +49,7 @@ fn add_node(
         }
         .into());
     }
-    join::add_node(Local::new(procedure), request)?;
+    join::add_node(Local::new(procedure), request).inspect_err(|e| raw_code::keep(e.sqlstate()))?;
     context.show();
     Ok(())
 }
