@@ -1,8 +1,7 @@
 //! Where our errors become PostgreSQL's.
 
 use crate::error::Error;
-use crate::libpq::scrub;
-use pgrx::pg_sys;
+use crate::libpq::{scrub, wait};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -30,22 +29,12 @@ pub fn notice(text: &str) {
         scrub(text),
         "zodan",
     );
-    uninterrupted(|| report.report(PgLogLevel::NOTICE));
+    wait::uncancelled(|| report.report(PgLogLevel::NOTICE));
 }
 
 /// Warns the caller, at once.
 pub fn warning(text: &str, hint: &str) {
     let report = ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, scrub(text), "zodan")
         .set_hint(scrub(hint));
-    uninterrupted(|| report.report(PgLogLevel::WARNING));
-}
-
-/// The server looks for interrupts after every message, and would raise there what the next wait
-/// gets as a value.
-fn uninterrupted(say: impl FnOnce()) {
-    // SAFETY: HOLD_INTERRUPTS and RESUME_INTERRUPTS. An error in between resets the count.
-    unsafe { pg_sys::InterruptHoldoffCount += 1 };
-    say();
-    // SAFETY: as above.
-    unsafe { pg_sys::InterruptHoldoffCount -= 1 };
+    wait::uncancelled(|| report.report(PgLogLevel::WARNING));
 }

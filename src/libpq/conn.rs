@@ -348,7 +348,7 @@ impl Conn {
             if let Some(hint) = notice.hint {
                 report = report.set_hint(dsn::scrub(&hint));
             }
-            report.report(notice.level);
+            wait::uncancelled(|| report.report(notice.level));
         }
     }
 

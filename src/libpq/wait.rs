@@ -105,7 +105,7 @@ pub fn check_interrupts() -> Result<()> {
         Ok(())
     })
     .catch_others(|cause| {
-        INTERRUPTED.set(Some(Instant::now()));
+        note_interrupt();
         Err(interrupted(cause))
     })
     .execute()
@@ -120,16 +120,62 @@ thread_local! {
 /// after the first has been answered, it would end the undo that the first one asked for.
 const ECHO: Duration = Duration::from_millis(200);
 
+/// Remembers that an interrupt has been answered.
+fn note_interrupt() {
+    INTERRUPTED.set(Some(Instant::now()));
+}
+
+fn just_answered() -> bool {
+    INTERRUPTED.get().is_some_and(|at| at.elapsed() < ECHO)
+}
+
 /// Forgets a cancel request that is the second signal of one that has been answered.
-pub fn forget_echo() {
-    let answered = INTERRUPTED.get().is_some_and(|at| at.elapsed() < ECHO);
+fn forget_echo() {
     // SAFETY: flags that signal handlers set. A request that comes while they are read is either
     // forgotten as an echo or stays.
     unsafe {
-        if answered && pg_sys::ProcDiePending == 0 {
+        if just_answered() && pg_sys::ProcDiePending == 0 {
             pg_sys::QueryCancelPending = 0;
         }
     }
+}
+
+/// Runs something local, which a cancel request may end, but not the second signal of one that has
+/// been answered.
+pub fn without_echo<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let answer = if just_answered() {
+        forget_echo();
+        let answer = uncancelled(body);
+        forget_echo();
+        answer
+    } else {
+        body()
+    };
+    if let Err(error) = &answer
+        && error.sqlstate() == SqlState::QUERY_CANCELED
+    {
+        note_interrupt();
+    }
+    answer
+}
+
+/// Runs something that the server follows with a look for interrupts, which would raise there what
+/// the next wait gets as a value.
+pub fn uncancelled<T>(body: impl FnOnce() -> T) -> T {
+    struct Held(u32);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            // SAFETY: as it was before. Not counted down, since an error sets it to 0.
+            unsafe { pg_sys::QueryCancelHoldoffCount = self.0 };
+        }
+    }
+    // SAFETY: what HOLD_CANCEL_INTERRUPTS counts up.
+    let _held = unsafe {
+        let held = Held(pg_sys::QueryCancelHoldoffCount);
+        pg_sys::QueryCancelHoldoffCount += 1;
+        held
+    };
+    body()
 }
 
 fn interrupted(cause: CaughtError) -> Error {

@@ -17,8 +17,7 @@ impl Local {
 
     /// Runs and commits one statement.
     pub fn query(&self, sql: &str, params: &[&str]) -> Result<Rows> {
-        wait::forget_echo();
-        self.0.borrow_mut().execute(sql, params)
+        wait::without_echo(|| self.0.borrow_mut().execute(sql, params))
     }
 
     pub fn show_activity(&self, text: &str) {
