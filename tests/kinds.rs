@@ -297,7 +297,7 @@ fn a_table_whose_rows_cannot_be_told_is_refused() {
          CREATE TABLE untold (a integer, doc json)",
     );
     let (n1, n2) = (cluster.n(1), cluster.n(2));
-    let error = add_node(n2, "n2", n1, "n1").err().expect("refused");
+    let error = add_node(n2, "n2", n1, "n1").expect_err("refused");
     assert_eq!(error.code(), "55000");
     assert_eq!(
         error.message(),
