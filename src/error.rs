@@ -62,6 +62,11 @@ impl SqlState {
         std::str::from_utf8(&self.0).unwrap_or("XX000")
     }
 
+    /// Not a code of success, a warning or no data.
+    pub fn is_error(self) -> bool {
+        !matches!(&self.0, [b'0', b'0'..=b'2', ..])
+    }
+
     /// "Already gone": what an undo may meet and call done.
     pub fn is_undefined(self) -> bool {
         matches!(

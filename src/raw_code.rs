@@ -36,7 +36,11 @@ const fn frame(
 #[pg_guard]
 unsafe extern "C-unwind" fn remember(_arg: *mut c_void) {
     // SAFETY: called by the server with a message in the making.
-    SEEN.set(unsafe { geterrcode() });
+    let code = unsafe { geterrcode() };
+    // What is said while the error is being dealt with is no error.
+    if SqlState::unpack(code).is_error() {
+        SEEN.set(code);
+    }
 }
 
 #[pg_guard]
@@ -49,19 +53,27 @@ unsafe extern "C-unwind" fn stamp(code: *mut c_void) {
 pub fn watch<T>(body: impl FnOnce() -> T) -> T {
     let mut own = frame(null_mut(), Some(remember));
     SEEN.set(0);
-    // SAFETY: a frame of this stack, taken off before it goes; `body` does not raise.
+    // SAFETY: a frame of this stack, taken off before it goes, however `body` ends.
     unsafe {
         own.previous = pg_sys::error_context_stack;
-        let previous = own.previous;
+        let _restored = Restored(own.previous);
         pg_sys::error_context_stack = &raw mut own;
-        let answer = body();
-        pg_sys::error_context_stack = previous;
-        answer
+        body()
+    }
+}
+
+struct Restored(*mut pg_sys::ErrorContextCallback);
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        // SAFETY: frames of our callers, which are still there.
+        unsafe { pg_sys::error_context_stack = self.0 };
     }
 }
 
 /// The error that was caught within [`watch`], with its own code.
 pub fn caught(cause: CaughtError) -> Error {
+    let raised_by_server = matches!(cause, CaughtError::PostgresError(_));
     let (CaughtError::PostgresError(report)
     | CaughtError::ErrorReport(report)
     | CaughtError::RustPanic {
@@ -69,8 +81,8 @@ pub fn caught(cause: CaughtError) -> Error {
     }) = cause;
     Error::Local {
         state: match SEEN.get() {
-            0 => SqlState::unpack(report.sql_error_code() as i32),
-            code => SqlState::unpack(code),
+            code if raised_by_server && code != 0 => SqlState::unpack(code),
+            _ => SqlState::unpack(report.sql_error_code() as i32),
         },
         message: report.message().to_owned(),
         detail: report.detail().map(str::to_owned),
