@@ -31,6 +31,8 @@ pub enum Effect {
         database: String,
         before: Option<String>,
     },
+    /// A statement on the node; the one that takes it back.
+    Statement { undo: String },
     /// A statement on a table of the node, and the statement that takes it back.
     Table { undo: String },
 }

@@ -439,3 +439,48 @@ fn sets_that_change_during_the_join() {
         "{said}"
     );
 }
+
+/// Nobody but a superuser who insists can write on the new node before it is a node, and everybody can as soon
+/// as it is.
+#[test]
+fn application_writes_are_held_off() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let content = format!(
+        "CREATE TABLE t (id integer PRIMARY KEY); GRANT ALL ON t TO app; {}",
+        gate::CONTENT
+    );
+    let cluster = Mesh {
+        everywhere: "CREATE ROLE app LOGIN",
+        content: &content,
+        ..Mesh::default()
+    }
+    .start(1);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let write = |insist: bool| {
+        let mut app = n2.client_as("app", "postgres");
+        let insist = if insist {
+            "SET default_transaction_read_only = off; "
+        } else {
+            ""
+        };
+        let result = app.batch_execute(&format!("{insist}INSERT INTO t VALUES (1)"));
+        result.map_err(|e| e.code().map(|code| code.code().to_owned()))
+    };
+    let gate = gate::close(n2);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| joined(n2, "n2", n1, "n1"));
+        gate::wait(n2);
+        for insist in [false, true] {
+            assert_eq!(write(insist), Err(Some("25006".to_owned())), "{insist}");
+        }
+        drop(gate);
+        call.join().unwrap();
+    });
+    assert_eq!(n2.value("SELECT count(*) FROM pg_db_role_setting"), "0");
+    assert_eq!(write(false), Ok(()));
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    assert_eq!(n1.value("SELECT count(*) FROM t"), "1");
+}

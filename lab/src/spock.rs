@@ -5,6 +5,7 @@
 
 use crate::server::{Server, ServerOptions, quote_literal};
 use crate::{Cluster, pg, quiet};
+use std::io::Write;
 use std::sync::OnceLock;
 
 /// The version of Spock that the server under test offers, if it does.
@@ -21,10 +22,12 @@ pub fn available() -> Option<String> {
 /// The version of Spock as [`available`], said on standard error; where there is none, that the test is skipped.
 pub fn announced() -> Option<String> {
     let version = available();
-    match &version {
-        Some(version) => eprintln!("Spock {version}, {}", pg::version()),
-        None => eprintln!("skipped: the server under test has no Spock"),
-    }
+    let line = match &version {
+        Some(version) => format!("Spock {version}, {}\n", pg::version()),
+        None => "skipped: the server under test has no Spock\n".into(),
+    };
+    // Not by eprint, which the test runner keeps to itself. Nothing depends on the line.
+    let _ = std::io::stderr().write_all(line.as_bytes());
     version
 }
 

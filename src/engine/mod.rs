@@ -144,6 +144,12 @@ pub trait Engine {
     /// `paused, alive`: whether the pause still holds, and how many workers could still commit.
     fn pause_state(&self) -> Statement;
 
+    /// What keeps applications from writing in new sessions of the node's database, beyond what they
+    /// can turn off themselves: the statement, and the one that takes it back.
+    fn hold_off_writes(&self, _new: &mut Node, _database: &str) -> Result<Option<[Statement; 2]>> {
+        Ok(None)
+    }
+
     fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan>;
     /// Gives the copied structure the role it has in replication on the source. Returns what to
     /// tell.

@@ -398,6 +398,23 @@ impl Engine for Spock {
         )
     }
 
+    fn hold_off_writes(&self, new: &mut Node, database: &str) -> Result<Option<[Statement; 2]>> {
+        // Not where somebody has decided otherwise for the database.
+        let rows = new.query(
+            "SELECT current_setting('spock.readonly', true) IS NOT NULL
+                    AND NOT EXISTS (SELECT FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase,
+                                           unnest(s.setconfig) c
+                                     WHERE d.datname = current_database() AND s.setrole = 0
+                                       AND c LIKE 'spock.readonly=%')",
+            &[],
+        )?;
+        let database = crate::quote::ident(database);
+        Ok(rows.one()?.bool(0).then(|| {
+            ["SET spock.readonly = 'user'", "RESET spock.readonly"]
+                .map(|what| Statement::new(format!("ALTER DATABASE {database} {what}"), &[]))
+        }))
+    }
+
     fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan> {
         let mut replicated: BTreeMap<(String, String), Vec<SetTable>> = BTreeMap::new();
         for table in set_tables(source)? {
@@ -439,6 +456,7 @@ impl Engine for Spock {
             settings: vec![
                 ("spock.enable_ddl_replication", "off"),
                 ("spock.include_ddl_repset", "off"),
+                ("spock.readonly", "off"),
             ],
             leave_out: self.leave_out.clone(),
         })

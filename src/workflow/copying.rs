@@ -5,7 +5,7 @@ use crate::copy::{self, Archive, LeaveOut, Source, Target, data, matviews, seque
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
 use crate::journal::{Effect, Journal};
-use crate::node::{Local, Node, server};
+use crate::node::{Local, Node, Statement, server};
 use crate::settings::copy_jobs;
 
 pub struct Copying<'a> {
@@ -25,6 +25,8 @@ pub struct Copying<'a> {
 pub struct Held {
     /// What the database itself had set `default_transaction_read_only` to before.
     pub read_only: Option<String>,
+    /// What takes back the engine's own way of keeping applications from writing.
+    pub engines: Option<Statement>,
     /// Rows inserted and changed in the database if nobody but the copy wrote; `None` where the
     /// server does not count.
     expected: Option<(u64, u64)>,
@@ -52,6 +54,7 @@ impl Copying<'_> {
         let before = copy::inventory(&mut self.new.session)?;
         let written = rows_written(self.new)?;
         let read_only = self.hold_off_writes()?;
+        let engines = self.hold_off_by_engine()?;
         let plan = self
             .engine
             .copy_plan(self.source, &self.new.name, self.snapshot)?;
@@ -71,6 +74,7 @@ impl Copying<'_> {
         let expected = written.map(|(inserted, changed)| (inserted + copied.rows, changed));
         Ok(Held {
             read_only,
+            engines,
             expected,
         })
     }
@@ -161,6 +165,19 @@ impl Copying<'_> {
         server::set_database_read_only(self.database, Some("on")).run(self.new)?;
         self.journal.done(step)?;
         Ok(before)
+    }
+
+    fn hold_off_by_engine(&mut self) -> Result<Option<Statement>> {
+        let Some([hold, release]) = self.engine.hold_off_writes(self.new, self.database)? else {
+            return Ok(None);
+        };
+        let effect = Effect::Statement {
+            undo: release.sql.clone(),
+        };
+        let step = self.intend("have the engine hold them off too", &effect)?;
+        hold.run(self.new)?;
+        self.journal.done(step)?;
+        Ok(Some(release))
     }
 
     fn create_origin(&mut self, origin: &str) -> Result<()> {

@@ -569,6 +569,9 @@ impl Join {
     fn release_writes(&mut self, known: &Known) -> Result<()> {
         let before = self.held.read_only.as_deref();
         server::set_database_read_only(&known.new.database, before).run(&mut self.new)?;
+        if let Some(release) = &self.held.engines {
+            release.run(&mut self.new)?;
+        }
         if !self.held.written_by_others(&mut self.new)? {
             return Ok(());
         }

@@ -135,7 +135,9 @@ fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<()> {
         Effect::ReadOnly { database, before } => {
             forgive_undefined(server::set_database_read_only(database, before.as_deref()).run(node))
         }
-        Effect::Table { undo } => forgive_undefined(Statement::new(undo.as_str(), &[]).run(node)),
+        Effect::Table { undo } | Effect::Statement { undo } => {
+            forgive_undefined(Statement::new(undo.as_str(), &[]).run(node))
+        }
     }
 }
 
