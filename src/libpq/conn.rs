@@ -574,6 +574,9 @@ impl Connecting {
             ("keepalives_idle", "10"),
             ("keepalives_interval", "5"),
             ("keepalives_count", "4"),
+            // Keepalives are not sent while a statement waits to be acknowledged; without a limit of
+            // its own, a lost network would show after a quarter of an hour only.
+            ("tcp_user_timeout", "30000"),
         ];
         options.extend(dsn.options().map(|(keyword, value, _)| (keyword, value)));
         options.push(("application_name", "zodan"));
