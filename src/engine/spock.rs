@@ -260,7 +260,7 @@ impl Engine for Spock {
             // Whatever is said about the attempt has the statement in its context, and so the
             // connection string with its password.
             Statement::new("SET log_min_messages = panic", &[]),
-            Statement::new("SELECT set_config('zodan.probed', $1, false)", &[dsn]),
+            Statement::new("SELECT set_config('zodan_probe.dsn', $1, false)", &[dsn]),
             Statement::new(
                 "DO $do$
                  BEGIN
@@ -268,7 +268,7 @@ impl Engine for Spock {
                      PERFORM set_config('spock.enable_ddl_replication', 'off', true);
                      EXECUTE format('CREATE SUBSCRIPTION zodan_probe CONNECTION %L PUBLICATION zodan_probe '
                                     'WITH (create_slot = false, slot_name = NONE, enabled = false)',
-                                    current_setting('zodan.probed'));
+                                    current_setting('zodan_probe.dsn'));
                      RAISE EXCEPTION USING ERRCODE = 'ZODAN', MESSAGE = 'reached';
                  EXCEPTION WHEN SQLSTATE 'ZODAN' THEN NULL;
                  END
@@ -277,7 +277,7 @@ impl Engine for Spock {
             ),
             Statement::new("RESET log_min_messages", &[]),
             Statement::new(
-                "SELECT 1 WHERE set_config('zodan.probed', '', false) IS NULL",
+                "SELECT 1 WHERE set_config('zodan_probe.dsn', '', false) IS NULL",
                 &[],
             ),
         ]
