@@ -399,9 +399,10 @@ impl Engine for Spock {
     }
 
     fn hold_off_writes(&self, new: &mut Node, database: &str) -> Result<Option<[Statement; 2]>> {
-        // Not where somebody has decided otherwise for the database.
+        // Not where somebody has decided otherwise for the database, and not before 6.0, where it
+        // would hold off superusers too: the next CALL, if this one is killed.
         let rows = new.query(
-            "SELECT current_setting('spock.readonly', true) IS NOT NULL
+            "SELECT EXISTS (SELECT FROM pg_settings WHERE name = 'spock.readonly' AND 'local' = ANY (enumvals))
                     AND NOT EXISTS (SELECT FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase,
                                            unnest(s.setconfig) c
                                      WHERE d.datname = current_database() AND s.setrole = 0
@@ -410,7 +411,7 @@ impl Engine for Spock {
         )?;
         let database = crate::quote::ident(database);
         Ok(rows.one()?.bool(0).then(|| {
-            ["SET spock.readonly = 'user'", "RESET spock.readonly"]
+            ["SET spock.readonly = 'local'", "RESET spock.readonly"]
                 .map(|what| Statement::new(format!("ALTER DATABASE {database} {what}"), &[]))
         }))
     }
