@@ -86,6 +86,10 @@ pub struct Drift {
 pub trait Engine {
     fn label(&self) -> &'static str;
 
+    /// Whether its apply workers count against `max_logical_replication_workers`, as PostgreSQL's own
+    /// do. All count against `max_worker_processes`.
+    fn uses_logical_workers(&self) -> bool;
+
     /// The output plugin of the slots.
     fn plugin(&self) -> &'static str;
 

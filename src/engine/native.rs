@@ -17,6 +17,10 @@ impl Engine for Native {
         "native"
     }
 
+    fn uses_logical_workers(&self) -> bool {
+        true
+    }
+
     fn plugin(&self) -> &'static str {
         "pgoutput"
     }

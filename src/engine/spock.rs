@@ -49,6 +49,10 @@ impl Engine for Spock {
         "spock"
     }
 
+    fn uses_logical_workers(&self) -> bool {
+        false
+    }
+
     fn plugin(&self) -> &'static str {
         "spock_output"
     }

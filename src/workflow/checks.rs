@@ -215,11 +215,13 @@ impl Checks<'_> {
                 need("max_replication_slots", facts.origins, origins);
             }
             need("max_wal_senders", facts.wal_senders, paths);
-            need(
-                "max_logical_replication_workers",
-                facts.logical_workers,
-                paths,
-            );
+            if self.engine.uses_logical_workers() {
+                need(
+                    "max_logical_replication_workers",
+                    facts.logical_workers,
+                    paths,
+                );
+            }
             // The source also runs the watchdog of the pause, the new node the copy's workers.
             let workers = if new {
                 paths.max(1)
