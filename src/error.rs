@@ -27,7 +27,6 @@ impl SqlState {
     pub const FEATURE_NOT_SUPPORTED: Self = Self(*b"0A000");
     pub const QUERY_CANCELED: Self = Self(*b"57014");
     pub const EXTERNAL_ROUTINE_EXCEPTION: Self = Self(*b"38000");
-    pub const DATA_CORRUPTED: Self = Self(*b"XX001");
     pub const INTERNAL_ERROR: Self = Self(*b"XX000");
 
     /// The state a server sent; anything that is not five characters of `[0-9A-Z]` becomes XX000.

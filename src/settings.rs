@@ -33,7 +33,7 @@ pub fn define() {
     );
     GucRegistry::define_int_guc(
         c"zodan.slot_timeout",
-        c"How long the source's apply may stay paused for one attempt at the snapshot.",
+        c"How long one attempt at the snapshot waits, with apply paused, for the workers to stop and then for the slot.",
         c"An attempt that takes longer is cancelled, apply resumes, and the attempt is repeated.",
         &SLOT_TIMEOUT,
         100,

@@ -21,6 +21,19 @@ pub struct Path {
     pub slot: String,
 }
 
+impl Path {
+    /// The path as zodan names it where the engine has no rule of its own for slots.
+    pub fn by_rule(provider: &str, subscriber: &str) -> Self {
+        let name = names::subscription(provider, subscriber);
+        Self {
+            provider: provider.to_owned(),
+            subscriber: subscriber.to_owned(),
+            slot: name.clone(),
+            subscription: name,
+        }
+    }
+}
+
 /// What the source knows of its cluster.
 pub struct Survey {
     /// Every member, the source too. Just the source where it is not a node yet.

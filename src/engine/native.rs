@@ -1,6 +1,6 @@
 //! PostgreSQL's own logical replication, `origin = none`, as the cluster's engine.
 
-use super::{CopyPlan, Engine, Identity, LeaveOut, Path, Survey, names};
+use super::{CopyPlan, Engine, Identity, LeaveOut, Path, Survey};
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
@@ -26,13 +26,7 @@ impl Engine for Native {
     }
 
     fn path(&self, provider: &str, subscriber: &str) -> Path {
-        let name = names::subscription(provider, subscriber);
-        Path {
-            provider: provider.to_owned(),
-            subscriber: subscriber.to_owned(),
-            slot: name.clone(),
-            subscription: name,
-        }
+        Path::by_rule(provider, subscriber)
     }
 
     fn survey(&self, source: &mut Node) -> Result<Survey> {

@@ -169,15 +169,9 @@ impl Engine for Spock {
         let known = self
             .paths
             .get(&(provider.to_owned(), subscriber.to_owned()));
-        known.cloned().unwrap_or_else(|| {
-            let name = names::subscription(provider, subscriber);
-            Path {
-                provider: provider.to_owned(),
-                subscriber: subscriber.to_owned(),
-                subscription: name.clone(),
-                slot: name,
-            }
-        })
+        known
+            .cloned()
+            .unwrap_or_else(|| Path::by_rule(provider, subscriber))
     }
 
     fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>> {
