@@ -1,5 +1,6 @@
 //! Cancelling what runs remotely, also when the backend is being terminated.
 
+use super::wait;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pq_sys as pq;
@@ -85,12 +86,7 @@ pub fn request(conn: *mut pq::PGconn, limit: Duration) {
                 if left.is_zero() {
                     break;
                 }
-                let mut fd = libc::pollfd {
-                    fd: socket(handle),
-                    events,
-                    revents: 0,
-                };
-                libc::poll(&mut fd, 1, left.as_millis() as c_int);
+                wait::undisturbed(socket(handle), events, left);
             }
         }
         finish(handle);

@@ -304,15 +304,8 @@ impl Conn {
                     }
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
-                let mut fd = libc::pollfd {
-                    fd: self.socket(),
-                    events: libc::POLLIN,
-                    revents: 0,
-                };
-                if left.is_zero()
-                    || libc::poll(&mut fd, 1, left.as_millis() as c_int) < 0
-                    || pq::PQconsumeInput(self.raw()) == 0
-                {
+                wait::undisturbed(self.socket(), libc::POLLIN, left);
+                if left.is_zero() || pq::PQconsumeInput(self.raw()) == 0 {
                     self.broken = true;
                     self.busy = false;
                     return;

@@ -140,6 +140,32 @@ fn forget_echo() {
     }
 }
 
+/// Waits until `fd` is ready for `events` (of poll) or `limit` has passed, whatever interrupts arrive:
+/// for what has to be done after one. While the second signal of that one may come, it waits in
+/// slices, so that the signal is known for what it is.
+pub fn undisturbed(fd: RawFd, events: i16, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    loop {
+        forget_echo();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let slice = match just_answered() {
+            true => left.min(ECHO / 4),
+            false => left,
+        };
+        let mut waited = libc::pollfd {
+            fd,
+            events,
+            revents: 0,
+        };
+        // SAFETY: one descriptor in a valid array of one. Rounded up, or the rest of a millisecond
+        // would be spent spinning.
+        let ready = unsafe { libc::poll(&mut waited, 1, slice.as_micros().div_ceil(1000) as i32) };
+        if ready > 0 || left.is_zero() {
+            return;
+        }
+    }
+}
+
 /// Runs something local, which a cancel request may end, but not the second signal of one that has
 /// been answered.
 pub fn without_echo<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
