@@ -51,6 +51,19 @@ CREATE TABLE zodan.local_node (
 REVOKE ALL ON zodan.local_node FROM PUBLIC;
 COMMENT ON TABLE zodan.local_node IS 'Which of the members this database is; empty where it is none';
 
+CREATE TABLE zodan.owed (
+    member      text NOT NULL,
+    dsn         text NOT NULL,
+    removed     text NOT NULL,
+    effect      jsonb NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (removed, member, effect)
+);
+REVOKE ALL ON zodan.owed FROM PUBLIC;
+COMMENT ON TABLE zodan.owed IS 'What members that could not be reached when a node was removed still have to forget; CALL spock.remove_node for that node again pays it';
+COMMENT ON COLUMN zodan.owed.dsn IS 'How the member was reached when the debt was made; may hold a password';
+COMMENT ON COLUMN zodan.owed.effect IS 'What is to be taken back there, as in zodan.step';
+
 CREATE TABLE zodan.marker (
     id      text PRIMARY KEY,
     node    text NOT NULL,
@@ -71,6 +84,7 @@ CREATE TABLE zodan.run (
     command        text NOT NULL,
     engine         text NOT NULL,
     source_node    text NOT NULL,
+    source_dsn     text NOT NULL DEFAULT '',
     node           text NOT NULL,
     state          text NOT NULL DEFAULT 'running'
                    CHECK (state IN ('running', 'done', 'undone', 'failed')),
@@ -85,6 +99,7 @@ CREATE TABLE zodan.run (
 );
 REVOKE ALL ON zodan.run FROM PUBLIC;
 COMMENT ON TABLE zodan.run IS 'One row for each CALL on this node, kept as history';
+COMMENT ON COLUMN zodan.run.source_dsn IS 'How the source was reached, without passwords';
 COMMENT ON COLUMN zodan.run.state IS 'running (or interrupted, if no session holds its lock), done, undone (failed and cleaned up), failed (failed, and something is left to clean up)';
 COMMENT ON COLUMN zodan.run.apply_pause_ms IS 'How long the source did not apply changes of its peers, in milliseconds: the longest attempt';
 

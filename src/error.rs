@@ -201,6 +201,10 @@ pub enum Error {
         hint: String,
     },
 
+    /// The error that ended a run which is gone on with, not taken back.
+    #[error("{first}")]
+    Unfinished { first: Box<Error>, hint: String },
+
     #[error("{0}")]
     Internal(String),
 }
@@ -241,7 +245,7 @@ impl Error {
             Self::Program { .. } => SqlState::EXTERNAL_ROUTINE_EXCEPTION,
             Self::Deadline { .. } => SqlState::QUERY_CANCELED,
             Self::Stalled { .. } => SqlState::NOT_IN_PREREQUISITE_STATE,
-            Self::NotUndone { first, .. } => first.sqlstate(),
+            Self::NotUndone { first, .. } | Self::Unfinished { first, .. } => first.sqlstate(),
             Self::Internal(_) => SqlState::INTERNAL_ERROR,
         }
     }
@@ -264,7 +268,7 @@ impl Error {
                     .join("\n"),
             ),
             Self::Stalled { detail, .. } if !detail.is_empty() => Some(detail.clone()),
-            Self::NotUndone { first, .. } => first.detail(),
+            Self::NotUndone { first, .. } | Self::Unfinished { first, .. } => first.detail(),
             _ => None,
         }
     }
@@ -288,6 +292,13 @@ impl Error {
                     }
                 }
                 (!hints.is_empty()).then(|| hints.join("\n"))
+            }
+            Self::Unfinished { first, hint } => {
+                let mut parts: Vec<String> = first.hint().into_iter().collect();
+                if !parts.contains(hint) {
+                    parts.push(hint.clone());
+                }
+                Some(parts.join("\n"))
             }
             Self::NotUndone { first, left, hint } => {
                 let mut parts: Vec<String> = first.hint().into_iter().collect();

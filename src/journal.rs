@@ -3,8 +3,10 @@
 
 use crate::copy::Inventory;
 use crate::error::{Error, Result};
-use crate::node::Local;
+use crate::libpq::Rows;
+use crate::node::{Local, Session};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 
 /// A side effect, as an undo finds it again. Never holds a connection string.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +39,16 @@ pub enum Effect {
     Table { undo: String },
 }
 
+impl Effect {
+    pub fn to_text(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|e| Error::internal(format!("zodan.step.effect: {e}")))
+    }
+
+    pub fn parse(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| Error::internal(format!("zodan.step.effect: {e}")))
+    }
+}
+
 /// A step whose effect may still be there.
 #[derive(Clone, Debug)]
 pub struct Begun {
@@ -51,49 +63,62 @@ pub struct Begun {
 pub struct Interrupted {
     pub run: i64,
     pub command: String,
+    pub engine: String,
+    pub source: String,
+    /// How the source was reached, without secrets.
+    pub source_dsn: String,
     pub node: String,
 }
 
-#[derive(Clone)]
+/// What a run is about.
+pub struct Subject<'a> {
+    pub command: &'a str,
+    pub engine: &'a str,
+    pub source: &'a str,
+    /// How the source is reached, without secrets.
+    pub source_dsn: &'a str,
+    pub node: &'a str,
+}
+
 pub struct Journal {
-    local: Local,
+    session: RefCell<Session>,
     run: i64,
     next: i32,
 }
 
 impl Journal {
-    pub fn begin(
-        local: &Local,
-        command: &str,
-        engine: &str,
-        source: &str,
-        node: &str,
-    ) -> Result<Self> {
+    pub fn begin(local: &Local, subject: &Subject) -> Result<Self> {
         let rows = local.query(
-            "INSERT INTO zodan.run (command, engine, source_node, node)
-             SELECT $1, $2, $3, $4 FROM zodan.unreplicated() RETURNING id",
-            &[command, engine, source, node],
+            "INSERT INTO zodan.run (command, engine, source_node, source_dsn, node)
+             SELECT $1, $2, $3, $4, $5 FROM zodan.unreplicated() RETURNING id",
+            &[
+                subject.command,
+                subject.engine,
+                subject.source,
+                subject.source_dsn,
+                subject.node,
+            ],
         )?;
         Ok(Self {
-            local: local.clone(),
+            session: RefCell::new(Session::Local(local.clone())),
             run: rows.one()?.parse(0)?,
             next: 1,
         })
     }
 
-    /// The journal of a run that was interrupted.
-    pub fn reopen(local: &Local, run: i64) -> Self {
+    /// The journal of a run that was interrupted, on this node or on another one.
+    pub fn reopen(session: Session, run: i64) -> Self {
         Self {
-            local: local.clone(),
+            session: RefCell::new(session),
             run,
             next: i32::MAX,
         }
     }
 
-    /// Runs without an end. The caller holds the membership lock of this node, so nobody runs them.
-    pub fn interrupted(local: &Local) -> Result<Vec<Interrupted>> {
-        let rows = local.query(
-            "SELECT id, command, node FROM zodan.run
+    /// Runs without an end. The caller holds the membership lock of the node, so nobody runs them.
+    pub fn interrupted(session: &mut Session) -> Result<Vec<Interrupted>> {
+        let rows = session.query(
+            "SELECT id, command, engine, source_node, source_dsn, node FROM zodan.run
               WHERE state IN ('running', 'failed') ORDER BY id DESC",
             &[],
         )?;
@@ -102,15 +127,22 @@ impl Journal {
                 Ok(Interrupted {
                     run: row.parse(0)?,
                     command: row.text(1).to_owned(),
-                    node: row.text(2).to_owned(),
+                    engine: row.text(2).to_owned(),
+                    source: row.text(3).to_owned(),
+                    source_dsn: row.text(4).to_owned(),
+                    node: row.text(5).to_owned(),
                 })
             })
             .collect()
     }
 
+    fn query(&self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.session.borrow_mut().query(sql, params)
+    }
+
     /// Steps with effects that have not been undone, the last one first.
     pub fn begun(&self) -> Result<Vec<Begun>> {
-        let rows = self.local.query(
+        let rows = self.query(
             "SELECT step, node, description, effect FROM zodan.step
               WHERE run_id = $1::bigint AND effect IS NOT NULL AND state <> 'undone'
               ORDER BY step DESC",
@@ -122,11 +154,19 @@ impl Journal {
                     step: row.parse(0)?,
                     node: row.text(1).to_owned(),
                     description: row.text(2).to_owned(),
-                    effect: serde_json::from_str(row.text(3))
-                        .map_err(|e| Error::internal(format!("zodan.step.effect: {e}")))?,
+                    effect: Effect::parse(row.text(3))?,
                 })
             })
             .collect()
+    }
+
+    /// The last phase that the run wrote about.
+    pub fn furthest_phase(&self) -> Result<usize> {
+        let rows = self.query(
+            "SELECT coalesce(max(phase), 0) FROM zodan.step WHERE run_id = $1::bigint",
+            &[&self.run.to_string()],
+        )?;
+        rows.one()?.parse(0)
     }
 
     /// Writes down what is about to be done, and commits that.
@@ -137,13 +177,29 @@ impl Journal {
         description: &str,
         effect: &Effect,
     ) -> Result<i32> {
+        self.write(phase, node, description, &effect.to_text()?)
+    }
+
+    /// Writes down what is about to be done and is not taken back: a run that is interrupted there is
+    /// gone on with.
+    pub fn go_on(&mut self, phase: usize, node: &str, description: &str) -> Result<i32> {
+        self.write(phase, node, description, "")
+    }
+
+    fn write(&mut self, phase: usize, node: &str, description: &str, effect: &str) -> Result<i32> {
         let step = self.next;
-        let effect = serde_json::to_string(effect)
-            .map_err(|e| Error::internal(format!("zodan.step.effect: {e}")))?;
-        self.local.query(
+        self.query(
             "INSERT INTO zodan.step (run_id, step, phase, node, description, effect)
-             SELECT $1::bigint, $2::integer, $3::integer, $4, $5, $6::jsonb FROM zodan.unreplicated()",
-            &[&self.run.to_string(), &step.to_string(), &phase.to_string(), node, description, &effect],
+             SELECT $1::bigint, $2::integer, $3::integer, $4, $5, nullif($6, '')::jsonb
+               FROM zodan.unreplicated()",
+            &[
+                &self.run.to_string(),
+                &step.to_string(),
+                &phase.to_string(),
+                node,
+                description,
+                effect,
+            ],
         )?;
         self.next += 1;
         Ok(step)
@@ -162,7 +218,7 @@ impl Journal {
     }
 
     fn set(&self, step: i32, state: &str, message: &str) -> Result<()> {
-        self.local.query(
+        self.query(
             "UPDATE zodan.step SET state = $3, ended_at = clock_timestamp(), message = nullif($4, '')
                FROM zodan.unreplicated()
               WHERE run_id = $1::bigint AND step = $2::integer",
@@ -172,7 +228,7 @@ impl Journal {
     }
 
     pub fn note_pause(&self, millis: f64) -> Result<()> {
-        self.local.query(
+        self.query(
             "UPDATE zodan.run
                 SET apply_pause_ms = greatest(coalesce(apply_pause_ms, 0), $2::numeric)
                FROM zodan.unreplicated() WHERE id = $1::bigint",
@@ -182,7 +238,7 @@ impl Journal {
     }
 
     pub fn note_copy(&self, tables: u64, rows: u64, bytes: u64) -> Result<()> {
-        self.local.query(
+        self.query(
             "UPDATE zodan.run SET copied_tables = $2::bigint, copied_rows = $3::bigint,
                                   copied_bytes = $4::bigint
                FROM zodan.unreplicated() WHERE id = $1::bigint",
@@ -199,7 +255,7 @@ impl Journal {
     pub fn end(&self, state: &str, error: Option<&Error>) -> Result<()> {
         let sqlstate = error.map_or(String::new(), |e| e.sqlstate().to_string());
         let message = error.map_or(String::new(), |e| crate::libpq::scrub(&e.to_string()));
-        self.local.query(
+        self.query(
             "UPDATE zodan.run SET state = $2, ended_at = clock_timestamp(),
                     sqlstate = coalesce(nullif($3, ''), sqlstate),
                     message = coalesce(nullif($4, ''), message)

@@ -23,7 +23,12 @@ extension_sql_file!("../sql/native.sql", name = "native", requires = ["schema"])
 extension_sql_file!(
     "../sql/add_node.sql",
     name = "add_node",
-    requires = ["schema"],
+    requires = ["schema", "native"]
+);
+extension_sql_file!(
+    "../sql/remove_node.sql",
+    name = "remove_node",
+    requires = ["add_node"],
     finalize
 );
 

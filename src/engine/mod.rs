@@ -96,6 +96,15 @@ pub struct Drift {
     pub remedy: String,
 }
 
+/// Something that the removal of a node owes to a member that could not be reached then.
+#[derive(Clone, Debug)]
+pub struct Debt {
+    pub member: Member,
+    pub removed: String,
+    /// What is to be taken back there, as in the journal.
+    pub effect: String,
+}
+
 pub trait Engine {
     fn label(&self) -> &'static str;
 
@@ -111,7 +120,13 @@ pub trait Engine {
         false
     }
 
+    /// The name of the node that the database is in its cluster; `None` where it is in none.
+    fn local_name(&self, node: &mut Node) -> Result<Option<String>>;
     fn survey(&self, source: &mut Node) -> Result<Survey>;
+
+    /// Learns the names of the paths between `members`, and of those between them and `absent`, which
+    /// cannot be asked.
+    fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()>;
 
     /// Learns the names of all paths, those that are and those to be.
     fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()>;
@@ -136,10 +151,24 @@ pub trait Engine {
 
     /// Makes `identity` known to the node. `None` where a subscription does that by itself.
     fn register(&self, identity: &Identity) -> Option<Statement>;
-    fn unregister(&self, name: &str) -> Statement;
+    /// Makes the node forget `name`, and what it left there.
+    fn unregister(&self, name: &str) -> Vec<Statement>;
     /// `name, location, country, dsn, system_identifier, database, info, joined_at` of every member,
     /// as the node knows them.
     fn registry(&self) -> Statement;
+
+    /// Keeps a debt on a node. `None` where the engine has no place for it.
+    fn owe(&self, _debt: &Debt) -> Option<Statement> {
+        None
+    }
+    /// The debts from the removal of `removed` that the node knows of.
+    fn debts(&self, _node: &mut Node, _removed: &str) -> Result<Vec<Debt>> {
+        Ok(vec![])
+    }
+    /// Forgets what is owed to `member` from the removal of `removed`.
+    fn forgive(&self, _removed: &str, _member: &str) -> Option<Statement> {
+        None
+    }
 
     /// Commits a marker on the node; the answer is its token.
     fn emit_marker(&self, id: &str, provider: &str) -> Statement;

@@ -1,6 +1,6 @@
 //! PostgreSQL's own logical replication, `origin = none`, as the cluster's engine.
 
-use super::{CopyPlan, Engine, Identity, LeaveOut, Path, Survey};
+use super::{CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Survey};
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
@@ -154,6 +154,19 @@ impl Engine for Native {
         Ok(findings)
     }
 
+    fn local_name(&self, node: &mut Node) -> Result<Option<String>> {
+        let known = node.query("SELECT to_regclass('zodan.local_node') IS NOT NULL", &[])?;
+        if !known.one()?.bool(0) {
+            return Ok(None);
+        }
+        let rows = node.query("SELECT name FROM zodan.local_node", &[])?;
+        Ok(rows.first().map(|row| row.text(0).to_owned()))
+    }
+
+    fn learn(&mut self, _members: &mut [&mut Node], _absent: &[Member]) -> Result<()> {
+        Ok(()) // names follow from the names of the nodes
+    }
+
     fn prepare(&mut self, _members: &mut [&mut Node], _new: &mut Node) -> Result<()> {
         Ok(()) // names follow from the names of the nodes
     }
@@ -177,15 +190,14 @@ impl Engine for Native {
     }
 
     fn cease_provider(&self) -> Vec<Statement> {
-        vec![
-            Statement::new("DROP PUBLICATION IF EXISTS zodan", &[]),
-            Statement::new("DELETE FROM zodan.marker USING zodan.unreplicated()", &[]),
-            Statement::new("DELETE FROM zodan.node USING zodan.unreplicated()", &[]),
-            Statement::new(
-                "DELETE FROM zodan.local_node USING zodan.unreplicated()",
-                &[],
-            ),
-        ]
+        // One transaction: a node or none, never half of one.
+        vec![Statement::new(
+            "DROP PUBLICATION IF EXISTS zodan;
+             DELETE FROM zodan.marker USING zodan.unreplicated();
+             DELETE FROM zodan.node USING zodan.unreplicated();
+             DELETE FROM zodan.local_node USING zodan.unreplicated()",
+            &[],
+        )]
     }
 
     fn tables_to_prepare(&self) -> Option<Statement> {
@@ -227,11 +239,56 @@ impl Engine for Native {
         Some(insert_node(identity))
     }
 
-    fn unregister(&self, name: &str) -> Statement {
-        Statement::new(
+    fn unregister(&self, name: &str) -> Vec<Statement> {
+        [
+            "DELETE FROM zodan.marker USING zodan.unreplicated() WHERE node = $1",
             "DELETE FROM zodan.node USING zodan.unreplicated() WHERE name = $1",
-            &[name],
-        )
+        ]
+        .map(|sql| Statement::new(sql, &[name]))
+        .to_vec()
+    }
+
+    fn owe(&self, debt: &Debt) -> Option<Statement> {
+        Some(Statement::new(
+            "INSERT INTO zodan.owed (member, dsn, removed, effect)
+             SELECT $1, $2, $3, $4::jsonb FROM zodan.unreplicated() ON CONFLICT DO NOTHING",
+            &[
+                &debt.member.name,
+                &debt.member.dsn.expose(),
+                &debt.removed,
+                &debt.effect,
+            ],
+        ))
+    }
+
+    fn debts(&self, node: &mut Node, removed: &str) -> Result<Vec<Debt>> {
+        let rows = node.query(
+            "SELECT o.member, coalesce(n.dsn, o.dsn), o.effect
+               FROM zodan.owed o LEFT JOIN zodan.node n ON n.name = o.member
+              WHERE o.removed = $1 ORDER BY o.recorded_at, o.effect",
+            &[removed],
+        )?;
+        rows.iter()
+            .map(|row| {
+                let dsn = Dsn::parse(row.text(1))
+                    .map_err(|bad| Error::internal(format!("zodan.owed.dsn {}", bad.problem())))?;
+                Ok(Debt {
+                    member: Member {
+                        name: row.text(0).to_owned(),
+                        dsn,
+                    },
+                    removed: removed.to_owned(),
+                    effect: row.text(2).to_owned(),
+                })
+            })
+            .collect()
+    }
+
+    fn forgive(&self, removed: &str, member: &str) -> Option<Statement> {
+        Some(Statement::new(
+            "DELETE FROM zodan.owed USING zodan.unreplicated() WHERE removed = $1 AND member = $2",
+            &[removed, member],
+        ))
     }
 
     fn registry(&self) -> Statement {

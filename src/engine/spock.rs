@@ -106,13 +106,19 @@ impl Engine for Spock {
         })
     }
 
-    fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
-        // Nothing can be asked of the new node's Spock before it is there.
-        let installed = "SELECT FROM pg_extension WHERE extname = 'spock'";
-        if new.query(installed, &[])?.is_empty() {
-            return Err(Error::Checks(vec![not_installed(&new.name)]));
+    fn local_name(&self, node: &mut Node) -> Result<Option<String>> {
+        if !is_node(node)? {
+            return Ok(None);
         }
-        // Paths between members may have names that somebody else chose.
+        let rows = node.query(
+            "SELECT n.node_name FROM spock.node n JOIN spock.local_node USING (node_id)",
+            &[],
+        )?;
+        Ok(rows.first().map(|row| row.text(0).to_owned()))
+    }
+
+    fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
+        // Somebody else may have chosen them.
         for member in members.iter_mut() {
             let rows = member.query(
                 "SELECT n.node_name, s.sub_name, s.sub_slot_name
@@ -131,7 +137,31 @@ impl Engine for Spock {
             }
         }
         let mut wanted = vec![];
+        for gone in absent {
+            // As libpq defaults it.
+            let its_database = gone.dsn.get("dbname").or(gone.dsn.get("user"));
+            let its_database = its_database.unwrap_or("postgres").to_owned();
+            for member in members.iter_mut() {
+                wanted.push((member.name.clone(), gone.name.clone(), its_database.clone()));
+                wanted.push((gone.name.clone(), member.name.clone(), database(member)?));
+            }
+        }
+        wanted.retain(|(p, s, _)| !self.paths.contains_key(&(p.clone(), s.clone())));
+        match members.first_mut() {
+            Some(asked) => self.name_by_rule(asked, wanted),
+            None => Ok(()),
+        }
+    }
+
+    fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
+        // Nothing can be asked of the new node's Spock before it is there.
+        let installed = "SELECT FROM pg_extension WHERE extname = 'spock'";
+        if new.query(installed, &[])?.is_empty() {
+            return Err(Error::Checks(vec![not_installed(&new.name)]));
+        }
+        self.learn(members, &[])?;
         let new_database = database(new)?;
+        let mut wanted = vec![];
         for member in members.iter_mut() {
             wanted.push((member.name.clone(), new.name.clone(), new_database.clone()));
             wanted.push((new.name.clone(), member.name.clone(), database(member)?));
@@ -139,22 +169,7 @@ impl Engine for Spock {
         let Some(source) = members.first_mut() else {
             return Ok(());
         };
-        for (provider, subscriber, database) in wanted {
-            let subscription = names::subscription(&provider, &subscriber);
-            let rows = source.query(
-                "SELECT spock.spock_gen_slot_name($1::name, $2::name, $3::name)",
-                &[&database, &provider, &subscription],
-            )?;
-            let slot = rows.one()?.text(0).to_owned();
-            let path = Path {
-                provider,
-                subscriber,
-                subscription,
-                slot,
-            };
-            self.paths
-                .insert((path.provider.clone(), path.subscriber.clone()), path);
-        }
+        self.name_by_rule(source, wanted)?;
         let sets = source.query(
             &format!("SELECT s.set_name FROM {LOCAL_SETS} ORDER BY 1"),
             &[],
@@ -319,8 +334,11 @@ impl Engine for Spock {
         None // creating a subscription does it
     }
 
-    fn unregister(&self, name: &str) -> Statement {
-        Statement::new("SELECT spock.node_drop($1::name, true)", &[name])
+    fn unregister(&self, name: &str) -> Vec<Statement> {
+        vec![Statement::new(
+            "SELECT spock.node_drop($1::name, true)",
+            &[name],
+        )]
     }
 
     fn registry(&self) -> Statement {
@@ -576,14 +594,49 @@ impl Engine for Spock {
     }
 
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {
-        vec![Statement::new(
-            "SELECT spock.sub_drop($1::name, true)",
-            &[subscription],
-        )]
+        // A subscription that is still copying waits for its own copy for ever, and with it Spock's
+        // manager: the copy is ended first.
+        vec![
+            Statement::new(
+                "SELECT spock.sub_disable(sub_name, false) FROM spock.subscription WHERE sub_name = $1",
+                &[subscription],
+            ),
+            Statement::new(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE application_name = $1 || '_copy' AND datname = current_database()",
+                &[subscription],
+            ),
+            Statement::new("SELECT spock.sub_drop($1::name, true)", &[subscription]),
+        ]
     }
 }
 
 impl Spock {
+    /// Names paths of (provider, subscriber, the subscriber's database) as Spock itself would.
+    fn name_by_rule(
+        &mut self,
+        asked: &mut Node,
+        wanted: Vec<(String, String, String)>,
+    ) -> Result<()> {
+        for (provider, subscriber, database) in wanted {
+            let subscription = names::subscription(&provider, &subscriber);
+            let rows = asked.query(
+                "SELECT spock.spock_gen_slot_name($1::name, $2::name, $3::name)",
+                &[&database, &provider, &subscription],
+            )?;
+            let slot = rows.one()?.text(0).to_owned();
+            let path = Path {
+                provider,
+                subscriber,
+                subscription,
+                slot,
+            };
+            self.paths
+                .insert((path.provider.clone(), path.subscriber.clone()), path);
+        }
+        Ok(())
+    }
+
     /// Somebody streams from the slot of every subscription between the members. The subscriber alone
     /// cannot tell: a worker that fails and starts again every few seconds looks well from there.
     fn check_slots(&self, members: &mut [&mut Node], findings: &mut Vec<Finding>) -> Result<()> {

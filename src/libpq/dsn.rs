@@ -155,6 +155,14 @@ impl Dsn {
             .join(" ")
     }
 
+    /// The keyword form without secrets, which still connects where none is asked for.
+    pub fn without_secrets(&self) -> String {
+        let open = self.options.iter().filter(|o| !o.secret);
+        open.map(|o| format!("{}={}", o.keyword, quote_value(&o.value)))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
     /// The keyword form, secrets included: for libpq and for the engines' own catalogs, nothing else.
     pub fn expose(&self) -> String {
         self.options
@@ -209,6 +217,7 @@ mod tests {
         assert!(shown.contains("host=h"), "{shown}");
         assert!(shown.contains("password=********") && shown.contains("sslpassword=********"));
         assert!(!shown.contains("a b") && !shown.contains("zzzz"), "{shown}");
+        assert_eq!(dsn.without_secrets(), "host=h");
         assert_eq!(scrub("said a b'c and zzzz"), "said ******** and ********");
     }
 

@@ -268,6 +268,13 @@ pub fn slots_lost(slots: &[String]) -> Statement {
     )
 }
 
+pub fn origins_named(origin: &str) -> Statement {
+    Statement::new(
+        "SELECT roname FROM pg_replication_origin WHERE roname = $1",
+        &[origin],
+    )
+}
+
 pub fn create_origin(origin: &str) -> Statement {
     Statement::new("SELECT pg_replication_origin_create($1)", &[origin])
 }
@@ -342,6 +349,26 @@ pub fn other_sessions() -> Statement {
           WHERE datname = current_database() AND backend_type = 'client backend'
             AND pid <> pg_backend_pid() AND application_name NOT LIKE 'zodan%'
           ORDER BY pid",
+        &[],
+    )
+}
+
+/// Ends the client sessions of this database that began before `since`, but this one, `spared` (a pid)
+/// and zodan's own. A row for each.
+pub fn end_sessions_before(since: &str, spared: &str) -> Statement {
+    Statement::new(
+        "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
+          WHERE datname = current_database() AND backend_type = 'client backend'
+            AND pid NOT IN (pg_backend_pid(), $2::integer)
+            AND application_name NOT LIKE 'zodan%' AND backend_start < $1::timestamptz",
+        &[since, spared],
+    )
+}
+
+/// Transactions of this database that are prepared and neither committed nor rolled back.
+pub fn prepared_transactions() -> Statement {
+    Statement::new(
+        "SELECT quote_literal(gid) FROM pg_prepared_xacts WHERE database = current_database()",
         &[],
     )
 }

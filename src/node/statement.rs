@@ -27,8 +27,33 @@ impl Statement {
         }
     }
 
+    /// The statement as a human runs it, parameters in their places.
+    pub fn inlined(&self) -> String {
+        let words = self.sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.params
+            .iter()
+            .enumerate()
+            .rev() // $10 before $1
+            .fold(words, |text, (i, value)| {
+                text.replace(&format!("${}", i + 1), &crate::quote::literal(value))
+            })
+    }
+
     pub fn run(&self, node: &mut Node) -> Result<Rows> {
         let params: Vec<&str> = self.params.iter().map(String::as_str).collect();
         node.query(&self.sql, &params)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Statement;
+
+    #[test]
+    fn parameters_are_put_in_their_places() {
+        let params: Vec<String> = (1..=10).map(|i| format!("p'{i}")).collect();
+        let params: Vec<&str> = params.iter().map(String::as_str).collect();
+        let statement = Statement::new("SELECT f($1::name,\n       $10, true)", &params);
+        assert_eq!(statement.inlined(), "SELECT f('p''1'::name, 'p''10', true)");
     }
 }

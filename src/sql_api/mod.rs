@@ -6,3 +6,4 @@
 mod add_node;
 mod arguments;
 mod native;
+mod remove_node;

@@ -5,16 +5,17 @@ use super::copying::{Copying, Held};
 use super::markers;
 use super::members::{self, each};
 use super::patience::{Seen, wait_until};
-use super::report::{Report, table};
+use super::report::Report;
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
+use super::summary;
 use super::undo::Undo;
 use crate::copy;
-use crate::engine::{self, Engine, Identity, Path, subscription_states};
+use crate::engine::{self, Engine, Identity, Path};
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Effect, Journal};
+use crate::journal::{Effect, Journal, Subject};
 use crate::libpq::Dsn;
 use crate::lsn::Position;
-use crate::node::{Local, Member, Node, ask_within, server};
+use crate::node::{Local, Member, Node, Session, ask_within, server};
 use crate::settings;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -49,10 +50,13 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
     let known = join.check()?;
     let mut journal = Journal::begin(
         &join.local,
-        COMMAND,
-        join.engine.label(),
-        &join.source.name,
-        &join.new.name,
+        &Subject {
+            command: COMMAND,
+            engine: join.engine.label(),
+            source: &join.source.name,
+            source_dsn: &join.request.source_dsn.without_secrets(),
+            node: &join.new.name,
+        },
     )?;
     match join.run(&known, &mut journal) {
         Ok(()) => {
@@ -150,12 +154,12 @@ impl Join {
     /// An earlier CALL that was killed left a journal without an end. It is undone before anything
     /// is checked, since what it left is what the checks would find.
     fn clean_up_interrupted(&mut self) -> Result<()> {
-        for dead in Journal::interrupted(&self.local)? {
+        for dead in Journal::interrupted(&mut self.new.session)? {
             self.report.say(&format!(
                 "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {})",
                 dead.command, dead.node, dead.run
             ));
-            let journal = Journal::reopen(&self.local, dead.run);
+            let journal = Journal::reopen(Session::Local(self.local.clone()), dead.run);
             let undo = Undo {
                 engine: &*self.engine,
                 journal: &journal,
@@ -241,7 +245,8 @@ impl Join {
             .phase("prove that every change arrives everywhere");
         self.prove(journal)?;
         self.finish()?;
-        self.show_result()
+        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        summary::show(&*self.engine, &mut all, &self.report)
     }
 
     /// A source that is not a node yet becomes a cluster of one.
@@ -677,76 +682,6 @@ impl Join {
         Ok(())
     }
 
-    fn show_result(&mut self) -> Result<()> {
-        let mut rows = vec![];
-        for row in &self.engine.registry().run(&mut self.new)? {
-            let dsn = Dsn::parse(row.text(3))
-                .map(|d| d.redacted())
-                .unwrap_or_default();
-            rows.push(vec![
-                row.text(0).to_owned(),
-                row.text(1).to_owned(),
-                row.text(2).to_owned(),
-                dsn,
-            ]);
-        }
-        rows.sort();
-        for line in table(&["node_name", "location", "country", "dsn"], &rows) {
-            self.report.say(&line);
-        }
-        let engine = &*self.engine;
-        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
-        let names: Vec<String> = all.iter().map(|n| n.name.clone()).collect();
-        let answers = each(all.iter_mut().map(|n| &mut **n), |_| engine.subscriptions())?;
-        let mut rows = vec![];
-        for (subscriber, answer) in names.iter().zip(&answers) {
-            let states = subscription_states(answer)?;
-            for provider in names.iter().filter(|p| *p != subscriber) {
-                let path = engine.path(provider, subscriber);
-                let working = states
-                    .iter()
-                    .any(|s| s.name == path.subscription && s.working);
-                rows.push(vec![
-                    subscriber.clone(),
-                    path.subscription,
-                    if working { "replicating" } else { "down" }.to_owned(),
-                    provider.clone(),
-                ]);
-            }
-        }
-        rows.sort();
-        let heading = ["node_name", "subscription_name", "status", "provider_node"];
-        for line in table(&heading, &rows) {
-            self.report.say(&line);
-        }
-        self.show_lag()
-    }
-
-    fn show_lag(&mut self) -> Result<()> {
-        let Some(statement) = self.engine.lag() else {
-            return Ok(());
-        };
-        let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
-        let answers = each(all, |_| statement.clone())?;
-        let mut rows: Vec<Vec<String>> = answers
-            .iter()
-            .flatten()
-            .map(|row| (0..5).map(|i| row.text(i).to_owned()).collect())
-            .collect();
-        rows.sort();
-        let heading = [
-            "origin_name",
-            "receiver_name",
-            "commit_timestamp",
-            "replication_lag_bytes",
-            "replication_lag",
-        ];
-        for line in table(&heading, &rows) {
-            self.report.say(&line);
-        }
-        Ok(())
-    }
-
     /// Undoes the run and returns the error to raise: the first one, unchanged.
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
         self.report.say(&format!("failed, undoing: {first}"));
@@ -756,26 +691,10 @@ impl Join {
             new: &self.request.new,
             name_taken: false,
         };
-        let left = undo.run(&mut nodes(&mut self.source, &mut self.peers, &mut self.new));
-        let left = match left {
-            Ok(left) => left,
-            // The journal itself could not be read or written: nothing more can be said for sure.
-            Err(error) => vec![format!("the rest of the run, because {error}")],
-        };
-        let state = if left.is_empty() { "undone" } else { "failed" };
-        let ended = journal.end(state, Some(&first));
-        if left.is_empty() && ended.is_ok() {
-            return first;
-        }
-        Error::NotUndone {
-            first: Box::new(first),
-            left: left
-                .into_iter()
-                .chain(ended.err().map(|e| e.to_string()))
-                .collect(),
-            hint: "Run the same CALL again when the nodes are reachable: it cleans up first."
-                .into(),
-        }
+        undo.give_up(
+            first,
+            &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
+        )
     }
 }
 

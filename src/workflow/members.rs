@@ -7,16 +7,11 @@ use crate::node::{Local, Member, Node, Session, Statement, ask, server};
 /// Opens a session on each of `members`, all at the same time. Those that cannot be reached are
 /// reported together.
 pub fn connect(members: &[Member]) -> Result<Vec<Node>> {
-    let wanted: Vec<(&str, &Dsn)> = members.iter().map(|m| (m.name.as_str(), &m.dsn)).collect();
     let mut nodes = vec![];
     let mut failed = vec![];
-    for (member, conn) in members.iter().zip(Conn::open_all(&wanted)) {
-        match conn {
-            Ok(conn) => nodes.push(Node {
-                name: member.name.clone(),
-                dsn: member.dsn.clone(),
-                session: Session::Remote(conn),
-            }),
+    for (member, answer) in members.iter().zip(connect_each(members)) {
+        match answer {
+            Ok(node) => nodes.push(node),
             Err(error @ Error::Interrupted { .. }) => return Err(error),
             Err(error) => failed.push((member, error)),
         }
@@ -29,6 +24,23 @@ pub fn connect(members: &[Member]) -> Result<Vec<Node>> {
         return Err(Error::Checks(failed.into_iter().map(finding).collect()));
     }
     failed.pop().map_or(Ok(nodes), |(_, error)| Err(error))
+}
+
+/// Opens a session on each of `members`, all at the same time; the answers are in their order.
+pub fn connect_each(members: &[Member]) -> Vec<Result<Node>> {
+    let wanted: Vec<(&str, &Dsn)> = members.iter().map(|m| (m.name.as_str(), &m.dsn)).collect();
+    let node = |(member, conn): (&Member, Result<Conn>)| {
+        Ok(Node {
+            name: member.name.clone(),
+            dsn: member.dsn.clone(),
+            session: Session::Remote(conn?),
+        })
+    };
+    members
+        .iter()
+        .zip(Conn::open_all(&wanted))
+        .map(node)
+        .collect()
 }
 
 /// Most of what a run asks can only be asked by a superuser, so this comes before all of it.
@@ -112,4 +124,42 @@ pub fn each<'a>(
         .collect())
     .into_iter()
     .collect()
+}
+
+/// Runs on each node its own statements, one after the other, all nodes at the same time. What is gone
+/// already is done. The first error is the answer, when every node has come to its end or its error.
+pub fn each_in_turn<'a>(
+    nodes: impl IntoIterator<Item = (&'a mut Node, Vec<Statement>)>,
+) -> Result<()> {
+    let mut lanes: Vec<_> = nodes
+        .into_iter()
+        .map(|(node, statements)| (node, statements.into_iter()))
+        .collect();
+    let mut first = Ok(());
+    while !lanes.is_empty() {
+        let mut questions = vec![];
+        let mut going = vec![];
+        for (i, (node, statements)) in lanes.iter_mut().enumerate() {
+            if let Some(statement) = statements.next() {
+                questions.push(statement.on(node));
+                going.push(i);
+            }
+        }
+        let answers = ask(questions);
+        let mut done: Vec<usize> = (0..lanes.len()).filter(|i| !going.contains(i)).collect();
+        for (i, answer) in going.into_iter().zip(answers) {
+            if let Err(error) = answer
+                && !error.is_undefined()
+            {
+                done.push(i);
+                first = first.and(Err(error));
+            }
+        }
+        let mut i = 0;
+        lanes.retain(|_| {
+            i += 1;
+            !done.contains(&(i - 1))
+        });
+    }
+    first
 }

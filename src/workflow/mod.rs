@@ -4,9 +4,11 @@
 mod checks;
 mod copying;
 pub mod join;
+pub mod leave;
 mod markers;
 mod members;
 mod patience;
 mod report;
 mod snapshot;
+mod summary;
 mod undo;

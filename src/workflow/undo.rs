@@ -64,6 +64,29 @@ impl Undo<'_> {
         Ok(left)
     }
 
+    /// Undoes the run and returns the error to raise: the first one, unchanged.
+    pub fn give_up(&self, first: Error, nodes: &mut [&mut Node]) -> Error {
+        let left = match self.run(nodes) {
+            Ok(left) => left,
+            // The journal itself could not be read or written: nothing more can be said for sure.
+            Err(error) => vec![format!("the rest of the run, because {error}")],
+        };
+        let state = if left.is_empty() { "undone" } else { "failed" };
+        let ended = self.journal.end(state, Some(&first));
+        if left.is_empty() && ended.is_ok() {
+            return first;
+        }
+        Error::NotUndone {
+            first: Box::new(first),
+            left: left
+                .into_iter()
+                .chain(ended.err().map(|e| e.to_string()))
+                .collect(),
+            hint: "Run the same CALL again when the nodes are reachable: it cleans up first."
+                .into(),
+        }
+    }
+
     /// Markers of any node, on every node that can be reached: those of the new node, and of one that is
     /// down, can only be removed where they have arrived. They do no harm, so what fails here is no failure
     /// of the undo.
@@ -119,29 +142,39 @@ impl Undo<'_> {
     }
 }
 
-fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<()> {
+/// Takes an effect back, on the node that has it.
+pub fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<()> {
     match effect {
         Effect::Slot { slot } => drop_slot(node, slot),
-        Effect::Subscription { subscription } => run_all(node, &engine.unsubscribe(subscription)),
-        Effect::Provider => run_all(node, &engine.cease_provider()),
-        Effect::Registration { member } => forgive_undefined(engine.unregister(member).run(node)),
         Effect::Marker => match engine.forget_markers(&node.name) {
             Some(statement) => forgive_undefined(statement.run(node)),
             None => Ok(()),
         },
-        Effect::Pause => forgive_undefined(engine.resume().run(node)),
-        Effect::Origin { origin } => forgive_undefined(server::drop_origin(origin).run(node)),
         Effect::Objects { before } => copy::undo(&mut node.session, before),
-        Effect::ReadOnly { database, before } => {
-            forgive_undefined(server::set_database_read_only(database, before.as_deref()).run(node))
-        }
-        Effect::Table { undo } | Effect::Statement { undo } => {
-            forgive_undefined(Statement::new(undo.as_str(), &[]).run(node))
-        }
+        other => run_all(node, &statements(engine, other)),
     }
 }
 
-fn run_all(node: &mut Node, statements: &[Statement]) -> Result<()> {
+/// What takes an effect back, where that is a matter of statements alone.
+pub fn statements(engine: &dyn Engine, effect: &Effect) -> Vec<Statement> {
+    match effect {
+        Effect::Slot { slot } => vec![server::drop_slot(slot)],
+        Effect::Subscription { subscription } => engine.unsubscribe(subscription),
+        Effect::Provider => engine.cease_provider(),
+        Effect::Registration { member } => engine.unregister(member),
+        Effect::Pause => vec![engine.resume()],
+        Effect::Origin { origin } => vec![server::drop_origin(origin)],
+        Effect::ReadOnly { database, before } => {
+            vec![server::set_database_read_only(database, before.as_deref())]
+        }
+        Effect::Table { undo } | Effect::Statement { undo } => {
+            vec![Statement::new(undo.as_str(), &[])]
+        }
+        Effect::Marker | Effect::Objects { .. } => vec![],
+    }
+}
+
+pub fn run_all(node: &mut Node, statements: &[Statement]) -> Result<()> {
     statements
         .iter()
         .try_for_each(|s| forgive_undefined(s.run(node)))

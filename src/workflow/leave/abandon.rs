@@ -1,0 +1,206 @@
+//! A node that was half added: its join was interrupted, and nobody wants to run it again.
+
+use super::find::{nowhere, slots_there};
+use super::{COMMAND, Leave, Request};
+use crate::engine;
+use crate::error::{Error, Result, SqlState};
+use crate::journal::{Effect, Interrupted, Journal};
+use crate::libpq::{Conn, Dsn};
+use crate::node::{Local, Member, Node, Session};
+use crate::workflow::members;
+use crate::workflow::report::Report;
+use crate::workflow::undo::{Undo, drop_slot, revert, run_all};
+
+const JOIN: &str = "spock.add_node";
+
+/// Called on the half-added node itself, its journal knows what there is to take back. False if there
+/// is no such journal.
+pub fn on_the_new_node(local: &Local, request: &Request, report: &Report) -> Result<bool> {
+    let mut session = Session::Local(local.clone());
+    let Some(run) = interrupted(&mut session, JOIN, &request.target)? else {
+        return Ok(false);
+    };
+    let source_dsn = Dsn::parse(&run.source_dsn)
+        .map_err(|bad| Error::internal(format!("zodan.run.source_dsn {}", bad.problem())))?;
+    let elsewhere = format!(
+        "Run CALL spock.remove_node({}, ...) on a node of the cluster, such as \"{}\", with the connection string of this one.",
+        crate::quote::literal(&request.target),
+        run.source
+    );
+    let source = Member {
+        name: run.source.clone(),
+        dsn: source_dsn,
+    };
+    let mut source = members::connect(&[source])
+        .map_err(|error| match error {
+            Error::Connect { node, reason, .. } => Error::Connect {
+                node,
+                reason,
+                hint: elsewhere,
+            },
+            error => error,
+        })?
+        .pop()
+        .ok_or_else(|| Error::internal("a node was not connected"))?;
+    let mut new = members::local(&request.target, &source.dsn.clone(), local);
+    let mut engine = engine::detect(&mut source)?;
+    let survey = engine.survey(&mut source)?;
+    let others: Vec<Member> = survey
+        .members
+        .into_iter()
+        .filter(|m| m.name != source.name && m.name != request.target)
+        .collect();
+    let mut nodes = members::connect(&others)?;
+    nodes.insert(0, source);
+    let purpose = format!("remove_node {}", request.target);
+    members::lock(std::iter::once(&mut new).chain(&mut nodes), &purpose)?;
+    engine.learn(&mut nodes.iter_mut().collect::<Vec<_>>(), &[])?;
+    let mut all: Vec<&mut Node> = std::iter::once(&mut new).chain(&mut nodes).collect();
+    take_back(&*engine, session, &run, report, &mut all)?;
+    report.say(&format!(
+        "the interrupted join of node \"{}\" has been taken back",
+        request.target
+    ));
+    Ok(true)
+}
+
+/// Called on a node that has left already, by a removal that was interrupted after that: writes are let
+/// in again. False if there was none.
+pub fn on_the_former_node(local: &Local, request: &Request, report: &Report) -> Result<bool> {
+    let mut me = members::local(&request.target, &nowhere()?, local);
+    let engine = engine::detect(&mut me)?;
+    if engine.local_name(&mut me)?.is_some() {
+        return Ok(false);
+    }
+    let Some(run) = interrupted(&mut me.session, COMMAND, &request.target)? else {
+        return Ok(false);
+    };
+    let journal = Journal::reopen(Session::Local(local.clone()), run.run);
+    for begun in journal.begun()? {
+        if let Effect::ReadOnly { .. } = begun.effect {
+            revert(&*engine, &begun.effect, &mut me)?;
+        }
+    }
+    journal.end("done", None)?;
+    report.say(&format!("node \"{}\" has left already", request.target));
+    Ok(true)
+}
+
+fn interrupted(session: &mut Session, command: &str, target: &str) -> Result<Option<Interrupted>> {
+    let runs = Journal::interrupted(session)?;
+    Ok(runs
+        .into_iter()
+        .find(|run| run.command == command && run.node == target))
+}
+
+fn take_back(
+    engine: &dyn engine::Engine,
+    session: Session,
+    run: &Interrupted,
+    report: &Report,
+    nodes: &mut [&mut Node],
+) -> Result<()> {
+    report.say(&format!(
+        "taking back the CALL {} for node \"{}\" that was interrupted (run {})",
+        run.command, run.node, run.run
+    ));
+    let journal = Journal::reopen(session, run.run);
+    let undo = Undo {
+        engine,
+        journal: &journal,
+        new: &run.node,
+        name_taken: false,
+    };
+    let left = undo.run(nodes)?;
+    if !left.is_empty() {
+        return Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "what run {} left behind could not be cleaned up: {}",
+                run.run,
+                left.join("; ")
+            ),
+            "Make the nodes reachable and run the CALL again.",
+        ));
+    }
+    journal.end("undone", None)
+}
+
+impl Leave {
+    /// Whether there are traces of the target, which is no member.
+    pub fn is_half_added(&mut self) -> Result<bool> {
+        if !self.known_to.is_empty() || self.journal_there()?.is_some() {
+            return Ok(true);
+        }
+        let states = self.inbound_states()?;
+        if states.iter().any(Option::is_some) {
+            return Ok(true);
+        }
+        for node in &mut self.survivors {
+            let slot = self.engine.path(&node.name, &self.target).slot;
+            if !slots_there(node, &[slot])?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The run on the target that its journal knows to be interrupted, if it can be asked.
+    fn journal_there(&mut self) -> Result<Option<Interrupted>> {
+        let Some(node) = &mut self.leaving else {
+            return Ok(None);
+        };
+        let rows = node.query("SELECT to_regclass('zodan.run') IS NOT NULL", &[])?;
+        match rows.one()?.bool(0) {
+            true => interrupted(&mut node.session, JOIN, &self.target),
+            false => Ok(None),
+        }
+    }
+
+    /// Takes the join back by the journal of the target, and then by name what no journal tells of.
+    pub fn abandon(&mut self) -> Result<()> {
+        self.report.say(&format!(
+            "node \"{}\" is no member: removing what an interrupted join left of it",
+            self.target
+        ));
+        if let Some((member, error)) = self.away.first() {
+            return Err(Error::refused(
+                error.sqlstate(),
+                format!(
+                    "node \"{}\" may have traces of it too and cannot be reached: {error}",
+                    member.name
+                ),
+                "Make it reachable and run the CALL again.",
+            ));
+        }
+        if let Some(run) = self.journal_there()?
+            && let Some(leaving) = &mut self.leaving
+        {
+            let session = Session::Remote(Conn::open(&leaving.name, &leaving.dsn)?);
+            let mut all: Vec<&mut Node> = std::iter::once(leaving)
+                .chain(&mut self.survivors)
+                .collect();
+            take_back(&*self.engine, session, &run, &self.report, &mut all)?;
+        }
+        for node in &mut self.survivors {
+            let from = self.engine.path(&self.target, &node.name);
+            let slot = self.engine.path(&node.name, &self.target).slot;
+            if let Some((slot, true)) = slots_there(node, &[slot.clone()])?.first() {
+                return Err(Error::refused(
+                    SqlState::OBJECT_IN_USE,
+                    format!(
+                        "somebody streams from slot {slot} of node \"{}\"",
+                        node.name
+                    ),
+                    "End that first: it is not a leftover.",
+                ));
+            }
+            run_all(node, &self.engine.unsubscribe(&from.subscription))?;
+            drop_slot(node, &slot)?;
+            run_all(node, &self.engine.unregister(&self.target))?;
+        }
+        self.report
+            .say(&format!("nothing of node \"{}\" is left", self.target));
+        Ok(())
+    }
+}

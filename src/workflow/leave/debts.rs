@@ -1,0 +1,104 @@
+//! What a removal owes to members that could not be reached: kept in the registry of those that could,
+//! or told as the statements to run.
+
+use super::Leave;
+use crate::engine::Debt;
+use crate::error::{Error, Result};
+use crate::journal::Effect;
+use crate::node::Member;
+use crate::workflow::members::{self, each};
+use crate::workflow::undo::{revert, statements};
+use std::collections::BTreeMap;
+
+impl Leave {
+    fn owed_to(&self, member: &str) -> Vec<Effect> {
+        let (from, to) = (
+            self.engine.path(&self.target, member),
+            self.engine.path(member, &self.target),
+        );
+        vec![
+            Effect::Subscription {
+                subscription: from.subscription,
+            },
+            Effect::Slot { slot: to.slot },
+            Effect::Registration {
+                member: self.target.clone(),
+            },
+        ]
+    }
+
+    /// Before anything is detached, so that it is known however the run ends.
+    pub fn remember_debts(&mut self) -> Result<()> {
+        for (member, _) in &self.away {
+            let effects = self.owed_to(&member.name);
+            let mut told = vec![];
+            for effect in &effects {
+                let debt = Debt {
+                    member: member.clone(),
+                    removed: self.target.clone(),
+                    effect: effect.to_text()?,
+                };
+                match self.engine.owe(&debt) {
+                    Some(statement) => {
+                        each(&mut self.survivors, |_| statement.clone())?;
+                    }
+                    None => told.extend(statements(&*self.engine, effect)),
+                }
+            }
+            let what = format!(
+                "node \"{}\" still has to forget \"{}\"",
+                member.name, self.target
+            );
+            let hint = match told.is_empty() {
+                true => "Run the same CALL again when it can be reached.".to_owned(),
+                false => {
+                    let told: Vec<String> =
+                        told.iter().map(|s| format!("{};", s.inlined())).collect();
+                    format!("Run there when it can be reached: {}", told.join(" "))
+                }
+            };
+            self.report.warn(&what, &hint);
+        }
+        Ok(())
+    }
+
+    /// What earlier removals of the target owe.
+    pub fn debts(&mut self) -> Result<Vec<Debt>> {
+        match self.survivors.first_mut() {
+            Some(here) => self.engine.debts(here, &self.target),
+            None => Ok(vec![]),
+        }
+    }
+
+    /// Pays what earlier removals of the target owe.
+    pub fn settle_debts(&mut self) -> Result<()> {
+        let mut by_member: BTreeMap<String, (Member, Vec<Effect>)> = BTreeMap::new();
+        for debt in self.debts()? {
+            let entry = by_member
+                .entry(debt.member.name.clone())
+                .or_insert_with(|| (debt.member.clone(), vec![]));
+            entry.1.push(Effect::parse(&debt.effect)?);
+        }
+        for (name, (member, effects)) in by_member {
+            let known = self.survivors.iter().any(|n| n.name == name);
+            if !known {
+                let mut opened = members::connect(&[member])?;
+                members::lock(&mut opened, &format!("remove_node {}", self.target))?;
+                self.survivors.append(&mut opened);
+            }
+            let node = self.survivors.iter_mut().find(|n| n.name == name);
+            let node = node.ok_or_else(|| Error::internal("a node was not connected"))?;
+            for effect in &effects {
+                revert(&*self.engine, effect, node)?;
+            }
+            if let Some(statement) = self.engine.forgive(&self.target, &name) {
+                each(&mut self.survivors, |_| statement.clone())?;
+            }
+            self.report.say(&format!(
+                "node \"{name}\" has forgotten \"{}\" too",
+                self.target
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! Nothing of the node remains on the others, and nothing of them on it.
+
+use super::find::slots_there;
+use super::{Hold, Leave};
+use crate::error::{Error, Result, SqlState};
+use crate::journal::Journal;
+use crate::node::{Node, Statement, server};
+use crate::workflow::members::each_in_turn;
+use crate::workflow::undo::drop_slot;
+
+impl Leave {
+    /// Every part of it may have been done by a run before this one. The registries come last: they
+    /// are what the next run would start from.
+    pub fn detach(&mut self, journal: &mut Journal, hold: Option<&Hold>) -> Result<()> {
+        self.report
+            .phase(&format!("detach \"{}\" from every member", self.target));
+        let phase = self.report.current();
+        let mut steps = vec![];
+        let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
+        for name in &names {
+            let what = format!("detach \"{}\"", self.target);
+            steps.push(journal.go_on(phase, name, &what)?);
+        }
+        if self.leaving.is_some() {
+            steps.push(journal.go_on(phase, &self.target, "leave")?);
+        }
+        self.remember_debts()?;
+        self.drop_subscriptions()?;
+        self.drop_slots()?;
+        let forget = self.engine.unregister(&self.target);
+        each_in_turn(self.survivors.iter_mut().map(|n| (n, forget.clone())))?;
+        self.report.phase(&format!(
+            "prove that nothing of \"{}\" is left",
+            self.target
+        ));
+        self.prove()?;
+        if let Some(leaving) = &mut self.leaving {
+            let mut last = self.engine.cease_provider();
+            if let Some(hold) = hold {
+                let before = hold.read_only.as_deref();
+                last.push(server::set_database_read_only(&hold.database, before));
+            }
+            each_in_turn([(leaving, last)])?;
+        }
+        for step in steps {
+            journal.done(step)?;
+        }
+        Ok(())
+    }
+
+    fn drop_subscriptions(&mut self) -> Result<()> {
+        let engine = &*self.engine;
+        let target = &self.target;
+        let outbound: Vec<Statement> = self
+            .paths()
+            .iter()
+            .flat_map(|(_, to)| engine.unsubscribe(&to.subscription))
+            .collect();
+        let mut lanes: Vec<(&mut Node, Vec<Statement>)> = self
+            .survivors
+            .iter_mut()
+            .map(|node| {
+                let path = engine.path(target, &node.name);
+                (node, engine.unsubscribe(&path.subscription))
+            })
+            .collect();
+        lanes.extend(self.leaving.as_mut().map(|node| (node, outbound)));
+        each_in_turn(lanes)
+    }
+
+    fn drop_slots(&mut self) -> Result<()> {
+        let paths = self.paths();
+        for survivor in &mut self.survivors {
+            drop_slot(
+                survivor,
+                &self.engine.path(&survivor.name, &self.target).slot,
+            )?;
+        }
+        if let Some(leaving) = &mut self.leaving {
+            for (from, _) in &paths {
+                drop_slot(leaving, &from.slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prove(&mut self) -> Result<()> {
+        let mut left = vec![];
+        for node in &mut self.survivors {
+            let name = node.name.clone();
+            let mut found = |what: &str, which: &str| {
+                left.push(format!("{what} {which} on node \"{name}\""));
+            };
+            let (from, to) = (
+                self.engine.path(&self.target, &node.name),
+                self.engine.path(&node.name, &self.target),
+            );
+            for (slot, _) in slots_there(node, std::slice::from_ref(&to.slot))? {
+                found("slot", &slot);
+            }
+            for row in &self.engine.subscriptions().run(node)? {
+                if row.text(0) == from.subscription {
+                    found("subscription", &from.subscription);
+                }
+            }
+            for row in &server::origins_named(&from.slot).run(node)? {
+                found("origin", row.text(0));
+            }
+            for row in &self.engine.registry().run(node)? {
+                if row.text(0) == self.target {
+                    found("registry entry", &self.target);
+                }
+            }
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(Error::refused(
+            SqlState::OBJECT_IN_USE,
+            format!(
+                "node \"{}\" has left traces: {}",
+                self.target,
+                left.join(", ")
+            ),
+            "Somebody made them while the node was leaving.",
+        ))
+    }
+}

@@ -1,0 +1,194 @@
+//! Before a node leaves: everything that it has committed is on every other node.
+
+use super::{Hold, Leave};
+use crate::error::{Error, Result, SqlState};
+use crate::journal::{Effect, Journal};
+use crate::libpq::wait;
+use crate::lsn::{Lsn, Position};
+use crate::node::{Node, server};
+use crate::settings;
+use crate::workflow::markers;
+use crate::workflow::members;
+use crate::workflow::patience::{Seen, wait_until};
+use std::time::{Duration, Instant};
+
+impl Leave {
+    /// A living node: nobody can write on it from here on, and a marker behind the last write has
+    /// arrived everywhere. A session that was open before could write on, so it is ended; one that was
+    /// on its way in meanwhile is found in the next round, and ended too.
+    pub fn drain(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
+        let hold = self.hold_off_writes(journal, held)?;
+        let since = self.leaving_now()?;
+        self.end_sessions(&since)?;
+        loop {
+            self.barrier(journal)?;
+            if self.end_sessions(&since)? == 0 {
+                return Ok(hold);
+            }
+        }
+    }
+
+    fn leaving(&mut self) -> Result<&mut Node> {
+        let none = || Error::internal("the leaving node has no session");
+        self.leaving.as_mut().ok_or_else(none)
+    }
+
+    fn leaving_now(&mut self) -> Result<String> {
+        let rows = server::now().run(self.leaving()?)?;
+        Ok(rows.one()?.text(0).to_owned())
+    }
+
+    fn hold_off_writes(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
+        let phase = self.report.current();
+        let target = self.target.clone();
+        let leaving = self.leaving()?;
+        let hold = match held {
+            Some(hold) => hold,
+            None => Hold {
+                database: members::identity(leaving)?.1,
+                read_only: server::database_read_only()
+                    .run(leaving)?
+                    .first()
+                    .map(|row| row.text(0).to_owned()),
+            },
+        };
+        let effect = Effect::ReadOnly {
+            database: hold.database.clone(),
+            before: hold.read_only.clone(),
+        };
+        let step = journal.intend(phase, &target, "hold off application writes", &effect)?;
+        server::set_database_read_only(&hold.database, Some("on")).run(leaving)?;
+        journal.done(step)?;
+        Ok(hold)
+    }
+
+    /// Ends the sessions that were there before `since`, and waits until they are gone. How many there
+    /// were.
+    fn end_sessions(&mut self, since: &str) -> Result<usize> {
+        let own_pid = match self.here == self.target {
+            true => self.local.query("SELECT pg_backend_pid()", &[])?,
+            false => Default::default(),
+        };
+        let own_pid = own_pid.first().map_or("0", |row| row.text(0)).to_owned();
+        let target = self.target.clone();
+        let leaving = self.leaving()?;
+        let sessions = server::end_sessions_before(since, &own_pid).run(leaving)?;
+        if sessions.is_empty() {
+            return Ok(0);
+        }
+        let hint = "See pg_stat_activity on the node for what keeps them.";
+        wait_until(&target, "ending the sessions of applications", hint, || {
+            let left = server::end_sessions_before(since, &own_pid).run(leaving)?;
+            Ok(match left.len() {
+                0 => Seen::Done(()),
+                n => Seen::Pending(format!("{n} sessions")),
+            })
+        })?;
+        self.report.say(&format!(
+            "ended {} sessions of applications on node \"{}\": new ones can only read",
+            sessions.len(),
+            self.target
+        ));
+        Ok(sessions.len())
+    }
+
+    /// A commit behind everything else, seen on every survivor.
+    fn barrier(&mut self, journal: &mut Journal) -> Result<()> {
+        let states = self.inbound_states()?;
+        let target = self.target.clone();
+        journal.intend(self.report.current(), &target, "marker", &Effect::Marker)?;
+        let engine = &*self.engine;
+        let markers = markers::emit(engine, self.leaving.as_mut())?;
+        for (survivor, state) in self.survivors.iter_mut().zip(&states) {
+            // Where there is none, `findings` has said so.
+            if state.as_ref().is_none_or(|s| !s.enabled) {
+                continue;
+            }
+            let path = engine.path(&target, &survivor.name);
+            match markers::wait(engine, survivor, &markers, &[path]) {
+                Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
+                Err(error) if !self.force => return Err(error),
+                Err(error) => self.report.warn(
+                    &format!(
+                        "node \"{}\" may lack what \"{target}\" wrote: {error}",
+                        survivor.name
+                    ),
+                    "force := true goes on all the same.",
+                ),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A dead node: all survivors have the same of it. One that is still applying what has arrived gets
+    /// the time for it.
+    pub fn compare_survivors(&mut self) -> Result<()> {
+        let patience = settings::connect_timeout();
+        let mut rest = Duration::from_millis(1);
+        let (mut last, mut since) = (vec![], Instant::now());
+        loop {
+            let states = self.inbound_states()?;
+            let of = |(node, state): (&Node, &Option<crate::engine::SubscriptionState>)| {
+                let state = state.as_ref()?;
+                Some((
+                    node.name.clone(),
+                    state.applied.unwrap_or(Lsn(0)),
+                    state.working,
+                ))
+            };
+            let have: Vec<(String, Lsn, bool)> =
+                self.survivors.iter().zip(&states).filter_map(of).collect();
+            let Some(most) = have.iter().map(|(_, lsn, _)| *lsn).max() else {
+                return Ok(());
+            };
+            let behind: Vec<_> = have.iter().filter(|(_, lsn, _)| *lsn < most).collect();
+            if behind.is_empty() {
+                return Ok(());
+            }
+            if have != last {
+                last = have.clone();
+                since = Instant::now();
+            }
+            let may_move = behind.iter().any(|(.., working)| *working);
+            if !may_move || since.elapsed() > patience {
+                return self.unequal(&have, most);
+            }
+            wait::on_latch(rest)?;
+            rest = (rest * 3 / 2).min(Duration::from_millis(100));
+        }
+    }
+
+    fn unequal(&self, have: &[(String, Lsn, bool)], most: Lsn) -> Result<()> {
+        let (ahead, behind): (Vec<_>, Vec<_>) = have.iter().partition(|(_, lsn, _)| *lsn == most);
+        let source = ahead.first().map_or("", |(name, ..)| name);
+        let told: Vec<String> = have
+            .iter()
+            .map(|(name, lsn, _)| {
+                let position = Position::new(&self.target, *lsn);
+                format!("Node \"{name}\" has applied it up to {position}.")
+            })
+            .collect();
+        let names: Vec<String> = behind.iter().map(|(n, ..)| format!("\"{n}\"")).collect();
+        let message = format!(
+            "node {} lacks transactions of \"{}\" that node \"{source}\" has",
+            names.join(" and node "),
+            self.target
+        );
+        if self.force {
+            self.report
+                .warn(&message, "force := true goes on all the same.");
+            return Ok(());
+        }
+        Err(Error::Refused {
+            state: SqlState::NOT_IN_PREREQUISITE_STATE,
+            message,
+            detail: Some(told.join("\n")),
+            hint: format!(
+                "Bring them over first: CALL spock.recover_run(failed_node_name := {}, source_node_name := {}, ...). Or give them up with force := true.",
+                crate::quote::literal(&self.target),
+                crate::quote::literal(source)
+            ),
+        })
+    }
+}

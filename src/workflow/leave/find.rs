@@ -1,0 +1,316 @@
+//! Who is who: the member that the CALL runs on, the others, and the one that is to leave. Nodes are
+//! told by server and database, never by name alone.
+
+use super::{Leave, Request};
+use crate::engine::{self, Engine};
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::Dsn;
+use crate::node::{Local, Member, Node, server};
+use crate::workflow::members::{self, each};
+use crate::workflow::report::Report;
+
+/// What the target is to the cluster.
+pub enum Standing {
+    Member,
+    /// A join of it was interrupted, and there are traces of it.
+    HalfAdded,
+    /// It is gone, and its going is owed to members that could not be reached then.
+    Owed,
+}
+
+impl Leave {
+    pub fn connect(local: Local, request: &Request, report: Report) -> Result<Self> {
+        let mut me = members::local("", &nowhere()?, &local);
+        let mut engine = engine::detect(&mut me)?;
+        let Some(here) = engine.local_name(&mut me)? else {
+            return Err(Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                "the database that the CALL runs in is no node of a cluster",
+                "Run it in the database of any node of the cluster.",
+            ));
+        };
+        me.name = here.clone();
+        let own = members::identity(&mut me)?;
+        let survey = engine.survey(&mut me)?;
+        let (registered, others): (Vec<Member>, Vec<Member>) = survey
+            .members
+            .into_iter()
+            .partition(|m| m.name == request.target);
+        let (mut survivors, mut away) = (vec![], vec![]);
+        for (member, answer) in others.iter().zip(members::connect_each(&others)) {
+            match answer {
+                Ok(mut node) if node.name == here => {
+                    same(&own, &mut node, "the registry")?;
+                    survivors.insert(0, node);
+                }
+                Ok(node) => survivors.push(node),
+                Err(error @ Error::Interrupted { .. }) => return Err(error),
+                Err(error) if member.name == here => return Err(error),
+                Err(error) => away.push((member.clone(), error)),
+            }
+        }
+        let finding = Finding {
+            engine: &*engine,
+            request,
+            registered: registered.first(),
+            here: &here,
+            own: &own,
+        };
+        let (mut leaving, unreachable) = match finding.leaving(&mut me)? {
+            Found::Reached(node) => (Some(*node), None),
+            Found::Unreachable(error) => (None, Some(error)),
+        };
+        members::require_superuser(survivors.iter_mut().chain(leaving.as_mut()))?;
+        let purpose = format!("remove_node {}", request.target);
+        members::lock(leaving.iter_mut().chain(survivors.iter_mut()), &purpose)?;
+        let mut asked: Vec<&mut Node> = survivors.iter_mut().chain(leaving.as_mut()).collect();
+        let mut absent: Vec<Member> = away.iter().map(|(member, _)| member.clone()).collect();
+        if !asked.iter().any(|node| node.name == request.target) {
+            absent.push(Member {
+                name: request.target.clone(),
+                dsn: match (registered.first(), &request.target_dsn) {
+                    (Some(known), _) => known.dsn.clone(),
+                    (None, Some(given)) => given.clone(),
+                    (None, None) => nowhere()?,
+                },
+            });
+        }
+        engine.learn(&mut asked, &absent)?;
+        Ok(Self {
+            engine,
+            local,
+            report,
+            target: request.target.clone(),
+            force: request.force,
+            here,
+            survivors,
+            away,
+            leaving,
+            unreachable,
+            known_to: vec![],
+        })
+    }
+
+    pub fn standing(&mut self) -> Result<Standing> {
+        let engine = &*self.engine;
+        let registries = each(&mut self.survivors, |_| engine.registry())?;
+        for (survivor, rows) in self.survivors.iter().zip(&registries) {
+            if rows.iter().any(|row| row.text(0) == self.target) {
+                self.known_to.push(survivor.name.clone());
+            }
+        }
+        let leaving_is_node = match &mut self.leaving {
+            Some(node) => self.engine.local_name(node)?.is_some(),
+            None => false,
+        };
+        if leaving_is_node || self.known_to.contains(&self.here) {
+            return Ok(Standing::Member);
+        }
+        if self.is_half_added()? {
+            return Ok(Standing::HalfAdded);
+        }
+        if !self.debts()?.is_empty() {
+            return Ok(Standing::Owed);
+        }
+        let mut members: Vec<&str> = self.survivors.iter().map(|n| n.name.as_str()).collect();
+        members.extend(self.away.iter().map(|(m, _)| m.name.as_str()));
+        members.sort_unstable();
+        Err(Error::Argument {
+            argument: "target_node_name",
+            problem: format!(
+                "is \"{}\", which is no node of this cluster and has left nothing in it",
+                self.target
+            ),
+            hint: format!("The nodes are: {}.", members.join(", ")),
+            state: SqlState::UNDEFINED_OBJECT,
+        })
+    }
+}
+
+/// A connection string that nobody connects by: of this session itself.
+pub fn nowhere() -> Result<Dsn> {
+    Dsn::parse("").map_err(|_| Error::internal("an empty connection string"))
+}
+
+enum Found {
+    Reached(Box<Node>),
+    Unreachable(Error),
+}
+
+struct Finding<'a> {
+    engine: &'a dyn Engine,
+    request: &'a Request,
+    registered: Option<&'a Member>,
+    here: &'a str,
+    own: &'a (String, String),
+}
+
+impl Finding<'_> {
+    fn leaving(&self, me: &mut Node) -> Result<Found> {
+        let given = self.request.target_dsn.as_ref();
+        let Some(dsn) = given.or(self.registered.map(|m| &m.dsn)) else {
+            return Ok(Found::Unreachable(Error::refused(
+                SqlState::UNDEFINED_OBJECT,
+                format!(
+                    "the registry does not have node \"{}\", and target_node_dsn is null",
+                    self.request.target
+                ),
+                "Give a target_node_dsn.",
+            )));
+        };
+        let mut node = match self.open(dsn) {
+            Ok(node) => node,
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(error) if self.here == self.request.target => return Err(error),
+            Err(error) => {
+                // It is dead for us only if the registry's way does not lead to it either.
+                return match self.by_registry(given)? {
+                    Some(_) => Err(Error::Argument {
+                        argument: "target_node_dsn",
+                        problem: format!(
+                            "does not lead to node \"{}\", which answers by the connection string of the registry: {error}",
+                            self.request.target
+                        ),
+                        hint: "Leave target_node_dsn null, or correct it.".into(),
+                        state: error.sqlstate(),
+                    }),
+                    None => Ok(Found::Unreachable(error)),
+                };
+            }
+        };
+        let identity = members::identity(&mut node)?;
+        if self.here == self.request.target {
+            same(self.own, &mut node, "target_node_dsn")?;
+        } else if identity == *self.own {
+            return Err(self.wrong(format!(
+                "leads to this node, which is \"{}\", not \"{}\"",
+                self.here, self.request.target
+            )));
+        }
+        match (self.engine.local_name(&mut node)?, self.registered) {
+            (Some(name), _) if name != self.request.target => Err(self.wrong(format!(
+                "leads to node \"{name}\", not to \"{}\"",
+                self.request.target
+            ))),
+            (Some(_), _) => {
+                if self.here != self.request.target {
+                    self.of_this_cluster(me, &mut node, &identity)?;
+                }
+                Ok(Found::Reached(Box::new(node)))
+            }
+            (None, Some(_)) if given.is_some() => {
+                Err(self.wrong("leads to a database that is no node".into()))
+            }
+            // The database was made anew: the node is as dead as can be.
+            (None, Some(_)) => Ok(Found::Unreachable(Error::refused(
+                SqlState::UNDEFINED_OBJECT,
+                "its database is no node any more",
+                "",
+            ))),
+            (None, None) => Ok(Found::Reached(Box::new(node))),
+        }
+    }
+
+    fn open(&self, dsn: &Dsn) -> Result<Node> {
+        members::connect_each(&[Member {
+            name: self.request.target.clone(),
+            dsn: dsn.clone(),
+        }])
+        .pop()
+        .unwrap_or_else(|| Err(Error::internal("a node was not connected")))
+    }
+
+    /// A session by the registry's connection string, where that is another one and answers.
+    fn by_registry(&self, given: Option<&Dsn>) -> Result<Option<Node>> {
+        match self.registered {
+            Some(known) if given.is_some_and(|g| *g != known.dsn) => match self.open(&known.dsn) {
+                Ok(node) => Ok(Some(node)),
+                Err(error @ Error::Interrupted { .. }) => Err(error),
+                Err(_) => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// A node of that name may be one of another cluster, of a copy of this one for tests above all.
+    fn of_this_cluster(
+        &self,
+        me: &mut Node,
+        node: &mut Node,
+        identity: &(String, String),
+    ) -> Result<()> {
+        let other = || {
+            self.wrong(format!(
+                "leads to another node \"{}\" than this cluster's",
+                self.request.target
+            ))
+        };
+        if let Some(mut known) = self.by_registry(self.request.target_dsn.as_ref())? {
+            return match members::identity(&mut known)? == *identity {
+                true => Ok(()),
+                false => Err(other()),
+            };
+        }
+        let rows = self.engine.registry().run(me)?;
+        let row = rows.iter().find(|row| row.text(0) == self.request.target);
+        if let Some(row) = row.filter(|row| !row.text(4).is_empty()) {
+            let system = identity.0.split(' ').next().unwrap_or_default();
+            if (system, identity.1.as_str()) != (row.text(4), row.text(5)) {
+                return Err(other());
+            }
+        }
+        // Its own registry leads back to us.
+        let rows = self.engine.registry().run(node)?;
+        let back = rows.iter().find(|row| row.text(0) == self.here);
+        let dsn = back.and_then(|row| Dsn::parse(row.text(3)).ok());
+        let Some(dsn) = dsn else { return Err(other()) };
+        let mut back = members::connect(&[Member {
+            name: self.here.to_owned(),
+            dsn,
+        }])?;
+        let leads_back = match back.first_mut() {
+            Some(back) => members::identity(back)? == *self.own,
+            None => false,
+        };
+        if leads_back { Ok(()) } else { Err(other()) }
+    }
+
+    fn wrong(&self, problem: String) -> Error {
+        match self.request.target_dsn {
+            Some(_) => Error::Argument {
+                argument: "target_node_dsn",
+                problem,
+                hint: format!("Give the connection string of \"{}\".", self.request.target),
+                state: SqlState::INVALID_PARAMETER_VALUE,
+            },
+            None => Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!("the connection string of the registry {problem}"),
+                "Give a target_node_dsn.",
+            ),
+        }
+    }
+}
+
+fn same(own: &(String, String), node: &mut Node, what: &str) -> Result<()> {
+    if members::identity(node)? == *own {
+        return Ok(());
+    }
+    Err(Error::refused(
+        SqlState::INVALID_PARAMETER_VALUE,
+        format!(
+            "{what} has a connection string for node \"{}\" that leads to another database than the one that the CALL runs in",
+            node.name
+        ),
+        "Correct it: the other nodes use it too.",
+    ))
+}
+
+/// Slots of `node` that exist, of those named.
+pub fn slots_there(node: &mut Node, slots: &[String]) -> Result<Vec<(String, bool)>> {
+    let rows = server::slots_named(slots).run(node)?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.text(0).to_owned(), row.bool(1)))
+        .collect())
+}

@@ -1,0 +1,308 @@
+//! A node leaves: what it wrote is on every other node first, then nothing of it remains on them.
+
+mod abandon;
+mod debts;
+mod detach;
+mod drain;
+mod find;
+
+use super::report::Report;
+use super::summary;
+use super::undo::Undo;
+use crate::engine::{Engine, Path};
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::journal::{Effect, Interrupted, Journal, Subject};
+use crate::libpq::Dsn;
+use crate::node::{Local, Member, Node, Session, server};
+use find::Standing;
+use std::time::Instant;
+
+const COMMAND: &str = "spock.remove_node";
+const PHASES: usize = 5;
+/// The phase from which on a removal is gone on with, not taken back.
+const DETACH_PHASE: usize = 4;
+
+/// The arguments of the CALL.
+pub struct Request {
+    pub target: String,
+    pub target_dsn: Option<Dsn>,
+    pub verbose: bool,
+    pub force: bool,
+}
+
+/// Removes `request.target` from the cluster that the database of this session is in.
+pub fn remove_node(local: Local, request: Request) -> Result<()> {
+    let begun = Instant::now();
+    let mut report = Report::new(&local, COMMAND, PHASES, request.verbose);
+    report.phase(&format!(
+        "lock the membership of the cluster that \"{}\" leaves",
+        request.target
+    ));
+    if abandon::on_the_new_node(&local, &request, &report)?
+        || abandon::on_the_former_node(&local, &request, &report)?
+    {
+        return Ok(());
+    }
+    let mut leave = Leave::connect(local, &request, report)?;
+    match leave.standing()? {
+        Standing::Member => leave.run(begun),
+        Standing::HalfAdded => leave.abandon(),
+        Standing::Owed => leave.settle_debts(),
+    }
+}
+
+struct Leave {
+    engine: Box<dyn Engine>,
+    local: Local,
+    report: Report,
+    target: String,
+    force: bool,
+    /// The member that the CALL runs on.
+    here: String,
+    /// The other members. The one that the CALL runs on comes first, if it stays.
+    survivors: Vec<Node>,
+    /// The other members that cannot be reached, and why.
+    away: Vec<(Member, Error)>,
+    /// The leaving node, if it can be reached.
+    leaving: Option<Node>,
+    /// Why it cannot.
+    unreachable: Option<Error>,
+    /// The survivors that have it in their registry.
+    known_to: Vec<String>,
+}
+
+/// What the leaving node's database was set to before writes were held off.
+struct Hold {
+    database: String,
+    read_only: Option<String>,
+}
+
+impl Leave {
+    fn run(&mut self, begun: Instant) -> Result<()> {
+        let earlier = self.earlier_runs()?;
+        self.report
+            .phase(&format!("check that \"{}\" can leave", self.target));
+        let resumed = earlier.iter().any(|e| e.detached);
+        let findings = self.findings(resumed)?;
+        if !findings.is_empty() {
+            if !self.force {
+                return Err(Error::Checks(findings));
+            }
+            for finding in &findings {
+                let what = format!("node \"{}\": {}", finding.node, finding.message);
+                self.report
+                    .warn(&what, "force := true goes on all the same.");
+            }
+        }
+        let mut journal = Journal::begin(
+            &self.local,
+            &Subject {
+                command: COMMAND,
+                engine: self.engine.label(),
+                source: &self.here,
+                source_dsn: "",
+                node: &self.target,
+            },
+        )?;
+        let held = earlier.into_iter().find_map(|e| e.hold);
+        let hold = match self.before_detaching(&mut journal, held, resumed) {
+            Ok(hold) => hold,
+            Err(first) => return Err(self.take_back(&journal, first)),
+        };
+        if let Err(first) = self.detach(&mut journal, hold.as_ref()) {
+            journal.end("failed", Some(&first))?;
+            return Err(Error::Unfinished {
+                first: Box::new(first),
+                hint: "Run the same CALL again: it goes on where this one ended.".into(),
+            });
+        }
+        journal.end("done", None)?;
+        self.end_earlier_runs()?;
+        let mut all: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        summary::show(&*self.engine, &mut all, &self.report)?;
+        if self.leaving.is_some() {
+            self.report.say(&format!(
+                "node \"{}\" keeps its data, and its applications can write again: nobody gets what they write",
+                self.target
+            ));
+        }
+        self.report.say(&format!(
+            "node \"{}\" has left: {} nodes, {:.1} s",
+            self.target,
+            self.survivors.len() + self.away.len(),
+            begun.elapsed().as_secs_f64()
+        ));
+        Ok(())
+    }
+
+    fn before_detaching(
+        &mut self,
+        journal: &mut Journal,
+        held: Option<Hold>,
+        resumed: bool,
+    ) -> Result<Option<Hold>> {
+        if self.leaving.is_some() {
+            self.report.phase(&format!(
+                "hold off writes on \"{}\" and wait until every other node has them",
+                self.target
+            ));
+            return Ok(Some(self.drain(journal, held)?));
+        }
+        self.report.phase(&format!(
+            "compare what the other nodes have of \"{}\"",
+            self.target
+        ));
+        if !resumed {
+            self.compare_survivors()?;
+        }
+        Ok(None)
+    }
+
+    /// Undoes what was done before the first detaching and returns the error to raise.
+    fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
+        self.report.say(&format!("failed, undoing: {first}"));
+        let undo = Undo {
+            engine: &*self.engine,
+            journal,
+            new: &self.target,
+            name_taken: false,
+        };
+        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        nodes.extend(self.leaving.as_mut());
+        undo.give_up(first, &mut nodes)
+    }
+
+    /// What stands in the way of an exact removal.
+    fn findings(&mut self, resumed: bool) -> Result<Vec<Finding>> {
+        let mut findings = vec![];
+        for (member, error) in &self.away {
+            findings.push(Finding::new(
+                &member.name,
+                error.sqlstate(),
+                format!("it cannot be reached, so nobody knows whether it has all of \"{}\": {error}", self.target),
+                "Make it reachable and run the CALL again. With force := true it is left out, and what is owed to it is kept for later.",
+            ));
+        }
+        let states = self.inbound_states()?;
+        for (survivor, state) in self.survivors.iter().zip(&states) {
+            if !self.known_to.contains(&survivor.name) || resumed {
+                continue;
+            }
+            let path = self.engine.path(&self.target, &survivor.name);
+            let trouble = match (state, &self.leaving) {
+                (None, _) => "does not exist",
+                (Some(s), Some(_)) if !s.enabled => "is disabled",
+                (Some(s), None) if s.working => {
+                    findings.push(Finding::new(
+                        &survivor.name,
+                        SqlState::OBJECT_IN_USE,
+                        format!(
+                            "it is connected to node \"{}\", which cannot be reached from here: {}",
+                            self.target,
+                            self.unreachable
+                                .as_ref()
+                                .map_or(String::new(), Error::to_string)
+                        ),
+                        "Give a target_node_dsn by which it can be reached from here. If it is dead, wait until the others have noticed.",
+                    ));
+                    continue;
+                }
+                _ => continue,
+            };
+            findings.push(Finding::new(
+                &survivor.name,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!("subscription {} {trouble}, so what \"{}\" wrote may be missing there", path.subscription, self.target),
+                "Make the subscription replicate and run the CALL again, or give up what is missing with force := true.",
+            ));
+        }
+        if let Some(leaving) = &mut self.leaving {
+            for row in &server::prepared_transactions().run(leaving)? {
+                findings.push(Finding::new(
+                    &self.target,
+                    SqlState::OBJECT_IN_USE,
+                    format!("prepared transaction {} is open", row.text(0)),
+                    "COMMIT PREPARED or ROLLBACK PREPARED it there.",
+                ));
+            }
+        }
+        Ok(findings)
+    }
+
+    /// How each survivor subscribes to the leaving node; `None` where it does not.
+    fn inbound_states(&mut self) -> Result<Vec<Option<crate::engine::SubscriptionState>>> {
+        let engine = &*self.engine;
+        let answers = super::members::each(&mut self.survivors, |_| engine.subscriptions())?;
+        self.survivors
+            .iter()
+            .zip(&answers)
+            .map(|(survivor, rows)| {
+                let name = engine.path(&self.target, &survivor.name).subscription;
+                let states = crate::engine::subscription_states(rows)?;
+                Ok(states.into_iter().find(|s| s.name == name))
+            })
+            .collect()
+    }
+
+    /// Paths from the leaving node, and to it, for every other member.
+    fn paths(&self) -> Vec<(Path, Path)> {
+        let away = self.away.iter().map(|(member, _)| &member.name);
+        let names = self.survivors.iter().map(|n| &n.name).chain(away);
+        names
+            .map(|name| {
+                (
+                    self.engine.path(&self.target, name),
+                    self.engine.path(name, &self.target),
+                )
+            })
+            .collect()
+    }
+
+    /// Removals of the same node that were begun here and did not come to their end.
+    fn earlier_runs(&self) -> Result<Vec<Earlier>> {
+        let mut session = Session::Local(self.local.clone());
+        let mut found = vec![];
+        for run in self.own_interrupted(&mut session)? {
+            let journal = Journal::reopen(Session::Local(self.local.clone()), run.run);
+            let hold = journal.begun()?.into_iter().find_map(|b| match b.effect {
+                Effect::ReadOnly { database, before } => Some(Hold {
+                    database,
+                    read_only: before,
+                }),
+                _ => None,
+            });
+            found.push(Earlier {
+                hold,
+                detached: journal.furthest_phase()? >= DETACH_PHASE,
+            });
+            self.report.say(&format!(
+                "going on with the removal that was interrupted (run {})",
+                run.run
+            ));
+        }
+        Ok(found)
+    }
+
+    fn end_earlier_runs(&self) -> Result<()> {
+        let mut session = Session::Local(self.local.clone());
+        for run in self.own_interrupted(&mut session)? {
+            Journal::reopen(Session::Local(self.local.clone()), run.run).end("done", None)?;
+        }
+        Ok(())
+    }
+
+    fn own_interrupted(&self, session: &mut Session) -> Result<Vec<Interrupted>> {
+        let all = Journal::interrupted(session)?;
+        Ok(all
+            .into_iter()
+            .filter(|run| run.command == COMMAND && run.node == self.target)
+            .collect())
+    }
+}
+
+/// A removal of the same node that was interrupted.
+struct Earlier {
+    hold: Option<Hold>,
+    /// It had begun to detach the node.
+    detached: bool,
+}

@@ -1,0 +1,94 @@
+//! The tables at the end of a run: nodes, subscriptions and lag, as the members see them.
+
+use super::members::each;
+use super::report::{Report, table};
+use crate::engine::{Engine, subscription_states};
+use crate::error::Result;
+use crate::libpq::Dsn;
+use crate::node::Node;
+
+/// Tells what `members` are now. The first of them is asked for the list of nodes.
+pub fn show(engine: &dyn Engine, members: &mut [&mut Node], report: &Report) -> Result<()> {
+    if let Some(first) = members.first_mut() {
+        show_nodes(engine, first, report)?;
+    }
+    show_subscriptions(engine, members, report)?;
+    show_lag(engine, members, report)
+}
+
+fn show_nodes(engine: &dyn Engine, node: &mut Node, report: &Report) -> Result<()> {
+    let mut rows = vec![];
+    for row in &engine.registry().run(node)? {
+        let dsn = Dsn::parse(row.text(3))
+            .map(|d| d.redacted())
+            .unwrap_or_default();
+        rows.push(vec![
+            row.text(0).to_owned(),
+            row.text(1).to_owned(),
+            row.text(2).to_owned(),
+            dsn,
+        ]);
+    }
+    rows.sort();
+    for line in table(&["node_name", "location", "country", "dsn"], &rows) {
+        report.say(&line);
+    }
+    Ok(())
+}
+
+fn show_subscriptions(
+    engine: &dyn Engine,
+    members: &mut [&mut Node],
+    report: &Report,
+) -> Result<()> {
+    let names: Vec<String> = members.iter().map(|n| n.name.clone()).collect();
+    let answers = each(members.iter_mut().map(|n| &mut **n), |_| {
+        engine.subscriptions()
+    })?;
+    let mut rows = vec![];
+    for (subscriber, answer) in names.iter().zip(&answers) {
+        let states = subscription_states(answer)?;
+        for provider in names.iter().filter(|p| *p != subscriber) {
+            let path = engine.path(provider, subscriber);
+            let working = states
+                .iter()
+                .any(|s| s.name == path.subscription && s.working);
+            rows.push(vec![
+                subscriber.clone(),
+                path.subscription,
+                if working { "replicating" } else { "down" }.to_owned(),
+                provider.clone(),
+            ]);
+        }
+    }
+    rows.sort();
+    let heading = ["node_name", "subscription_name", "status", "provider_node"];
+    for line in table(&heading, &rows) {
+        report.say(&line);
+    }
+    Ok(())
+}
+
+fn show_lag(engine: &dyn Engine, members: &mut [&mut Node], report: &Report) -> Result<()> {
+    let Some(statement) = engine.lag() else {
+        return Ok(());
+    };
+    let answers = each(members.iter_mut().map(|n| &mut **n), |_| statement.clone())?;
+    let mut rows: Vec<Vec<String>> = answers
+        .iter()
+        .flatten()
+        .map(|row| (0..5).map(|i| row.text(i).to_owned()).collect())
+        .collect();
+    rows.sort();
+    let heading = [
+        "origin_name",
+        "receiver_name",
+        "commit_timestamp",
+        "replication_lag_bytes",
+        "replication_lag",
+    ];
+    for line in table(&heading, &rows) {
+        report.say(&line);
+    }
+    Ok(())
+}
