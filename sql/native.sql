@@ -110,3 +110,25 @@ $$;
 REVOKE ALL ON FUNCTION zodan.drop_subscription(text) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.drop_subscription(text) IS
     'Drops a subscription of this database without touching the provider''s slot; nothing if there is none';
+
+-- The command is known by its text only: at its start the server does not say which extension goes.
+CREATE FUNCTION zodan.keep_member() RETURNS event_trigger
+LANGUAGE plpgsql AS $$
+DECLARE
+    member text := (SELECT name FROM zodan.local_node);
+BEGIN
+    IF member IS NOT NULL AND pg_catalog.current_query() ~* '\mzodan\M' THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_in_use',
+            MESSAGE = pg_catalog.format('the database is node "%s" of a cluster that needs the extension zodan', member),
+            HINT = pg_catalog.format('Leave the cluster first: CALL spock.remove_node(%L);', member);
+    END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION zodan.keep_member() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.keep_member() IS
+    'Refuses to drop the extension while the database is a node of a cluster on PostgreSQL''s own replication (55006)';
+
+CREATE EVENT TRIGGER zodan_keep_member ON ddl_command_start
+    WHEN TAG IN ('DROP EXTENSION') EXECUTE FUNCTION zodan.keep_member();
+COMMENT ON EVENT TRIGGER zodan_keep_member IS 'See zodan.keep_member()';

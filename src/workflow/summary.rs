@@ -29,10 +29,7 @@ fn show_nodes(engine: &dyn Engine, node: &mut Node, report: &Report) -> Result<(
             dsn,
         ]);
     }
-    rows.sort();
-    for line in table(&["node_name", "location", "country", "dsn"], &rows) {
-        report.say(&line);
-    }
+    say_table(&["node_name", "location", "country", "dsn"], rows, report);
     Ok(())
 }
 
@@ -61,11 +58,8 @@ fn show_subscriptions(
             ]);
         }
     }
-    rows.sort();
     let heading = ["node_name", "subscription_name", "status", "provider_node"];
-    for line in table(&heading, &rows) {
-        report.say(&line);
-    }
+    say_table(&heading, rows, report);
     Ok(())
 }
 
@@ -74,12 +68,11 @@ fn show_lag(engine: &dyn Engine, members: &mut [&mut Node], report: &Report) -> 
         return Ok(());
     };
     let answers = each(members.iter_mut().map(|n| &mut **n), |_| statement.clone())?;
-    let mut rows: Vec<Vec<String>> = answers
+    let rows: Vec<Vec<String>> = answers
         .iter()
         .flatten()
         .map(|row| (0..5).map(|i| row.text(i).to_owned()).collect())
         .collect();
-    rows.sort();
     let heading = [
         "origin_name",
         "receiver_name",
@@ -87,8 +80,16 @@ fn show_lag(engine: &dyn Engine, members: &mut [&mut Node], report: &Report) -> 
         "replication_lag_bytes",
         "replication_lag",
     ];
-    for line in table(&heading, &rows) {
+    say_table(&heading, rows, report);
+    Ok(())
+}
+
+fn say_table(heading: &[&str], mut rows: Vec<Vec<String>>, report: &Report) {
+    if rows.is_empty() {
+        return;
+    }
+    rows.sort();
+    for line in table(heading, &rows) {
         report.say(&line);
     }
-    Ok(())
 }

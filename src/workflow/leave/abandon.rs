@@ -198,6 +198,9 @@ impl Leave {
             run_all(node, &self.engine.unsubscribe(&from.subscription))?;
             drop_slot(node, &slot)?;
             run_all(node, &self.engine.unregister(&self.target))?;
+            if let Some(statement) = self.engine.forget_markers(&node.name) {
+                statement.run(node)?;
+            }
         }
         self.report
             .say(&format!("nothing of node \"{}\" is left", self.target));

@@ -26,9 +26,13 @@ impl Leave {
         }
         self.remember_debts()?;
         self.drop_subscriptions()?;
+        self.report
+            .step("subscriptions dropped, with their origins");
         self.drop_slots()?;
+        self.report.step("replication slots dropped");
         let forget = self.engine.unregister(&self.target);
         each_in_turn(self.survivors.iter_mut().map(|n| (n, forget.clone())))?;
+        self.report.step("registries changed");
         self.report.phase(&format!(
             "prove that nothing of \"{}\" is left",
             self.target

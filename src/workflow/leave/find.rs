@@ -106,11 +106,12 @@ impl Leave {
         if leaving_is_node || self.known_to.contains(&self.here) {
             return Ok(Standing::Member);
         }
-        if self.is_half_added()? {
-            return Ok(Standing::HalfAdded);
-        }
+        // A member to whom it is owed may still have the node in its registry.
         if !self.debts()?.is_empty() {
             return Ok(Standing::Owed);
+        }
+        if self.is_half_added()? {
+            return Ok(Standing::HalfAdded);
         }
         let mut members: Vec<&str> = self.survivors.iter().map(|n| n.name.as_str()).collect();
         members.extend(self.away.iter().map(|(m, _)| m.name.as_str()));

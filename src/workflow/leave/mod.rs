@@ -120,6 +120,7 @@ impl Leave {
         self.end_earlier_runs()?;
         let mut all: Vec<&mut Node> = self.survivors.iter_mut().collect();
         summary::show(&*self.engine, &mut all, &self.report)?;
+        let left = self.survivors.len() + self.away.len();
         if self.leaving.is_some() {
             self.report.say(&format!(
                 "node \"{}\" keeps its data, and its applications can write again: nobody gets what they write",
@@ -127,9 +128,10 @@ impl Leave {
             ));
         }
         self.report.say(&format!(
-            "node \"{}\" has left: {} nodes, {:.1} s",
+            "node \"{}\" has left: {left} node{} remain{}, {:.1} s",
             self.target,
-            self.survivors.len() + self.away.len(),
+            if left == 1 { "" } else { "s" },
+            if left == 1 { "s" } else { "" },
             begun.elapsed().as_secs_f64()
         ));
         Ok(())

@@ -1,0 +1,742 @@
+//! A node leaves: what it wrote is on every other node, nothing of it remains there, and the others go on.
+//! Alive, dead or half added, called on itself or on any other node.
+
+mod common;
+#[path = "common/gate.rs"]
+mod gate;
+
+use common::{Running, assert_failed, fingerprint, quick, wait_mesh, wait_no_sessions};
+use lab::load::LoadOptions;
+use lab::{
+    CallFailed, Called, Cluster, Load, Server, add_node, assert_same_content, load, quote_literal,
+    wait_quiet,
+};
+use std::time::Duration;
+
+/// A mesh of `members`, and as many servers more as `extra` says.
+fn mesh(members: usize, extra: usize) -> Cluster {
+    let cluster = Cluster::start_with(members + extra, &quick());
+    cluster.form_mesh(members, &format!("{}{}", load::SCHEMA, gate::CONTENT));
+    wait_mesh(&cluster.first(members));
+    cluster
+}
+
+fn call(target: &str, dsn: Option<&str>, more: &str) -> String {
+    let dsn = dsn.map_or("NULL".into(), quote_literal);
+    format!(
+        "CALL spock.remove_node({}, {dsn}{more})",
+        quote_literal(target)
+    )
+}
+
+/// Removes `target`, by a CALL on `here`.
+fn remove(here: &Server, target: &Server) -> Called {
+    here.call(&call(target.name(), None, ""))
+        .unwrap_or_else(|failed| panic!("{failed}"))
+}
+
+fn refused(here: &Server, target: &str, dsn: Option<&str>) -> CallFailed {
+    here.sql_error(&call(target, dsn, ""))
+}
+
+/// Panics if anything on `server` names the node: what replicates, what is registered, who is at work.
+fn assert_forgotten(server: &Server, gone: &str, members: usize) {
+    wait_no_sessions(&[server]);
+    let questions = [
+        (
+            "subscriptions",
+            "SELECT string_agg(subname, ' ') FROM pg_subscription s WHERE s::text ~ '_NODE(_|$)'",
+        ),
+        (
+            "slots",
+            "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE slot_name ~ '_NODE(_|$)'",
+        ),
+        (
+            "registry",
+            "SELECT string_agg(n::text, ' ') FROM zodan.node n WHERE n.name = 'NODE'",
+        ),
+        (
+            "markers",
+            "SELECT string_agg(m::text, ' ') FROM zodan.marker m WHERE m.node = 'NODE'",
+        ),
+        (
+            "debts",
+            "SELECT string_agg(o::text, ' ') FROM zodan.owed o WHERE 'NODE' IN (o.member, o.removed)",
+        ),
+        (
+            "sessions",
+            "SELECT string_agg(a::text, ' ') FROM pg_stat_activity a
+              WHERE application_name ~ '_NODE(_|$)' AND pid <> pg_backend_pid()",
+        ),
+        (
+            "advisory locks",
+            "SELECT string_agg(l::text, ' ') FROM pg_locks l WHERE locktype = 'advisory' AND 'NODE' <> ''",
+        ),
+    ];
+    for (what, query) in questions {
+        server.wait_for(&query.replace("NODE", gone), "");
+        assert_eq!(server.value(&query.replace("NODE", gone)), "", "{what}");
+    }
+    let paths = (members - 1).to_string();
+    server.wait_for("SELECT count(*) FROM pg_subscription", &paths);
+    server.wait_for("SELECT count(*) FROM pg_replication_slots", &paths);
+    server.wait_for("SELECT count(*) FROM pg_replication_origin", &paths);
+    server.wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'logical replication apply worker'",
+        &paths,
+    );
+}
+
+/// Panics if the database is still a node in any respect, or was left read-only.
+fn assert_left(server: &Server) {
+    wait_no_sessions(&[server]);
+    let what = "SELECT concat_ws(' ',
+            (SELECT string_agg(subname, ' ') FROM pg_subscription),
+            (SELECT string_agg(slot_name, ' ') FROM pg_replication_slots),
+            (SELECT string_agg(roname, ' ') FROM pg_replication_origin),
+            (SELECT string_agg(pubname, ' ') FROM pg_publication),
+            (SELECT string_agg(n::text, ' ') FROM zodan.node n),
+            (SELECT string_agg(n::text, ' ') FROM zodan.local_node n),
+            (SELECT string_agg(s::text, ' ') FROM pg_db_role_setting s))";
+    assert_eq!(server.value(what), "");
+}
+
+/// The rows that the writers of one node left, as another node has them.
+fn rows_of(writer: usize, server: &Server) -> String {
+    let low = writer * 100 * 1_000_000_000;
+    let high = (writer + 1) * 100 * 1_000_000_000;
+    let tables = ["load.account", "load.event", "load.document"];
+    let of = |table: &str| {
+        server.value(&format!(
+            "SELECT count(*) || ' ' || md5(coalesce(string_agg(t::text, ',' ORDER BY id), '')) FROM {table} t
+              WHERE id >= {low} AND id < {high}"
+        ))
+    };
+    tables.map(of).join(" ")
+}
+
+/// The last server of a mesh of four leaves while all are written to.
+fn leave_under_load(cluster: &Cluster, here: usize) {
+    let leaving = cluster.n(4);
+    let load = Load::start_with(
+        &cluster.all(),
+        &LoadOptions {
+            writers: 2,
+            rate: Some(150),
+        },
+    );
+    load.wait_commits(50);
+    remove(cluster.n(here), leaving);
+    let report = load.stop();
+    // Whoever wrote on it has been told; nobody else has noticed.
+    for failure in &report.failures {
+        assert_eq!(failure.node, "n4", "{report}");
+    }
+    assert_eq!(report.failures.len(), 2, "{report}");
+    let rest = cluster.first(3);
+    wait_quiet(&rest);
+    assert_same_content(&rest);
+    for node in &rest {
+        report.assert_present_on(node);
+        assert_forgotten(node, "n4", 3);
+    }
+    assert_left(leaving);
+    assert_eq!(rows_of(4, leaving), rows_of(4, cluster.n(1)));
+    leaving.sql("INSERT INTO load.account (id, version, owner, balance) VALUES (-1, 1, 'late', 0)");
+}
+
+#[test]
+fn ten_removals_of_a_living_node_under_load() {
+    for run in 0..10 {
+        leave_under_load(&mesh(4, 0), 1 + run % 4);
+    }
+}
+
+#[test]
+fn an_idle_node_leaves_at_once() {
+    let cluster = mesh(4, 0);
+    let removed = remove(cluster.n(2), cluster.n(4));
+    assert!(removed.elapsed < Duration::from_secs(2), "{removed:?}");
+    let said: Vec<&str> = removed.notices.iter().map(|n| n.message.as_str()).collect();
+    let last = said.last().copied().unwrap_or_default();
+    assert!(
+        last.starts_with("node \"n4\" has left: 3 nodes remain, "),
+        "{said:?}"
+    );
+    assert!(
+        said.iter()
+            .any(|s| s.contains("sub_n1_n2") && s.contains("replicating")),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_killed_node_is_removed_from_any_survivor() {
+    for here in 1..=3 {
+        let cluster = mesh(4, 0);
+        let load = Load::start(&cluster.all());
+        load.wait_commits(20);
+        let report = load.stop();
+        assert!(report.failures.is_empty(), "{report}");
+        wait_quiet(&cluster.all());
+        cluster.n(4).crash();
+        let load = Load::start(&cluster.first(3));
+        load.wait_commits(5);
+        remove(cluster.n(here), cluster.n(4));
+        load.wait_commits(5);
+        let report = load.stop();
+        assert!(report.failures.is_empty(), "{report}");
+        let rest = cluster.first(3);
+        wait_quiet(&rest);
+        assert_same_content(&rest);
+        for node in rest {
+            assert_forgotten(node, "n4", 3);
+        }
+        // It comes back, still thinking that it is a node: called on itself it leaves too.
+        cluster.n(4).boot();
+        remove(cluster.n(4), cluster.n(4));
+        assert_left(cluster.n(4));
+        assert_forgotten(cluster.n(1), "n4", 3);
+    }
+}
+
+/// An empty database in place of the one that there is.
+fn renew(server: &Server) {
+    let name = server.database();
+    let mut admin = server.client_as("postgres", "template1");
+    for statement in ["DROP DATABASE", "CREATE DATABASE"] {
+        let force = if statement.starts_with("DROP") {
+            " WITH (FORCE)"
+        } else {
+            ""
+        };
+        admin
+            .batch_execute(&format!(
+                "{statement} {}{force}",
+                lab::server::quote_ident(name)
+            ))
+            .expect("renew the database");
+    }
+    server.sql("CREATE EXTENSION zodan");
+}
+
+fn join(cluster: &Cluster, number: usize) {
+    let new = cluster.n(number);
+    add_node(new, new.name(), cluster.n(1), "n1").unwrap_or_else(|failed| panic!("{failed}"));
+}
+
+fn assert_equal(nodes: &[&Server]) {
+    wait_quiet(nodes);
+    assert_same_content(nodes);
+}
+
+#[test]
+fn up_to_four_nodes_and_back_to_one_and_up_again() {
+    let cluster = mesh(1, 3);
+    for number in 2..=4 {
+        join(&cluster, number);
+        assert_equal(&cluster.first(number));
+    }
+    for number in [4, 3, 2] {
+        // In turn on itself and on the first.
+        let here = if number == 3 { 3 } else { 1 };
+        remove(cluster.n(here), cluster.n(number));
+        assert_left(cluster.n(number));
+        assert_forgotten(cluster.n(1), &format!("n{number}"), number - 1);
+        cluster.n(1).sql(&format!(
+            "INSERT INTO load.account (id, version, owner, balance) VALUES (-{number}, 1, 'x', 0)"
+        ));
+    }
+    assert_eq!(
+        cluster
+            .n(1)
+            .value("SELECT string_agg(name, ' ') FROM zodan.node"),
+        "n1"
+    );
+    renew(cluster.n(2));
+    join(&cluster, 2);
+    assert_equal(&cluster.first(2));
+    remove(cluster.n(1), cluster.n(2));
+    remove(cluster.n(1), cluster.n(1));
+    assert_left(cluster.n(1));
+    assert_eq!(cluster.n(1).value("SELECT count(*) FROM load.account"), "3");
+}
+
+#[test]
+fn the_same_name_can_be_added_again_three_times() {
+    let cluster = mesh(2, 1);
+    for round in 0..3 {
+        join(&cluster, 3);
+        cluster.n(3).sql(&format!(
+            "INSERT INTO load.account (id, version, owner, balance) VALUES ({round}, 1, 'x', 0)"
+        ));
+        assert_equal(&cluster.all());
+        let here = 1 + round % 3;
+        remove(cluster.n(here), cluster.n(3));
+        renew(cluster.n(3));
+    }
+    assert_eq!(cluster.n(2).value("SELECT count(*) FROM load.account"), "3");
+    assert_equal(&cluster.first(2));
+}
+
+#[test]
+fn what_is_not_this_clusters_node_is_not_touched() {
+    let cluster = mesh(3, 2);
+    let [n1, n2, n3, stranger] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    let other = cluster.n(5);
+    // Another cluster that has a node of the same name.
+    stranger.sql("CREATE TABLE theirs (id int PRIMARY KEY)");
+    add_node(other, "n3", stranger, "s").unwrap_or_else(|failed| panic!("{failed}"));
+    let before = fingerprint(&cluster.all());
+
+    assert_failed(
+        &refused(n1, "n9", None),
+        "42704",
+        "argument target_node_name is \"n9\", which is no node of this cluster and has left nothing in it",
+        "The nodes are: n1, n2, n3.",
+    );
+    assert_failed(
+        &refused(n1, "n3", Some(&n2.dsn())),
+        "22023",
+        "argument target_node_dsn leads to node \"n2\", not to \"n3\"",
+        "Give the connection string of \"n3\".",
+    );
+    assert_failed(
+        &refused(n1, "n3", Some(&n1.dsn())),
+        "22023",
+        "argument target_node_dsn leads to this node, which is \"n1\", not \"n3\"",
+        "Give the connection string of \"n3\".",
+    );
+    assert_failed(
+        &refused(n1, "n3", Some(&other.dsn())),
+        "22023",
+        "argument target_node_dsn leads to another node \"n3\" than this cluster's",
+        "Give the connection string of \"n3\".",
+    );
+    let elsewhere = n3
+        .dsn()
+        .replace(&format!("dbname={}", n3.database()), "dbname=template1");
+    assert_failed(
+        &refused(n1, "n3", Some(&elsewhere)),
+        "22023",
+        "argument target_node_dsn leads to a database that is no node",
+        "Give the connection string of \"n3\".",
+    );
+    assert_failed(
+        &refused(n3, "n3", Some(&n2.dsn())),
+        "22023",
+        "leads to another database than the one that the CALL runs in",
+        "Correct it",
+    );
+    // n3 is dead, and what answers is the other cluster's.
+    n3.crash();
+    assert_failed(
+        &refused(n1, "n3", Some(&other.dsn())),
+        "22023",
+        "argument target_node_dsn leads to another node \"n3\" than this cluster's",
+        "Give the connection string of \"n3\".",
+    );
+    n3.boot();
+    wait_mesh(&[n1, n2, n3]);
+    before.assert_same_now(&cluster.all());
+}
+
+#[test]
+fn bad_arguments_are_named() {
+    let cluster = mesh(2, 1);
+    let [n1, n2, alone] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql(
+        "CREATE ROLE plain LOGIN; GRANT USAGE ON SCHEMA spock TO plain;
+            GRANT EXECUTE ON PROCEDURE spock.remove_node(text, text, boolean, boolean) TO plain",
+    );
+    let before = fingerprint(&cluster.all());
+    let fails = |sql: &str| n1.sql_error(sql);
+    assert_failed(
+        &fails("CALL spock.remove_node(NULL)"),
+        "22004",
+        "argument target_node_name must not be null",
+        "Give a value for target_node_name.",
+    );
+    assert_failed(
+        &fails("CALL spock.remove_node('')"),
+        "22023",
+        "argument target_node_name must not be empty",
+        "Give the name of the node.",
+    );
+    assert_failed(
+        &fails("CALL spock.remove_node('n2', 'hunter2')"),
+        "22023",
+        "argument target_node_dsn is not a connection string that libpq understands",
+        "Write it as keyword=value pairs",
+    );
+    assert_failed(
+        &fails("BEGIN; CALL spock.remove_node('n2')"),
+        "25001",
+        "CALL spock.remove_node cannot run inside a transaction block",
+        "Run the CALL on its own",
+    );
+    let port = n2.port().to_string();
+    let closed = n2.dsn().replace(&port, "1");
+    assert_failed(
+        &fails(&call("n2", Some(&closed), "")),
+        "08001",
+        "argument target_node_dsn does not lead to node \"n2\", which answers by the connection string of the registry",
+        "Leave target_node_dsn null, or correct it.",
+    );
+    assert_failed(
+        &alone.sql_error("CALL spock.remove_node('n2')"),
+        "55000",
+        "the database that the CALL runs in is no node of a cluster",
+        "Run it in the database of any node of the cluster.",
+    );
+    let error = n1
+        .client_as("plain", n1.database())
+        .batch_execute("CALL spock.remove_node('n2')")
+        .expect_err("not a superuser");
+    let error = error.as_db_error().expect("an answer of the server");
+    assert_eq!(error.code().code(), "42501");
+    assert_eq!(
+        error.message(),
+        "only a superuser can run CALL spock.remove_node"
+    );
+    before.assert_same_now(&cluster.all());
+}
+
+/// Something that keeps what is sent to `server` from being applied there, until it is dropped.
+fn hold_apply(server: &Server) -> lab::postgres::Client {
+    let mut holder = server.client_named("holder");
+    holder
+        .batch_execute("BEGIN; LOCK TABLE zodan.marker IN ACCESS EXCLUSIVE MODE")
+        .expect("hold the markers");
+    holder
+}
+
+#[test]
+fn one_change_of_the_membership_at_a_time() {
+    let cluster = mesh(3, 1);
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    let before = fingerprint(&cluster.all());
+    let held = |failed: &CallFailed, purpose: &str| {
+        assert_failed(
+            failed,
+            "55P03",
+            "the membership of the cluster is being changed by someone else",
+            "Wait until the other CALL has ended",
+        );
+        assert!(failed.detail().contains(purpose), "{failed}");
+    };
+    // A removal, during which another one and a join come.
+    let holder = hold_apply(n2);
+    let first = Running::start(n1, &call("n3", None, ""));
+    first.wait_notice("phase 3 of 5");
+    held(&refused(n2, "n3", None), "zodan remove_node n3");
+    held(&refused(n2, "n1", None), "zodan remove_node n3");
+    let join = add_node(n4, "n4", n1, "n1").expect_err("a removal is under way");
+    held(&join, "zodan remove_node n3");
+    first.cancel();
+    let failed = first.fails();
+    assert_eq!(failed.code(), "57014", "{failed}");
+    drop(holder);
+    wait_mesh(&cluster.first(3));
+    before.assert_same_now(&cluster.all());
+    // A join, during which a removal comes.
+    let gate = gate::close(n4);
+    let join = Running::start(n4, &lab::cluster::add_node_call(n4, "n4", n1, "n1"));
+    gate::wait(n4);
+    held(&refused(n3, "n2", None), "zodan add_node n4");
+    held(&refused(n3, "n4", Some(&n4.dsn())), "zodan add_node n4");
+    drop(gate);
+    join.succeeds();
+    assert_equal(&cluster.all());
+}
+
+#[test]
+fn a_survivor_that_does_not_apply_is_an_error_unless_forced() {
+    let cluster = mesh(3, 0);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 DISABLE");
+    n2.wait_for(
+        "SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL",
+        "1",
+    );
+    let before = fingerprint(&cluster.all());
+    assert_failed(
+        &refused(n1, "n3", None),
+        "55000",
+        "node \"n2\": subscription sub_n3_n2 is disabled, so what \"n3\" wrote may be missing there",
+        "give up what is missing with force := true",
+    );
+    before.assert_same_now(&cluster.all());
+    let forced = n1
+        .call(&call("n3", None, ", force := true"))
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(
+        forced
+            .notices
+            .iter()
+            .any(|n| n.severity == "WARNING" && n.message.contains("sub_n3_n2 is disabled")),
+        "{forced:?}"
+    );
+    for node in [n1, n2] {
+        assert_forgotten(node, "n3", 2);
+    }
+    assert_left(n3);
+}
+
+#[test]
+fn a_prepared_transaction_is_not_lost() {
+    let options = quick().set("max_prepared_transactions", "5");
+    let cluster = Cluster::start_with(2, &options);
+    cluster.form_mesh(2, load::SCHEMA);
+    let n2 = cluster.n(2);
+    n2.sql("BEGIN; INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'x', 0); PREPARE TRANSACTION 'later'");
+    assert_failed(
+        &refused(cluster.n(1), "n2", None),
+        "55006",
+        "node \"n2\": prepared transaction 'later' is open",
+        "COMMIT PREPARED or ROLLBACK PREPARED it there.",
+    );
+    n2.sql("COMMIT PREPARED 'later'");
+    remove(cluster.n(1), n2);
+    assert_eq!(cluster.n(1).value("SELECT count(*) FROM load.account"), "1");
+}
+
+/// n4 died when n3 had not yet applied what n1 and n2 have.
+#[test]
+fn survivors_that_lack_transactions_of_a_dead_node_are_named() {
+    let cluster = mesh(4, 0);
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    n3.sql("ALTER SUBSCRIPTION sub_n4_n3 DISABLE");
+    n4.sql("INSERT INTO load.account (id, version, owner, balance) SELECT i, 1, 'x', 0 FROM generate_series(1, 90) i");
+    for node in [n1, n2] {
+        node.wait_for("SELECT count(*) FROM load.account", "90");
+    }
+    n4.crash();
+    for node in [n1, n2] {
+        node.wait_for(
+            "SELECT count(*) FROM pg_stat_subscription WHERE subname = 'sub_n4_' || current_setting('cluster_name') AND pid IS NOT NULL AND received_lsn IS NOT NULL",
+            "0",
+        );
+    }
+    let before = fingerprint(&cluster.first(3));
+    let failed = refused(n1, "n4", None);
+    assert_failed(
+        &failed,
+        "55000",
+        "node \"n3\" lacks transactions of \"n4\" that node \"n1\" has",
+        "CALL spock.recover_run(failed_node_name := 'n4', source_node_name := 'n1', ...)",
+    );
+    for node in ["n1", "n2", "n3"] {
+        assert!(
+            failed
+                .detail()
+                .contains(&format!("Node \"{node}\" has applied it up to ")),
+            "{failed}"
+        );
+    }
+    before.assert_same_now(&cluster.first(3));
+    let forced = n1
+        .call(&call("n4", None, ", force := true"))
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(
+        forced
+            .notices
+            .iter()
+            .any(|n| n.severity == "WARNING" && n.message.contains("lacks transactions of \"n4\"")),
+        "{forced:?}"
+    );
+    for node in cluster.first(3) {
+        assert_forgotten(node, "n4", 3);
+    }
+    assert_eq!(n3.value("SELECT count(*) FROM load.account"), "0");
+}
+
+#[test]
+fn what_is_owed_to_a_member_that_is_down_is_paid_by_the_next_call() {
+    let cluster = mesh(4, 0);
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    n3.stop();
+    let failed = refused(n1, "n4", None);
+    assert_failed(
+        &failed,
+        "08001",
+        "node \"n3\": it cannot be reached, so nobody knows whether it has all of \"n4\"",
+        "With force := true it is left out",
+    );
+    let forced = n1
+        .call(&call("n4", None, ", force := true"))
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(
+        forced
+            .notices
+            .iter()
+            .any(|n| n.severity == "WARNING"
+                && n.message == "node \"n3\" still has to forget \"n4\""),
+        "{forced:?}"
+    );
+    assert_left(n4);
+    for node in [n1, n2] {
+        assert_eq!(
+            node.value("SELECT count(*) FROM zodan.owed WHERE member = 'n3' AND removed = 'n4'"),
+            "3"
+        );
+    }
+    assert_failed(
+        &n2.sql_error(&call("n4", None, "")),
+        "08001",
+        "could not connect to node \"n3\"",
+        "Check host, port",
+    );
+    n3.boot();
+    n2.call(&call("n4", None, ""))
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    wait_mesh(&[n1, n2, n3]);
+    for node in [n1, n2, n3] {
+        assert_forgotten(node, "n4", 3);
+    }
+    assert_equal(&[n1, n2, n3]);
+}
+
+/// A join of n4 that was killed while it copied.
+fn half_added(cluster: &Cluster) {
+    let n4 = cluster.n(4);
+    let gate = gate::close(n4);
+    let join = Running::start(
+        n4,
+        &lab::cluster::add_node_call(n4, "n4", cluster.n(1), "n1"),
+    );
+    gate::wait(n4);
+    n4.sql(&format!("SELECT pg_terminate_backend({}, 10000)", join.pid));
+    assert_eq!(join.fails().code(), "57P01");
+    drop(gate);
+    wait_no_sessions(&cluster.all());
+}
+
+#[test]
+fn a_half_added_node_is_removed_from_a_member_and_from_itself() {
+    for here in [2, 4] {
+        let cluster = mesh(3, 1);
+        let before = fingerprint(&cluster.all());
+        half_added(&cluster);
+        assert_eq!(
+            cluster
+                .n(1)
+                .value("SELECT count(*) FROM pg_replication_slots"),
+            "3"
+        );
+        cluster
+            .n(here)
+            .call(&call("n4", Some(&cluster.n(4).dsn()), ""))
+            .unwrap_or_else(|failed| panic!("{failed}"));
+        before.assert_same_now(&cluster.all());
+        join(&cluster, 4);
+        assert_equal(&cluster.all());
+    }
+}
+
+#[test]
+fn a_half_added_node_that_is_dead_is_removed_by_what_the_members_have_of_it() {
+    let cluster = mesh(3, 1);
+    let before = fingerprint(&cluster.first(3));
+    half_added(&cluster);
+    cluster.n(4).crash();
+    cluster
+        .n(2)
+        .call(&call("n4", None, ""))
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    before.assert_same_now(&cluster.first(3));
+    assert_eq!(refused(cluster.n(2), "n4", None).code(), "42704");
+}
+
+/// Killed while it waits for the writes, and while it detaches.
+#[test]
+fn an_interrupted_removal_is_finished_by_the_next_call() {
+    for here in [1, 3] {
+        let cluster = mesh(3, 0);
+        let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+        let kill = |running: Running| {
+            cluster.n(here).sql(&format!(
+                "SELECT pg_terminate_backend({}, 10000)",
+                running.pid
+            ));
+            assert_eq!(running.fails().code(), "57P01");
+            wait_no_sessions(&cluster.all());
+        };
+        let holder = hold_apply(n2);
+        let first = Running::start(cluster.n(here), &call("n3", None, ""));
+        first.wait_notice("phase 3 of 5");
+        n3.wait_for("SELECT count(*) FROM zodan.marker", "1");
+        kill(first);
+        drop(holder);
+        let mut holder = n2.client_named("holder");
+        holder
+            .batch_execute("BEGIN; LOCK TABLE pg_subscription IN SHARE ROW EXCLUSIVE MODE")
+            .expect("hold the subscriptions");
+        let second = Running::start(cluster.n(here), &call("n3", None, ""));
+        second.wait_notice("phase 4 of 5");
+        n1.wait_for("SELECT count(*) FROM pg_subscription", "1");
+        n3.wait_for("SELECT count(*) FROM pg_subscription", "1");
+        kill(second);
+        drop(holder);
+        let third = cluster
+            .n(here)
+            .call(&call("n3", None, ""))
+            .unwrap_or_else(|failed| panic!("{failed}"));
+        assert!(
+            third.notices.iter().any(|n| n
+                .message
+                .contains("going on with the removal that was interrupted")),
+            "{third:?}"
+        );
+        for node in [n1, n2] {
+            assert_forgotten(node, "n3", 2);
+        }
+        assert_left(n3);
+        assert_equal(&[n1, n2]);
+    }
+}
+
+#[test]
+fn the_extension_of_a_member_cannot_be_dropped() {
+    let cluster = mesh(2, 0);
+    let n2 = cluster.n(2);
+    assert_failed(
+        &n2.sql_error("DROP EXTENSION zodan"),
+        "55006",
+        "the database is node \"n2\" of a cluster that needs the extension zodan",
+        "Leave the cluster first: CALL spock.remove_node('n2');",
+    );
+    n2.sql("CREATE EXTENSION pg_trgm; DROP EXTENSION pg_trgm");
+    let mut admin = n2.client_as("postgres", "template1");
+    let name = lab::server::quote_ident(n2.database());
+    let error = admin
+        .batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"))
+        .expect_err("it has subscriptions");
+    assert_eq!(error.code().map(|c| c.code()), Some("55006"), "{error}");
+    remove(n2, n2);
+    n2.sql("DROP EXTENSION zodan");
+}
+
+/// Names that need quoting, and a database that is read-only by its own setting.
+#[test]
+fn odd_names_and_settings_survive() {
+    let cluster = mesh(1, 1);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let name = "Node-2 \"x'y";
+    add_node(n2, name, n1, "n1").unwrap_or_else(|failed| panic!("{failed}"));
+    n2.sql(&format!(
+        "ALTER DATABASE {} SET default_transaction_read_only = off",
+        lab::server::quote_ident(n2.database())
+    ));
+    n1.call(&call(name, None, ""))
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    assert_eq!(
+        n1.value("SELECT string_agg(name, ' ') FROM zodan.node"),
+        "n1"
+    );
+    assert_eq!(n1.value("SELECT count(*) FROM pg_replication_slots"), "0");
+    assert_eq!(
+        n2.value("SELECT setconfig[1] FROM pg_db_role_setting"),
+        "default_transaction_read_only=off"
+    );
+}
