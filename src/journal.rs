@@ -136,6 +136,11 @@ impl Journal {
             .collect()
     }
 
+    /// The number of the run.
+    pub fn run(&self) -> i64 {
+        self.run
+    }
+
     fn query(&self, sql: &str, params: &[&str]) -> Result<Rows> {
         self.session.borrow_mut().query(sql, params)
     }

@@ -11,6 +11,7 @@ mod lsn;
 mod node;
 mod quote;
 mod raw_code;
+mod replay;
 mod rim;
 mod settings;
 mod sql_api;
@@ -28,11 +29,17 @@ extension_sql_file!(
 extension_sql_file!(
     "../sql/remove_node.sql",
     name = "remove_node",
-    requires = ["add_node"],
+    requires = ["add_node"]
+);
+extension_sql_file!(
+    "../sql/recovery.sql",
+    name = "recovery",
+    requires = ["remove_node"],
     finalize
 );
 
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     settings::define();
+    sql_api::start_recovery_launcher();
 }

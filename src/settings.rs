@@ -7,6 +7,8 @@ use std::time::Duration;
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static NO_PROGRESS_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(180_000);
 static SLOT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static RECOVERY_SLOTS: GucSetting<bool> = GucSetting::<bool>::new(true);
+static RECOVERY_SLOT_MAX_WAL: GucSetting<i32> = GucSetting::<i32>::new(10_240);
 static COPY_JOBS: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 /// Registers the settings; called once, when the library is loaded.
@@ -51,6 +53,24 @@ pub fn define() {
         GucContext::Userset,
         GucFlags::default(),
     );
+    GucRegistry::define_bool_guc(
+        c"zodan.recovery_slots",
+        c"Whether a recovery slot is kept in every database that is a node.",
+        c"Takes effect where zodan is in shared_preload_libraries. Elsewhere zodan.keep_recovery_slot() starts it.",
+        &RECOVERY_SLOTS,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"zodan.recovery_slot_max_wal",
+        c"How much WAL a recovery slot may hold.",
+        c"Past it the slot is moved on, and what some member still lacks is given up. -1 is no limit.",
+        &RECOVERY_SLOT_MAX_WAL,
+        -1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
     // SAFETY: a static C string; after this an unknown zodan.* setting is an error.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"zodan".as_ptr()) };
 }
@@ -63,6 +83,17 @@ pub fn connect_timeout() -> Duration {
 pub fn no_progress_timeout() -> Option<Duration> {
     let limit = Duration::from_millis(NO_PROGRESS_TIMEOUT.get() as u64);
     (!limit.is_zero()).then_some(limit)
+}
+
+pub fn recovery_slots() -> bool {
+    RECOVERY_SLOTS.get()
+}
+
+/// In bytes; `None` is no limit.
+pub fn recovery_slot_max_wal() -> Option<u64> {
+    u64::try_from(RECOVERY_SLOT_MAX_WAL.get())
+        .ok()
+        .map(|megabytes| megabytes << 20)
 }
 
 pub fn slot_timeout() -> Duration {

@@ -213,6 +213,14 @@ pub trait Engine {
 
     /// Creates the subscription of `path`, disabled and without copy.
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement;
+    fn disable(&self, path: &Path) -> Statement;
+    /// The replication origin of the subscription of `path`, on its subscriber.
+    fn origin(&self, path: &Path) -> Statement;
+    /// The publication by which a recovery slot is read, and what makes it where joins do not.
+    fn recovery_publication(&self) -> (&'static str, Option<Statement>);
+    /// Schemas whose tables are each node's own, whatever replicates them.
+    fn own_schemas(&self) -> &'static [&'static str];
+
     /// Sets the position from which the subscription applies.
     fn start_at(&self, path: &Path, lsn: Lsn) -> Statement;
     fn enable(&self, path: &Path) -> Statement;

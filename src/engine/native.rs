@@ -404,6 +404,28 @@ impl Engine for Native {
         )
     }
 
+    fn disable(&self, path: &Path) -> Statement {
+        let name = crate::quote::ident(&path.subscription);
+        Statement::new(format!("ALTER SUBSCRIPTION {name} DISABLE"), &[])
+    }
+
+    fn origin(&self, path: &Path) -> Statement {
+        Statement::new(
+            "SELECT 'pg_' || s.oid FROM pg_subscription s
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+              WHERE s.subname = $1",
+            &[&path.subscription],
+        )
+    }
+
+    fn recovery_publication(&self) -> (&'static str, Option<Statement>) {
+        ("zodan", None)
+    }
+
+    fn own_schemas(&self) -> &'static [&'static str] {
+        &["zodan"]
+    }
+
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {
         vec![Statement::new(
             "SELECT zodan.drop_subscription($1)",

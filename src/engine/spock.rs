@@ -593,6 +593,30 @@ impl Engine for Spock {
         Statement::new("SELECT spock.sub_enable($1::name)", &[&path.subscription])
     }
 
+    fn disable(&self, path: &Path) -> Statement {
+        Statement::new(
+            "SELECT spock.sub_disable($1::name, true)",
+            &[&path.subscription],
+        )
+    }
+
+    fn origin(&self, path: &Path) -> Statement {
+        Statement::new(
+            "SELECT sub_slot_name FROM spock.subscription WHERE sub_name = $1",
+            &[&path.subscription],
+        )
+    }
+
+    fn recovery_publication(&self) -> (&'static str, Option<Statement>) {
+        let create = "SET LOCAL spock.enable_ddl_replication = off;
+                      CREATE PUBLICATION zodan_recovery FOR ALL TABLES";
+        ("zodan_recovery", Some(Statement::new(create, &[])))
+    }
+
+    fn own_schemas(&self) -> &'static [&'static str] {
+        &["zodan", "spock"]
+    }
+
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {
         // A subscription that is still copying waits for its own copy for ever, and with it Spock's
         // manager: the copy is ended first.

@@ -392,6 +392,155 @@ pub fn without_queueing(statement: &str) -> Statement {
     Statement::new(format!("SET LOCAL lock_timeout = '20ms'; {statement}"), &[])
 }
 
+/// The slot that keeps what other nodes may still need of the nodes that this one subscribes to.
+pub fn recovery_slot(database: &str) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let name: String = database
+        .chars()
+        .map(|c| c.to_ascii_lowercase())
+        .map(|c| if plain(c) { c } else { '_' })
+        .collect();
+    let mut name = format!("spk_recovery_{name}");
+    name.truncate(63);
+    name
+}
+
+/// `restart, confirmed, retained bytes, lost, active` of a slot.
+pub fn slot_state(slot: &str) -> Statement {
+    Statement::new(
+        "SELECT restart_lsn, confirmed_flush_lsn, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn),
+                coalesce(wal_status = 'lost', false), active
+           FROM pg_replication_slots WHERE slot_name = $1",
+        &[slot],
+    )
+}
+
+/// A copy of a slot, which keeps what the original has now.
+pub fn copy_slot(slot: &str, copy: &str) -> Statement {
+    Statement::new(
+        "SELECT lsn FROM pg_copy_logical_replication_slot($1, $2)",
+        &[slot, copy],
+    )
+}
+
+pub fn advance_slot(slot: &str, lsn: Lsn) -> Statement {
+    Statement::new(
+        "SELECT pg_replication_slot_advance($1, $2::pg_lsn)",
+        &[slot, &lsn.to_string()],
+    )
+}
+
+/// What is committed from here on in this session is of `origin`, and moves its progress. Triggers do not
+/// fire, as for any change that comes from another node.
+pub fn begin_replay(origin: &str) -> Statement {
+    Statement::new(
+        format!(
+            "SET client_encoding = 'UTF8'; SET session_replication_role = 'replica';
+             SET synchronous_commit = 'off'; SELECT pg_replication_origin_session_setup({})",
+            crate::quote::literal(origin)
+        ),
+        &[],
+    )
+}
+
+/// The end of it; what was replayed is on disk then.
+pub fn end_replay() -> Statement {
+    Statement::new(
+        "SELECT pg_replication_origin_session_reset(); SET synchronous_commit = 'local';
+         SELECT pg_current_xact_id()",
+        &[],
+    )
+}
+
+/// Moves the progress of an origin that nobody uses to `lsn`, if it is not there yet.
+pub fn advance_origin_to(origin: &str, lsn: Lsn) -> Statement {
+    Statement::new(
+        "SELECT pg_replication_origin_advance($1, $2::pg_lsn)
+          WHERE coalesce(pg_replication_origin_progress($1, true) < $2::pg_lsn, true)",
+        &[origin, &lsn.to_string()],
+    )
+}
+
+/// Whether a publication exists.
+pub fn publication(name: &str) -> Statement {
+    Statement::new(
+        "SELECT pubname FROM pg_publication WHERE pubname = $1",
+        &[name],
+    )
+}
+
+/// The end of what has been written into the WAL.
+pub fn wal_position() -> Statement {
+    Statement::new("SELECT pg_current_wal_insert_lsn()", &[])
+}
+
+/// The first transaction id that nobody has had.
+pub fn next_transaction() -> Statement {
+    Statement::new("SELECT pg_snapshot_xmax(pg_current_snapshot())", &[])
+}
+
+/// The first transaction id that may still be under way.
+pub fn oldest_transaction() -> Statement {
+    Statement::new("SELECT pg_snapshot_xmin(pg_current_snapshot())", &[])
+}
+
+/// The node's records of what its recovery slot keeps, of the members that there are.
+pub fn keep_recovery_of(members: &[String]) -> Statement {
+    let members = serde_json::to_string(members).unwrap_or_default();
+    Statement::new(
+        "DELETE FROM zodan.recovery USING zodan.unreplicated()
+          WHERE NOT ($1::jsonb ? provider)",
+        &[&members],
+    )
+}
+
+/// None of them is true any more.
+pub fn forget_recovery() -> Statement {
+    Statement::new("DELETE FROM zodan.recovery USING zodan.unreplicated()", &[])
+}
+
+/// Notes from where on the slot keeps each provider's transactions. Without `moved` only of those of which
+/// nothing is known.
+pub fn protect(progress: &std::collections::BTreeMap<String, Lsn>, moved: bool) -> Statement {
+    let progress: std::collections::BTreeMap<&String, String> = progress
+        .iter()
+        .map(|(p, lsn)| (p, lsn.to_string()))
+        .collect();
+    let progress = serde_json::to_string(&progress).unwrap_or_default();
+    let conflict = match moved {
+        true => {
+            "UPDATE SET protected_from = excluded.protected_from, changed_at = clock_timestamp()
+              WHERE zodan.recovery.protected_from < excluded.protected_from"
+        }
+        false => "NOTHING",
+    };
+    Statement::new(
+        format!(
+            "INSERT INTO zodan.recovery (provider, protected_from)
+             SELECT key, value::pg_lsn FROM jsonb_each_text($1::jsonb), zodan.unreplicated()
+             ON CONFLICT (provider) DO {conflict}"
+        ),
+        &[&progress],
+    )
+}
+
+/// Notes that something had to be given up.
+pub fn expose(why: &str) -> Statement {
+    Statement::new(
+        "UPDATE zodan.recovery SET exposed_at = clock_timestamp(), exposed_why = $1
+           FROM zodan.unreplicated()",
+        &[why],
+    )
+}
+
+/// From where on the node's recovery slot has the transactions of `provider`; null if it is not known.
+pub fn protected_from(provider: &str) -> Statement {
+    Statement::new(
+        "SELECT protected_from FROM zodan.recovery WHERE provider = $1",
+        &[provider],
+    )
+}
+
 pub fn parse_lsn(row: &Row, column: usize) -> Result<Lsn> {
     row.text(column)
         .parse()

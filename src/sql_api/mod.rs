@@ -6,4 +6,8 @@
 mod add_node;
 mod arguments;
 mod native;
+mod recover;
+mod recovery_slot;
 mod remove_node;
+
+pub use recovery_slot::start_recovery_launcher;

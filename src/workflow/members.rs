@@ -43,6 +43,14 @@ pub fn connect_each(members: &[Member]) -> Vec<Result<Node>> {
         .collect()
 }
 
+/// A session of its own on one member.
+pub fn own_session(member: &Member) -> Result<Node> {
+    let mut opened = connect(std::slice::from_ref(member))?;
+    opened
+        .pop()
+        .ok_or_else(|| Error::internal("a node was not connected"))
+}
+
 /// Most of what a run asks can only be asked by a superuser, so this comes before all of it.
 pub fn require_superuser<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<()> {
     let mut findings = vec![];

@@ -4,11 +4,15 @@
 mod checks;
 mod copying;
 pub mod join;
+pub mod keeper;
 pub mod leave;
 mod markers;
 mod members;
 mod patience;
+pub mod recover;
 mod report;
 mod snapshot;
 mod summary;
 mod undo;
+
+pub use members::own_session;

@@ -1,0 +1,90 @@
+CREATE TABLE zodan.recovery (
+    provider       text PRIMARY KEY,
+    protected_from pg_lsn NOT NULL,
+    changed_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    exposed_at     timestamptz,
+    exposed_why    text
+);
+REVOKE ALL ON zodan.recovery FROM PUBLIC;
+COMMENT ON TABLE zodan.recovery IS 'What this node''s recovery slot keeps of each node that it subscribes to';
+COMMENT ON COLUMN zodan.recovery.protected_from IS 'The transactions that the provider committed after this position of its WAL are kept, as far as this node has applied them';
+COMMENT ON COLUMN zodan.recovery.exposed_at IS 'When the slot had to be moved past what some member still lacked';
+
+CREATE VIEW zodan.recovery_status AS
+    SELECT s.slot_name, s.restart_lsn, s.confirmed_flush_lsn,
+           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint AS retained_bytes,
+           s.wal_status, r.provider, r.protected_from, r.changed_at, r.exposed_at, r.exposed_why,
+           k.pid AS keeper_pid
+      FROM pg_catalog.pg_replication_slots s
+      LEFT JOIN zodan.recovery r ON true
+      LEFT JOIN pg_catalog.pg_stat_activity k
+             ON k.backend_type = 'zodan recovery keeper' AND k.datname = s.database
+     WHERE s.slot_name LIKE 'spk\_recovery\_%' AND s.slot_name NOT LIKE '%\_clone\_%'
+       AND s.database = pg_catalog.current_database();
+REVOKE ALL ON zodan.recovery_status FROM PUBLIC;
+COMMENT ON VIEW zodan.recovery_status IS 'The recovery slot of this database, one row for each node that it protects against';
+COMMENT ON COLUMN zodan.recovery_status.retained_bytes IS 'WAL that the slot holds, in bytes';
+COMMENT ON COLUMN zodan.recovery_status.keeper_pid IS 'The background worker that moves the slot; null if none runs';
+
+CREATE FUNCTION zodan.keep_recovery_slot() RETURNS integer
+LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'keep_recovery_slot_wrapper';
+REVOKE ALL ON FUNCTION zodan.keep_recovery_slot() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.keep_recovery_slot() IS
+    'Starts the background worker that makes and keeps the recovery slot of this database until the server stops, unless one runs; returns its pid; 53400 if no worker can be had, 55000 if the database is no node';
+
+CREATE PROCEDURE spock.recover_run(
+    failed_node_name text,
+    source_node_name text        DEFAULT NULL,
+    source_dsn       text        DEFAULT NULL,
+    target_node_name text        DEFAULT NULL,
+    target_dsn       text        DEFAULT NULL,
+    stop_lsn         pg_lsn      DEFAULT NULL,
+    skip_lsn         pg_lsn      DEFAULT NULL,
+    stop_timestamp   timestamptz DEFAULT NULL,
+    verb             boolean     DEFAULT false,
+    force            boolean     DEFAULT false)
+LANGUAGE c AS 'MODULE_PATHNAME', 'recover_run_wrapper';
+REVOKE ALL ON PROCEDURE spock.recover_run(text, text, text, text, text, pg_lsn, pg_lsn, timestamptz, boolean, boolean) FROM PUBLIC;
+COMMENT ON PROCEDURE spock.recover_run(text, text, text, text, text, pg_lsn, pg_lsn, timestamptz, boolean, boolean) IS
+    'Brings what one survivor has of a node that died to the survivors that lack it; without a source from the one that has most, without a target to all';
+
+CREATE PROCEDURE spock.recover_precheck(
+    failed_node_name text,
+    source_node_name text,
+    source_dsn       text,
+    target_node_name text,
+    target_dsn       text,
+    verb             boolean,
+    OUT recovery_needed boolean)
+LANGUAGE c AS 'MODULE_PATHNAME', 'recover_precheck_wrapper';
+REVOKE ALL ON PROCEDURE spock.recover_precheck(text, text, text, text, text, boolean) FROM PUBLIC;
+COMMENT ON PROCEDURE spock.recover_precheck(text, text, text, text, text, boolean) IS
+    'Says whether the target lacks something of the failed node that the source has and can give; changes nothing';
+
+CREATE PROCEDURE spock.recover_phase_clone(
+    failed_node_name text,
+    source_node_name text,
+    source_dsn       text,
+    target_node_name text,
+    target_dsn       text,
+    OUT cloned_slot_name text,
+    stop_lsn         pg_lsn      DEFAULT NULL,
+    skip_lsn         pg_lsn      DEFAULT NULL,
+    stop_timestamp   timestamptz DEFAULT NULL,
+    verb             boolean     DEFAULT false)
+LANGUAGE c AS 'MODULE_PATHNAME', 'recover_phase_clone_wrapper';
+REVOKE ALL ON PROCEDURE spock.recover_phase_clone(text, text, text, text, text, pg_lsn, pg_lsn, timestamptz, boolean) FROM PUBLIC;
+COMMENT ON PROCEDURE spock.recover_phase_clone(text, text, text, text, text, pg_lsn, pg_lsn, timestamptz, boolean) IS
+    'Clones the recovery slot of the source, holds the target''s subscription to the failed node and brings over what is missing; recover_finalize lets go of both';
+
+CREATE PROCEDURE spock.recover_finalize(
+    target_dsn       text,
+    target_node_name text,
+    failed_node_name text,
+    source_dsn       text,
+    cloned_slot_name text,
+    verb             boolean DEFAULT false)
+LANGUAGE c AS 'MODULE_PATHNAME', 'recover_finalize_wrapper';
+REVOKE ALL ON PROCEDURE spock.recover_finalize(text, text, text, text, text, boolean) FROM PUBLIC;
+COMMENT ON PROCEDURE spock.recover_finalize(text, text, text, text, text, boolean) IS
+    'Drops the cloned slot and lets go of the subscription that recover_phase_clone held';

@@ -1,0 +1,134 @@
+//! Decodes the transactions of one origin from a slot, in the order in which the node applied them.
+
+use super::pgoutput::{self, Malformed, Message};
+use crate::error::{Error, Result};
+use crate::libpq::{Conn, CopyOut};
+use crate::lsn::Lsn;
+use crate::quote::literal;
+
+/// What begins the binary format of COPY.
+const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const BINARY_TRAILER: &[u8] = b"\xff\xff";
+
+/// The committed transactions of one origin.
+pub struct Transactions<'a> {
+    copy: CopyOut<'a>,
+    node: String,
+    origin: String,
+    /// The transaction under way is one of the origin.
+    wanted: bool,
+    /// When the transaction under way was committed.
+    timestamp: i64,
+}
+
+/// What has been read next.
+#[derive(Debug)]
+pub enum Transaction {
+    /// A transaction of the origin begins: where its commit ends on its node, and when that was, in
+    /// microseconds since 2000.
+    Begin {
+        end: Lsn,
+        timestamp: i64,
+    },
+    /// A change of it. Descriptions of tables come whichever transaction they are needed in.
+    Change(Message),
+    Commit,
+}
+
+impl<'a> Transactions<'a> {
+    /// Everything that `slot` on the node of `conn` still has, up to now. The slot is left where it is.
+    pub fn peek(
+        conn: &'a mut Conn,
+        node: &str,
+        slot: &str,
+        publication: &str,
+        origin: &str,
+    ) -> Result<Self> {
+        let changes = format!(
+            "COPY (SELECT data FROM pg_logical_slot_peek_binary_changes({}, NULL, NULL, \
+             'proto_version', '1', 'publication_names', {}, 'origin', 'any')) TO STDOUT (FORMAT binary)",
+            literal(slot),
+            literal(&crate::quote::ident(publication))
+        );
+        Ok(Self {
+            copy: conn.copy_out(&changes)?,
+            node: node.to_owned(),
+            origin: origin.to_owned(),
+            wanted: false,
+            timestamp: 0,
+        })
+    }
+
+    /// The next piece of a transaction of the origin; `None` at the end.
+    #[allow(clippy::should_implement_trait)] // it can fail, and borrows the session
+    pub fn next(&mut self) -> Result<Option<Transaction>> {
+        loop {
+            let Some(chunk) = self.copy.next()? else {
+                return Ok(None);
+            };
+            let row = chunk.strip_prefix(BINARY_HEADER).unwrap_or(&chunk);
+            if row.is_empty() || row == BINARY_TRAILER {
+                continue;
+            }
+            let message = field(row)
+                .and_then(pgoutput::parse)
+                .map_err(|bad| self.malformed(&bad))?;
+            match message {
+                Message::Origin { name, end } if name == self.origin => {
+                    self.wanted = true;
+                    let timestamp = self.timestamp;
+                    return Ok(Some(Transaction::Begin { end, timestamp }));
+                }
+                Message::Begin { timestamp } => {
+                    self.wanted = false;
+                    self.timestamp = timestamp;
+                }
+                Message::Commit => {
+                    if std::mem::take(&mut self.wanted) {
+                        return Ok(Some(Transaction::Commit));
+                    }
+                }
+                Message::Relation(_) => return Ok(Some(Transaction::Change(message))),
+                Message::Origin { .. } | Message::Other => {}
+                change if self.wanted => return Ok(Some(Transaction::Change(change))),
+                _ => {}
+            }
+        }
+    }
+
+    fn malformed(&self, bad: &Malformed) -> Error {
+        Error::internal(format!(
+            "node \"{}\" sent a change that cannot be read: {}",
+            self.node, bad.0
+        ))
+    }
+}
+
+/// The only field of a row of a binary copy.
+fn field(row: &[u8]) -> std::result::Result<&[u8], Malformed> {
+    let torn = || Malformed("a row without its field".into());
+    let (head, data) = row.split_at_checked(6).ok_or_else(torn)?;
+    let length = i32::from_be_bytes([head[2], head[3], head[4], head[5]]);
+    match (&head[..2], usize::try_from(length)) {
+        (&[0, 1], Ok(length)) if length == data.len() => Ok(data),
+        _ => Err(torn()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::field;
+
+    #[test]
+    fn a_row_has_one_whole_field() {
+        assert_eq!(field(b"\0\x01\0\0\0\x02ab"), Ok(&b"ab"[..]));
+        for torn in [
+            &b"\0\x01\0\0\0\x02a"[..],
+            b"\0\x02\0\0\0\x02ab",
+            b"\0\x01\xff\xff\xff\xff",
+            b"",
+        ] {
+            assert!(field(torn).is_err(), "{torn:?}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! `CALL spock.recover_run(...)` and its parts.
+
+use super::arguments;
+use crate::error::{Error, Result};
+use crate::lsn::Lsn;
+use crate::node::{HiddenContext, Local, Procedure};
+use crate::raw_code;
+use crate::workflow::recover::{self, Request};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::{AnyElement, pg_sys};
+
+type Raised<T> = std::result::Result<T, ErrorReport>;
+
+/// What the procedures have in common: the text hidden, a superuser, outside a transaction block.
+fn called<T>(
+    fcinfo: pg_sys::FunctionCallInfo,
+    name: &str,
+    body: impl FnOnce(Local) -> Result<T>,
+) -> Raised<T> {
+    // First of all: the text of the CALL may hold passwords.
+    let context = HiddenContext::hide();
+    // SAFETY: our own call info.
+    let procedure = unsafe { Procedure::enter(fcinfo, name) }?;
+    arguments::superuser(name)?;
+    let answer = body(Local::new(procedure)).inspect_err(|e| raw_code::keep(e.sqlstate()))?;
+    context.show();
+    Ok(answer)
+}
+
+fn nodes(
+    failed: Option<&str>,
+    source: Option<&str>,
+    source_dsn: Option<&str>,
+    target: Option<&str>,
+    target_dsn: Option<&str>,
+) -> Result<Request> {
+    let optional = |argument, name: Option<&str>| {
+        name.map(|n| arguments::node_name(argument, Some(n)))
+            .transpose()
+    };
+    let dsn =
+        |argument, text: Option<&str>| text.map(|t| arguments::dsn(argument, Some(t))).transpose();
+    Ok(Request {
+        failed: arguments::node_name("failed_node_name", failed)?,
+        source: optional("source_node_name", source)?,
+        source_dsn: dsn("source_dsn", source_dsn)?,
+        target: optional("target_node_name", target)?,
+        target_dsn: dsn("target_dsn", target_dsn)?,
+        ..Request::default()
+    })
+}
+
+/// As the type pg_lsn has it.
+fn lsn(raw: Option<i64>) -> Option<Lsn> {
+    raw.map(|raw| Lsn(raw.cast_unsigned()))
+}
+
+#[pg_extern(sql = "")]
+#[allow(clippy::too_many_arguments)] // the interface is given
+fn recover_run(
+    failed_node_name: Option<&str>,
+    source_node_name: Option<&str>,
+    source_dsn: Option<&str>,
+    target_node_name: Option<&str>,
+    target_dsn: Option<&str>,
+    stop_lsn: Option<i64>,
+    skip_lsn: Option<i64>,
+    stop_timestamp: Option<i64>,
+    verb: Option<bool>,
+    force: Option<bool>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Raised<()> {
+    called(fcinfo, "spock.recover_run", |local| {
+        let request = Request {
+            stop_lsn: lsn(stop_lsn),
+            skip_lsn: lsn(skip_lsn),
+            stop_timestamp,
+            verbose: verb.unwrap_or(false),
+            force: force.unwrap_or(false),
+            ..nodes(
+                failed_node_name,
+                source_node_name,
+                source_dsn,
+                target_node_name,
+                target_dsn,
+            )?
+        };
+        recover::recover_run(local, request)
+    })
+}
+
+#[pg_extern(sql = "")]
+#[allow(clippy::too_many_arguments)] // the interface is given
+fn recover_precheck(
+    failed_node_name: Option<&str>,
+    source_node_name: Option<&str>,
+    source_dsn: Option<&str>,
+    target_node_name: Option<&str>,
+    target_dsn: Option<&str>,
+    verb: Option<bool>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Raised<Option<AnyElement>> {
+    let needed = called(fcinfo, "spock.recover_precheck", |local| {
+        let request = Request {
+            verbose: verb.unwrap_or(false),
+            ..nodes(
+                failed_node_name,
+                source_node_name,
+                source_dsn,
+                target_node_name,
+                target_dsn,
+            )?
+        };
+        recover::recovery_needed(local, request)
+    })?;
+    Ok(out(fcinfo, needed.into_datum())?)
+}
+
+#[pg_extern(sql = "")]
+#[allow(clippy::too_many_arguments)] // the interface is given
+fn recover_phase_clone(
+    failed_node_name: Option<&str>,
+    source_node_name: Option<&str>,
+    source_dsn: Option<&str>,
+    target_node_name: Option<&str>,
+    target_dsn: Option<&str>,
+    stop_lsn: Option<i64>,
+    skip_lsn: Option<i64>,
+    stop_timestamp: Option<i64>,
+    verb: Option<bool>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Raised<Option<AnyElement>> {
+    let clone = called(fcinfo, "spock.recover_phase_clone", |local| {
+        let request = Request {
+            stop_lsn: lsn(stop_lsn),
+            skip_lsn: lsn(skip_lsn),
+            stop_timestamp,
+            verbose: verb.unwrap_or(false),
+            ..nodes(
+                failed_node_name,
+                source_node_name,
+                source_dsn,
+                target_node_name,
+                target_dsn,
+            )?
+        };
+        recover::phase_clone(local, request)
+    })?;
+    Ok(out(fcinfo, clone.into_datum())?)
+}
+
+#[pg_extern(sql = "")]
+fn recover_finalize(
+    target_dsn: Option<&str>,
+    target_node_name: Option<&str>,
+    failed_node_name: Option<&str>,
+    source_dsn: Option<&str>,
+    cloned_slot_name: Option<&str>,
+    verb: Option<bool>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Raised<()> {
+    called(fcinfo, "spock.recover_finalize", |local| {
+        let request = Request {
+            verbose: verb.unwrap_or(false),
+            ..nodes(
+                failed_node_name,
+                None,
+                source_dsn,
+                target_node_name,
+                target_dsn,
+            )?
+        };
+        let clone = arguments::given("cloned_slot_name", cloned_slot_name)?;
+        recover::finalize(local, request, clone)
+    })
+}
+
+/// The row of a procedure with one OUT argument.
+fn out(
+    fcinfo: pg_sys::FunctionCallInfo,
+    value: Option<pg_sys::Datum>,
+) -> Result<Option<AnyElement>> {
+    // SAFETY: our own call info; the tuple is made in the memory of the caller, with as many values as
+    // the declaration in sql/recovery.sql has OUT arguments.
+    unsafe {
+        let mut row = std::ptr::null_mut();
+        let class = pg_sys::get_call_result_type(fcinfo, std::ptr::null_mut(), &mut row);
+        if class != pg_sys::TypeFuncClass::TYPEFUNC_COMPOSITE || (*row).natts != 1 {
+            return Err(Error::internal(
+                "the procedure is not declared with one OUT argument",
+            ));
+        }
+        let row = pg_sys::BlessTupleDesc(row);
+        let mut null = value.is_none();
+        let mut value = value.unwrap_or_else(|| pg_sys::Datum::from(0));
+        let tuple = pg_sys::heap_form_tuple(row, &mut value, &mut null);
+        let datum = pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data);
+        Ok(AnyElement::from_polymorphic_datum(
+            datum,
+            false,
+            pg_sys::RECORDOID,
+        ))
+    }
+}

@@ -1,0 +1,296 @@
+//! Keeps the recovery slot of a node: it holds what some other member may still lack of a third, and
+//! no more.
+//!
+//! A sample is a place in this node's WAL, and how far each provider had been applied when everything before
+//! that place was finished. So what a provider committed after that is behind the place, and once every
+//! other member has applied as much, the slot can be moved there. Reading both at once would not do: progress
+//! is moved after the commit is in the WAL.
+
+use super::members::connect_each;
+use crate::engine::{Engine, subscription_states};
+use crate::error::{Error, Result};
+use crate::lsn::Lsn;
+use crate::node::{Member, Node, server};
+use crate::settings;
+use std::collections::{BTreeMap, VecDeque};
+
+/// More samples than this are thinned out: the slot then moves in larger steps.
+const MOST_SAMPLES: usize = 512;
+
+/// How far each provider has been applied.
+type Progress = BTreeMap<String, Lsn>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sample {
+    place: Lsn,
+    progress: Progress,
+}
+
+/// What a look found.
+pub enum Kept {
+    Yes,
+    /// The database is no node any more.
+    NoNode,
+    /// What had to be given up because the slot held too much WAL.
+    GivenUp(String),
+}
+
+pub struct Keeper {
+    engine: Box<dyn Engine>,
+    here: Node,
+    peers: BTreeMap<String, Node>,
+    samples: VecDeque<Sample>,
+    /// A place, and the transaction id from which on none had begun when it was noted.
+    open: Option<(Lsn, u64)>,
+}
+
+impl Keeper {
+    /// `here` is a session on the node itself.
+    pub fn new(engine: Box<dyn Engine>, here: Node) -> Self {
+        Self {
+            engine,
+            here,
+            peers: BTreeMap::new(),
+            samples: VecDeque::new(),
+            open: None,
+        }
+    }
+
+    /// One look: make the slot if it is not there, take a sample, move the slot.
+    pub fn look(&mut self) -> Result<Kept> {
+        if self.engine.local_name(&mut self.here)?.as_ref() != Some(&self.here.name) {
+            self.forget()?;
+            return Ok(Kept::NoNode);
+        }
+        let slot = self.slot()?;
+        if server::slot_state(&slot).run(&mut self.here)?.is_empty() {
+            self.create(&slot)?;
+        }
+        self.sample()?;
+        let survey = self.engine.survey(&mut self.here)?;
+        let names: Vec<String> = survey.members.iter().map(|m| m.name.clone()).collect();
+        server::keep_recovery_of(&names).run(&mut self.here)?;
+        if let Some(oldest) = self.samples.front().cloned() {
+            // Behind the slot's start, whatever the others have.
+            server::protect(&oldest.progress, false).run(&mut self.here)?;
+        }
+        let applied = self.applied_by_others(&survey.members)?;
+        let needed_by_none = |sample: &Sample| {
+            sample.progress.iter().all(|(provider, lsn)| {
+                names
+                    .iter()
+                    .filter(|n| *n != provider && **n != self.here.name)
+                    .all(|peer| {
+                        let of_peer = applied.get(peer).and_then(|a| a.get(provider));
+                        of_peer.is_some_and(|has| has >= lsn)
+                    })
+            })
+        };
+        let released = self.samples.iter().rposition(needed_by_none);
+        if let Some(last) = released {
+            self.samples.drain(..last);
+            let sample = self.samples[0].clone();
+            self.advance(&slot, &sample)?;
+        }
+        self.bound(&slot)
+    }
+
+    fn slot(&mut self) -> Result<String> {
+        Ok(server::recovery_slot(
+            &super::members::identity(&mut self.here)?.1,
+        ))
+    }
+
+    fn create(&mut self, slot: &str) -> Result<()> {
+        self.samples.clear();
+        self.open = None;
+        server::forget_recovery().run(&mut self.here)?;
+        let (publication, create) = self.engine.recovery_publication();
+        if let Some(create) = create
+            && server::publication(publication)
+                .run(&mut self.here)?
+                .is_empty()
+        {
+            create.run(&mut self.here)?;
+        }
+        server::create_slot(slot, "pgoutput", false).run(&mut self.here)?;
+        Ok(())
+    }
+
+    /// The database is no node: nobody will ask for the slot.
+    fn forget(&mut self) -> Result<()> {
+        let slot = self.slot()?;
+        server::drop_slot(&slot).run(&mut self.here)?;
+        server::forget_recovery().run(&mut self.here)?;
+        Ok(())
+    }
+
+    fn sample(&mut self) -> Result<()> {
+        match self.open {
+            // Two statements: the place first.
+            None => {
+                let place = server::wal_position().run(&mut self.here)?;
+                let place = server::parse_lsn(place.one()?, 0)?;
+                let next = server::next_transaction().run(&mut self.here)?;
+                self.open = Some((place, next.one()?.parse(0)?));
+            }
+            Some((place, next)) => {
+                let oldest = server::oldest_transaction().run(&mut self.here)?;
+                if oldest.one()?.parse::<u64>(0)? < next {
+                    return Ok(());
+                }
+                self.open = None;
+                let states =
+                    subscription_states(&self.engine.subscriptions().run(&mut self.here)?)?;
+                let survey = self.engine.survey(&mut self.here)?;
+                let mut progress = Progress::new();
+                for member in survey.members {
+                    let path = self.engine.path(&member.name, &self.here.name);
+                    let state = states.iter().find(|s| s.name == path.subscription);
+                    if let Some(applied) = state.and_then(|s| s.applied) {
+                        progress.insert(member.name, applied);
+                    }
+                }
+                push(&mut self.samples, Sample { place, progress });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the other members have applied; one that does not answer is not in it.
+    fn applied_by_others(&mut self, members: &[Member]) -> Result<BTreeMap<String, Progress>> {
+        let missing: Vec<Member> = members
+            .iter()
+            .filter(|m| m.name != self.here.name)
+            .filter(|m| {
+                let known = self.peers.get(&m.name);
+                known.is_none_or(|node| !node.session.is_usable() || node.dsn != m.dsn)
+            })
+            .cloned()
+            .collect();
+        self.peers
+            .retain(|name, _| members.iter().any(|m| m.name == *name));
+        for (member, answer) in missing.iter().zip(connect_each(&missing)) {
+            match answer {
+                Ok(node) => drop(self.peers.insert(member.name.clone(), node)),
+                Err(error @ Error::Interrupted { .. }) => return Err(error),
+                Err(_) => drop(self.peers.remove(&member.name)),
+            }
+        }
+        let mut asked: Vec<&mut Node> = self.peers.values_mut().collect();
+        asked.push(&mut self.here);
+        self.engine.learn(&mut asked, &[])?;
+        let mut applied = BTreeMap::new();
+        for (name, node) in &mut self.peers {
+            let Ok(rows) = self.engine.subscriptions().run(node) else {
+                continue;
+            };
+            let states = subscription_states(&rows)?;
+            let mut progress = Progress::new();
+            for member in members {
+                let path = self.engine.path(&member.name, name);
+                let state = states.iter().find(|s| s.name == path.subscription);
+                if let Some(lsn) = state.and_then(|s| s.applied) {
+                    progress.insert(member.name.clone(), lsn);
+                }
+            }
+            applied.insert(name.clone(), progress);
+        }
+        Ok(applied)
+    }
+
+    fn advance(&mut self, slot: &str, sample: &Sample) -> Result<()> {
+        let state = server::slot_state(slot).run(&mut self.here)?;
+        let row = state.one()?;
+        let confirmed = server::parse_lsn(row, 1)?;
+        if row.bool(4) || sample.place <= confirmed {
+            return Ok(()); // being copied, or there already
+        }
+        // Said before it is done: to promise less than there is does no harm.
+        server::protect(&sample.progress, true).run(&mut self.here)?;
+        server::advance_slot(slot, sample.place).run(&mut self.here)?;
+        Ok(())
+    }
+
+    /// No more WAL than is allowed, whoever may still need it.
+    fn bound(&mut self, slot: &str) -> Result<Kept> {
+        let Some(limit) = settings::recovery_slot_max_wal() else {
+            return Ok(Kept::Yes);
+        };
+        let state = server::slot_state(slot).run(&mut self.here)?;
+        let row = state.one()?;
+        let kept: f64 = row.parse(2)?;
+        let Some(sample) = self.samples.back().cloned() else {
+            return Ok(Kept::Yes);
+        };
+        if kept <= limit as f64
+            || self.samples.len() < 2 && sample.place <= server::parse_lsn(row, 1)?
+        {
+            return Ok(Kept::Yes);
+        }
+        self.samples.clear();
+        self.samples.push_back(sample.clone());
+        let why = format!(
+            "slot {slot} held {} MB of WAL, more than zodan.recovery_slot_max_wal: it has been moved, and a node that lacks transactions from before {} cannot be recovered from node \"{}\"",
+            kept as u64 >> 20,
+            sample.place,
+            self.here.name
+        );
+        server::expose(&why).run(&mut self.here)?;
+        self.advance(slot, &sample)?;
+        Ok(Kept::GivenUp(why))
+    }
+}
+
+/// Adds a sample. While nothing is applied the newest place is the best.
+fn push(samples: &mut VecDeque<Sample>, sample: Sample) {
+    let idle = samples.len() > 1
+        && samples
+            .back()
+            .is_some_and(|l| l.progress == sample.progress);
+    if idle {
+        samples.pop_back();
+    }
+    samples.push_back(sample);
+    if samples.len() > MOST_SAMPLES {
+        let mut i = 0;
+        samples.retain(|_| {
+            i += 1;
+            i % 2 == 1
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(place: u64, n1: u64) -> Sample {
+        Sample {
+            place: Lsn(place),
+            progress: [("n1".to_owned(), Lsn(n1))].into(),
+        }
+    }
+
+    #[test]
+    fn idle_samples_do_not_pile_up() {
+        let mut samples = VecDeque::new();
+        push(&mut samples, sample(1, 10));
+        for place in 2..100 {
+            push(&mut samples, sample(place, 10));
+        }
+        assert_eq!(samples, [sample(1, 10), sample(99, 10)]);
+        push(&mut samples, sample(100, 11));
+        assert_eq!(samples.back(), Some(&sample(100, 11)));
+    }
+
+    #[test]
+    fn many_samples_are_thinned_out_from_the_oldest_on() {
+        let mut samples = VecDeque::new();
+        for i in 0..2000 {
+            push(&mut samples, sample(i, i));
+        }
+        assert!(samples.len() <= MOST_SAMPLES);
+        assert_eq!(samples.front(), Some(&sample(0, 0)));
+    }
+}

@@ -1,0 +1,241 @@
+//! One survivor gets what another has kept: decoded from the recovery slot there, applied here under the
+//! failed node's origin with its positions and times, so that data and progress move together.
+
+use super::{Gap, Recovery};
+use crate::error::{Error, Result, SqlState};
+use crate::journal::{Effect, Journal};
+use crate::libpq::Conn;
+use crate::lsn::Position;
+use crate::node::{Node, Session, server};
+use crate::replay::{Catalog, Rendering, Transaction, Transactions, pgoutput::Message};
+use crate::workflow::members;
+use crate::workflow::patience::{Seen, wait_until};
+use crate::workflow::undo;
+
+/// As many bytes of statements are sent at once.
+const BATCH: usize = 64 * 1024;
+
+/// What a replay brought.
+#[derive(Default)]
+struct Brought {
+    transactions: u64,
+    changes: u64,
+}
+
+impl Recovery {
+    pub fn fill(&mut self, gap: &Gap, journal: &mut Journal) -> Result<()> {
+        self.bring(gap, journal)?;
+        self.release(journal)
+    }
+
+    /// Brings over what the target lacks. The clone, whose name is the answer, and the subscription are
+    /// still held then.
+    pub fn bring(&mut self, gap: &Gap, journal: &mut Journal) -> Result<String> {
+        self.report.say(&gap.to_string());
+        let slot = self.check_slot(gap)?;
+        let clone = self.clone_slot(gap, &slot, journal)?;
+        let brought = self.replay(gap, &clone, journal)?;
+        self.report.say(&format!(
+            "node \"{}\" has got {} transactions with {} changes of \"{}\" from node \"{}\"",
+            gap.target, brought.transactions, brought.changes, self.request.failed, gap.source
+        ));
+        Ok(clone)
+    }
+
+    /// The recovery slot of the source, if it has kept all that the target lacks.
+    pub fn check_slot(&mut self, gap: &Gap) -> Result<String> {
+        let failed = self.request.failed.clone();
+        let source = self.survivor(&gap.source)?;
+        let database = members::identity(source)?.1;
+        let slot = server::recovery_slot(&database);
+        let none = |why: String| {
+            Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "the recovery slot of node \"{}\" cannot help: {why}",
+                    gap.source
+                ),
+                "Compare the nodes, and bring the rows over by hand; see docs/operations.md. For the next time: SELECT zodan.keep_recovery_slot() on every node.",
+            )
+        };
+        let state = server::slot_state(&slot).run(source)?;
+        let Some(row) = state.first() else {
+            return Err(none(format!("there is no slot {slot}")));
+        };
+        if row.bool(3) {
+            return Err(none(format!("slot {slot} has lost its WAL")));
+        }
+        let kept = server::protected_from(&failed).run(source)?;
+        let Some(from) = kept.first().filter(|row| row.get(0).is_some()) else {
+            return Err(none(format!(
+                "it was made after node \"{failed}\" had died"
+            )));
+        };
+        let from = Position::new(&failed, server::parse_lsn(from, 0)?);
+        if !gap.from.reaches(&from)? {
+            return Err(none(format!(
+                "it has the transactions after {from}, and those after {} are missing on node \"{}\"",
+                gap.from, gap.target
+            )));
+        }
+        Ok(slot)
+    }
+
+    /// The slot goes on being advanced while its copy is read.
+    fn clone_slot(&mut self, gap: &Gap, slot: &str, journal: &mut Journal) -> Result<String> {
+        let mut clone = format!("{slot}_clone_{}", journal.run());
+        if clone.len() > 63 {
+            clone = format!("spk_recovery_clone_{}", journal.run());
+        }
+        let phase = self.report.current();
+        let step = journal.intend(
+            phase,
+            &gap.source,
+            &format!("clone slot {slot}"),
+            &Effect::Slot {
+                slot: clone.clone(),
+            },
+        )?;
+        let source = self.survivor(&gap.source)?;
+        wait_until(
+            &gap.source,
+            &format!("copying slot {slot}"),
+            "See who uses it.",
+            || match server::copy_slot(slot, &clone).run(source) {
+                Ok(_) => Ok(Seen::Done(())),
+                // Being advanced just now.
+                Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => {
+                    Ok(Seen::Pending(error.to_string()))
+                }
+                Err(error) => Err(error),
+            },
+        )?;
+        journal.done(step)?;
+        Ok(clone)
+    }
+
+    fn replay(&mut self, gap: &Gap, clone: &str, journal: &mut Journal) -> Result<Brought> {
+        let path = self.engine.path(&self.request.failed, &gap.target);
+        let theirs = self.engine.path(&self.request.failed, &gap.source);
+        let (publication, _) = self.engine.recovery_publication();
+        let own_schemas = self.engine.own_schemas();
+        let states = self.engine.subscriptions();
+        let (ours, theirs) = (self.engine.origin(&path), self.engine.origin(&theirs));
+        let (enable, disable) = (self.engine.enable(&path), self.engine.disable(&path));
+        let phase = self.report.current();
+        let request = self.request.clone();
+
+        let source = self.survivor(&gap.source)?;
+        let origin_there = theirs.run(source)?.one()?.text(0).to_owned();
+        let mut reader = Conn::open(&gap.source, &source.dsn)?;
+        reader.query("SET client_encoding = 'UTF8'", &[])?;
+
+        let target = self.survivor(&gap.target)?;
+        let origin = ours.run(target)?.one()?.text(0).to_owned();
+        let catalog = Catalog::read(target)?;
+        let enabled = crate::engine::subscription_states(&states.run(target)?)?
+            .iter()
+            .any(|s| s.name == path.subscription && s.enabled);
+        if enabled {
+            // Its worker would hold the origin.
+            let step = journal.intend(
+                phase,
+                &gap.target,
+                &format!("hold subscription {}", path.subscription),
+                &Effect::Statement {
+                    undo: enable.inlined(),
+                },
+            )?;
+            disable.run(target)?;
+            journal.done(step)?;
+        }
+        // A session of its own: it ends with the replay, and the origin is free then.
+        let mut applier = Node {
+            name: target.name.clone(),
+            dsn: target.dsn.clone(),
+            session: Session::Remote(Conn::open(&target.name, &target.dsn)?),
+        };
+        wait_until(
+            &gap.target,
+            &format!("waiting for the worker of {} to end", path.subscription),
+            "See its log.",
+            || match server::begin_replay(&origin).run(&mut applier) {
+                Ok(_) => Ok(Seen::Done(())),
+                Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => {
+                    Ok(Seen::Pending(error.to_string()))
+                }
+                Err(error) => Err(error),
+            },
+        )?;
+        let mut brought = Brought::default();
+        let mut rendering = Rendering::new(catalog, own_schemas);
+        let mut transactions =
+            Transactions::peek(&mut reader, &gap.source, clone, publication, &origin_there)?;
+        let mut wanted = false;
+        while let Some(piece) = transactions.next()? {
+            match piece {
+                Transaction::Begin { end, timestamp } => {
+                    let end = Position::new(&request.failed, end);
+                    wanted = !gap.from.reaches(&end)?
+                        && gap.to.reaches(&end)?
+                        && !request.is_too_late(timestamp);
+                    if wanted {
+                        rendering.begin(end.lsn(), timestamp);
+                        brought.transactions += 1;
+                    }
+                }
+                Transaction::Change(Message::Relation(relation)) => rendering.describe(relation),
+                Transaction::Change(change) if wanted => {
+                    rendering.change(&change)?;
+                    brought.changes += 1;
+                }
+                Transaction::Change(_) => {}
+                Transaction::Commit if wanted => rendering.commit(),
+                Transaction::Commit => {}
+            }
+            if rendering.len() >= BATCH {
+                apply(&mut applier, &mut rendering)?;
+            }
+        }
+        apply(&mut applier, &mut rendering)?;
+        server::end_replay().run(&mut applier)?;
+        if gap.whole || request.skip_lsn.is_some() {
+            // What was skipped, or had nothing for these tables, is done with too.
+            let done = if gap.whole { &gap.to } else { &gap.from };
+            server::advance_origin_to(&origin, done.lsn()).run(&mut applier)?;
+        }
+        Ok(brought)
+    }
+
+    /// Lets go of what was held: the clone and the subscription.
+    fn release(&mut self, journal: &Journal) -> Result<()> {
+        for begun in journal.begun()? {
+            let node = self
+                .survivors
+                .iter_mut()
+                .find(|n| n.name == begun.node)
+                .ok_or_else(|| Error::internal("a node was not connected"))?;
+            undo::revert(&*self.engine, &begun.effect, node)?;
+            journal.undone(begun.step)?;
+        }
+        Ok(())
+    }
+}
+
+fn apply(applier: &mut Node, rendering: &mut Rendering) -> Result<()> {
+    let text = rendering.take();
+    if text.is_empty() {
+        return Ok(());
+    }
+    applier
+        .query(&text, &[])
+        .map(|_| ())
+        .map_err(|error| match error {
+            // The statement is the whole batch, with the rows in it.
+            Error::Remote(mut remote) => {
+                remote.statement = "a batch of replayed changes".into();
+                Error::Remote(remote)
+            }
+            error => error,
+        })
+}

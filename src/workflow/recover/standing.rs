@@ -1,0 +1,297 @@
+//! Who has what of the failed node, and who can give it to whom.
+
+use super::{Gap, Recovery, Request, members};
+use crate::engine::{self, SubscriptionState, subscription_states};
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::{Dsn, wait};
+use crate::lsn::{Lsn, Position};
+use crate::node::{Local, Member, Node};
+use crate::settings;
+use crate::workflow::members::each;
+use crate::workflow::report::Report;
+use std::time::{Duration, Instant};
+
+impl Recovery {
+    pub fn connect(local: Local, request: Request, report: Report) -> Result<Self> {
+        let nowhere = Dsn::parse("").map_err(|_| Error::internal("an empty connection string"))?;
+        let mut me = members::local("", &nowhere, &local);
+        let mut engine = engine::detect(&mut me)?;
+        let Some(here) = engine.local_name(&mut me)? else {
+            return Err(Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                "the database that the CALL runs in is no node of a cluster",
+                "Run it in the database of a survivor.",
+            ));
+        };
+        me.name = here.clone();
+        let survey = engine.survey(&mut me)?;
+        let (failed, others): (Vec<Member>, Vec<Member>) = survey
+            .members
+            .into_iter()
+            .partition(|m| m.name == request.failed);
+        let Some(failed) = failed.into_iter().next() else {
+            let names: Vec<&str> = others.iter().map(|m| m.name.as_str()).collect();
+            return Err(Error::Argument {
+                argument: "failed_node_name",
+                problem: format!(
+                    "is \"{}\", which is no node of this cluster",
+                    request.failed
+                ),
+                hint: format!("The nodes are: {}.", names.join(", ")),
+                state: SqlState::UNDEFINED_OBJECT,
+            });
+        };
+        if here == request.failed {
+            return Err(Error::Argument {
+                argument: "failed_node_name",
+                problem: "is the node that the CALL runs on".into(),
+                hint: "Run it on a survivor.".into(),
+                state: SqlState::INVALID_PARAMETER_VALUE,
+            });
+        }
+        let mut wanted = others;
+        for (name, dsn) in [
+            (&request.source, &request.source_dsn),
+            (&request.target, &request.target_dsn),
+        ] {
+            if let (Some(name), Some(dsn)) = (name, dsn)
+                && let Some(member) = wanted.iter_mut().find(|m| m.name == *name)
+            {
+                member.dsn = dsn.clone();
+            }
+        }
+        let named =
+            |name: &str| [&request.source, &request.target].contains(&&Some(name.to_owned()));
+        let mut survivors = vec![];
+        for (member, answer) in wanted.iter().zip(members::connect_each(&wanted)) {
+            match answer {
+                Ok(node) => survivors.push(node),
+                Err(error @ Error::Interrupted { .. }) => return Err(error),
+                Err(error) if named(&member.name) || member.name == here => return Err(error),
+                Err(error) => report.warn(
+                    &format!("node \"{}\" is left out: {error}", member.name),
+                    "Run the CALL again when it can be reached.",
+                ),
+            }
+        }
+        members::require_superuser(&mut survivors)?;
+        for node in &mut survivors {
+            if engine.local_name(node)?.as_ref() != Some(&node.name) {
+                return Err(Error::refused(
+                    SqlState::INVALID_PARAMETER_VALUE,
+                    format!(
+                        "the connection string of node \"{}\" does not lead to that node",
+                        node.name
+                    ),
+                    "Correct source_dsn or target_dsn, or leave them null.",
+                ));
+            }
+        }
+        let purpose = format!("recover_run {}", request.failed);
+        members::lock(&mut survivors, &purpose)?;
+        let mut asked: Vec<&mut Node> = survivors.iter_mut().collect();
+        engine.learn(&mut asked, std::slice::from_ref(&failed))?;
+        let mut recovery = Self {
+            engine,
+            local,
+            report,
+            request,
+            survivors,
+        };
+        recovery.refuse_living(&failed)?;
+        Ok(recovery)
+    }
+
+    /// A node that lives has sent what it has to send, or will: bringing it over too would race it.
+    fn refuse_living(&mut self, failed: &Member) -> Result<()> {
+        if self.request.force {
+            return Ok(());
+        }
+        let refused = |why: String| {
+            Err(Error::refused(
+                SqlState::OBJECT_IN_USE,
+                format!("node \"{}\" is alive: {why}", failed.name),
+                "Stop its server, or mend its subscriptions instead. With force := true it is treated as dead.",
+            ))
+        };
+        match members::connect_each(std::slice::from_ref(failed)).pop() {
+            Some(Ok(_)) => return refused("it answers".into()),
+            Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
+            _ => {}
+        }
+        // Its last sessions may not have noticed yet.
+        self.settled()?;
+        let states = self.states()?;
+        for (node, state) in self.survivors.iter().zip(states) {
+            if state.is_some_and(|s| s.working) {
+                return refused(format!("node \"{}\" is connected to it", node.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn states(&mut self) -> Result<Vec<Option<SubscriptionState>>> {
+        let engine = &*self.engine;
+        let answers = each(&mut self.survivors, |_| engine.subscriptions())?;
+        self.survivors
+            .iter()
+            .zip(&answers)
+            .map(|(node, rows)| {
+                let name = engine.path(&self.request.failed, &node.name).subscription;
+                let states = subscription_states(rows)?;
+                Ok(states.into_iter().find(|s| s.name == name))
+            })
+            .collect()
+    }
+
+    /// Waits until nobody is still applying what had arrived from the failed node.
+    fn settled(&mut self) -> Result<()> {
+        let patience = settings::connect_timeout();
+        let mut rest = Duration::from_millis(1);
+        let (mut last, mut since) = (vec![], Instant::now());
+        loop {
+            let states = self.states()?;
+            let now: Vec<_> = states
+                .iter()
+                .map(|s| s.as_ref().map(|s| (s.applied, s.working)))
+                .collect();
+            if !now.iter().flatten().any(|(_, working)| *working) {
+                return Ok(());
+            }
+            if now != last {
+                last = now;
+                since = Instant::now();
+            } else if since.elapsed() > patience {
+                return Ok(());
+            }
+            wait::on_latch(rest)?;
+            rest = (rest * 3 / 2).min(Duration::from_millis(100));
+        }
+    }
+
+    /// What is to be brought over, from whom to whom.
+    pub fn plan(&mut self) -> Result<Vec<Gap>> {
+        let states = self.states()?;
+        let mut have = vec![];
+        for (node, state) in self.survivors.iter().zip(states) {
+            let Some(state) = state else { continue };
+            let lsn = state.applied.unwrap_or(Lsn(0));
+            let position = Position::new(&self.request.failed, lsn);
+            self.report.step(&format!(
+                "node \"{}\" has applied it up to {position}",
+                node.name
+            ));
+            have.push((node.name.clone(), lsn));
+        }
+        let of = |name: &str| have.iter().find(|(n, _)| n == name).map(|(_, lsn)| *lsn);
+        let unsubscribed = |name: &str| {
+            Error::refused(
+                SqlState::UNDEFINED_OBJECT,
+                format!(
+                    "node \"{name}\" has no subscription from \"{}\", so nobody knows what it has of it",
+                    self.request.failed
+                ),
+                "Name another node.",
+            )
+        };
+        let (source, has) = match &self.request.source {
+            Some(name) => {
+                self.survivors
+                    .iter()
+                    .find(|n| n.name == *name)
+                    .ok_or_else(|| unknown("source_node_name", name))?;
+                (name.clone(), of(name).ok_or_else(|| unsubscribed(name))?)
+            }
+            None => have
+                .iter()
+                .max_by_key(|(_, lsn)| *lsn)
+                .cloned()
+                .ok_or_else(|| unsubscribed(&self.request.failed))?,
+        };
+        let mut targets: Vec<(String, Lsn)> = match &self.request.target {
+            Some(name) if *name == source => {
+                return Err(Error::Argument {
+                    argument: "target_node_name",
+                    problem: format!("is the source, \"{name}\""),
+                    hint: "Name the node that lacks something.".into(),
+                    state: SqlState::INVALID_PARAMETER_VALUE,
+                });
+            }
+            Some(name) => {
+                if !self.survivors.iter().any(|n| n.name == *name) {
+                    return Err(unknown("target_node_name", name));
+                }
+                vec![(name.clone(), of(name).ok_or_else(|| unsubscribed(name))?)]
+            }
+            None => have.clone(),
+        };
+        targets.retain(|(name, lsn)| *name != source && *lsn < has);
+        let mut gaps = vec![];
+        for (target, lsn) in targets {
+            gaps.push(self.gap(&source, has, target, lsn)?);
+        }
+        Ok(gaps)
+    }
+
+    fn gap(&self, source: &str, has: Lsn, target: String, lsn: Lsn) -> Result<Gap> {
+        let position = |lsn| Position::new(&self.request.failed, lsn);
+        let wrong = |argument, problem: String, hint: &str| {
+            Err(Error::Argument {
+                argument,
+                problem,
+                hint: hint.into(),
+                state: SqlState::INVALID_PARAMETER_VALUE,
+            })
+        };
+        if let Some(skip) = self.request.skip_lsn
+            && skip < lsn
+        {
+            return wrong(
+                "skip_lsn",
+                format!(
+                    "is {skip}, but node \"{target}\" has applied up to {lsn} already, and would get it twice"
+                ),
+                "Leave it null, or give a later position of the failed node.",
+            );
+        }
+        let from = self.request.skip_lsn.unwrap_or(lsn);
+        let to = self.request.stop_lsn.unwrap_or(has);
+        if to > has {
+            return wrong(
+                "stop_lsn",
+                format!("is {to}, but node \"{source}\" has only up to {has}"),
+                "Leave it null for all that the source has.",
+            );
+        }
+        if to <= from {
+            return wrong(
+                "stop_lsn",
+                format!("is {to}, which is not after {from}, from where on something is missing"),
+                "Leave it null for all that the source has.",
+            );
+        }
+        Ok(Gap {
+            source: source.to_owned(),
+            target,
+            from: position(from),
+            to: position(to),
+            whole: to == has && self.request.stop_timestamp.is_none(),
+        })
+    }
+}
+
+fn unknown(argument: &'static str, name: &str) -> Error {
+    Error::Argument {
+        argument,
+        problem: format!("is \"{name}\", which is no survivor of this cluster that can be reached"),
+        hint: "See spock.node or zodan.node.".into(),
+        state: SqlState::UNDEFINED_OBJECT,
+    }
+}
+
+impl Request {
+    /// Whether a transaction at that time comes after what is wanted.
+    pub fn is_too_late(&self, timestamp: i64) -> bool {
+        self.stop_timestamp.is_some_and(|stop| timestamp > stop)
+    }
+}
