@@ -242,6 +242,7 @@ impl Engine for Native {
     fn unregister(&self, name: &str) -> Vec<Statement> {
         [
             "DELETE FROM zodan.marker USING zodan.unreplicated() WHERE node = $1",
+            "DELETE FROM zodan.owed USING zodan.unreplicated() WHERE member = $1",
             "DELETE FROM zodan.node USING zodan.unreplicated() WHERE name = $1",
         ]
         .map(|sql| Statement::new(sql, &[name]))

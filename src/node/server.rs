@@ -461,6 +461,11 @@ pub fn advance_origin_to(origin: &str, lsn: Lsn) -> Statement {
     )
 }
 
+/// What others see of this session.
+pub fn name_session(name: &str) -> Statement {
+    Statement::new("SELECT set_config('application_name', $1, false)", &[name])
+}
+
 /// Whether a publication exists.
 pub fn publication(name: &str) -> Statement {
     Statement::new(

@@ -1,4 +1,5 @@
-//! Decodes the transactions of one origin from a slot, in the order in which the node applied them.
+//! Decodes the transactions of a node from a slot, in the order in which they were committed there, and
+//! tells those of one origin from the others.
 
 use super::pgoutput::{self, Malformed, Message};
 use crate::error::{Error, Result};
@@ -10,13 +11,11 @@ use crate::quote::literal;
 const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 const BINARY_TRAILER: &[u8] = b"\xff\xff";
 
-/// The committed transactions of one origin.
+/// The committed transactions of a node.
 pub struct Transactions<'a> {
     copy: CopyOut<'a>,
     node: String,
     origin: String,
-    /// The transaction under way is one of the origin.
-    wanted: bool,
     /// When the transaction under way was committed.
     timestamp: i64,
 }
@@ -24,9 +23,12 @@ pub struct Transactions<'a> {
 /// What has been read next.
 #[derive(Debug)]
 pub enum Transaction {
-    /// A transaction of the origin begins: where its commit ends on its node, and when that was, in
-    /// microseconds since 2000.
+    /// A transaction begins, committed at that time in microseconds since 2000.
     Begin {
+        timestamp: i64,
+    },
+    /// The one that has begun is of the origin: where its commit ends there.
+    OfOrigin {
         end: Lsn,
         timestamp: i64,
     },
@@ -54,12 +56,11 @@ impl<'a> Transactions<'a> {
             copy: conn.copy_out(&changes)?,
             node: node.to_owned(),
             origin: origin.to_owned(),
-            wanted: false,
             timestamp: 0,
         })
     }
 
-    /// The next piece of a transaction of the origin; `None` at the end.
+    /// The next piece of a transaction; `None` at the end.
     #[allow(clippy::should_implement_trait)] // it can fail, and borrows the session
     pub fn next(&mut self) -> Result<Option<Transaction>> {
         loop {
@@ -73,26 +74,19 @@ impl<'a> Transactions<'a> {
             let message = field(row)
                 .and_then(pgoutput::parse)
                 .map_err(|bad| self.malformed(&bad))?;
-            match message {
-                Message::Origin { name, end } if name == self.origin => {
-                    self.wanted = true;
-                    let timestamp = self.timestamp;
-                    return Ok(Some(Transaction::Begin { end, timestamp }));
-                }
+            return Ok(Some(match message {
                 Message::Begin { timestamp } => {
-                    self.wanted = false;
                     self.timestamp = timestamp;
+                    Transaction::Begin { timestamp }
                 }
-                Message::Commit => {
-                    if std::mem::take(&mut self.wanted) {
-                        return Ok(Some(Transaction::Commit));
-                    }
-                }
-                Message::Relation(_) => return Ok(Some(Transaction::Change(message))),
-                Message::Origin { .. } | Message::Other => {}
-                change if self.wanted => return Ok(Some(Transaction::Change(change))),
-                _ => {}
-            }
+                Message::Origin { name, end } if name == self.origin => Transaction::OfOrigin {
+                    end,
+                    timestamp: self.timestamp,
+                },
+                Message::Origin { .. } | Message::Other => continue,
+                Message::Commit => Transaction::Commit,
+                change => Transaction::Change(change),
+            }));
         }
     }
 

@@ -115,6 +115,35 @@ impl Rendering {
         Ok(())
     }
 
+    /// The rows that a change is about: table, and key as text. Nothing where rows have no key.
+    pub fn rows_of(&self, change: &Message) -> Vec<(u32, String)> {
+        let key = |relation: u32, tuple: &Tuple| {
+            let known = self.relations.get(&relation).filter(|r| !r.full)?;
+            let text: Vec<String> = known
+                .columns
+                .iter()
+                .zip(tuple)
+                .filter(|(column, _)| column.key)
+                .map(|(_, v)| value(v))
+                .collect();
+            (!text.is_empty()).then(|| (relation, text.join(",")))
+        };
+        match change {
+            Message::Insert { relation, new } => key(*relation, new).into_iter().collect(),
+            Message::Delete { relation, old } => key(*relation, old).into_iter().collect(),
+            Message::Update { relation, old, new } => {
+                let old = old.as_ref().and_then(|old| key(*relation, old));
+                key(*relation, new).into_iter().chain(old).collect()
+            }
+            _ => vec![],
+        }
+    }
+
+    /// Whether it can be known what is newer.
+    pub fn has_timestamps(&self) -> bool {
+        self.catalog.timestamps
+    }
+
     /// Ends the transaction: all of it, and the progress of its origin, or nothing.
     pub fn commit(&mut self) {
         self.text.push_str(&self.end);

@@ -167,7 +167,7 @@ fn keep() -> Result<()> {
     let Some(own) = own else { return Ok(()) };
     let mut here: Node = own_session(&own)?;
     let engine = engine::detect(&mut here)?;
-    let mut keeper = Keeper::new(engine, here);
+    let mut keeper = Keeper::new(engine, here)?;
     loop {
         match keeper.look()? {
             Kept::Yes => {}

@@ -17,6 +17,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// More samples than this are thinned out: the slot then moves in larger steps.
 const MOST_SAMPLES: usize = 512;
 
+/// What the servers show of its sessions.
+const SESSION: &str = "zodan recovery";
+
 /// How far each provider has been applied.
 type Progress = BTreeMap<String, Lsn>;
 
@@ -46,14 +49,15 @@ pub struct Keeper {
 
 impl Keeper {
     /// `here` is a session on the node itself.
-    pub fn new(engine: Box<dyn Engine>, here: Node) -> Self {
-        Self {
+    pub fn new(engine: Box<dyn Engine>, mut here: Node) -> Result<Self> {
+        server::name_session(SESSION).run(&mut here)?;
+        Ok(Self {
             engine,
             here,
             peers: BTreeMap::new(),
             samples: VecDeque::new(),
             open: None,
-        }
+        })
     }
 
     /// One look: make the slot if it is not there, take a sample, move the slot.
@@ -172,7 +176,10 @@ impl Keeper {
             .retain(|name, _| members.iter().any(|m| m.name == *name));
         for (member, answer) in missing.iter().zip(connect_each(&missing)) {
             match answer {
-                Ok(node) => drop(self.peers.insert(member.name.clone(), node)),
+                Ok(mut node) => {
+                    server::name_session(SESSION).run(&mut node)?;
+                    self.peers.insert(member.name.clone(), node);
+                }
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
                 Err(_) => drop(self.peers.remove(&member.name)),
             }

@@ -235,7 +235,8 @@ pub fn wait_no_sessions(servers: &[&Server]) {
     for server in servers {
         server.wait_for(
             "SELECT count(*) FROM pg_stat_activity
-              WHERE pid <> pg_backend_pid() AND (application_name LIKE 'zodan%' OR backend_type LIKE 'zodan%')",
+              WHERE pid <> pg_backend_pid() AND (application_name LIKE 'zodan%' OR backend_type LIKE 'zodan%')
+                AND application_name NOT LIKE 'zodan recovery%' AND backend_type NOT LIKE 'zodan recovery%'",
             "0",
         );
     }

@@ -12,10 +12,11 @@ use super::undo::Undo;
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal, Subject};
-use crate::libpq::Dsn;
+use crate::libpq::{Dsn, wait};
 use crate::node::{Local, Member, Node, Session, server};
+use crate::settings;
 use find::Standing;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const COMMAND: &str = "spock.remove_node";
 const PHASES: usize = 5;
@@ -185,6 +186,7 @@ impl Leave {
                 "Make it reachable and run the CALL again. With force := true it is left out, and what is owed to it is kept for later.",
             ));
         }
+        let connected = self.still_connected()?;
         let states = self.inbound_states()?;
         for (survivor, state) in self.survivors.iter().zip(&states) {
             if !self.known_to.contains(&survivor.name) || resumed {
@@ -194,7 +196,7 @@ impl Leave {
             let trouble = match (state, &self.leaving) {
                 (None, _) => "does not exist",
                 (Some(s), Some(_)) if !s.enabled => "is disabled",
-                (Some(s), None) if s.working => {
+                (Some(_), None) if connected.contains(&survivor.name) => {
                     findings.push(Finding::new(
                         &survivor.name,
                         SqlState::OBJECT_IN_USE,
@@ -229,6 +231,29 @@ impl Leave {
             }
         }
         Ok(findings)
+    }
+
+    /// The survivors that have a connection to a leaving node that cannot be reached from here. A worker that
+    /// was seen to be gone has none: it only tries again and again.
+    fn still_connected(&mut self) -> Result<Vec<String>> {
+        let mut connected: Vec<String> = match self.leaving {
+            Some(_) => vec![],
+            None => self.survivors.iter().map(|n| n.name.clone()).collect(),
+        };
+        let patience = settings::connect_timeout();
+        let begun = Instant::now();
+        let mut rest = Duration::from_millis(1);
+        while !connected.is_empty() && begun.elapsed() < patience {
+            let states = self.inbound_states()?;
+            for (node, state) in self.survivors.iter().zip(&states) {
+                if state.as_ref().is_none_or(|s| !s.working) {
+                    connected.retain(|name| *name != node.name);
+                }
+            }
+            wait::on_latch(rest)?;
+            rest = (rest * 3 / 2).min(Duration::from_millis(100));
+        }
+        Ok(connected)
     }
 
     /// How each survivor subscribes to the leaving node; `None` where it does not.

@@ -11,9 +11,23 @@ use crate::replay::{Catalog, Rendering, Transaction, Transactions, pgoutput::Mes
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
 use crate::workflow::undo;
+use std::collections::BTreeSet;
 
 /// As many bytes of statements are sent at once.
 const BATCH: usize = 64 * 1024;
+
+/// The transaction under way at the source.
+enum Under {
+    /// One of the failed node that the target lacks.
+    Missing,
+    /// One of the failed node that it has, or is not to get.
+    Unwanted,
+    /// Somebody else's.
+    Other { timestamp: i64 },
+    /// Somebody else's, about rows that have just been brought. The target got it when it did not have
+    /// them, and could do nothing with it; where it could, doing it again changes nothing.
+    Later,
+}
 
 /// What a replay brought.
 #[derive(Default)]
@@ -171,27 +185,48 @@ impl Recovery {
         let mut rendering = Rendering::new(catalog, own_schemas);
         let mut transactions =
             Transactions::peek(&mut reader, &gap.source, clone, publication, &origin_there)?;
-        let mut wanted = false;
+        let mut touched = BTreeSet::new();
+        let mut at = gap.from.clone();
+        let mut under = Under::Other { timestamp: 0 };
         while let Some(piece) = transactions.next()? {
-            match piece {
-                Transaction::Begin { end, timestamp } => {
+            match (piece, &under) {
+                (Transaction::Begin { timestamp }, _) => under = Under::Other { timestamp },
+                (Transaction::OfOrigin { end, timestamp }, _) => {
                     let end = Position::new(&request.failed, end);
-                    wanted = !gap.from.reaches(&end)?
+                    let wanted = !gap.from.reaches(&end)?
                         && gap.to.reaches(&end)?
                         && !request.is_too_late(timestamp);
+                    under = Under::Unwanted;
                     if wanted {
                         rendering.begin(end.lsn(), timestamp);
                         brought.transactions += 1;
+                        at = end;
+                        under = Under::Missing;
                     }
                 }
-                Transaction::Change(Message::Relation(relation)) => rendering.describe(relation),
-                Transaction::Change(change) if wanted => {
+                (Transaction::Change(Message::Relation(relation)), _) => {
+                    rendering.describe(relation);
+                }
+                (Transaction::Change(change), Under::Missing) => {
+                    touched.extend(rendering.rows_of(&change));
                     rendering.change(&change)?;
                     brought.changes += 1;
                 }
-                Transaction::Change(_) => {}
-                Transaction::Commit if wanted => rendering.commit(),
-                Transaction::Commit => {}
+                (Transaction::Change(change), Under::Other { .. } | Under::Later) => {
+                    let rows = rendering.rows_of(&change);
+                    if !rendering.has_timestamps() || !rows.iter().any(|r| touched.contains(r)) {
+                        continue;
+                    }
+                    if let Under::Other { timestamp } = under {
+                        rendering.begin(at.lsn(), timestamp);
+                        under = Under::Later;
+                    }
+                    touched.extend(rows);
+                    rendering.change(&change)?;
+                }
+                (Transaction::Change(_), Under::Unwanted) => {}
+                (Transaction::Commit, Under::Missing | Under::Later) => rendering.commit(),
+                (Transaction::Commit, _) => {}
             }
             if rendering.len() >= BATCH {
                 apply(&mut applier, &mut rendering)?;

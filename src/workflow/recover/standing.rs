@@ -119,15 +119,10 @@ impl Recovery {
             Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
             _ => {}
         }
-        // Its last sessions may not have noticed yet.
-        self.settled()?;
-        let states = self.states()?;
-        for (node, state) in self.survivors.iter().zip(states) {
-            if state.is_some_and(|s| s.working) {
-                return refused(format!("node \"{}\" is connected to it", node.name));
-            }
+        match self.still_connected()?.first() {
+            Some(name) => refused(format!("node \"{name}\" is connected to it")),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn states(&mut self) -> Result<Vec<Option<SubscriptionState>>> {
@@ -144,25 +139,29 @@ impl Recovery {
             .collect()
     }
 
-    /// Waits until nobody is still applying what had arrived from the failed node.
-    fn settled(&mut self) -> Result<()> {
+    /// Waits until no survivor is applying what had arrived from the failed node: its worker was seen to be
+    /// gone, if only between two tries to connect. Those that stay connected are the answer.
+    fn still_connected(&mut self) -> Result<Vec<String>> {
         let patience = settings::connect_timeout();
         let mut rest = Duration::from_millis(1);
         let (mut last, mut since) = (vec![], Instant::now());
+        let mut gone: Vec<bool> = self.survivors.iter().map(|_| false).collect();
         loop {
             let states = self.states()?;
+            for (gone, state) in gone.iter_mut().zip(&states) {
+                *gone |= state.as_ref().is_none_or(|s| !s.working);
+            }
             let now: Vec<_> = states
                 .iter()
-                .map(|s| s.as_ref().map(|s| (s.applied, s.working)))
+                .map(|s| s.as_ref().map(|s| s.applied))
                 .collect();
-            if !now.iter().flatten().any(|(_, working)| *working) {
-                return Ok(());
-            }
             if now != last {
                 last = now;
                 since = Instant::now();
-            } else if since.elapsed() > patience {
-                return Ok(());
+            }
+            if gone.iter().all(|gone| *gone) || since.elapsed() > patience {
+                let connected = self.survivors.iter().zip(&gone).filter(|(_, gone)| !**gone);
+                return Ok(connected.map(|(node, _)| node.name.clone()).collect());
             }
             wait::on_latch(rest)?;
             rest = (rest * 3 / 2).min(Duration::from_millis(100));
