@@ -165,62 +165,6 @@ fn node_names_of_all_kinds() {
     );
 }
 
-/// Every form that libpq reads, for the source and for the new node: the members subscribe by it too.
-#[test]
-fn connection_strings_of_all_forms() {
-    let password = "p w'd\\%40";
-    let cluster = Cluster::start_with(5, &ServerOptions::default().password(password));
-    cluster.form_mesh(1, "CREATE TABLE t (id integer PRIMARY KEY)");
-    let n1 = cluster.n(1);
-    let passfile = cluster.n(4).data_dir().join("passfile");
-    let quoted = password.replace('\\', "\\\\").replace('\'', "\\'");
-    let forms = |server: &Server| {
-        let port = server.port();
-        [
-            server.dsn_uri(),
-            format!(
-                "host = 127.0.0.1   port = {port} user = postgres dbname = 'postgres' password = '{quoted}'"
-            ),
-            format!(
-                "host=127.0.0.1 port={port} user=postgres dbname=postgres passfile={}",
-                passfile.display()
-            ),
-            // The first of the two hosts has no server.
-            format!(
-                "postgresql://postgres:p%20w%27d%5C%2540@127.0.0.1:1,127.0.0.1:{port}/postgres?sslmode=prefer"
-            ),
-        ]
-    };
-    std::fs::write(
-        &passfile,
-        format!("*:*:*:*:{}\n", password.replace('\\', "\\\\")),
-    )
-    .unwrap();
-    make_private(&passfile, &cluster.n(4).data_dir());
-    for i in 2..=5 {
-        let new = cluster.n(i);
-        let call = format!(
-            "CALL spock.add_node('n1', {}, {}, {})",
-            quote_literal(&forms(n1)[i - 2]),
-            quote_literal(new.name()),
-            quote_literal(&forms(new)[i - 2])
-        );
-        new.call(&call)
-            .unwrap_or_else(|e| panic!("form {}: {e}", i - 1));
-    }
-    n1.sql("INSERT INTO t VALUES (1)");
-    wait_quiet(&cluster.all());
-    assert_same_content(&cluster.all());
-}
-
-/// libpq ignores a password file that others could read; the servers run under an account of their own.
-fn make_private(file: &std::path::Path, like: &std::path::Path) {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let owner = std::fs::metadata(like).unwrap();
-    chown(file, Some(owner.uid()), Some(owner.gid())).unwrap();
-}
-
 /// Applications are kept from writing on the new node until its changes have where to go.
 #[test]
 fn writes_on_the_new_node_are_held_off_and_let_in() {

@@ -64,6 +64,8 @@ pub struct ServerOptions {
     pub settings: Vec<(String, String)>,
     /// More arguments for initdb, for instance `--encoding=LATIN1`.
     pub initdb: Vec<String>,
+    /// The server's environment beyond what every server has.
+    pub environment: Vec<(String, String)>,
     /// The database that [`Server::dsn`] names and that all helpers use; `postgres` if not given. It is created.
     pub database: Option<String>,
     /// Puts a proxy in front of the server, for [`Server::cut`] and [`Server::sever`].
@@ -88,6 +90,12 @@ impl ServerOptions {
     /// Adds an argument for initdb.
     pub fn initdb(mut self, argument: &str) -> Self {
         self.initdb.push(argument.into());
+        self
+    }
+
+    /// Adds a variable to the server's environment, which its backends have too.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -372,6 +380,7 @@ impl Server {
             .expect("open the server's log");
         let mut command = pg::command("postgres");
         command
+            .envs(self.options.environment.iter().map(|(n, v)| (n, v)))
             .arg("-D")
             .arg(self.data_dir())
             .stdout(

@@ -7,6 +7,8 @@ use lab::postgres::{CancelToken, Client, NoTls, SimpleQueryMessage};
 use lab::server::{Notices, PATIENCE};
 use lab::{CallFailed, Called, Server, ServerOptions, digest, explain, quote_literal};
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -207,6 +209,16 @@ fn run(client: &mut Client, notices: &Notices, sql: &str) -> Result<Called, Call
             elapsed,
         }),
     }
+}
+
+/// Writes a file that only the servers' account may read: libpq ignores a password file that others could
+/// read, and a server does so with its key.
+pub fn write_private(file: &Path, text: &str) {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    fs::write(file, text).unwrap_or_else(|e| panic!("cannot write {}: {e}", file.display()));
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("make it private");
+    let owner = fs::metadata(file.parent().expect("a directory")).expect("look at the directory");
+    chown(file, Some(owner.uid()), Some(owner.gid())).expect("give it to the servers' account");
 }
 
 /// A transaction with an id, which the creation of a slot on the same server has to wait for.
