@@ -621,6 +621,66 @@ fn ctrl_c_while_the_new_node_is_attached() {
     assert_joins(&cluster);
 }
 
+/// How soon a cancel request is noticed, sending it included. It is at the beginning of the undo that a call
+/// says so. The fastest of some: the machine may be busy with something else.
+fn noticed(cluster: &Cluster, held: impl Fn() -> Running) -> Duration {
+    (0..5)
+        .map(|_| {
+            let running = held();
+            let started = Instant::now();
+            running.cancel();
+            running.wait_notice("failed, undoing: canceling statement due to user request");
+            let took = started.elapsed();
+            assert_eq!(running.fails().code(), "57014");
+            wait_no_sessions(&cluster.all());
+            took
+        })
+        .min()
+        .expect("some")
+}
+
+/// Whatever is being waited for: another node, a program, a worker.
+#[test]
+fn ctrl_c_is_noticed_at_once() {
+    const AT_ONCE: Duration = Duration::from_millis(100);
+    let cluster = scene();
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    let call = call(&cluster);
+    let before = fingerprint(&cluster.all());
+    let mut took = vec![];
+
+    let mut writer = open_writer(n1);
+    let waiting = noticed(&cluster, || {
+        let running = Running::start(n3, &call);
+        running.wait_notice("waiting for a write transaction on node \"n1\"");
+        running
+    });
+    took.push(("a transaction on the source", waiting));
+    writer.batch_execute("ROLLBACK").expect("end the writer");
+
+    let mut writer = open_writer(n2);
+    let creating = noticed(&cluster, || {
+        let running = Running::start_after(n3, "SET zodan.slot_timeout = '60s'", &call);
+        n2.wait_for(CREATING, "1");
+        running
+    });
+    took.push(("a statement on a peer", creating));
+    writer.batch_execute("ROLLBACK").expect("end the writer");
+
+    for (gate, what) in [("data", "the copy workers"), ("index", "pg_restore")] {
+        let gate = Gate::held(n3, gate);
+        let copying = noticed(&cluster, || {
+            let running = Running::start(n3, &call);
+            gate.wait();
+            running
+        });
+        took.push((what, copying));
+        gate.open();
+    }
+    assert!(took.iter().all(|(_, took)| *took < AT_ONCE), "{took:?}");
+    before.assert_same_now(&cluster.all());
+}
+
 /// The client may see the end of the connection before it has read why.
 fn assert_terminated(server: &Server, running: Running) {
     let failed = running.fails();
