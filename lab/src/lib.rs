@@ -24,6 +24,7 @@
 pub mod cluster;
 pub mod digest;
 pub mod dirs;
+pub mod extension;
 pub mod load;
 pub mod pg;
 mod ports;

@@ -16,19 +16,27 @@ pub fn pg_config() -> String {
 /// The directory of the server and client binaries.
 pub fn bindir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        let tool = pg_config();
-        let out = Command::new(&tool)
-            .arg("--bindir")
-            .output()
-            .unwrap_or_else(|e| panic!("cannot run {tool} --bindir: {e}; set ZODAN_PG_CONFIG"));
-        assert!(
-            out.status.success(),
-            "{tool} --bindir failed: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
-        PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
-    })
+    DIR.get_or_init(|| ask("--bindir"))
+}
+
+/// The directory that has the installation's extensions below it.
+pub fn sharedir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| ask("--sharedir"))
+}
+
+fn ask(what: &str) -> PathBuf {
+    let tool = pg_config();
+    let out = Command::new(&tool)
+        .arg(what)
+        .output()
+        .unwrap_or_else(|e| panic!("cannot run {tool} {what}: {e}; set ZODAN_PG_CONFIG"));
+    assert!(
+        out.status.success(),
+        "{tool} {what} failed: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
 }
 
 /// What `postgres --version` says, for instance `postgres (PostgreSQL) 17.6`.

@@ -52,6 +52,8 @@ pub struct Progress {
 pub struct Copied {
     pub tables: usize,
     pub rows: u64,
+    /// How many of them are in tables of extensions.
+    pub extension_rows: u64,
     pub bytes: u64,
     pub workers: usize,
 }
@@ -97,9 +99,11 @@ pub fn copy(
     };
     let workers = Workers::start(&job, wanted)?;
     let progress = workers.watch(&job, &mut report)?;
+    let slots = workers.shared.slots();
     Ok(Copied {
         tables: count,
         rows: progress.rows,
+        extension_rows: slots.iter().map(Slot::extension_rows).sum(),
         bytes: progress.bytes,
         workers: workers.handles.len(),
     })

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 /// Each sequence that a statement reads is locked until it ends, and the lock table is finite.
 const BATCH: usize = 100;
 
-/// Sequences that are not an extension's.
+/// Sequences; of an extension's those that it says are its users', as `pg_dump` takes them.
 const SEQUENCES: &str = "
 SELECT n.nspname, c.relname, s.seqincrement > 0
   FROM pg_catalog.pg_class c
@@ -19,8 +19,9 @@ SELECT n.nspname, c.relname, s.seqincrement > 0
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind = 'S' AND c.relpersistence <> 't'
    AND n.nspname <> ALL ($1::text[]) AND n.nspname !~ '^pg_'
-   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+   AND (NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+        OR EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE c.oid = ANY (e.extconfig)))
  ORDER BY 1, 2";
 
 /// Gives the sequences of the new node the values that those of the source have now, and returns how

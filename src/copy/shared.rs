@@ -123,6 +123,7 @@ pub struct Slot {
     planned_done: AtomicU64,
     rows: AtomicU64,
     bytes: AtomicU64,
+    extension_rows: AtomicU64,
     error_len: AtomicU32,
     error: [std::cell::UnsafeCell<u8>; ERROR_ROOM],
 }
@@ -165,6 +166,15 @@ impl Slot {
     pub fn count(&self, rows: u64, bytes: u64) {
         self.rows.fetch_add(rows, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Rows that were stored in a table of an extension.
+    pub fn count_extension(&self, rows: u64) {
+        self.extension_rows.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    pub fn extension_rows(&self) -> u64 {
+        self.extension_rows.load(Ordering::Relaxed)
     }
 
     pub fn finish(&self) {

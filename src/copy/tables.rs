@@ -15,6 +15,8 @@ pub struct Table {
     pub into: Option<(String, String)>,
     /// The columns to copy; generated ones are computed anew.
     pub columns: Vec<Column>,
+    /// It belongs to an extension, whose script may store rows on the new node too.
+    pub extension: bool,
     /// Only rows for which this expression is true; names in it are qualified.
     pub filter: Option<String>,
     /// All that has to be read, out-of-line values included.
@@ -144,7 +146,7 @@ SELECT c.nspname, c.relname, rn.nspname, r.relname,
                         ORDER BY a.attnum)
           FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
-       c.filter
+       c.filter, c.oid IN (SELECT objid FROM member)
   FROM chosen c
   LEFT JOIN pg_class r
          ON c.relispartition AND r.oid = pg_partition_root(c.oid)
@@ -168,6 +170,7 @@ pub fn tables(source: &Source<'_>) -> Result<Vec<Table>> {
                 columns: serde_json::from_str(columns)
                     .map_err(|e| Error::internal(format!("columns of a table: {e}: {columns}")))?,
                 filter: row.get(7).map(str::to_owned),
+                extension: row.bool(8),
                 bytes: row.parse_opt(4)?.unwrap_or(0),
                 blocks: row.parse_opt(5)?,
             })
@@ -194,6 +197,7 @@ mod tests {
                     binary: true,
                 },
             ],
+            extension: false,
             filter: None,
             bytes: 1,
             blocks: Some(1),

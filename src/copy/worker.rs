@@ -21,7 +21,9 @@ SELECT set_config('synchronize_seqscans', 'off', false),
        set_config('lc_monetary', 'C', false)";
 
 /// Settings of the local session. The texts of the source are written with the same settings.
-const LOCAL: [(&str, &str); 12] = [
+const LOCAL: [(&str, &str); 13] = [
+    // Tables of extensions have their triggers and foreign keys already, and are copied in any order.
+    ("session_replication_role", "replica"),
     // The database refuses writes of everybody else during the copy.
     ("default_transaction_read_only", "off"),
     ("default_transaction_isolation", "read committed"),
@@ -123,7 +125,10 @@ fn copy(
     pin(job, dsn, conn, table)?;
     let stream = Stream::new(conn.copy_out(&table.copy_out(task.range))?, slot, table);
     origin::stamp(job.timestamp);
-    store(stream, table)?;
+    let rows = store(stream, table)?;
+    if table.extension {
+        slot.count_extension(rows);
+    }
     conn.query("COMMIT", &[])?;
     Ok(())
 }
@@ -164,8 +169,8 @@ fn pin(job: &Job, dsn: &Dsn, conn: &mut Conn, table: &Table) -> Result<()> {
     ))
 }
 
-/// Stores what the stream brings in a transaction of its own.
-fn store(stream: Stream<'_>, table: &Table) -> Result<()> {
+/// Stores what the stream brings in a transaction of its own, and returns how many rows that are.
+fn store(stream: Stream<'_>, table: &Table) -> Result<u64> {
     let (schema, name) = match &table.into {
         Some((schema, name)) => (schema, name),
         None => (&table.schema, &table.name),
@@ -193,15 +198,15 @@ fn store(stream: Stream<'_>, table: &Table) -> Result<()> {
                 | (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION)
                     as c_int,
         );
-        stream.copy_into(relation, table)?;
+        let rows = stream.copy_into(relation, table)?;
         pg_sys::SetUserIdAndSecContext(user, context);
         pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
         pg_sys::PopActiveSnapshot();
         pg_sys::CommitTransactionCommand();
         // Autovacuum learns of the table while the copy goes on, and analyzes it.
         pg_sys::pgstat_report_stat(true);
+        Ok(rows)
     }
-    Ok(())
 }
 
 fn set_up(job: &Job) -> Result<()> {

@@ -71,7 +71,8 @@ impl Copying<'_> {
             copied.bytes >> 20,
             copied.workers
         ));
-        let expected = written.map(|(inserted, changed)| (inserted + copied.rows, changed));
+        let expected = written
+            .map(|(inserted, changed)| (inserted + copied.rows - copied.extension_rows, changed));
         Ok(Held {
             read_only,
             engines,
