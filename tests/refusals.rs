@@ -1121,11 +1121,21 @@ fn old_servers() {
     }
     let cluster = Cluster::start_with(2, &quick());
     cluster.create_extension();
-    Before::of(cluster.all()).refuses(
-        cluster.n(2),
-        &Call::of(cluster.n(2), cluster.n(1)),
-        "0A000",
-        "the native engine needs PostgreSQL 16 or newer",
-        "Upgrade the server, or use Spock",
+    let before = Before::of(cluster.all());
+    let failed = Call::of(cluster.n(2), cluster.n(1)).fails_on(cluster.n(2));
+    let reason = |node| {
+        format!(
+            "node \"{node}\": the native engine needs PostgreSQL 16 or newer, the server is {}",
+            pg::major()
+        )
+    };
+    let hint = "Upgrade the server, or use Spock";
+    assert_findings(
+        &failed,
+        &[
+            ("0A000", &reason("n1"), hint),
+            ("0A000", &reason("n2"), hint),
+        ],
     );
+    before.still();
 }
