@@ -156,30 +156,35 @@ fn files_that_the_environment_of_the_server_names() {
 const CERTIFICATE: &str = include_str!("tls/server.crt");
 const KEY: &str = include_str!("tls/server.key");
 const OTHER_CERTIFICATE: &str = include_str!("tls/other.crt");
+/// The same key, encrypted with [`KEY_PASSWORD`].
+const LOCKED_KEY: &str = include_str!("tls/locked.key");
+const KEY_PASSWORD: &str = "open sesame";
 
-/// Servers that let clients in over TCP only if they encrypt.
-fn encrypted(dir: &Path) -> Cluster {
-    let path = |name: &str| dir.join(name);
-    write_private(&path("server.crt"), CERTIFICATE);
-    write_private(&path("server.key"), KEY);
-    write_private(&path("other.crt"), OTHER_CERTIFICATE);
+/// More than fits into any buffer on the way.
+const LARGE: &str = "CREATE TABLE large (id integer PRIMARY KEY, text text);
+    INSERT INTO large SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 5000) i";
+
+/// Servers that let clients in over TCP only if they encrypt, and as the rest of the rule says.
+fn encrypted(dir: &Path, rule: &str) -> Cluster {
+    let file = |name: &str, text: &str| {
+        let path = dir.join(name);
+        write_private(&path, text);
+        path.display().to_string()
+    };
+    let certificate = file("server.crt", CERTIFICATE);
+    file("other.crt", OTHER_CERTIFICATE);
+    file("locked.key", LOCKED_KEY);
     let options: ServerOptions = quick()
         .set("ssl", "on")
-        .set("ssl_cert_file", &path("server.crt").display().to_string())
-        .set("ssl_key_file", &path("server.key").display().to_string())
+        .set("ssl_cert_file", &certificate)
+        .set("ssl_key_file", &file("server.key", KEY))
+        .set("ssl_ca_file", &certificate)
         .set("log_connections", "on");
     let cluster = Cluster::start_with(2, &options);
     for server in cluster.all() {
-        fs::write(
-            server.data_dir().join("pg_hba.conf"),
-            "local all all trust\nhostssl all all 127.0.0.1/32 trust\n",
-        )
-        .expect("write pg_hba.conf");
-        server.reload();
-        server.wait_for(
-            "SELECT string_agg(type, ' ') FROM pg_hba_file_rules",
-            "local hostssl",
-        );
+        let rules = format!("local all all trust\nhostssl all all 127.0.0.1/32 {rule}\n");
+        fs::write(server.data_dir().join("pg_hba.conf"), rules).expect("write pg_hba.conf");
+        server.restart();
     }
     cluster
 }
@@ -192,29 +197,8 @@ fn verified(server: &Server, root: &Path) -> String {
     )
 }
 
-#[test]
-fn encrypted_connections_to_a_verified_server() {
-    let dir = dirs::scratch("tls-");
-    let cluster = encrypted(dir.path());
-    cluster.form_mesh(1, CONTENT);
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-    let root = dir.path().join("server.crt");
-    let call = Call {
-        src_dsn: Some(verified(n1, &root)),
-        new_node_dsn: Some(verified(n2, &root)),
-        ..Call::of(n2, n1)
-    };
-    let sessions = "SELECT coalesce(bool_and(s.ssl), false) || ' ' || (count(*) > 0)
-          FROM pg_stat_activity a JOIN pg_stat_ssl s USING (pid)
-         WHERE a.application_name LIKE 'zodan%' AND a.client_addr IS NOT NULL";
-    let mut writer = open_writer(n1);
-    let running = Running::start(n2, &call.sql());
-    running.wait_notice("waiting for a write transaction on node \"n1\"");
-    assert_eq!(n1.value(sessions), "true true");
-    writer.batch_execute("ROLLBACK").expect("end the writer");
-    running.succeeds();
-
-    assert_replicates(&cluster.all());
+/// Panics if a session over TCP is not encrypted, or was not.
+fn assert_all_encrypted(cluster: &Cluster) {
     for server in cluster.all() {
         // The subscription of the other node.
         assert_eq!(
@@ -245,9 +229,35 @@ fn encrypted_connections_to_a_verified_server() {
 }
 
 #[test]
+fn encrypted_connections_to_a_verified_server() {
+    let dir = dirs::scratch("tls-");
+    let cluster = encrypted(dir.path(), "trust");
+    cluster.form_mesh(1, &format!("{CONTENT};{LARGE}"));
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let root = dir.path().join("server.crt");
+    let call = Call {
+        src_dsn: Some(verified(n1, &root)),
+        new_node_dsn: Some(verified(n2, &root)),
+        ..Call::of(n2, n1)
+    };
+    let sessions = "SELECT coalesce(bool_and(s.ssl), false) || ' ' || (count(*) > 0)
+          FROM pg_stat_activity a JOIN pg_stat_ssl s USING (pid)
+         WHERE a.application_name LIKE 'zodan%' AND a.client_addr IS NOT NULL";
+    let mut writer = open_writer(n1);
+    let running = Running::start(n2, &call.sql());
+    running.wait_notice("waiting for a write transaction on node \"n1\"");
+    assert_eq!(n1.value(sessions), "true true");
+    writer.batch_execute("ROLLBACK").expect("end the writer");
+    running.succeeds();
+
+    assert_replicates(&cluster.all());
+    assert_all_encrypted(&cluster);
+}
+
+#[test]
 fn a_certificate_that_cannot_be_verified() {
     let dir = dirs::scratch("tls-");
-    let cluster = encrypted(dir.path());
+    let cluster = encrypted(dir.path(), "trust");
     cluster.form_mesh(1, CONTENT);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     let before = fingerprint(&cluster.all());
@@ -302,4 +312,50 @@ fn a_certificate_that_cannot_be_verified() {
         before.assert_same_now(&cluster.all());
         assert!(common::runs(&cluster.all()).is_empty(), "{failed}");
     }
+}
+
+/// The password of a key is a secret that programs cannot be given as they are given a password.
+#[test]
+fn a_client_certificate_with_an_encrypted_key() {
+    let dir = dirs::scratch("tls-");
+    let cluster = encrypted(dir.path(), "trust clientcert=verify-ca");
+    cluster.form_mesh(1, CONTENT);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let before = fingerprint(&cluster.all());
+    let certificate = dir.path().join("server.crt");
+    let with = |server: &Server, password: &str| {
+        Some(format!(
+            "{} sslcert={} sslkey={} sslpassword='{password}'",
+            verified(server, &certificate),
+            certificate.display(),
+            dir.path().join("locked.key").display()
+        ))
+    };
+    let call = Call {
+        src_dsn: with(n1, KEY_PASSWORD),
+        new_node_dsn: with(n2, KEY_PASSWORD),
+        ..Call::of(n2, n1)
+    };
+    for (src_dsn, reason) in [
+        (Some(verified(n1, &certificate)), "client certificate"),
+        (
+            with(n1, "wrong password"),
+            "could not load private key file",
+        ),
+    ] {
+        let failed = Call {
+            src_dsn,
+            ..call.clone()
+        }
+        .fails_on(n2);
+        assert_eq!(failed.code(), "08001", "{failed}");
+        assert!(failed.message().contains(reason), "{failed}");
+        before.assert_same_now(&cluster.all());
+    }
+    let called = n2.call(&call.sql()).unwrap_or_else(|e| panic!("{e}"));
+    for notice in called.notices {
+        assert!(!notice.to_string().contains(KEY_PASSWORD), "{notice}");
+    }
+    assert_replicates(&cluster.all());
+    assert_all_encrypted(&cluster);
 }
