@@ -151,8 +151,8 @@ INSERT INTO conf.state SELECT generate_series(1, 9);
 
 #[test]
 fn rows_that_an_extension_says_are_its_users() {
-    let extension = Extension::offer("lab_configured", CONFIGURED);
-    let cluster = Cluster::start_with(3, &extension.offered());
+    let extension = Extension::new("lab_configured", CONFIGURED);
+    let cluster = Cluster::start_with(3, &extension.options());
     cluster.form_mesh(1, CONFIGURATION);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     // The administrator of n3 has created it already.

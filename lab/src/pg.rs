@@ -16,16 +16,11 @@ pub fn pg_config() -> String {
 /// The directory of the server and client binaries.
 pub fn bindir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| ask("--bindir"))
+    DIR.get_or_init(|| PathBuf::from(ask("--bindir")))
 }
 
-/// The directory that has the installation's extensions below it.
-pub fn sharedir() -> &'static Path {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| ask("--sharedir"))
-}
-
-fn ask(what: &str) -> PathBuf {
+/// What `pg_config` answers.
+pub(crate) fn ask(what: &str) -> String {
     let tool = pg_config();
     let out = Command::new(&tool)
         .arg(what)
@@ -36,7 +31,7 @@ fn ask(what: &str) -> PathBuf {
         "{tool} {what} failed: {}",
         String::from_utf8_lossy(&out.stderr)
     );
-    PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
+    String::from_utf8_lossy(&out.stdout).trim().to_string()
 }
 
 /// What `postgres --version` says, for instance `postgres (PostgreSQL) 17.6`.
@@ -112,8 +107,13 @@ pub(crate) fn effective_uid() -> u32 {
 /// The environment is cleared because a server hands it to its backends: `RUST_BACKTRACE` alone changes what
 /// an error of a Rust extension looks like, and `PG*` variables would change where libpq connects to.
 pub(crate) fn command(program: &str) -> Command {
+    command_in(bindir(), program)
+}
+
+/// As [`command`], with a program of another installation.
+pub(crate) fn command_in(bindir: &Path, program: &str) -> Command {
     use std::os::unix::process::CommandExt;
-    let mut command = Command::new(bindir().join(program));
+    let mut command = Command::new(bindir.join(program));
     command
         .env_clear()
         .env("LC_ALL", "C")

@@ -64,6 +64,8 @@ pub struct ServerOptions {
     pub settings: Vec<(String, String)>,
     /// More arguments for initdb, for instance `--encoding=LATIN1`.
     pub initdb: Vec<String>,
+    /// Where the server's programs are, if not where [`pg::bindir`] says: a copy of that installation.
+    pub bindir: Option<PathBuf>,
     /// The server's environment beyond what every server has.
     pub environment: Vec<(String, String)>,
     /// The database that [`Server::dsn`] names and that all helpers use; `postgres` if not given. It is created.
@@ -378,7 +380,8 @@ impl Server {
             .append(true)
             .open(self.log_path())
             .expect("open the server's log");
-        let mut command = pg::command("postgres");
+        let bindir = self.options.bindir.as_deref().unwrap_or(pg::bindir());
+        let mut command = pg::command_in(bindir, "postgres");
         command
             .envs(self.options.environment.iter().map(|(n, v)| (n, v)))
             .arg("-D")
