@@ -1,10 +1,7 @@
 //! What a database can hold arrives whole on the new node, whatever it is and whatever it is called.
 
 use lab::digest::assert_same_structure;
-use lab::{
-    Cluster, Server, ServerOptions, add_node, assert_same_content, quote_literal, schema,
-    wait_quiet,
-};
+use lab::{Cluster, Server, add_node, assert_same_content, quote_literal, schema, wait_quiet};
 
 fn joined(new: &Server, name: &str, source: &Server, source_name: &str) {
     add_node(new, name, source, source_name).unwrap_or_else(|e| panic!("{name}: {e}"));
