@@ -108,6 +108,29 @@ fn nobody_writes() {
     }
 }
 
+/// Spock takes a second for each worker that it starts, one after the other, if nothing wakes it.
+#[test]
+fn the_workers_of_the_new_node_start_at_once() {
+    let Some(cluster) = cluster(4, 1_000) else {
+        return;
+    };
+    let n5 = cluster.n(5);
+    add_node(n5, "n5", cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
+    let took: f64 = n5
+        .value(
+            "SELECT extract(epoch FROM max(ended_at) - min(started_at)) FROM zodan.step
+              WHERE node = 'n5' AND description LIKE 'subscribe to %'",
+        )
+        .parse()
+        .unwrap();
+    assert!(took < 1.5, "{took} s for four subscriptions");
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    for node in cluster.all() {
+        assert_no_conflict(node);
+    }
+}
+
 /// A transaction on the source and one on a peer are open when the slots are made, both for longer than Spock
 /// keeps its workers paused.
 #[test]

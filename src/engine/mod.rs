@@ -170,8 +170,8 @@ pub trait Engine {
         None
     }
 
-    /// Commits a marker on the node; the answer is its token.
-    fn emit_marker(&self, id: &str, provider: &str) -> Statement;
+    /// Commits a marker on the node; the last answer is its token.
+    fn emit_marker(&self, id: &str, provider: &str) -> Vec<Statement>;
     /// Whether the marker has been applied on the subscriber of `path`.
     fn marker_seen(&self, path: &Path, token: &str) -> Statement;
     /// Removes what markers leave behind on their provider, if they do.
@@ -224,6 +224,15 @@ pub trait Engine {
     /// Sets the position from which the subscription applies.
     fn start_at(&self, path: &Path, lsn: Lsn) -> Statement;
     fn enable(&self, path: &Path) -> Statement;
+    /// Enables several of one subscriber.
+    fn enable_all(&self, paths: &[Path]) -> Vec<Statement> {
+        paths.iter().map(|path| self.enable(path)).collect()
+    }
+    /// Makes the subscriber of `idle`, a subscription that is not enabled, start the next of its other
+    /// workers at once. `None` where nothing but its own pace holds it up.
+    fn nudge(&self, _idle: &Path) -> Option<Statement> {
+        None
+    }
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement>;
 }
 

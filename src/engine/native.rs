@@ -300,11 +300,11 @@ impl Engine for Native {
         )
     }
 
-    fn emit_marker(&self, id: &str, provider: &str) -> Statement {
-        Statement::new(
+    fn emit_marker(&self, id: &str, provider: &str) -> Vec<Statement> {
+        vec![Statement::new(
             "INSERT INTO zodan.marker (id, node) VALUES ($1, $2) RETURNING id",
             &[id, provider],
-        )
+        )]
     }
 
     fn marker_seen(&self, _path: &Path, token: &str) -> Statement {

@@ -352,9 +352,13 @@ impl Engine for Spock {
         )
     }
 
-    fn emit_marker(&self, _id: &str, _provider: &str) -> Statement {
-        // Transactional: a commit, which moves what is applied; the other kind moves the origin only.
-        Statement::new("SELECT spock.sync_event(true)", &[])
+    fn emit_marker(&self, _id: &str, _provider: &str) -> Vec<Statement> {
+        // The commit is what the lag is told from. It is not waited for: before 6.0 a commit without
+        // rows moves the origin up to a second late. The other kind moves it at once.
+        vec![
+            Statement::new("SELECT spock.sync_event(true)", &[]),
+            Statement::new("SELECT spock.sync_event(false)", &[]),
+        ]
     }
 
     fn marker_seen(&self, path: &Path, token: &str) -> Statement {
@@ -615,6 +619,27 @@ impl Engine for Spock {
 
     fn own_schemas(&self) -> &'static [&'static str] {
         &["zodan", "spock"]
+    }
+
+    fn enable_all(&self, paths: &[Path]) -> Vec<Statement> {
+        // With one commit: after the first one Spock is busy with its worker, and the next waits.
+        let names: Vec<&str> = paths.iter().map(|p| p.subscription.as_str()).collect();
+        vec![Statement::new(
+            "SELECT spock.sub_enable(name::name) FROM unnest(string_to_array($1, ',')) name",
+            &[&names.join(",")],
+        )]
+    }
+
+    fn nudge(&self, idle: &Path) -> Option<Statement> {
+        // Spock's manager starts its workers one by one and does not see for a second that one has
+        // started, unless it is woken. Meanwhile it holds a lock that other changes of subscriptions
+        // wait for; those of the sets do not, and every one of them wakes it.
+        Some(Statement::new(
+            "SELECT spock.sub_remove_repset(s.sub_name, s.sub_replication_sets[1]::name),
+                    spock.sub_add_repset(s.sub_name, s.sub_replication_sets[1]::name)
+               FROM spock.subscription s WHERE s.sub_name = $1 AND NOT s.sub_enabled",
+            &[&idle.subscription],
+        ))
     }
 
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {

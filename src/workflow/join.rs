@@ -2,7 +2,7 @@
 
 use super::checks::{Checks, Known};
 use super::copying::{Copying, Held};
-use super::markers;
+use super::markers::{self, Marker};
 use super::members::{self, each};
 use super::patience::{Seen, wait_until};
 use super::report::Report;
@@ -236,14 +236,16 @@ impl Join {
         self.copy(known, journal, snapshot)?;
 
         self.report.phase("attach the new node to every member");
-        self.attach(known, journal, &positions)?;
+        self.provide(known, journal)?;
+        let markers = self.emit_markers(journal)?;
+        self.attach(journal, &positions)?;
 
         self.report.phase("attach every member to the new node");
         self.attach_reverse(known, journal)?;
 
         self.report
             .phase("prove that every change arrives everywhere");
-        self.prove(journal)?;
+        self.prove(&markers)?;
         self.finish()?;
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         summary::show(&*self.engine, &mut all, &self.report)
@@ -482,15 +484,10 @@ impl Join {
         Ok(())
     }
 
-    fn attach(
-        &mut self,
-        known: &Known,
-        journal: &mut Journal,
-        positions: &BTreeMap<String, Position>,
-    ) -> Result<()> {
+    /// The new node provides from here on: slots for all before anything can be written on it.
+    fn provide(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
         let new = self.new.name.clone();
-        // The new node provides from here on: slots for all before anything can be written on it.
         let step = journal.intend(
             phase,
             &new,
@@ -505,11 +502,7 @@ impl Join {
             self.report.step(&told);
         }
         journal.done(step)?;
-        let members: Vec<Member> = std::iter::once(&self.source)
-            .chain(&self.peers)
-            .map(Node::member)
-            .collect();
-        for member in &members {
+        for member in self.members() {
             let slot = self.engine.path(&new, &member.name).slot;
             let step = journal.intend(
                 phase,
@@ -520,38 +513,85 @@ impl Join {
             self.create_own_slot(&slot)?;
             journal.done(step)?;
         }
-        self.release_writes(known)?;
+        self.release_writes(known)
+    }
 
+    fn members(&self) -> Vec<Member> {
+        let members = std::iter::once(&self.source).chain(&self.peers);
+        members.map(Node::member).collect()
+    }
+
+    /// A marker committed on each node, behind every slot and every position that the join has made:
+    /// it arrives on every other node, or the join has failed. Before any subscription is enabled,
+    /// since an engine may be busy with its workers for a while then.
+    fn emit_markers(&mut self, journal: &mut Journal) -> Result<Vec<Marker>> {
+        for name in [&self.source.name, &self.new.name] {
+            journal.intend(self.report.current(), name, "marker", &Effect::Marker)?;
+        }
+        let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        markers::emit(&*self.engine, all)
+    }
+
+    fn attach(
+        &mut self,
+        journal: &mut Journal,
+        positions: &BTreeMap<String, Position>,
+    ) -> Result<()> {
+        let phase = self.report.current();
+        let new = self.new.name.clone();
+        let members = self.members();
+        let mut paths = vec![];
+        let mut steps = vec![];
         for member in &members {
             let path = self.engine.path(&member.name, &new);
-            let position = positions.get(&member.name).ok_or_else(|| {
-                Error::internal(format!(
-                    "no position to start from for node \"{}\"",
-                    member.name
-                ))
-            })?;
-            let step = journal.intend(
+            steps.push(journal.intend(
                 phase,
                 &new,
                 &format!("subscribe to \"{}\"", member.name),
                 &Effect::Subscription {
                     subscription: path.subscription.clone(),
                 },
-            )?;
+            )?);
+            paths.push(path);
+        }
+        for (path, member) in paths.iter().zip(&members) {
+            let position = positions.get(&member.name).ok_or_else(|| {
+                Error::internal(format!(
+                    "no position to start from for node \"{}\"",
+                    member.name
+                ))
+            })?;
             // Not through SPI: the context of whatever is said meanwhile would be the statement, and
             // the connection string is in it.
             self.engine
-                .subscribe(&path, member)
+                .subscribe(path, member)
                 .run(&mut self.loopback)?;
             self.engine
-                .start_at(&path, position.lsn())
+                .start_at(path, position.lsn())
                 .run(&mut self.new)?;
-            self.engine.enable(&path).run(&mut self.new)?;
-            journal.done(step)?;
             self.report
                 .step(&format!("{} applies from {position}", path.subscription));
         }
+        self.enable(&paths)?;
+        for step in steps {
+            journal.done(step)?;
+        }
         Ok(())
+    }
+
+    /// Enables the subscriptions of the new node. The last one stays idle until the others work, if
+    /// the engine has a use for that.
+    fn enable(&mut self, paths: &[Path]) -> Result<()> {
+        let Some((last, others)) = paths.split_last() else {
+            return Ok(());
+        };
+        for statement in self.engine.enable_all(others) {
+            statement.run(&mut self.new)?;
+        }
+        if let Some(nudge) = self.engine.nudge(last) {
+            markers::wait_for_workers(&*self.engine, &mut self.new, others, Some(&nudge))?;
+        }
+        self.engine.enable(last).run(&mut self.new).map(|_| ())
     }
 
     /// A slot on the new node itself, over the loopback session so that it can be given up.
@@ -647,23 +687,19 @@ impl Join {
         Ok(())
     }
 
-    /// A marker committed on each node arrives on every other, and every subscription is connected.
-    fn prove(&mut self, journal: &mut Journal) -> Result<()> {
-        for name in [&self.source.name, &self.new.name] {
-            journal.intend(self.report.current(), name, "marker", &Effect::Marker)?;
-        }
+    /// The marker of each node has arrived on every other, and every subscription is connected.
+    fn prove(&mut self, markers: &[Marker]) -> Result<()> {
         let engine = &*self.engine;
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         let names: Vec<String> = all.iter().map(|n| n.name.clone()).collect();
-        let markers = markers::emit(engine, all.iter_mut().map(|n| &mut **n))?;
         for node in &mut all {
             let inbound: Vec<Path> = names
                 .iter()
                 .filter(|p| **p != node.name)
                 .map(|p| engine.path(p, &node.name))
                 .collect();
-            markers::wait(engine, node, &markers, &inbound)?;
-            markers::wait_for_workers(engine, node, &inbound)?;
+            markers::wait(engine, node, markers, &inbound)?;
+            markers::wait_for_workers(engine, node, &inbound, None)?;
         }
         Ok(())
     }

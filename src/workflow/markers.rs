@@ -1,12 +1,10 @@
 //! Markers: real commits on one node, seen on another. What was committed before one has been applied
 //! wherever the marker has been.
 
-use super::members::each;
 use super::patience::{Seen, wait_until};
 use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
-use crate::node::Node;
-use std::collections::BTreeMap;
+use crate::node::{Node, Statement, ask};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A worker that failed this often while it was waited for does not recover by itself: it is
@@ -24,30 +22,31 @@ pub fn emit<'a>(
     engine: &dyn Engine,
     nodes: impl IntoIterator<Item = &'a mut Node>,
 ) -> Result<Vec<Marker>> {
-    let nodes: Vec<&mut Node> = nodes.into_iter().collect();
-    let providers: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos());
-    let ids: BTreeMap<String, String> = nodes
+    let statements = nodes.into_iter().enumerate().map(|(i, node)| {
+        let id = format!("{now:x}-{:x}-{i}", std::process::id());
+        let statements = engine.emit_marker(&id, &node.name);
+        (node, statements)
+    });
+    let (mut nodes, statements): (Vec<&mut Node>, Vec<_>) = statements.unzip();
+    let mut answers = vec![];
+    for round in 0..statements.iter().map(Vec::len).max().unwrap_or(0) {
+        let questions = nodes.iter_mut().zip(&statements).filter_map(|(node, all)| {
+            let statement = all.get(round)?.clone();
+            Some(statement.on(node))
+        });
+        answers = ask(questions.collect())
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+    }
+    nodes
         .iter()
-        .enumerate()
-        .map(|(i, node)| {
-            (
-                node.name.clone(),
-                format!("{now:x}-{:x}-{i}", std::process::id()),
-            )
-        })
-        .collect();
-    let answers = each(nodes, |node| {
-        engine.emit_marker(ids.get(&node.name).map_or("", |id| id), &node.name)
-    })?;
-    providers
-        .into_iter()
         .zip(&answers)
-        .map(|(provider, rows)| {
+        .map(|(node, rows)| {
             Ok(Marker {
-                provider,
+                provider: node.name.clone(),
                 token: rows.one()?.text(0).to_owned(),
             })
         })
@@ -90,9 +89,16 @@ pub fn wait(
     })
 }
 
-/// Waits until every subscription in `inbound` has a connected worker.
-pub fn wait_for_workers(engine: &dyn Engine, node: &mut Node, inbound: &[Path]) -> Result<()> {
+/// Waits until every subscription in `inbound` has a connected worker. `nudge` is run on the node
+/// whenever more of them have one.
+pub fn wait_for_workers(
+    engine: &dyn Engine,
+    node: &mut Node,
+    inbound: &[Path],
+    nudge: Option<&Statement>,
+) -> Result<()> {
     let mut watch = Watch::new(inbound);
+    let mut before = 0;
     let name = node.name.clone();
     wait_until(
         &name,
@@ -100,7 +106,13 @@ pub fn wait_for_workers(engine: &dyn Engine, node: &mut Node, inbound: &[Path]) 
         HINT,
         || {
             let text = watch.look(engine, node)?;
-            Ok(if watch.all_working {
+            if let Some(nudge) = nudge
+                && watch.working > before
+            {
+                nudge.run(node)?;
+            }
+            before = watch.working;
+            Ok(if watch.working == inbound.len() {
                 Seen::Done(())
             } else {
                 Seen::Pending(text)
@@ -116,7 +128,7 @@ const HINT: &str = "The log of the subscriber says why its apply worker does not
 struct Watch<'a> {
     inbound: &'a [Path],
     errors_before: Option<Vec<u64>>,
-    all_working: bool,
+    working: usize,
 }
 
 impl<'a> Watch<'a> {
@@ -124,7 +136,7 @@ impl<'a> Watch<'a> {
         Self {
             inbound,
             errors_before: None,
-            all_working: false,
+            working: 0,
         }
     }
 
@@ -150,7 +162,7 @@ impl<'a> Watch<'a> {
                 ));
             }
         }
-        self.all_working = found.iter().all(|s| s.working);
+        self.working = found.iter().filter(|s| s.working).count();
         Ok(found
             .iter()
             .map(|s| {
