@@ -3,17 +3,24 @@
 use lab::load::LoadOptions;
 use lab::server::Called;
 use lab::spock::{self, Mesh};
-use lab::{Cluster, Load, Server, add_node, assert_same_content, load, schema, wait_quiet};
+use lab::{
+    Cluster, Load, Server, add_node, assert_same_content, load, quote_literal, schema, wait_quiet,
+};
 use std::thread;
 use std::time::Instant;
 
 /// A mesh of `members` with content, and one empty server more; `None` without Spock.
 fn cluster(members: usize, rows: u64) -> Option<Cluster> {
+    cluster_with(members, rows, &[])
+}
+
+fn cluster_with(members: usize, rows: u64, settings: &[(&str, &str)]) -> Option<Cluster> {
     spock::announced()?;
     let content = format!("{};\n{}", load::SCHEMA, schema::kinds(rows));
     let mesh = Mesh {
         everywhere: schema::ROLES,
         content: &content,
+        settings,
         ..Mesh::default()
     };
     Some(mesh.start(members))
@@ -82,6 +89,20 @@ fn the_fifth_node() {
         return;
     };
     join_under_load(&cluster, 4, Some(50));
+}
+
+#[test]
+fn whatever_spock_does_about_exceptions() {
+    for behaviour in ["discard", "transdiscard", "sub_disable"] {
+        let settings = [("spock.exception_behaviour", behaviour)];
+        let Some(cluster) = cluster_with(2, 5_000, &settings) else {
+            return;
+        };
+        for node in cluster.all() {
+            assert_eq!(node.value("SHOW spock.exception_behaviour"), behaviour);
+        }
+        join_under_load(&cluster, 2, Some(200));
+    }
 }
 
 #[test]
@@ -177,6 +198,78 @@ fn long_transactions_on_the_source_and_on_a_peer() {
     assert_same_content(&cluster.all());
     for node in cluster.all() {
         report.assert_present_on(node);
+        assert_no_conflict(node);
+    }
+}
+
+/// Spock takes an apply worker for paused that is in a transaction and has not written yet: here one that stands in
+/// a trigger. It writes and commits later, so no attempt counts while it is there.
+#[test]
+fn a_worker_that_only_looks_paused() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let mesh = Mesh {
+        content: "CREATE TABLE t (id integer PRIMARY KEY);
+                  CREATE TABLE other (id integer PRIMARY KEY);
+                  CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$
+                  BEGIN
+                      IF (SELECT node_name FROM spock.node JOIN spock.local_node USING (node_id)) = 'n1' THEN
+                          PERFORM pg_advisory_xact_lock_shared(4712);
+                      END IF;
+                      RETURN NEW;
+                  END $$;
+                  CREATE TRIGGER hold_up BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION hold_up();
+                  ALTER TABLE t ENABLE ALWAYS TRIGGER hold_up",
+        ..Mesh::default()
+    };
+    let cluster = mesh.start(2);
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    // Holds the join up after everything from n2 has arrived on n1, and before the pause.
+    let mut writer = n1.client_named("writer");
+    writer
+        .batch_execute("BEGIN; INSERT INTO other VALUES (1)")
+        .unwrap();
+    let mut holder = n1.client_named("holder");
+    holder
+        .batch_execute("SELECT pg_advisory_lock(4712)")
+        .unwrap();
+    let called = thread::scope(|scope| {
+        let call = scope.spawn(|| {
+            n3.call(&format!(
+                "CALL spock.add_node('n1', {}, 'n3', {}, true)",
+                quote_literal(&n1.dsn()),
+                quote_literal(&n3.dsn())
+            ))
+            .unwrap_or_else(|e| panic!("{e}"))
+        });
+        n3.wait_for(
+            "SELECT count(*) FROM zodan.step WHERE description LIKE 'pause apply%'",
+            "1",
+        );
+        n2.sql("INSERT INTO t VALUES (1)");
+        n1.wait_for(
+            "SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l USING (pid)
+              WHERE starts_with(backend_type, 'spock apply') AND locktype = 'advisory' AND NOT granted
+                AND backend_xid IS NULL",
+            "1",
+        );
+        writer.batch_execute("COMMIT").unwrap();
+        n3.wait_for("SELECT apply_pause_ms IS NOT NULL FROM zodan.run", "t");
+        n2.sql("INSERT INTO t VALUES (2)");
+        drop(holder);
+        call.join().unwrap()
+    });
+    let said: Vec<&str> = called.notices.iter().map(|n| n.message.as_str()).collect();
+    let said = said.join("\n");
+    assert!(
+        said.contains("snapshot attempt given up, apply resumed: apply did not stop within"),
+        "{said}"
+    );
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    assert_eq!(n3.value("SELECT count(*) FROM t"), "2");
+    for node in cluster.all() {
         assert_no_conflict(node);
     }
 }

@@ -765,17 +765,25 @@ fn the_backend_is_killed_at_the_end() {
     let gate = Gate::held(n3, "data");
     let running = Running::start(n3, &call(&cluster));
     gate.wait();
+    // Markers of others do not arrive on n2.
+    n2.sql(
+        "CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql
+             AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(4712); RETURN NEW; END';
+         CREATE TRIGGER hold_up BEFORE INSERT ON zodan.marker FOR EACH ROW EXECUTE FUNCTION hold_up();
+         ALTER TABLE zodan.marker ENABLE REPLICA TRIGGER hold_up",
+    );
     let mut locker = n2.client_named("locker");
     locker
-        .batch_execute("BEGIN; LOCK TABLE zodan.marker IN EXCLUSIVE MODE")
-        .expect("lock the markers");
+        .batch_execute("SELECT pg_advisory_lock(4712)")
+        .expect("hold up the markers");
     gate.open();
     running.wait_notice("phase 9 of 9");
     n3.kill_backend(running.pid);
     assert!(running.join().is_err());
     locker
-        .batch_execute("ROLLBACK")
-        .expect("unlock the markers");
+        .batch_execute("SELECT pg_advisory_unlock(4712)")
+        .expect("let the markers pass");
+    n2.sql("DROP FUNCTION hold_up CASCADE");
     n3.wait_for("SELECT 1", "1");
     wait_mesh(&cluster.all());
     wait_no_sessions(&cluster.all());

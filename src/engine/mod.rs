@@ -65,6 +65,8 @@ pub struct SubscriptionState {
     pub errors: u64,
     /// The last position of the provider that has been applied.
     pub applied: Option<Lsn>,
+    /// Why the last change was not applied that its worker gave up for good, if it ever did.
+    pub gave_up: Option<String>,
 }
 
 /// What the engine wants of the copy.
@@ -177,7 +179,7 @@ pub trait Engine {
     /// Removes what markers leave behind on their provider, if they do.
     fn forget_markers(&self, provider: &str) -> Option<Statement>;
 
-    /// `name, enabled, working, errors, applied` of the subscriptions of a node.
+    /// `name, enabled, working, errors, applied, gave up` of the subscriptions of a node.
     fn subscriptions(&self) -> Statement;
 
     /// Something on the node that resumes apply when the coordinator is gone, if the engine's pause
@@ -260,6 +262,7 @@ pub fn subscription_states(rows: &crate::libpq::Rows) -> Result<Vec<Subscription
                             .map_err(|()| crate::error::Error::internal("not an LSN"))
                     })
                     .transpose()?,
+                gave_up: row.get(5).map(str::to_owned),
             })
         })
         .collect()

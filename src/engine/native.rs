@@ -324,7 +324,7 @@ impl Engine for Native {
     fn subscriptions(&self) -> Statement {
         Statement::new(
             "SELECT s.subname, s.subenabled, w.pid IS NOT NULL, coalesce(e.apply_error_count, 0),
-                    o.remote_lsn
+                    o.remote_lsn, NULL
                FROM pg_subscription s
                JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
                LEFT JOIN pg_stat_subscription w ON w.subid = s.oid AND w.relid IS NULL

@@ -376,14 +376,22 @@ impl Engine for Spock {
     fn subscriptions(&self) -> Statement {
         // Spock's own status also says "replicating" of a worker that is registered and does not run,
         // and "down" of one that runs and that Spock has lost: such a subscription does not start
-        // again.
+        // again. Errors of a worker that reach nothing but the log are not counted: no SQL shows them.
         Statement::new(
             "SELECT s.sub_name, s.sub_enabled,
                     s.sub_enabled AND t.status = 'replicating'
                     AND EXISTS (SELECT FROM pg_stat_activity a, pg_database d
                                  WHERE d.datname = current_database()
                                    AND a.backend_type = format('spock apply %s:%s', d.oid, s.sub_id)),
-                    0, o.remote_lsn
+                    0, o.remote_lsn,
+                    (SELECT concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || e.table_name), ''),
+                                      e.error_message)
+                       FROM spock.exception_log e
+                      WHERE e.retry_errored_at >= s.sub_created_at
+                        AND (e.remote_origin = s.sub_origin
+                             OR e.remote_origin = 0 AND e.operation = 'SUB_DISABLE'
+                                AND strpos(e.error_message, format(' %s ', s.sub_name)) > 0)
+                      ORDER BY e.operation = 'SUB_DISABLE', e.retry_errored_at DESC LIMIT 1)
                FROM spock.subscription s
                JOIN spock.local_node l ON l.node_id = s.sub_target
                LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name
@@ -410,10 +418,16 @@ impl Engine for Spock {
     }
 
     fn pause_state(&self) -> Statement {
-        // The pause cannot be asked about. Where it ended by itself, progress has moved or nothing
+        // Spock itself takes a worker for paused that is in a transaction and has not written yet. It
+        // would write and commit during the pause, so it is waited for.
+        // That the pause holds cannot be asked. Where it ended by itself, progress has moved or nothing
         // was committed, and both readings of it tell which.
         Statement::new(
-            "SELECT (SELECT count(*) FROM spock.subscription WHERE sub_enabled), 0",
+            "SELECT (SELECT count(*) FROM spock.subscription WHERE sub_enabled),
+                    (SELECT count(*) FROM pg_stat_activity a
+                       JOIN pg_database d ON d.datname = current_database()
+                      WHERE starts_with(a.backend_type, format('spock apply %s:', d.oid))
+                        AND a.xact_start IS NOT NULL)",
             &[],
         )
     }

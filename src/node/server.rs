@@ -259,11 +259,13 @@ pub fn slots_named(slots: &[String]) -> Statement {
     )
 }
 
-/// Slots that have lost the WAL they need, of those named.
+/// Slots that have lost the WAL they need or are not there, of those named, and which of the two.
 pub fn slots_lost(slots: &[String]) -> Statement {
     Statement::new(
-        "SELECT slot_name, wal_status FROM pg_replication_slots
-          WHERE slot_name = ANY (string_to_array($1, ',')) AND wal_status = 'lost'",
+        "SELECT name, s.slot_name IS NULL
+           FROM unnest(string_to_array($1, ',')) name
+           LEFT JOIN pg_replication_slots s ON s.slot_name = name
+          WHERE s.slot_name IS NULL OR s.wal_status = 'lost'",
         &[&slots.join(",")],
     )
 }

@@ -415,7 +415,13 @@ impl Join {
             .iter()
             .map(|p| self.engine.path(&p.name, &self.source.name))
             .collect();
-        markers::wait(&*self.engine, &mut self.source, &markers, &paths)
+        markers::wait(
+            &*self.engine,
+            &mut self.source,
+            &markers,
+            &paths,
+            &self.new.name,
+        )
     }
 
     /// From where the new node applies each member: behind the snapshot, and not before the slot.
@@ -457,7 +463,7 @@ impl Join {
         self.check_waiting_slots()
     }
 
-    /// A slot that lost its WAL during a long copy has lost changes for good.
+    /// A slot that lost its WAL during a long copy, or that somebody dropped, has lost changes for good.
     fn check_waiting_slots(&mut self) -> Result<()> {
         let engine = &*self.engine;
         let new = self.new.name.clone();
@@ -470,14 +476,20 @@ impl Join {
             .zip(&answers)
         {
             if let Some(row) = rows.first() {
+                let (what, hint) = match row.bool(1) {
+                    true => (
+                        "was dropped while the copy ran",
+                        "Leave the slots of the join alone, and run the CALL again.",
+                    ),
+                    false => (
+                        "lost the WAL that the new node needs while the copy ran",
+                        "Raise max_slot_wal_keep_size and idle_replication_slot_timeout there for the time of the join.",
+                    ),
+                };
                 return Err(Error::refused(
                     SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!(
-                        "slot {} on node \"{}\" lost the WAL that the new node needs while the copy ran",
-                        row.text(0),
-                        member.name
-                    ),
-                    "Raise max_slot_wal_keep_size and idle_replication_slot_timeout there for the time of the join.",
+                    format!("slot {} on node \"{}\" {what}", row.text(0), member.name),
+                    hint,
                 ));
             }
         }
@@ -589,7 +601,8 @@ impl Join {
             statement.run(&mut self.new)?;
         }
         if let Some(nudge) = self.engine.nudge(last) {
-            markers::wait_for_workers(&*self.engine, &mut self.new, others, Some(&nudge))?;
+            let new = self.new.name.clone();
+            markers::wait_for_workers(&*self.engine, &mut self.new, others, &new, Some(&nudge))?;
         }
         self.engine.enable(last).run(&mut self.new).map(|_| ())
     }
@@ -690,6 +703,7 @@ impl Join {
     /// The marker of each node has arrived on every other, and every subscription is connected.
     fn prove(&mut self, markers: &[Marker]) -> Result<()> {
         let engine = &*self.engine;
+        let new = self.new.name.clone();
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         let names: Vec<String> = all.iter().map(|n| n.name.clone()).collect();
         for node in &mut all {
@@ -698,8 +712,8 @@ impl Join {
                 .filter(|p| **p != node.name)
                 .map(|p| engine.path(p, &node.name))
                 .collect();
-            markers::wait(engine, node, markers, &inbound)?;
-            markers::wait_for_workers(engine, node, &inbound, None)?;
+            markers::wait(engine, node, markers, &inbound, &new)?;
+            markers::wait_for_workers(engine, node, &inbound, &new, None)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 use super::patience::{Seen, wait_until};
 use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
+use crate::lsn::Lsn;
 use crate::node::{Node, Statement, ask};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -53,12 +54,14 @@ pub fn emit<'a>(
         .collect()
 }
 
-/// Waits until `node` has applied the markers of all its providers in `inbound`.
+/// Waits until `node` has applied the markers of all its providers in `inbound`. `new` is the node
+/// that joins.
 pub fn wait(
     engine: &dyn Engine,
     node: &mut Node,
     markers: &[Marker],
     inbound: &[Path],
+    new: &str,
 ) -> Result<()> {
     let mut wanted: Vec<(&Path, &str)> = inbound
         .iter()
@@ -68,7 +71,7 @@ pub fn wait(
         })
         .collect();
     let all = wanted.len();
-    let mut watch = Watch::new(inbound);
+    let mut watch = Watch::new(inbound, new);
     let name = node.name.clone();
     wait_until(&name, "applying what its peers committed", HINT, || {
         let mut missing = vec![];
@@ -95,9 +98,10 @@ pub fn wait_for_workers(
     engine: &dyn Engine,
     node: &mut Node,
     inbound: &[Path],
+    new: &str,
     nudge: Option<&Statement>,
 ) -> Result<()> {
-    let mut watch = Watch::new(inbound);
+    let mut watch = Watch::new(inbound, new);
     let mut before = 0;
     let name = node.name.clone();
     wait_until(
@@ -127,15 +131,29 @@ const HINT: &str = "The log of the subscriber says why its apply worker does not
 /// wait at once.
 struct Watch<'a> {
     inbound: &'a [Path],
+    /// The node that joins. What is given up on its paths is the join's own loss.
+    new: &'a str,
     errors_before: Option<Vec<u64>>,
+    workers: Vec<Worker>,
     working: usize,
 }
 
+/// The worker of one path as the last look found it.
+#[derive(Clone, Default)]
+struct Worker {
+    there: bool,
+    applied: Option<Lsn>,
+    /// How often it has gone away without having applied anything more.
+    lost: u64,
+}
+
 impl<'a> Watch<'a> {
-    fn new(inbound: &'a [Path]) -> Self {
+    fn new(inbound: &'a [Path], new: &'a str) -> Self {
         Self {
             inbound,
+            new,
             errors_before: None,
+            workers: vec![Worker::default(); inbound.len()],
             working: 0,
         }
     }
@@ -146,9 +164,31 @@ impl<'a> Watch<'a> {
         for path in self.inbound {
             let state = states.iter().find(|s| s.name == path.subscription);
             match state {
-                Some(state) if state.enabled => found.push(state),
-                Some(_) => return Err(hopeless(node, path, "is disabled")),
-                None => return Err(hopeless(node, path, "does not exist any more")),
+                Some(state) => {
+                    let gave_up = state.gave_up.as_deref();
+                    if !state.enabled {
+                        return Err(hopeless(node, path, "is disabled", gave_up));
+                    }
+                    let ours = path.provider == self.new || path.subscriber == self.new;
+                    if gave_up.is_some() && ours {
+                        let what = "has left out a change that could not be applied";
+                        return Err(hopeless(node, path, what, gave_up));
+                    }
+                    found.push(state);
+                }
+                None => return Err(hopeless(node, path, "does not exist any more", None)),
+            }
+        }
+        for ((path, state), worker) in self.inbound.iter().zip(&found).zip(&mut self.workers) {
+            if state.applied != worker.applied {
+                worker.applied = state.applied;
+                worker.lost = 0;
+            }
+            worker.lost += u64::from(worker.there && !state.working);
+            worker.there = state.working;
+            if worker.lost >= HOPELESS {
+                let what = "loses its worker again and again";
+                return Err(hopeless(node, path, what, None));
             }
         }
         let errors: Vec<u64> = found.iter().map(|s| s.errors).collect();
@@ -159,6 +199,7 @@ impl<'a> Watch<'a> {
                     node,
                     path,
                     "fails again and again at the same change",
+                    None,
                 ));
             }
         }
@@ -175,13 +216,14 @@ impl<'a> Watch<'a> {
     }
 }
 
-fn hopeless(node: &Node, path: &Path, what: &str) -> Error {
-    Error::refused(
-        SqlState::NOT_IN_PREREQUISITE_STATE,
-        format!(
+fn hopeless(node: &Node, path: &Path, what: &str, error: Option<&str>) -> Error {
+    Error::Refused {
+        state: SqlState::NOT_IN_PREREQUISITE_STATE,
+        message: format!(
             "subscription {} of node \"{}\" {what}",
             path.subscription, node.name
         ),
-        HINT,
-    )
+        detail: error.map(|error| format!("Its worker said: {error}")),
+        hint: HINT.into(),
+    }
 }
