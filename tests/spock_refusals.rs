@@ -212,6 +212,66 @@ fn an_extension_that_is_reserved() {
     assert_eq!(n2.value("SELECT to_regclass('t')"), "t");
 }
 
+/// Large objects that replicate are in tables of the extension lolor, which Spock 6.0 and newer reserves to each
+/// node. A stand-in by that name: an extension that has a table in its schema.
+#[test]
+fn large_objects_in_the_extension_lolor() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let stand_in = "
+        CREATE SCHEMA lolor; CREATE EXTENSION hstore SCHEMA lolor;
+        UPDATE pg_extension SET extname = 'lolor' WHERE extname = 'hstore';
+        CREATE TABLE lolor.pg_largeobject (loid oid, pageno integer, data bytea, PRIMARY KEY (loid, pageno));
+        ALTER EXTENSION lolor ADD TABLE lolor.pg_largeobject";
+    let cluster = mesh(1, "CREATE TABLE t (id integer PRIMARY KEY)");
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    if n1
+        .value("SELECT to_regclass('spock.reserved_object')")
+        .is_empty()
+    {
+        eprintln!("this version of Spock has no table of reserved objects");
+        return;
+    }
+    let add = "SELECT spock.repset_add_table('default', 'lolor.pg_largeobject')";
+    n1.sql(&format!(
+        "{stand_in}; {add}; INSERT INTO lolor.pg_largeobject VALUES (1, 0, 'large')"
+    ));
+    assert_refused(
+        &cluster,
+        n2,
+        "42704",
+        "extension lolor is not installed",
+        "Run CREATE EXTENSION \"lolor\" there.",
+    );
+    n2.sql(stand_in);
+    assert_refused(
+        &cluster,
+        n2,
+        "0A000",
+        "table lolor.pg_largeobject is in a replication set and belongs to extension lolor",
+        "Take it out of the set for the join; then add it again everywhere",
+    );
+    // As the hint says.
+    n1.sql("SELECT spock.repset_remove_table('default', 'lolor.pg_largeobject')");
+    joins(n2, n1);
+    assert_eq!(n2.value("SELECT count(*) FROM lolor.pg_largeobject"), "0");
+    for node in cluster.all() {
+        node.sql(add);
+    }
+    n2.sql("SELECT spock.sub_resync_table('sub_n1_n2', 'lolor.pg_largeobject')");
+    n2.wait_for("SELECT count(*) FROM lolor.pg_largeobject", "1");
+    n2.wait_for(
+        "SELECT status FROM spock.sub_show_table('sub_n1_n2', 'lolor.pg_largeobject')",
+        "replicating",
+    );
+    n2.sql("INSERT INTO lolor.pg_largeobject VALUES (2, 0, 'from n2')");
+    n1.sql("INSERT INTO lolor.pg_largeobject VALUES (3, 0, 'from n1')");
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    assert_eq!(n1.value("SELECT count(*) FROM lolor.pg_largeobject"), "3");
+}
+
 /// A procedure that was loaded by hand, as from the scripts that come with Spock, would be in the way.
 #[test]
 fn procedures_that_were_loaded_by_hand() {
