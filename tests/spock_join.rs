@@ -426,7 +426,8 @@ fn sets_that_change_during_the_join() {
         gate::wait(n2);
         n1.sql(
             "CREATE TABLE late (id integer PRIMARY KEY);
-             SELECT spock.repset_add_table('default', 'late')",
+             SELECT spock.repset_add_table('default', 'late');
+             INSERT INTO late VALUES (1)",
         );
         drop(gate);
         call.join().unwrap()

@@ -507,6 +507,46 @@ fn a_change_that_the_new_node_cannot_apply() {
     assert_eq!(n3.value("SELECT count(*) FROM t"), "4");
 }
 
+/// An update of a row that is gone is given up by every member. The new node does as they do.
+#[test]
+fn an_update_of_a_row_that_is_gone() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(
+        2,
+        &format!(
+            "{}; CREATE TABLE t (id integer PRIMARY KEY, n integer); INSERT INTO t VALUES (1, 0), (2, 0)",
+            gate::CONTENT
+        ),
+    );
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    n1.sql("BEGIN; SELECT spock.repair_mode(true); DELETE FROM t WHERE id = 1; COMMIT");
+    let gate = gate::close(n3);
+    thread::scope(|scope| {
+        let call = scope.spawn(|| joins(n3, n1));
+        gate::wait(n3);
+        n2.sql("UPDATE t SET n = 1 WHERE id = 1");
+        n2.sql("UPDATE t SET n = 2 WHERE id = 2");
+        drop(gate);
+        call.join().unwrap();
+    });
+    for node in [n1, n3] {
+        node.wait_for(
+            "SELECT string_agg(concat_ws(' ', id, n), ', ') FROM t",
+            "2 2",
+        );
+        assert_eq!(
+            node.value(
+                "SELECT string_agg(operation || ' ' || table_name, ', ') FROM spock.exception_log"
+            ),
+            "UPDATE t",
+            "{}",
+            node.name()
+        );
+    }
+}
+
 /// Without its slot on a peer, the new node would never get what was committed there during the copy.
 #[test]
 fn a_slot_that_is_dropped_during_the_copy() {

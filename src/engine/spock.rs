@@ -377,6 +377,8 @@ impl Engine for Spock {
         // Spock's own status also says "replicating" of a worker that is registered and does not run,
         // and "down" of one that runs and that Spock has lost: such a subscription does not start
         // again. Errors of a worker that reach nothing but the log are not counted: no SQL shows them.
+        // Given up is not what a conflict of the applications makes any member give up, an update of
+        // a row that is gone, nor the rows of a table that was made during the join: the drift tells.
         Statement::new(
             "SELECT s.sub_name, s.sub_enabled,
                     s.sub_enabled AND t.status = 'replicating'
@@ -387,7 +389,8 @@ impl Engine for Spock {
                     (SELECT concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || e.table_name), ''),
                                       e.error_message)
                        FROM spock.exception_log e
-                      WHERE e.retry_errored_at >= s.sub_created_at
+                      WHERE e.retry_errored_at >= (to_jsonb(s) ->> 'sub_created_at')::timestamptz
+                        AND e.error_message !~ '^unavailable|did not find row to be updated|find relation$'
                         AND (e.remote_origin = s.sub_origin
                              OR e.remote_origin = 0 AND e.operation = 'SUB_DISABLE'
                                 AND strpos(e.error_message, format(' %s ', s.sub_name)) > 0)
