@@ -105,7 +105,7 @@ impl Leave {
                 continue;
             }
             let path = engine.path(&target, &survivor.name);
-            match markers::wait(engine, survivor, &markers, &[path]) {
+            match markers::wait(engine, survivor, &markers, &[path], &target) {
                 Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
                 Err(error) if !self.force => return Err(error),
                 Err(error) => self.report.warn(
