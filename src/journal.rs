@@ -3,6 +3,7 @@
 
 use crate::copy::Inventory;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::libpq::Rows;
 use crate::node::{Local, Session};
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,9 @@ pub struct Subject<'a> {
     pub source_dsn: &'a str,
     pub node: &'a str,
 }
+
+/// How a run hangs at a point that a test has named: until the test lets go of the lock.
+const HANG: &str = "SELECT pg_advisory_xact_lock_shared(2054120550, 1)";
 
 pub struct Journal {
     session: RefCell<Session>,
@@ -207,11 +211,32 @@ impl Journal {
             ],
         )?;
         self.next += 1;
+        self.reached(|| Ok(format!("{phase} before {description} on {node}")))?;
         Ok(step)
     }
 
     pub fn done(&self, step: i32) -> Result<()> {
+        self.reached(|| self.name_after(step))?;
         self.set(step, "done", "")
+    }
+
+    /// A step of several side effects, or a stretch between steps, has come to here.
+    pub fn passed(&self, what: &str) -> Result<()> {
+        self.reached(|| Ok(format!("within {what}")))
+    }
+
+    fn reached(&self, point: impl FnOnce() -> Result<String>) -> Result<()> {
+        let hang = || self.query(HANG, &[]).map(|_| ());
+        fault::reached(point, hang)
+    }
+
+    fn name_after(&self, step: i32) -> Result<String> {
+        let rows = self.query(
+            "SELECT format('%s after %s on %s', phase, description, node) FROM zodan.step
+              WHERE run_id = $1::bigint AND step = $2::integer",
+            &[&self.run.to_string(), &step.to_string()],
+        )?;
+        Ok(rows.one()?.text(0).to_owned())
     }
 
     pub fn undone(&self, step: i32) -> Result<()> {

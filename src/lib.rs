@@ -5,6 +5,7 @@ use pgrx::prelude::*;
 mod copy;
 mod engine;
 mod error;
+mod fault;
 mod journal;
 mod libpq;
 mod lsn;

@@ -112,8 +112,10 @@ impl Copying<'_> {
             Archive::dump(&source, &mut self.new.session, &leave_out)?
         };
         report.step(&format!("structure dumped, {} kB", archive.bytes() >> 10));
+        self.journal.passed("the structure is dumped")?;
         archive.restore_before_data(&target, &mut self.new.session)?;
         report.step("tables, types and functions created");
+        self.journal.passed("tables are created")?;
 
         let options = data::Options {
             origin: &plan.origin,
@@ -135,9 +137,11 @@ impl Copying<'_> {
             copied.rows,
             copied.bytes >> 20
         ));
+        self.journal.passed("rows are copied")?;
 
         archive.restore_after_data(&target, copy_jobs())?;
         report.step("indexes, constraints and triggers created");
+        self.journal.passed("indexes are created")?;
         let carried = sequences::carry(&mut self.source.session, &mut self.new.session)?;
         report.step(&format!("{carried} sequences carry their values"));
         let refreshed = matviews::refresh(
@@ -146,6 +150,8 @@ impl Copying<'_> {
             &search_path,
         )?;
         report.step(&format!("{} materialized views refreshed", refreshed.len()));
+        self.journal
+            .passed("sequences and materialized views are set")?;
         let own = settings::read(&mut self.source.session)?;
         settings::apply(&mut self.new.session, &own)?;
         // The rows are stored: the origin has done its work, and its name may be wanted again.

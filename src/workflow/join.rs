@@ -58,9 +58,11 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
             node: &join.new.name,
         },
     )?;
-    match join.run(&known, &mut journal) {
+    let outcome = join
+        .run(&known, &mut journal)
+        .and_then(|()| journal.end("done", None));
+    match outcome {
         Ok(()) => {
-            journal.end("done", None)?;
             join.report.say(&format!(
                 "node \"{}\" has joined: {} nodes, {:.1} s",
                 join.new.name,
@@ -206,6 +208,7 @@ impl Join {
     }
 
     fn run(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
+        journal.passed("the run is written down")?;
         self.report.phase("create a replication slot on every peer");
         self.found_cluster(known, journal)?;
         let starts = self.create_peer_slots(journal)?;
@@ -246,7 +249,9 @@ impl Join {
         self.report
             .phase("prove that every change arrives everywhere");
         self.prove(&markers)?;
+        journal.passed("it is proved")?;
         self.finish()?;
+        journal.passed("the markers are removed")?;
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         summary::show(&*self.engine, &mut all, &self.report)
     }
@@ -410,6 +415,7 @@ impl Join {
             journal.intend(self.report.current(), &peer.name, "marker", &Effect::Marker)?;
         }
         let markers = markers::emit(&*self.engine, &mut self.peers)?;
+        journal.passed("the peers' markers are committed")?;
         let paths: Vec<Path> = self
             .peers
             .iter()
@@ -460,6 +466,7 @@ impl Join {
         }
         .run()?;
         drop(snapshot);
+        journal.passed("the snapshot is given back")?;
         self.check_waiting_slots()
     }
 
@@ -510,6 +517,7 @@ impl Join {
         for statement in self.engine.become_provider(&identity) {
             statement.run(&mut self.new)?;
         }
+        journal.passed("the new node provides")?;
         for told in self.engine.mirror(&mut self.source, &mut self.new)? {
             self.report.step(&told);
         }
@@ -525,7 +533,8 @@ impl Join {
             self.create_own_slot(&slot)?;
             journal.done(step)?;
         }
-        self.release_writes(known)
+        self.release_writes(known)?;
+        journal.passed("writes are let in again")
     }
 
     fn members(&self) -> Vec<Member> {
@@ -541,7 +550,9 @@ impl Join {
             journal.intend(self.report.current(), name, "marker", &Effect::Marker)?;
         }
         let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
-        markers::emit(&*self.engine, all)
+        let markers = markers::emit(&*self.engine, all)?;
+        journal.passed("every member's marker is committed")?;
+        Ok(markers)
     }
 
     fn attach(
@@ -578,9 +589,11 @@ impl Join {
             self.engine
                 .subscribe(path, member)
                 .run(&mut self.loopback)?;
+            journal.passed(&format!("{} exists", path.subscription))?;
             self.engine
                 .start_at(path, position.lsn())
                 .run(&mut self.new)?;
+            journal.passed(&format!("{} has its position", path.subscription))?;
             self.report
                 .step(&format!("{} applies from {position}", path.subscription));
         }
@@ -681,6 +694,7 @@ impl Join {
                 statement.run(&mut self.new)?;
             }
         }
+        journal.passed("the new node has the registry")?;
         let identity = self.new_identity(known)?;
         let engine = &*self.engine;
         let path = |member: &Node| engine.path(&new.name, &member.name);
@@ -690,9 +704,11 @@ impl Join {
         if let Some(statement) = engine.register(&identity) {
             each(members.iter_mut().map(|m| &mut **m), |_| statement.clone())?;
         }
+        journal.passed("every registry has the new node")?;
         each(members.iter_mut().map(|m| &mut **m), |m| {
             engine.subscribe(&path(m), &new)
         })?;
+        journal.passed("every member has a subscription")?;
         each(members, |m| engine.enable(&path(m)))?;
         for step in steps {
             journal.done(step)?;

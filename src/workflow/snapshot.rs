@@ -133,6 +133,7 @@ impl Taking<'_> {
         if let Some(statement) = self.engine.start_watchdog((limit * 3).as_millis()) {
             statement.run(self.source)?;
         }
+        self.journal.passed("the watchdog waits")?;
         let begun = Instant::now();
         let outcome = self.paused_attempt(exporter, limit);
         // Whatever came out of it, an interrupt too: resume first.
@@ -145,6 +146,7 @@ impl Taking<'_> {
         let outcome = outcome?;
         resumed?;
         stopped?;
+        self.journal.passed("apply has resumed")?;
         self.journal.note_pause(pause.as_secs_f64() * 1000.0)?;
         self.report.step(&format!(
             "apply on \"{}\" was paused for {:.0} ms",
@@ -161,6 +163,7 @@ impl Taking<'_> {
             .map(|p| p.subscription.clone())
             .collect();
         self.engine.pause(&names).run(self.source)?;
+        self.journal.passed("apply is told to pause")?;
         if !self.workers_gone(limit)? {
             return Ok(Attempt::Moved(
                 exporter,
@@ -171,6 +174,7 @@ impl Taking<'_> {
         let Some((start, name)) = self.create_slot(&mut exporter)? else {
             return Ok(Attempt::Blocked(exporter));
         };
+        self.journal.passed("the slot is made under the pause")?;
         let after = self.progress()?;
         let (paused, alive) = self.pause_state()?;
         if alive > 0 || paused < self.inbound.len() as i64 {

@@ -25,19 +25,24 @@ impl Leave {
             steps.push(journal.go_on(phase, &self.target, "leave")?);
         }
         self.remember_debts()?;
+        journal.passed("debts are remembered")?;
         self.drop_subscriptions()?;
+        journal.passed("subscriptions are dropped")?;
         self.report
             .step("subscriptions dropped, with their origins");
         self.drop_slots()?;
+        journal.passed("slots are dropped")?;
         self.report.step("replication slots dropped");
         let forget = self.engine.unregister(&self.target);
         each_in_turn(self.survivors.iter_mut().map(|n| (n, forget.clone())))?;
+        journal.passed("registries have forgotten the node")?;
         self.report.step("registries changed");
         self.report.phase(&format!(
             "prove that nothing of \"{}\" is left",
             self.target
         ));
         self.prove()?;
+        journal.passed("it is proved that nothing is left")?;
         if let Some(leaving) = &mut self.leaving {
             let mut last = self.engine.cease_provider();
             if let Some(hold) = hold {

@@ -20,9 +20,11 @@ impl Leave {
         let hold = self.hold_off_writes(journal, held)?;
         let since = self.leaving_now()?;
         self.end_sessions(&since)?;
+        journal.passed("sessions of applications are ended")?;
         loop {
             self.barrier(journal)?;
             if self.end_sessions(&since)? == 0 {
+                journal.passed("every other node has all")?;
                 return Ok(hold);
             }
         }
@@ -99,6 +101,7 @@ impl Leave {
         journal.intend(self.report.current(), &target, "marker", &Effect::Marker)?;
         let engine = &*self.engine;
         let markers = markers::emit(engine, self.leaving.as_mut())?;
+        journal.passed("the leaving node's marker is committed")?;
         for (survivor, state) in self.survivors.iter_mut().zip(&states) {
             // Where there is none, `findings` has said so.
             if state.as_ref().is_none_or(|s| !s.enabled) {

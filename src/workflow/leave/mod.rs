@@ -110,7 +110,10 @@ impl Leave {
             Ok(hold) => hold,
             Err(first) => return Err(self.take_back(&journal, first)),
         };
-        if let Err(first) = self.detach(&mut journal, hold.as_ref()) {
+        let detached = self
+            .detach(&mut journal, hold.as_ref())
+            .and_then(|()| journal.passed("the node is detached"));
+        if let Err(first) = detached {
             journal.end("failed", Some(&first))?;
             return Err(Error::Unfinished {
                 first: Box::new(first),
@@ -144,6 +147,7 @@ impl Leave {
         held: Option<Hold>,
         resumed: bool,
     ) -> Result<Option<Hold>> {
+        journal.passed("the run is written down")?;
         if self.leaving.is_some() {
             self.report.phase(&format!(
                 "hold off writes on \"{}\" and wait until every other node has them",
