@@ -378,6 +378,23 @@ fn lines(server: &Server, client: &mut Client, query: &str) -> Vec<String> {
 }
 
 impl Fingerprint {
+    /// The part of it that is about `servers`.
+    pub fn of(&self, servers: &[&Server]) -> Fingerprint {
+        let about = |topic: &str| {
+            let is = |s: &&Server| topic.ends_with(&format!(" of {}", s.name()));
+            servers.iter().any(is)
+        };
+        let kept = self.0.iter().filter(|(topic, _)| about(topic));
+        Fingerprint(kept.map(|(t, l)| (t.clone(), l.clone())).collect())
+    }
+
+    /// The same without a topic.
+    pub fn without(mut self, topic: &str) -> Fingerprint {
+        self.0
+            .retain(|t, _| !t.starts_with(&format!("{topic} of ")));
+        self
+    }
+
     /// Panics with the differences unless `servers` are now as they were.
     pub fn assert_same_now(&self, servers: &[&Server]) {
         self.assert_same(&fingerprint(servers));
