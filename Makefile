@@ -5,6 +5,9 @@ SHELL := bash
 
 export RUST_TEST_THREADS ?= 2
 
+# Tests want the points at which something can go wrong. Any other target puts the build for use back.
+test test-spock: FAULTS := --features faults
+
 help: ## Show the targets
 	@echo "Variables: PG_CONFIG=… (the PostgreSQL to use), ARGS=… (for cargo test, demo or bench-join)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +17,7 @@ setup: ## Install what is missing: build tools, PostgreSQL, cargo-pgrx
 
 build: setup ## Build the extension into target/package
 	@. tools/env; rm -rf target/package; $$cargo_pgrx pgrx package --pg-config $$ZODAN_PG_CONFIG \
-		--out-dir target/package $$features
+		--out-dir target/package $$features $(FAULTS)
 
 install: build ## Install the extension into that PostgreSQL
 	@tools/install
@@ -36,7 +39,8 @@ bench-join: install ## Time a join; SCALE=N for N times 100 MB
 
 lint: setup ## Check the formatting, and run clippy
 	@cargo fmt --version >/dev/null && cargo clippy --version >/dev/null || rustup component add rustfmt clippy
-	@. tools/env; cargo fmt --all --check; cargo clippy --workspace --all-targets $$features -- -D warnings
+	@. tools/env; cargo fmt --all --check; \
+		for more in "" "--features faults"; do cargo clippy --workspace --all-targets $$features $$more -- -D warnings; done
 
 typecheck: setup ## Check that it compiles for PostgreSQL 15 to 18
 	@tools/typecheck

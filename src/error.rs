@@ -319,6 +319,7 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn sqlstate_survives_packing() {
@@ -376,5 +377,15 @@ mod tests {
                 .unwrap()
                 .ends_with("slot s on n2. Run the same CALL again.")
         );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_code_a_peer_sends_is_one(text in any::<String>(), code in "[0-9A-Z]{5}", packed in any::<i32>()) {
+            prop_assert_eq!(SqlState::parse(&text).as_str().len(), 5);
+            let unpacked = SqlState::unpack(SqlState::parse(&code).pack());
+            prop_assert_eq!(unpacked.as_str(), code);
+            let _ = SqlState::unpack(packed).to_string();
+        }
     }
 }

@@ -64,7 +64,6 @@ pub struct Begun {
 pub struct Interrupted {
     pub run: i64,
     pub command: String,
-    pub engine: String,
     pub source: String,
     /// How the source was reached, without secrets.
     pub source_dsn: String,
@@ -122,7 +121,7 @@ impl Journal {
     /// Runs without an end. The caller holds the membership lock of the node, so nobody runs them.
     pub fn interrupted(session: &mut Session) -> Result<Vec<Interrupted>> {
         let rows = session.query(
-            "SELECT id, command, engine, source_node, source_dsn, node FROM zodan.run
+            "SELECT id, command, source_node, source_dsn, node FROM zodan.run
               WHERE state IN ('running', 'failed') ORDER BY id DESC",
             &[],
         )?;
@@ -131,10 +130,9 @@ impl Journal {
                 Ok(Interrupted {
                     run: row.parse(0)?,
                     command: row.text(1).to_owned(),
-                    engine: row.text(2).to_owned(),
-                    source: row.text(3).to_owned(),
-                    source_dsn: row.text(4).to_owned(),
-                    node: row.text(5).to_owned(),
+                    source: row.text(2).to_owned(),
+                    source_dsn: row.text(3).to_owned(),
+                    node: row.text(4).to_owned(),
                 })
             })
             .collect()
@@ -299,6 +297,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn effects_survive_the_journal() {
@@ -315,6 +314,16 @@ mod tests {
         ] {
             let text = serde_json::to_string(&effect).unwrap();
             assert_eq!(serde_json::from_str::<Effect>(&text).unwrap(), effect);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_journal_fall_over(text in any::<String>(), kind in "[a-z_]{0,12}", slot in any::<String>()) {
+            prop_assert!(Effect::parse(&text).is_err() || text.contains("kind"));
+            let effect = Effect::Slot { slot };
+            prop_assert_eq!(Effect::parse(&effect.to_text().unwrap()).unwrap(), effect);
+            let _ = Effect::parse(&format!("{{\"kind\": \"{kind}\"}}"));
         }
     }
 }

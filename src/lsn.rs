@@ -78,6 +78,7 @@ impl fmt::Display for Position {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn notation() {
@@ -101,5 +102,21 @@ mod tests {
         let later = Position::new("n1", Lsn(11));
         assert_eq!(a.clone().max(&later).unwrap(), later);
         assert!(later.reaches(&a).unwrap() && !a.reaches(&later).unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn every_position_is_read_as_it_is_written(lsn in any::<u64>()) {
+            prop_assert_eq!(Lsn(lsn).to_string().parse::<Lsn>(), Ok(Lsn(lsn)));
+        }
+
+        #[test]
+        fn what_is_no_position_is_refused(text in "\\PC{0,20}|[0-9A-Fa-f+-]{0,9}/[0-9A-Fa-f+-]{0,9}") {
+            let digits = |part: &str| {
+                (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_hexdigit())
+            };
+            let valid = text.split_once('/').is_some_and(|(high, low)| digits(high) && digits(low));
+            prop_assert_eq!(text.parse::<Lsn>().is_ok(), valid, "{}", text);
+        }
     }
 }

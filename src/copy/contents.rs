@@ -59,6 +59,7 @@ pub fn select(list: &str, omit: &Omit) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const LIST: &str = "\
 ;
@@ -88,5 +89,14 @@ mod tests {
     #[test]
     fn all_is_kept_by_default() {
         assert_eq!(select(LIST, &Omit::default()).lines().count(), 8);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_pg_restore_lists_is_an_entry_or_none(list in any::<String>(), id in any::<u32>(), name in "\\PC{0,30}") {
+            let _ = select(&list, &Omit::default());
+            let line = format!("{id}; 1259 16391 TABLE {name} owner");
+            prop_assert_eq!(select(&line, &Omit::default()), format!("{id};\n"));
+        }
     }
 }

@@ -57,6 +57,7 @@ fn fnv1a(parts: &[&[u8]]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn plain_names_stay() {
@@ -87,5 +88,21 @@ mod tests {
             }
         }
         assert!(subscription("n-3", "n4").starts_with("sub_n_3_n4_"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_is_one_that_a_slot_may_have(provider in "\\PC{1,63}", subscriber in "\\PC{1,63}") {
+            let name = subscription(&provider, &subscriber);
+            prop_assert!(name.len() <= NAME_MAX && name.bytes().all(is_slot_byte), "{name}");
+        }
+
+        /// A server has the slots of one provider and the subscriptions of one subscriber.
+        #[test]
+        fn no_two_paths_of_a_server_share_a_name(own in "[a-zN_\\-é]{1,40}", a in "[a-cN_\\-é]{1,40}", b in "[a-cN_\\-é]{1,40}") {
+            prop_assume!(a != b);
+            prop_assert_ne!(subscription(&own, &a), subscription(&own, &b));
+            prop_assert_ne!(subscription(&a, &own), subscription(&b, &own));
+        }
     }
 }

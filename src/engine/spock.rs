@@ -972,6 +972,7 @@ impl Version {
 #[cfg(test)]
 mod tests {
     use super::{SetTable, Version, differences};
+    use proptest::prelude::*;
 
     fn entry(set: &str, name: &str, filter: Option<&str>) -> SetTable {
         SetTable {
@@ -1021,5 +1022,19 @@ mod tests {
         assert!(fits("6.0.0-devel", "6.0.1"));
         assert!(!fits("5.0.11", "6.0.0"));
         assert!(!fits("5.1.0", "5.0.9"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_version_is_compared_by_number(major in any::<u32>(), minor in any::<u32>(), rest in "(\\.\\PC{0,8}|-\\PC{0,8})?") {
+            let version = Version::parse(&format!("{major}.{minor}{rest}"));
+            prop_assert_eq!(version.numbers, (major, minor));
+        }
+
+        #[test]
+        fn no_text_makes_the_version_fall_over(text in any::<String>()) {
+            let version = Version::parse(&text);
+            prop_assert!(version.fits(&version));
+        }
     }
 }

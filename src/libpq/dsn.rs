@@ -192,6 +192,7 @@ fn quote_value(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn all_forms_are_parsed() {
@@ -239,5 +240,42 @@ mod tests {
         );
         assert!(Dsn::parse("host=/a@b,@abstract,h port=1,,2").is_ok());
         assert!(!BadDsn::Unparsable.problem().contains("secret"));
+    }
+
+    /// What a value may hold: blanks, quotes and backslashes above all.
+    const VALUE: &str = "([ '\\\\=a-zA-Z0-9@/:%é\t]|\\PC){0,24}";
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_fall_over(text in any::<String>(), keyword in "(host|port|user|password|options)?") {
+            for text in [text.clone(), format!("{keyword}={text}"), format!("postgresql://{text}"), format!("postgres://u:{text}@h/d")] {
+                if let Ok(dsn) = Dsn::parse(&text) {
+                    prop_assert!(Dsn::parse(&dsn.expose()).is_ok_and(|again| again == dsn), "{text:?}");
+                    prop_assert!(Dsn::parse(&dsn.without_secrets()).is_ok(), "{text:?}");
+                }
+            }
+        }
+
+        #[test]
+        fn every_value_is_what_libpq_reads_again(user in VALUE, options in VALUE, password in VALUE) {
+            let text = format!(
+                "user={} options={} password={}",
+                quote_value(&user), quote_value(&options), quote_value(&password)
+            );
+            let dsn = Dsn::parse(&text).unwrap();
+            for (keyword, value) in [("user", user), ("options", options), ("password", password)] {
+                prop_assert_eq!(dsn.get(keyword).unwrap_or_default(), value);
+            }
+        }
+
+        #[test]
+        fn no_form_for_humans_has_the_secret(secret in "[ '\\\\=A-Z0-9]{0,8}#secret#[ '\\\\=A-Z0-9]{0,8}") {
+            let dsn = Dsn::parse(&format!("host=h user=u password={}", quote_value(&secret))).unwrap();
+            for shown in [format!("{dsn:?}"), dsn.redacted(), dsn.without_secrets()] {
+                prop_assert!(!shown.contains("#secret#"), "{shown}");
+            }
+            let said = scrub(&format!("could not use {secret} there"));
+            prop_assert!(!said.contains("#secret#"), "{said}");
+        }
     }
 }

@@ -93,3 +93,31 @@ impl Row {
         self.get(column).map(|_| self.parse(column)).transpose()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::subscription_states;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// A server of another version, or one that is none, may answer anything.
+        #[test]
+        fn whatever_a_peer_answers_is_a_value_or_an_error(
+            values in proptest::collection::vec(proptest::option::of(any::<String>()), 0..8)
+        ) {
+            let rows = Rows::new(vec![values.clone()], 0);
+            let row = rows.one().unwrap();
+            for column in 0..10 {
+                let value = values.get(column).cloned().flatten();
+                prop_assert_eq!(row.get(column), value.as_deref());
+                prop_assert_eq!(row.parse::<i64>(column).ok(), value.as_deref().and_then(|v| v.parse().ok()));
+                prop_assert_eq!(row.parse_opt::<u32>(column).ok().flatten(), value.as_deref().and_then(|v| v.parse().ok()));
+                row.bool(column);
+            }
+            if let Ok(states) = subscription_states(&rows) {
+                prop_assert_eq!(states[0].applied.is_some(), row.get(4).is_some());
+            }
+        }
+    }
+}

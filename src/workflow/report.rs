@@ -98,6 +98,8 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     #[test]
     fn columns_are_aligned() {
         let rows = vec![
@@ -113,5 +115,24 @@ mod tests {
                 " node 10 | x"
             ]
         );
+    }
+
+    proptest! {
+        /// Names of nodes hold no control characters, but anything else.
+        #[test]
+        fn every_column_begins_at_the_same_place(
+            rows in proptest::collection::vec(proptest::collection::vec("[^\\pC|]{0,12}", 3), 0..6)
+        ) {
+            let lines = super::table(&["a", "bb", "ccc"], &rows);
+            prop_assert_eq!(lines.len(), rows.len() + 2);
+            let bars = |line: &String, bar: char| -> Vec<usize> {
+                line.chars().enumerate().filter(|(_, c)| *c == bar).map(|(i, _)| i).collect()
+            };
+            let at = bars(&lines[1], '+');
+            prop_assert_eq!(at.len(), 2);
+            for line in lines.iter().take(1).chain(&lines[2..]) {
+                prop_assert_eq!(&bars(line, '|'), &at, "{}", line);
+            }
+        }
     }
 }

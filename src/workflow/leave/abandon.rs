@@ -185,7 +185,7 @@ impl Leave {
         for node in &mut self.survivors {
             let from = self.engine.path(&self.target, &node.name);
             let slot = self.engine.path(&node.name, &self.target).slot;
-            if let Some((slot, true)) = slots_there(node, &[slot.clone()])?.first() {
+            if let Some((slot, true)) = slots_there(node, std::slice::from_ref(&slot))?.first() {
                 return Err(Error::refused(
                     SqlState::OBJECT_IN_USE,
                     format!(
