@@ -125,6 +125,7 @@ impl Archive {
         Program {
             name: "pg_dump",
             node: source.node,
+            remote: Some(source.dsn),
             arguments,
             environment,
         }
@@ -133,6 +134,7 @@ impl Archive {
         let list = Program {
             name: "pg_restore",
             node: source.node,
+            remote: None,
             arguments: vec!["--list".into(), scratch.file(DUMP).display().to_string()],
             environment: vec![],
         }
@@ -187,6 +189,7 @@ impl Archive {
         Program {
             name: "pg_restore",
             node: target.node,
+            remote: None,
             arguments,
             environment,
         }

@@ -3,7 +3,7 @@
 
 use super::on_exit::OnExit;
 use crate::error::{Error, Result};
-use crate::libpq::{scrub, wait};
+use crate::libpq::{Dsn, must_answer, scrub, silence, wait};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::io::{self, Read};
@@ -34,6 +34,8 @@ const INHERITED: [&str; 9] = [
 pub struct Program<'a> {
     pub name: &'a str,
     pub node: &'a str,
+    /// How it reaches the node, if that is another server: it ends when that does not answer.
+    pub remote: Option<&'a Dsn>,
     /// Visible to every user of the machine: no secrets here.
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
@@ -43,7 +45,7 @@ impl Program<'_> {
     /// Runs it to its end and returns what it printed.
     pub fn run(&self) -> Result<Vec<u8>> {
         let mut running = self.start()?;
-        let output = running.collect()?;
+        let output = running.collect(|| self.look_after_node())?;
         let status = running
             .reap()
             .map_err(|e| self.failure(format!("could not wait for it: {e}")))?;
@@ -51,6 +53,13 @@ impl Program<'_> {
             Ok(output)
         } else {
             Err(self.failure(running.complaint(self.name, status)))
+        }
+    }
+
+    fn look_after_node(&self) -> Result<()> {
+        match (self.remote, silence()) {
+            (Some(dsn), Some(silence)) => must_answer(self.node, dsn, silence / 2),
+            _ => Ok(()),
         }
     }
 
@@ -122,15 +131,20 @@ impl Running {
     }
 
     /// Reads both outputs to their end. The end of the error output is the end of the program and
-    /// of all its children, since none of them closes it before.
-    fn collect(&mut self) -> Result<Vec<u8>> {
+    /// of all its children, since none of them closes it before. While it says nothing, `look` is
+    /// called now and then.
+    fn collect(&mut self, look: impl Fn() -> Result<()>) -> Result<Vec<u8>> {
         let mut output = vec![];
         loop {
             let fds: Vec<_> = self.pipes().map(|fd| (fd, wait::Interest::READ)).collect();
             if fds.is_empty() {
                 return Ok(output);
             }
-            wait::on_fds(&fds, None)?;
+            let heard = Instant::now();
+            wait::on_fds(&fds, silence())?;
+            if silence().is_some_and(|limit| heard.elapsed() >= limit) {
+                look()?;
+            }
             if self
                 .child
                 .stdout

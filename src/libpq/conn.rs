@@ -48,6 +48,7 @@ struct Notice {
 pub struct Conn {
     raw: NonNull<pq::PGconn>,
     node: String,
+    dsn: Dsn,
     busy: bool,
     broken: bool,
     notices: Box<Notices>,
@@ -70,7 +71,7 @@ impl Conn {
 
     /// Connects to several nodes at the same time; the answers are in the order of the question.
     pub fn open_all(nodes: &[(&str, &Dsn)]) -> Vec<Result<Self>> {
-        let mut conns = Self::connect_all(nodes, None);
+        let mut conns = Self::connect_all(nodes, None, None);
         let jobs = conns
             .iter_mut()
             .filter_map(|c| c.as_mut().ok())
@@ -95,7 +96,7 @@ impl Conn {
 
     /// A session that also understands the commands of the replication protocol.
     pub fn open_replication(node: &str, dsn: &Dsn) -> Result<Self> {
-        let mut conn = Self::connect_all(&[(node, dsn)], Some("database"))
+        let mut conn = Self::connect_all(&[(node, dsn)], Some("database"), None)
             .pop()
             .unwrap_or_else(|| Err(Error::internal("no answer")))?;
         conn.query(SETUP, &[])?;
@@ -148,10 +149,14 @@ impl Conn {
         unsafe { pq::PQsocket(self.raw()) }
     }
 
-    fn connect_all(nodes: &[(&str, &Dsn)], replication: Option<&str>) -> Vec<Result<Self>> {
+    fn connect_all(
+        nodes: &[(&str, &Dsn)],
+        replication: Option<&str>,
+        limit: Option<Duration>,
+    ) -> Vec<Result<Self>> {
         let mut all: Vec<Connecting> = nodes
             .iter()
-            .map(|(node, dsn)| Connecting::start(node, dsn, replication))
+            .map(|(node, dsn)| Connecting::start(node, dsn, replication, limit))
             .collect();
         loop {
             let waiting: Vec<usize> = (0..all.len())
@@ -187,14 +192,14 @@ impl Conn {
                 "a remote statement was about to run while this session holds a transaction id: {sql}"
             )));
         }
+        if !self.is_usable() {
+            return Err(self.lost());
+        }
         if self.busy {
             return Err(Error::internal(format!(
                 "session on {} is busy: {sql}",
                 self.node
             )));
-        }
-        if !self.is_usable() {
-            return Err(self.lost());
         }
         let text = CString::new(sql).map_err(|_| Error::internal("statement holds a zero byte"))?;
         let values: Vec<CString> = params
@@ -277,6 +282,38 @@ impl Conn {
             self.busy = false;
         }
         result
+    }
+
+    /// Nothing has come on this session for long. That is no harm while the server works on the
+    /// statement, which a session beside this one finds out.
+    fn look_after(&mut self, within: Duration) -> Result<()> {
+        let pid = match answers(&self.node, &self.dsn, within)? {
+            Some(mut beside) => {
+                // SAFETY: an open connection.
+                let pid = unsafe { pq::PQbackendPID(self.raw()) }.to_string();
+                beside.query_within(
+                    "SELECT state FROM pg_catalog.pg_stat_activity
+                      WHERE pid OPERATOR(pg_catalog.=) $1::pg_catalog.int4",
+                    &[&pid],
+                    Some(within),
+                )?
+            }
+            None => return Ok(()),
+        };
+        let reason = match pid.first().map(|row| row.text(0)) {
+            None => "the server has ended the session",
+            Some("idle") => "the server has ended the statement, but its answer does not come",
+            Some(_) => return Ok(()),
+        };
+        // It may have been on its way meanwhile.
+        let ready = wait::on_fds(&[(self.socket(), Interest::READ)], Some(within / 4))?;
+        match ready[0] {
+            true => Ok(()),
+            false => Err(Error::Lost {
+                node: self.node.clone(),
+                reason: reason.into(),
+            }),
+        }
     }
 
     /// Ends what runs and reads it to its end, so that the session can be used for the undo. Runs
@@ -399,6 +436,37 @@ impl Drop for Conn {
     }
 }
 
+/// A new session on the node, if one can be had; the error says that the node does not answer at all.
+/// One that answers with a refusal, since it is full or starting, is there.
+fn answers(node: &str, dsn: &Dsn, within: Duration) -> Result<Option<Conn>> {
+    match Conn::connect_all(&[(node, dsn)], None, Some(within)).pop() {
+        Some(Ok(conn)) => Ok(Some(conn)),
+        Some(Err(Error::Connect { reason, .. })) if reason == TIMEOUT => Err(Error::Lost {
+            node: node.to_owned(),
+            reason: format!(
+                "nothing has come from it for long, and a new connection had no answer within {} s",
+                within.as_secs_f32()
+            ),
+        }),
+        Some(Err(error @ Error::Interrupted { .. })) => Err(error),
+        _ => Ok(None),
+    }
+}
+
+/// An error if the node does not answer any more; for those who wait for something that does not
+/// come over a session of ours.
+pub fn must_answer(node: &str, dsn: &Dsn, within: Duration) -> Result<()> {
+    answers(node, dsn, within).map(|_| ())
+}
+
+/// How long a session may be silent before its node is looked at, and how long that may take, so that
+/// a lost network is noticed within the no-progress timeout.
+pub fn silence() -> Option<Duration> {
+    settings::no_progress_timeout().map(|limit| limit / 2)
+}
+
+const TIMEOUT: &str = "timeout expired";
+
 /// Runs one statement on each of several sessions at the same time. The answers are in the order of
 /// the jobs. An interrupt ends all of them and is the answer of every unfinished one.
 pub fn together(jobs: Vec<Job<'_>>) -> Vec<Result<Rows>> {
@@ -424,6 +492,22 @@ pub fn together_within(jobs: Vec<Job<'_>>, limit: Option<Duration>) -> Vec<Resul
             .map(|(i, interest)| (all[*i].conn.socket(), *interest))
             .collect();
         let rest = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        // What has a limit of its own needs no other.
+        let silence = silence().filter(|_| limit.is_none());
+        let patience = |job: &Running| silence.map(|s| s.saturating_sub(job.heard.elapsed()));
+        let silent = |i: &usize| patience(&all[*i]).is_some_and(|left| left.is_zero());
+        if let Some(i) = waiting.iter().map(|(i, _)| *i).find(silent) {
+            match all[i].conn.look_after(silence.unwrap_or_default() / 2) {
+                Ok(()) => all[i].heard = Instant::now(),
+                Err(error @ Error::Interrupted { .. }) => interrupt(&mut all, &waiting, &error),
+                Err(error) => {
+                    all[i].conn.broken = true;
+                    all[i].finish_with(error);
+                }
+            }
+            continue;
+        }
+        let left = waiting.iter().filter_map(|(i, _)| patience(&all[*i])).min();
         if rest.is_some_and(|r| r.is_zero()) {
             if cancelled {
                 // It was told to stop and does not answer: give the session up.
@@ -444,29 +528,34 @@ pub fn together_within(jobs: Vec<Job<'_>>, limit: Option<Duration>) -> Vec<Resul
             deadline = Some(Instant::now() + Duration::from_secs(10));
             continue;
         }
-        match wait::on_fds(&fds, rest) {
+        match wait::on_fds(&fds, rest.or(left)) {
             Ok(ready) => {
                 for ((i, _), ready) in waiting.into_iter().zip(ready) {
                     if ready {
+                        all[i].heard = Instant::now();
                         all[i].conn.consume();
                     }
                 }
             }
-            Err(error) => {
-                // All requests first, so that the sessions end at the same time.
-                for (i, _) in waiting {
-                    all[i].conn.settle();
-                    all[i].finish_with(error.clone());
-                }
-            }
+            Err(error) => interrupt(&mut all, &waiting, &error),
         }
     }
     all.into_iter().map(Running::answer).collect()
 }
 
+fn interrupt(all: &mut [Running], waiting: &[(usize, Interest)], error: &Error) {
+    // All requests first, so that the sessions end at the same time.
+    for (i, _) in waiting {
+        all[*i].conn.settle();
+        all[*i].finish_with(error.clone());
+    }
+}
+
 struct Running<'a> {
     conn: &'a mut Conn,
     sql: &'a str,
+    /// When something came last.
+    heard: Instant,
     rows: Rows,
     error: Option<Error>,
     finished: bool,
@@ -479,6 +568,7 @@ impl<'a> Running<'a> {
         Self {
             conn: job.conn,
             sql: job.sql,
+            heard: Instant::now(),
             rows: Rows::default(),
             finished: error.is_some(),
             error,
@@ -550,14 +640,19 @@ enum Connecting {
 }
 
 impl Connecting {
-    fn start(node: &str, dsn: &Dsn, replication: Option<&str>) -> Self {
-        match Self::try_start(node, dsn, replication) {
+    fn start(node: &str, dsn: &Dsn, replication: Option<&str>, limit: Option<Duration>) -> Self {
+        match Self::try_start(node, dsn, replication, limit) {
             Ok(under) => under,
             Err(error) => Self::Done(Err(error)),
         }
     }
 
-    fn try_start(node: &str, dsn: &Dsn, replication: Option<&str>) -> Result<Self> {
+    fn try_start(
+        node: &str,
+        dsn: &Dsn,
+        replication: Option<&str>,
+        limit: Option<Duration>,
+    ) -> Result<Self> {
         // SAFETY: a null-terminated name in static memory.
         let encoding = unsafe { text(pg_sys::GetDatabaseEncodingName()) };
         // Ours first: a later entry of the same keyword wins, and that is the user's.
@@ -606,6 +701,7 @@ impl Connecting {
         let conn = Conn {
             raw,
             node: node.to_owned(),
+            dsn: dsn.clone(),
             busy: false,
             broken: false,
             notices: Box::default(),
@@ -627,7 +723,10 @@ impl Connecting {
         let mut under = Self::Under {
             conn,
             interest: Interest::WRITE,
-            deadline: (!patience.is_zero()).then(|| Instant::now() + patience * hosts as u32),
+            deadline: match limit {
+                Some(limit) => Some(Instant::now() + limit),
+                None => (!patience.is_zero()).then(|| Instant::now() + patience * hosts as u32),
+            },
         };
         under.check_failed();
         Ok(under)
@@ -679,7 +778,7 @@ impl Connecting {
         };
         if !ready {
             if expired {
-                self.fail("timeout expired".into());
+                self.fail(TIMEOUT.into());
             }
             return;
         }

@@ -13,7 +13,7 @@ mod dsn;
 mod rows;
 pub mod wait;
 
-pub use conn::{Conn, Job, together_within};
+pub use conn::{Conn, Job, must_answer, silence, together_within};
 pub use copy_out::{Chunk, CopyOut, Ready};
 pub use dsn::{Dsn, scrub};
 pub use rows::{Row, Rows};

@@ -253,7 +253,8 @@ impl Join {
         self.finish()?;
         journal.passed("the markers are removed")?;
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
-        summary::show(&*self.engine, &mut all, &self.report)
+        summary::show(&*self.engine, &mut all, &self.report)?;
+        journal.passed("all is done")
     }
 
     /// A source that is not a node yet becomes a cluster of one.

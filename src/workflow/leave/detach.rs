@@ -33,28 +33,60 @@ impl Leave {
         self.drop_slots()?;
         journal.passed("slots are dropped")?;
         self.report.step("replication slots dropped");
-        let forget = self.engine.unregister(&self.target);
-        each_in_turn(self.survivors.iter_mut().map(|n| (n, forget.clone())))?;
-        journal.passed("registries have forgotten the node")?;
-        self.report.step("registries changed");
+        self.forget_elsewhere(hold)?;
+        self.report.step("registries of the other nodes changed");
+        journal.passed("the other nodes have forgotten")?;
         self.report.phase(&format!(
             "prove that nothing of \"{}\" is left",
             self.target
         ));
         self.prove()?;
         journal.passed("it is proved that nothing is left")?;
-        if let Some(leaving) = &mut self.leaving {
-            let mut last = self.engine.cease_provider();
-            if let Some(hold) = hold {
-                let before = hold.read_only.as_deref();
-                last.push(server::set_database_read_only(&hold.database, before));
-            }
-            each_in_turn([(leaving, last)])?;
-        }
+        self.forget_here(hold)?;
         for step in steps {
             journal.done(step)?;
         }
         Ok(())
+    }
+
+    /// What makes the leaving node a database like any other. Writes are let in first: once it is no
+    /// node any more, nobody would come back for that.
+    fn last_of_leaving(&self, hold: Option<&Hold>) -> Vec<Statement> {
+        let release = hold
+            .map(|hold| server::set_database_read_only(&hold.database, hold.read_only.as_deref()));
+        release
+            .into_iter()
+            .chain(self.engine.cease_provider())
+            .collect()
+    }
+
+    /// Registries and the leaving node itself, save the node that the CALL runs on.
+    fn forget_elsewhere(&mut self, hold: Option<&Hold>) -> Result<()> {
+        let forget = self.engine.unregister(&self.target);
+        let last = self.last_of_leaving(hold);
+        let here = &self.here;
+        let leaving = self.leaving.as_mut().filter(|node| node.name != *here);
+        let others = self.survivors.iter_mut().filter(|n| n.name != *here);
+        each_in_turn(
+            others
+                .map(|node| (node, forget.clone()))
+                .chain(leaving.map(|node| (node, last))),
+        )
+    }
+
+    /// The node that the CALL runs on comes last: from its registry and its journal the next CALL
+    /// would go on.
+    fn forget_here(&mut self, hold: Option<&Hold>) -> Result<()> {
+        let forget = self.engine.unregister(&self.target);
+        let last = self.last_of_leaving(hold);
+        let here = &self.here;
+        let leaving = self.leaving.as_mut().filter(|node| node.name == *here);
+        let survivor = self.survivors.iter_mut().filter(|n| n.name == *here);
+        each_in_turn(
+            survivor
+                .map(|node| (node, forget.clone()))
+                .chain(leaving.map(|node| (node, last))),
+        )
     }
 
     fn drop_subscriptions(&mut self) -> Result<()> {
@@ -116,7 +148,7 @@ impl Leave {
                 found("origin", row.text(0));
             }
             for row in &self.engine.registry().run(node)? {
-                if row.text(0) == self.target {
+                if row.text(0) == self.target && name != self.here {
                     found("registry entry", &self.target);
                 }
             }

@@ -1,7 +1,7 @@
 //! Who is who: the member that the CALL runs on, the others, and the one that is to leave. Nodes are
 //! told by server and database, never by name alone.
 
-use super::{Leave, Request};
+use super::{Leave, Request, interrupted_removals};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
@@ -16,6 +16,8 @@ pub enum Standing {
     HalfAdded,
     /// It is gone, and its going is owed to members that could not be reached then.
     Owed,
+    /// It is gone, by a removal on this node that was interrupted at its very end.
+    Gone,
 }
 
 impl Leave {
@@ -55,6 +57,7 @@ impl Leave {
             registered: registered.first(),
             here: &here,
             own: &own,
+            resumed: !interrupted_removals(&local, &request.target)?.is_empty(),
         };
         let (mut leaving, unreachable) = match finding.leaving(&mut me)? {
             Found::Reached(node) => (Some(*node), None),
@@ -113,6 +116,9 @@ impl Leave {
         if self.is_half_added()? {
             return Ok(Standing::HalfAdded);
         }
+        if !interrupted_removals(&self.local, &self.target)?.is_empty() {
+            return Ok(Standing::Gone);
+        }
         let mut members: Vec<&str> = self.survivors.iter().map(|n| n.name.as_str()).collect();
         members.extend(self.away.iter().map(|(m, _)| m.name.as_str()));
         members.sort_unstable();
@@ -144,6 +150,8 @@ struct Finding<'a> {
     registered: Option<&'a Member>,
     here: &'a str,
     own: &'a (String, String),
+    /// A removal that was begun here may have made the target a database like any other.
+    resumed: bool,
 }
 
 impl Finding<'_> {
@@ -199,7 +207,7 @@ impl Finding<'_> {
                 }
                 Ok(Found::Reached(Box::new(node)))
             }
-            (None, Some(_)) if given.is_some() => {
+            (None, Some(_)) if given.is_some() && !self.resumed => {
                 Err(self.wrong("leads to a database that is no node".into()))
             }
             // The database was made anew: the node is as dead as can be.

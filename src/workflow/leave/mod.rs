@@ -49,6 +49,12 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
         Standing::Member => leave.run(begun),
         Standing::HalfAdded => leave.abandon(),
         Standing::Owed => leave.settle_debts(),
+        Standing::Gone => {
+            leave.end_earlier_runs()?;
+            let text = format!("node \"{}\" has left already", leave.target);
+            leave.report.say(&text);
+            Ok(())
+        }
     }
 }
 
@@ -114,7 +120,8 @@ impl Leave {
             .detach(&mut journal, hold.as_ref())
             .and_then(|()| journal.passed("the node is detached"));
         if let Err(first) = detached {
-            journal.end("failed", Some(&first))?;
+            // If that cannot be written either, the run stays without an end, which is the same.
+            let _ = journal.end("failed", Some(&first));
             return Err(Error::Unfinished {
                 first: Box::new(first),
                 hint: "Run the same CALL again: it goes on where this one ended.".into(),
@@ -123,7 +130,11 @@ impl Leave {
         journal.end("done", None)?;
         self.end_earlier_runs()?;
         let mut all: Vec<&mut Node> = self.survivors.iter_mut().collect();
-        summary::show(&*self.engine, &mut all, &self.report)?;
+        // It has left, whatever can be told of the others.
+        if let Err(error) = summary::show(&*self.engine, &mut all, &self.report) {
+            let what = format!("the other nodes could not be listed: {error}");
+            self.report.warn(&what, "Look after them.");
+        }
         let left = self.survivors.len() + self.away.len();
         if self.leaving.is_some() {
             self.report.say(&format!(
@@ -291,9 +302,8 @@ impl Leave {
 
     /// Removals of the same node that were begun here and did not come to their end.
     fn earlier_runs(&self) -> Result<Vec<Earlier>> {
-        let mut session = Session::Local(self.local.clone());
         let mut found = vec![];
-        for run in self.own_interrupted(&mut session)? {
+        for run in interrupted_removals(&self.local, &self.target)? {
             let journal = Journal::reopen(Session::Local(self.local.clone()), run.run);
             let hold = journal.begun()?.into_iter().find_map(|b| match b.effect {
                 Effect::ReadOnly { database, before } => Some(Hold {
@@ -315,20 +325,20 @@ impl Leave {
     }
 
     fn end_earlier_runs(&self) -> Result<()> {
-        let mut session = Session::Local(self.local.clone());
-        for run in self.own_interrupted(&mut session)? {
+        for run in interrupted_removals(&self.local, &self.target)? {
             Journal::reopen(Session::Local(self.local.clone()), run.run).end("done", None)?;
         }
         Ok(())
     }
+}
 
-    fn own_interrupted(&self, session: &mut Session) -> Result<Vec<Interrupted>> {
-        let all = Journal::interrupted(session)?;
-        Ok(all
-            .into_iter()
-            .filter(|run| run.command == COMMAND && run.node == self.target)
-            .collect())
-    }
+/// Removals of `target` that were begun on this node and have no end.
+fn interrupted_removals(local: &Local, target: &str) -> Result<Vec<Interrupted>> {
+    let all = Journal::interrupted(&mut Session::Local(local.clone()))?;
+    Ok(all
+        .into_iter()
+        .filter(|run| run.command == COMMAND && run.node == target)
+        .collect())
 }
 
 /// A removal of the same node that was interrupted.
