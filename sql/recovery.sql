@@ -88,3 +88,9 @@ LANGUAGE c AS 'MODULE_PATHNAME', 'recover_finalize_wrapper';
 REVOKE ALL ON PROCEDURE spock.recover_finalize(text, text, text, text, text, boolean) FROM PUBLIC;
 COMMENT ON PROCEDURE spock.recover_finalize(text, text, text, text, text, boolean) IS
     'Drops the cloned slot and lets go of the subscription that recover_phase_clone held';
+
+CREATE FUNCTION zodan.session_origin(origin integer) RETURNS boolean
+LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'session_origin_wrapper';
+REVOKE ALL ON FUNCTION zodan.session_origin(integer) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.session_origin(integer) IS
+    'Marks what this session commits from here on as of that origin, while progress stays with the origin that the session was set up for; 55000 without one. Spock marks by the id of the node';

@@ -220,6 +220,21 @@ pub trait Engine {
     fn origin(&self, path: &Path) -> Statement;
     /// The publication by which a recovery slot is read, and what makes it where joins do not.
     fn recovery_publication(&self) -> (&'static str, Option<Statement>);
+    /// Where the engine marks replicated transactions in a way that PostgreSQL's own plugin does not tell:
+    /// its plugin, and the statement that reads with a slot of it `xid, position` of the transactions of
+    /// `origin` that come after `after` there.
+    fn transactions_of(
+        &self,
+        _slot: &str,
+        _origin: &str,
+        _after: Lsn,
+    ) -> Option<(&'static str, Statement)> {
+        None
+    }
+    /// Marks what a replaying session commits in that way.
+    fn commit_as(&self, _origin: &str) -> Option<Statement> {
+        None
+    }
     /// Schemas whose tables are each node's own, whatever replicates them.
     fn own_schemas(&self) -> &'static [&'static str];
 

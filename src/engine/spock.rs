@@ -634,6 +634,37 @@ impl Engine for Spock {
         ("zodan_recovery", Some(Statement::new(create, &[])))
     }
 
+    fn transactions_of(
+        &self,
+        slot: &str,
+        origin: &str,
+        after: Lsn,
+    ) -> Option<(&'static str, Statement)> {
+        // Spock writes the id of the node as the origin, which is in no catalog of PostgreSQL's. Its own
+        // plugin tells it.
+        let statement = Statement::new(
+            "SELECT b.begin ->> 'xid', b.begin ->> 'origin_lsn'
+               FROM (SELECT data::jsonb AS begin
+                       FROM pg_logical_slot_peek_changes($1, NULL, NULL,
+                                'startup_params_format', '1', 'min_proto_version', '4',
+                                'max_proto_version', '5', 'expected_encoding', pg_client_encoding(),
+                                'proto_format', 'json', 'spock.forward_origins', 'all',
+                                'spock.replication_set_names', 'default')
+                      WHERE data LIKE '{\"action\":\"B\"%') b
+              WHERE b.begin ->> 'origin_id' = (SELECT node_id::text FROM spock.node WHERE node_name = $2)
+                AND (b.begin ->> 'origin_lsn')::pg_lsn > $3::pg_lsn",
+            &[slot, origin, &after.to_string()],
+        );
+        Some((self.plugin(), statement))
+    }
+
+    fn commit_as(&self, origin: &str) -> Option<Statement> {
+        Some(Statement::new(
+            "SELECT zodan.session_origin(node_id::integer) FROM spock.node WHERE node_name = $1",
+            &[origin],
+        ))
+    }
+
     fn own_schemas(&self) -> &'static [&'static str] {
         &["zodan", "spock"]
     }

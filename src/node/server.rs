@@ -429,6 +429,14 @@ pub fn copy_slot(slot: &str, copy: &str) -> Statement {
     )
 }
 
+/// A copy with another plugin, which lasts as long as the session.
+pub fn copy_slot_for_session(slot: &str, copy: &str, plugin: &str) -> Statement {
+    Statement::new(
+        "SELECT lsn FROM pg_copy_logical_replication_slot($1, $2, true, $3)",
+        &[slot, copy, plugin],
+    )
+}
+
 pub fn advance_slot(slot: &str, lsn: Lsn) -> Statement {
     Statement::new(
         "SELECT pg_replication_slot_advance($1, $2::pg_lsn)",

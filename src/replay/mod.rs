@@ -4,5 +4,5 @@ pub mod pgoutput;
 mod source;
 mod statements;
 
-pub use source::{Transaction, Transactions};
+pub use source::{Origin, Transaction, Transactions};
 pub use statements::{Catalog, Rendering};

@@ -14,6 +14,8 @@ pub enum Message {
     Begin {
         /// Microseconds since 2000: of the commit on the node that the transaction came from.
         timestamp: i64,
+        /// Its transaction id on the node that is read.
+        xid: u32,
     },
     /// The transaction came from another node: the origin's name on this one, and where its commit ends
     /// on that one.
@@ -79,8 +81,8 @@ pub fn parse(bytes: &[u8]) -> Result<Message> {
         b'B' => {
             reader.u64()?; // where its commit is here
             let timestamp = reader.u64()?.cast_signed();
-            reader.u32()?; // its transaction id here
-            Message::Begin { timestamp }
+            let xid = reader.u32()?;
+            Message::Begin { timestamp, xid }
         }
         b'O' => {
             let end = Lsn(reader.u64()?);
@@ -306,7 +308,13 @@ mod tests {
             &(-5i64).to_be_bytes(),
             &7u32.to_be_bytes(),
         ]);
-        assert_eq!(parse(&begin), Ok(Message::Begin { timestamp: -5 }));
+        assert_eq!(
+            parse(&begin),
+            Ok(Message::Begin {
+                timestamp: -5,
+                xid: 7
+            })
+        );
         assert_eq!(parse(&[&b"C"[..], &[0; 25]].concat()), Ok(Message::Commit));
     }
 

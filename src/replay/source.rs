@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::libpq::{Conn, CopyOut};
 use crate::lsn::Lsn;
 use crate::quote::literal;
+use std::collections::BTreeMap;
 
 /// What begins the binary format of COPY.
 const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -15,9 +16,20 @@ const BINARY_TRAILER: &[u8] = b"\xff\xff";
 pub struct Transactions<'a> {
     copy: CopyOut<'a>,
     node: String,
-    origin: String,
+    origin: Origin,
+    /// The transaction under way is one of the list, and nothing of it has been handed out.
+    listed: Option<Lsn>,
     /// When the transaction under way was committed.
     timestamp: i64,
+}
+
+/// How the transactions of the origin are told from others.
+pub enum Origin {
+    /// By the name that the node's own progress goes by.
+    Named(String),
+    /// By their ids on the node, with where each one's commit is on the origin: where the engine gives
+    /// transactions an origin that has no name.
+    Listed(BTreeMap<u32, Lsn>),
 }
 
 /// What has been read next.
@@ -44,7 +56,7 @@ impl<'a> Transactions<'a> {
         node: &str,
         slot: &str,
         publication: &str,
-        origin: &str,
+        origin: Origin,
     ) -> Result<Self> {
         let changes = format!(
             "COPY (SELECT data FROM pg_logical_slot_peek_binary_changes({}, NULL, NULL, \
@@ -55,7 +67,8 @@ impl<'a> Transactions<'a> {
         Ok(Self {
             copy: conn.copy_out(&changes)?,
             node: node.to_owned(),
-            origin: origin.to_owned(),
+            origin,
+            listed: None,
             timestamp: 0,
         })
     }
@@ -64,6 +77,10 @@ impl<'a> Transactions<'a> {
     #[allow(clippy::should_implement_trait)] // it can fail, and borrows the session
     pub fn next(&mut self) -> Result<Option<Transaction>> {
         loop {
+            if let Some(end) = self.listed.take() {
+                let timestamp = self.timestamp;
+                return Ok(Some(Transaction::OfOrigin { end, timestamp }));
+            }
             let Some(chunk) = self.copy.next()? else {
                 return Ok(None);
             };
@@ -75,11 +92,14 @@ impl<'a> Transactions<'a> {
                 .and_then(pgoutput::parse)
                 .map_err(|bad| self.malformed(&bad))?;
             return Ok(Some(match message {
-                Message::Begin { timestamp } => {
+                Message::Begin { timestamp, xid } => {
                     self.timestamp = timestamp;
+                    if let Origin::Listed(known) = &self.origin {
+                        self.listed = known.get(&xid).copied();
+                    }
                     Transaction::Begin { timestamp }
                 }
-                Message::Origin { name, end } if name == self.origin => Transaction::OfOrigin {
+                Message::Origin { name, end } if self.is_named(&name) => Transaction::OfOrigin {
                     end,
                     timestamp: self.timestamp,
                 },
@@ -88,6 +108,10 @@ impl<'a> Transactions<'a> {
                 change => Transaction::Change(change),
             }));
         }
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        matches!(&self.origin, Origin::Named(origin) if origin == name)
     }
 
     fn malformed(&self, bad: &Malformed) -> Error {

@@ -203,3 +203,26 @@ fn out(
         ))
     }
 }
+
+/// Marks what this session commits as of `origin`.
+#[pg_extern(sql = "")]
+fn session_origin(origin: i32) -> Raised<bool> {
+    let refused = |problem: &str| {
+        Error::refused(
+            crate::error::SqlState::NOT_IN_PREREQUISITE_STATE,
+            problem,
+            "Call pg_replication_origin_session_setup first.",
+        )
+    };
+    let origin = pg_sys::RepOriginId::try_from(origin)
+        .map_err(|_| refused("the number is none of an origin"))?;
+    // SAFETY: the session's variables that commit records take their origin from; with an origin set up,
+    // whose progress a commit advances whatever the mark is.
+    unsafe {
+        if pg_sys::replorigin_session_origin == pg_sys::InvalidRepOriginId as pg_sys::RepOriginId {
+            return Err(refused("no replication origin is set up in this session").into());
+        }
+        pg_sys::replorigin_session_origin = origin;
+    }
+    Ok(true)
+}

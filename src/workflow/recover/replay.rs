@@ -4,14 +4,14 @@
 use super::{Gap, Recovery};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
-use crate::libpq::Conn;
+use crate::libpq::{Conn, Rows};
 use crate::lsn::Position;
-use crate::node::{Node, Session, server};
-use crate::replay::{Catalog, Rendering, Transaction, Transactions, pgoutput::Message};
+use crate::node::{Node, Session, Statement, server};
+use crate::replay::{Catalog, Origin, Rendering, Transaction, Transactions, pgoutput::Message};
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
 use crate::workflow::undo;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// As many bytes of statements are sent at once.
 const BATCH: usize = 64 * 1024;
@@ -183,8 +183,20 @@ impl Recovery {
         )?;
         let mut brought = Brought::default();
         let mut rendering = Rendering::new(catalog, own_schemas);
+        let commit_as = self.engine.commit_as(&request.failed);
+        if let Some(commit_as) = commit_as {
+            match commit_as.run(&mut applier) {
+                Err(error) if error.is_undefined() => self.report.warn(
+                    &format!("node \"{}\" does not have the extension zodan: what is brought over is not marked as of \"{}\"", gap.target, request.failed),
+                    "Run CREATE EXTENSION zodan there before, if who wrote a row matters.",
+                ),
+                answer => drop(answer?),
+            }
+        }
+        let listed = self.listed(gap, clone, &mut reader)?;
+        let there = listed.unwrap_or(Origin::Named(origin_there));
         let mut transactions =
-            Transactions::peek(&mut reader, &gap.source, clone, publication, &origin_there)?;
+            Transactions::peek(&mut reader, &gap.source, clone, publication, there)?;
         let mut touched = BTreeSet::new();
         let mut at = gap.from.clone();
         let mut under = Under::Other { timestamp: 0 };
@@ -242,6 +254,23 @@ impl Recovery {
         Ok(brought)
     }
 
+    /// Which transactions are the failed node's, where the engine has to be asked.
+    fn listed(&self, gap: &Gap, clone: &str, reader: &mut Conn) -> Result<Option<Origin>> {
+        let copy = format!("{}_t", clone.get(..61).unwrap_or(clone));
+        let asked = self
+            .engine
+            .transactions_of(&copy, &self.request.failed, gap.from.lsn());
+        let Some((plugin, statement)) = asked else {
+            return Ok(None);
+        };
+        ask(reader, &server::copy_slot_for_session(clone, &copy, plugin))?;
+        let listed = ask(reader, &statement)?
+            .iter()
+            .map(|row| Ok((row.parse(0)?, server::parse_lsn(row, 1)?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        Ok(Some(Origin::Listed(listed)))
+    }
+
     /// Lets go of what was held: the clone and the subscription.
     fn release(&mut self, journal: &Journal) -> Result<()> {
         for begun in journal.begun()? {
@@ -255,6 +284,11 @@ impl Recovery {
         }
         Ok(())
     }
+}
+
+fn ask(conn: &mut Conn, statement: &Statement) -> Result<Rows> {
+    let params: Vec<&str> = statement.params.iter().map(String::as_str).collect();
+    conn.query(&statement.sql, &params)
 }
 
 fn apply(applier: &mut Node, rendering: &mut Rendering) -> Result<()> {
