@@ -615,6 +615,19 @@ fn the_slot_holds_no_more_than_is_needed() {
     assert!(retained(n2) < 1 << 20, "{} bytes", retained(n2));
 }
 
+/// Waits until the server has logged it.
+fn wait_log(server: &Server, text: &str) {
+    let deadline = std::time::Instant::now() + lab::server::PATIENCE;
+    while !server.log().contains(text) {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{text:?} is not in the log of {}",
+            server.name()
+        );
+        std::thread::sleep(common::POLL);
+    }
+}
+
 #[test]
 fn a_slot_that_holds_too_much_gives_up_and_says_so() {
     let cluster = mesh_with(3, &options().set("zodan.recovery_slot_max_wal", "4MB"));
@@ -628,12 +641,8 @@ fn a_slot_that_holds_too_much_gives_up_and_says_so() {
         "SELECT count(*) FROM zodan.recovery_status WHERE exposed_at IS NOT NULL",
         "2",
     );
-    let log = n3.log();
-    assert!(log.contains("WARNING:  zodan: slot spk_recovery_"), "{log}");
-    assert!(
-        log.contains("more than zodan.recovery_slot_max_wal"),
-        "{log}"
-    );
+    wait_log(n3, "WARNING:  zodan: slot spk_recovery_");
+    wait_log(n3, "more than zodan.recovery_slot_max_wal");
     n1.crash();
     let before = fingerprint(&[n2, n3]);
     let failed = refused(n2, &call("n1", None, None, ""));

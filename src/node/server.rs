@@ -461,7 +461,7 @@ pub fn begin_replay(origin: &str) -> Statement {
 pub fn end_replay() -> Statement {
     Statement::new(
         "SELECT pg_replication_origin_session_reset(); SET synchronous_commit = 'local';
-         SELECT pg_current_xact_id()",
+         SELECT pg_logical_emit_message(true, 'zodan', '')",
         &[],
     )
 }
@@ -473,6 +473,12 @@ pub fn advance_origin_to(origin: &str, lsn: Lsn) -> Statement {
           WHERE coalesce(pg_replication_origin_progress($1, true) < $2::pg_lsn, true)",
         &[origin, &lsn.to_string()],
     )
+}
+
+/// Puts everything that was committed before on disk: apply workers do not wait for that, and decoding
+/// reads no further. A commit without a record of its own would not wait either; nobody reads this one.
+pub fn flush_wal() -> Statement {
+    Statement::new("SELECT pg_logical_emit_message(true, 'zodan', '')", &[])
 }
 
 /// What others see of this session.

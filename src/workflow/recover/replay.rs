@@ -141,6 +141,7 @@ impl Recovery {
 
         let source = self.survivor(&gap.source)?;
         let origin_there = theirs.run(source)?.one()?.text(0).to_owned();
+        server::flush_wal().run(source)?;
         let mut reader = Conn::open(&gap.source, &source.dsn)?;
         reader.query("SET client_encoding = 'UTF8'", &[])?;
 
@@ -194,6 +195,8 @@ impl Recovery {
             }
         }
         let listed = self.listed(gap, clone, &mut reader)?;
+        // Where transactions have to be asked for, progress moves without them too.
+        let exact = listed.is_none() && gap.whole && !request.force;
         let there = listed.unwrap_or(Origin::Named(origin_there));
         let mut transactions =
             Transactions::peek(&mut reader, &gap.source, clone, publication, there)?;
@@ -246,6 +249,16 @@ impl Recovery {
         }
         apply(&mut applier, &mut rendering)?;
         server::end_replay().run(&mut applier)?;
+        if exact && at != gap.to {
+            return Err(Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "node \"{}\" has applied up to {}, but its slot has only what came up to {at}",
+                    gap.source, gap.to
+                ),
+                "What the slot has was brought over. Compare the nodes; with force := true the rest counts as brought.",
+            ));
+        }
         if gap.whole || request.skip_lsn.is_some() {
             // What was skipped, or had nothing for these tables, is done with too.
             let done = if gap.whole { &gap.to } else { &gap.from };
