@@ -27,10 +27,20 @@ fn mesh(members: usize) -> Cluster {
     mesh_with(members, &options())
 }
 
-fn mesh_with(members: usize, options: &ServerOptions) -> Cluster {
+/// A mesh that keeps no recovery slots.
+fn mesh_without_slots(members: usize) -> Cluster {
+    form(members, &options())
+}
+
+fn form(members: usize, options: &ServerOptions) -> Cluster {
     let cluster = Cluster::start_with(members, options);
     cluster.form_mesh(members, &format!("{CONTENT}{}", load::SCHEMA));
     wait_mesh(&cluster.all());
+    cluster
+}
+
+fn mesh_with(members: usize, options: &ServerOptions) -> Cluster {
+    let cluster = form(members, options);
     for node in cluster.all() {
         node.sql("SELECT zodan.keep_recovery_slot()");
     }
@@ -237,9 +247,8 @@ impl Dice {
 }
 
 /// n1 is killed while all write, and its survivors have got different parts of it.
-fn killed_under_load(members: usize, seed: u64) {
+fn killed_under_load(cluster: &Cluster, seed: u64) {
     let mut dice = Dice(seed);
-    let cluster = mesh(members);
     let n1 = cluster.n(1);
     let survivors: Vec<&Server> = cluster.all()[1..].to_vec();
     let busy = LoadOptions {
@@ -282,14 +291,28 @@ fn killed_under_load(members: usize, seed: u64) {
 #[test]
 fn ten_times_three_nodes_under_load() {
     for seed in 0..10 {
-        killed_under_load(3, seed);
+        killed_under_load(&mesh(3), seed);
+    }
+}
+
+#[test]
+fn ten_times_three_nodes_under_load_by_comparison() {
+    for seed in 20..30 {
+        killed_under_load(&mesh_without_slots(3), seed);
+    }
+}
+
+#[test]
+fn ten_times_five_nodes_under_load_by_comparison() {
+    for seed in 30..40 {
+        killed_under_load(&mesh_without_slots(5), seed);
     }
 }
 
 #[test]
 fn ten_times_five_nodes_under_load() {
     for seed in 10..20 {
-        killed_under_load(5, seed);
+        killed_under_load(&mesh(5), seed);
     }
 }
 
@@ -644,15 +667,84 @@ fn a_slot_that_holds_too_much_gives_up_and_says_so() {
     wait_log(n3, "WARNING:  zodan: slot spk_recovery_");
     wait_log(n3, "more than zodan.recovery_slot_max_wal");
     n1.crash();
-    let before = fingerprint(&[n2, n3]);
-    let failed = refused(n2, &call("n1", None, None, ""));
+    let compared = recover(n2, "n1");
+    let said = compared.notices.iter().any(|n| {
+        n.message.contains("their contents are compared: the recovery slot of node \"n3\" cannot help: it has the transactions after ")
+    });
+    assert!(said, "{compared:?}");
+    assert_same_content(&[n2, n3]);
+}
+
+/// The paper's scenario where nobody kept anything.
+#[test]
+fn without_a_slot_the_contents_are_compared() {
+    let cluster = mesh_without_slots(3);
+    let (n2, n3) = (cluster.n(2), cluster.n(3));
+    papers_crash(&cluster);
+    // What the survivors do meanwhile is theirs.
+    n2.sql("INSERT INTO crash_test VALUES (5002, 'of n2', NULL)");
+    n3.sql("INSERT INTO crash_test VALUES (5003, 'of n3', NULL)");
     assert_failed(
-        &failed,
-        "55000",
-        "the recovery slot of node \"n3\" cannot help",
-        "zodan.keep_recovery_slot()",
+        &refused(n2, &call("n1", None, None, ", stop_timestamp := now()")),
+        "22023",
+        "without a recovery slot all or nothing can be brought over",
+        "Leave skip_lsn, stop_lsn and stop_timestamp null.",
     );
-    before.assert_same_now(&[n2, n3]);
+    let compared = recover(n2, "n1");
+    let said: Vec<&str> = compared
+        .notices
+        .iter()
+        .map(|n| n.message.as_str())
+        .collect();
+    assert!(
+        said.iter().any(|s| s.contains("their contents are compared: the recovery slot of node \"n3\" cannot help: there is no slot spk_recovery_")),
+        "{said:?}"
+    );
+    assert!(
+        !compared.notices.iter().any(|n| n.severity == "WARNING"),
+        "{said:?}"
+    );
+    wait_quiet(&[n2, n3]);
+    assert_same_content(&[n2, n3]);
+    assert_eq!(rows(n2), "92");
+    let times = "SELECT string_agg(id || ' ' || pg_xact_commit_timestamp(xmin), ',' ORDER BY id) FROM crash_test WHERE id < 5000";
+    assert_eq!(n2.value(times), n3.value(times));
+    let again = recover(n3, "n1");
+    assert!(
+        again
+            .notices
+            .iter()
+            .any(|n| n.message == "nothing to do: every survivor has the same of \"n1\""),
+        "{again:?}"
+    );
+}
+
+/// A row that the failed node deleted, and that a survivor that did not know has changed since.
+#[test]
+fn what_cannot_be_told_is_listed() {
+    let cluster = mesh_without_slots(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 3) i");
+    wait_quiet(&cluster.all());
+    suspend(n2, n1);
+    n1.sql("DELETE FROM crash_test WHERE id < 3");
+    n3.wait_for("SELECT count(*) FROM crash_test", "1");
+    n1.crash();
+    n2.sql("UPDATE crash_test SET data = 'kept' WHERE id = 2");
+    let compared = recover(n2, "n1");
+    let warning = compared
+        .notices
+        .iter()
+        .find(|n| n.severity == "WARNING")
+        .unwrap_or_else(|| panic!("{compared:?}"));
+    assert_eq!(
+        warning.message,
+        "1 rows differ between node \"n3\" and node \"n2\", and it cannot be told which is right: \"public\".\"crash_test\" (2)"
+    );
+    assert_eq!(
+        n2.value("SELECT string_agg(id || data, ' ' ORDER BY id) FROM crash_test"),
+        "2kept 3old"
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::copy;
 use crate::error::{Finding, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement};
+use std::collections::BTreeSet;
 
 /// How one path of the mesh is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,6 +231,15 @@ pub trait Engine {
         _after: Lsn,
     ) -> Option<(&'static str, Statement)> {
         None
+    }
+    /// The origin that rows of the provider of `path` bear on its subscriber: a name, or a number that has
+    /// none.
+    fn written_as(&self, path: &Path) -> Statement {
+        self.origin(path)
+    }
+    /// The tables of the node that it sends, quoted; `None` for all.
+    fn replicated_tables(&self, _node: &mut Node) -> Result<Option<BTreeSet<String>>> {
+        Ok(None)
     }
     /// Marks what a replaying session commits in that way.
     fn commit_as(&self, _origin: &str) -> Option<Statement> {

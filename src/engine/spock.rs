@@ -8,7 +8,7 @@ use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement, ask_all};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The Unix epoch in microseconds since 2000: older than any change of an application, so that
 /// under last-update-wins every change wins over a copied row, as with Spock's own copy.
@@ -656,6 +656,19 @@ impl Engine for Spock {
             &[slot, origin, &after.to_string()],
         );
         Some((self.plugin(), statement))
+    }
+
+    fn written_as(&self, path: &Path) -> Statement {
+        Statement::new(
+            "SELECT node_id FROM spock.node WHERE node_name = $1",
+            &[&path.provider],
+        )
+    }
+
+    fn replicated_tables(&self, node: &mut Node) -> Result<Option<BTreeSet<String>>> {
+        let tables = set_tables(node)?;
+        let name = |t: &SetTable| crate::quote::qualified(&t.schema, &t.name);
+        Ok(Some(tables.iter().map(name).collect()))
     }
 
     fn commit_as(&self, origin: &str) -> Option<Statement> {

@@ -1,6 +1,7 @@
 //! Survivors are made equal after a node died: what one of them has of the dead node and another has not
 //! is brought over, each transaction once, in its order.
 
+mod content;
 mod replay;
 mod standing;
 

@@ -2,6 +2,7 @@
 //! failed node's origin with its positions and times, so that data and progress move together.
 
 use super::{Gap, Recovery};
+use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
 use crate::libpq::{Conn, Rows};
@@ -38,7 +39,15 @@ struct Brought {
 
 impl Recovery {
     pub fn fill(&mut self, gap: &Gap, journal: &mut Journal) -> Result<()> {
-        self.bring(gap, journal)?;
+        match self.check_slot(gap) {
+            Ok(_) => drop(self.bring(gap, journal)?),
+            Err(why) if why.sqlstate() == SqlState::NOT_IN_PREREQUISITE_STATE => {
+                self.report
+                    .say(&format!("{gap}; their contents are compared: {why}"));
+                self.compare(gap, journal)?;
+            }
+            Err(error) => return Err(error),
+        }
         self.release(journal)
     }
 
@@ -133,10 +142,7 @@ impl Recovery {
         let theirs = self.engine.path(&self.request.failed, &gap.source);
         let (publication, _) = self.engine.recovery_publication();
         let own_schemas = self.engine.own_schemas();
-        let states = self.engine.subscriptions();
         let (ours, theirs) = (self.engine.origin(&path), self.engine.origin(&theirs));
-        let (enable, disable) = (self.engine.enable(&path), self.engine.disable(&path));
-        let phase = self.report.current();
         let request = self.request.clone();
 
         let source = self.survivor(&gap.source)?;
@@ -148,52 +154,9 @@ impl Recovery {
         let target = self.survivor(&gap.target)?;
         let origin = ours.run(target)?.one()?.text(0).to_owned();
         let catalog = Catalog::read(target)?;
-        let enabled = crate::engine::subscription_states(&states.run(target)?)?
-            .iter()
-            .any(|s| s.name == path.subscription && s.enabled);
-        if enabled {
-            // Its worker would hold the origin.
-            let step = journal.intend(
-                phase,
-                &gap.target,
-                &format!("hold subscription {}", path.subscription),
-                &Effect::Statement {
-                    undo: enable.inlined(),
-                },
-            )?;
-            disable.run(target)?;
-            journal.done(step)?;
-        }
-        // A session of its own: it ends with the replay, and the origin is free then.
-        let mut applier = Node {
-            name: target.name.clone(),
-            dsn: target.dsn.clone(),
-            session: Session::Remote(Conn::open(&target.name, &target.dsn)?),
-        };
-        wait_until(
-            &gap.target,
-            &format!("waiting for the worker of {} to end", path.subscription),
-            "See its log.",
-            || match server::begin_replay(&origin).run(&mut applier) {
-                Ok(_) => Ok(Seen::Done(())),
-                Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => {
-                    Ok(Seen::Pending(error.to_string()))
-                }
-                Err(error) => Err(error),
-            },
-        )?;
+        let mut applier = self.hold(gap, &path, &origin, journal)?;
         let mut brought = Brought::default();
         let mut rendering = Rendering::new(catalog, own_schemas);
-        let commit_as = self.engine.commit_as(&request.failed);
-        if let Some(commit_as) = commit_as {
-            match commit_as.run(&mut applier) {
-                Err(error) if error.is_undefined() => self.report.warn(
-                    &format!("node \"{}\" does not have the extension zodan: what is brought over is not marked as of \"{}\"", gap.target, request.failed),
-                    "Run CREATE EXTENSION zodan there before, if who wrote a row matters.",
-                ),
-                answer => drop(answer?),
-            }
-        }
         let listed = self.listed(gap, clone, &mut reader)?;
         // Where transactions have to be asked for, progress moves without them too.
         let exact = listed.is_none() && gap.whole && !request.force;
@@ -267,6 +230,65 @@ impl Recovery {
         Ok(brought)
     }
 
+    /// Holds the target's subscription to the failed node, and opens a session that writes as it would.
+    pub fn hold(
+        &mut self,
+        gap: &Gap,
+        path: &Path,
+        origin: &str,
+        journal: &mut Journal,
+    ) -> Result<Node> {
+        let states = self.engine.subscriptions();
+        let (enable, disable) = (self.engine.enable(path), self.engine.disable(path));
+        let commit_as = self.engine.commit_as(&self.request.failed);
+        let phase = self.report.current();
+        let target = self.survivor(&gap.target)?;
+        let enabled = crate::engine::subscription_states(&states.run(target)?)?
+            .iter()
+            .any(|s| s.name == path.subscription && s.enabled);
+        if enabled {
+            // Its worker would hold the origin.
+            let step = journal.intend(
+                phase,
+                &gap.target,
+                &format!("hold subscription {}", path.subscription),
+                &Effect::Statement {
+                    undo: enable.inlined(),
+                },
+            )?;
+            disable.run(target)?;
+            journal.done(step)?;
+        }
+        // A session of its own: it ends with the replay, and the origin is free then.
+        let mut applier = Node {
+            name: target.name.clone(),
+            dsn: target.dsn.clone(),
+            session: Session::Remote(Conn::open(&target.name, &target.dsn)?),
+        };
+        wait_until(
+            &gap.target,
+            &format!("waiting for the worker of {} to end", path.subscription),
+            "See its log.",
+            || match server::begin_replay(origin).run(&mut applier) {
+                Ok(_) => Ok(Seen::Done(())),
+                Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => {
+                    Ok(Seen::Pending(error.to_string()))
+                }
+                Err(error) => Err(error),
+            },
+        )?;
+        if let Some(commit_as) = commit_as {
+            match commit_as.run(&mut applier) {
+                Err(error) if error.is_undefined() => self.report.warn(
+                    &format!("node \"{}\" does not have the extension zodan: what is brought over is not marked as of \"{}\"", gap.target, self.request.failed),
+                    "Run CREATE EXTENSION zodan there before, if who wrote a row matters.",
+                ),
+                answer => drop(answer?),
+            }
+        }
+        Ok(applier)
+    }
+
     /// Which transactions are the failed node's, where the engine has to be asked.
     fn listed(&self, gap: &Gap, clone: &str, reader: &mut Conn) -> Result<Option<Origin>> {
         let copy = format!("{}_t", clone.get(..61).unwrap_or(clone));
@@ -304,7 +326,7 @@ fn ask(conn: &mut Conn, statement: &Statement) -> Result<Rows> {
     conn.query(&statement.sql, &params)
 }
 
-fn apply(applier: &mut Node, rendering: &mut Rendering) -> Result<()> {
+pub fn apply(applier: &mut Node, rendering: &mut Rendering) -> Result<()> {
     let text = rendering.take();
     if text.is_empty() {
         return Ok(());

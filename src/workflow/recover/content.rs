@@ -1,0 +1,252 @@
+//! Without a recovery slot: the two nodes are compared, row by row where they differ.
+//!
+//! After a barrier between all survivors nothing of theirs is on its way. What still differs is what the
+//! failed node did, and what a survivor did to a row that the other did not have as it was:
+//! - a row that only the source has was never on the target, whoever wrote it last: it is brought over;
+//! - a row that both have is brought over where the source's is the newer;
+//! - a row that only the target has was deleted by the failed node, unless the target's is the work of a
+//!   survivor that came later: that cannot be told, and is listed.
+
+use super::{Gap, Recovery};
+use crate::engine::Path;
+use crate::error::{Error, Result, SqlState};
+use crate::journal::Journal;
+use crate::node::{Node, server};
+use crate::quote::qualified;
+use crate::replay::content::{Difference, Version, differences, newest_of, relations};
+use crate::replay::pgoutput::{Message, Relation};
+use crate::replay::{Catalog, Rendering};
+use crate::workflow::markers;
+use std::collections::BTreeMap;
+
+/// How often rows that change while they are compared are looked at again.
+const LOOKS: usize = 5;
+/// So many keys of what cannot be decided are told.
+const TOLD: usize = 20;
+
+/// What is done about a row.
+enum Verdict {
+    Bring(Version),
+    Delete(Version),
+    Unknown,
+}
+
+impl Recovery {
+    /// Makes the target what the source is, as far as the failed node is concerned.
+    pub fn compare(&mut self, gap: &Gap, journal: &mut Journal) -> Result<()> {
+        if self.request.skip_lsn.is_some() || !gap.whole {
+            return Err(Error::refused(
+                SqlState::INVALID_PARAMETER_VALUE,
+                "without a recovery slot all or nothing can be brought over",
+                "Leave skip_lsn, stop_lsn and stop_timestamp null.",
+            ));
+        }
+        let path = self.engine.path(&self.request.failed, &gap.target);
+        let origin_here = {
+            let ours = self.engine.origin(&path);
+            let target = self.survivor(&gap.target)?;
+            ours.run(target)?.one()?.text(0).to_owned()
+        };
+        let own_schemas = self.engine.own_schemas();
+        let replicated = {
+            let engine = &*self.engine;
+            let source = self.survivors.iter_mut().find(|n| n.name == gap.source);
+            let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
+            engine.replicated_tables(source)?
+        };
+        let mut applier = self.hold(gap, &path, &origin_here, journal)?;
+        let catalog = Catalog::read(&mut applier)?;
+        let tables = relations(self.survivor(&gap.source)?, own_schemas)?;
+        let tables: Vec<Relation> = tables
+            .into_iter()
+            .filter(|t| {
+                let name = qualified(&t.schema, &t.name);
+                replicated.as_ref().is_none_or(|r| r.contains(&name))
+            })
+            .collect();
+        let last = self.last_seen_of_failed(gap, &tables)?;
+        let (mut brought, mut deleted, mut unknown) = (0, 0, vec![]);
+        for table in &tables {
+            let name = qualified(&table.schema, &table.name);
+            let found = self.settled_differences(gap, table)?;
+            // One transaction of the failed node has one time.
+            let mut by_time: BTreeMap<i64, Vec<Message>> = BTreeMap::new();
+            for difference in found {
+                let relation = table.id;
+                match judge(table, &difference, last) {
+                    Verdict::Bring(version) => {
+                        brought += 1;
+                        let at = version.written.unwrap_or(0);
+                        by_time.entry(at).or_default().push(Message::Insert {
+                            relation,
+                            new: version.values,
+                        });
+                    }
+                    Verdict::Delete(version) => {
+                        deleted += 1;
+                        // Not before the row was written, or the row would count as the newer.
+                        let at = version.written.unwrap_or(0);
+                        by_time.entry(at).or_default().push(Message::Delete {
+                            relation,
+                            old: version.values,
+                        });
+                    }
+                    Verdict::Unknown => unknown.push(format!("{name} {}", difference.key)),
+                }
+            }
+            let mut rendering = Rendering::new(catalog.clone(), own_schemas);
+            rendering.describe(table.clone());
+            for (at, changes) in by_time {
+                rendering.begin(gap.from.lsn(), at);
+                for change in changes {
+                    rendering.change(&change)?;
+                }
+                rendering.commit();
+                super::replay::apply(&mut applier, &mut rendering)?;
+            }
+        }
+        server::end_replay().run(&mut applier)?;
+        server::advance_origin_to(&origin_here, gap.to.lsn()).run(&mut applier)?;
+        self.report.say(&format!(
+            "node \"{}\" has got {brought} rows and lost {deleted} by comparison with node \"{}\"",
+            gap.target, gap.source
+        ));
+        if !unknown.is_empty() {
+            let told: Vec<&str> = unknown.iter().take(TOLD).map(String::as_str).collect();
+            let more = unknown.len() - told.len();
+            let rest = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            self.report.warn(
+                &format!(
+                    "{} rows differ between node \"{}\" and node \"{}\", and it cannot be told which is right: {}{rest}",
+                    unknown.len(), gap.source, gap.target, told.join(", ")
+                ),
+                "Look at them on both nodes, and write the right ones on either.",
+            );
+        }
+        Ok(())
+    }
+
+    /// Nothing that a survivor has committed is on its way to another one.
+    fn barrier(&mut self) -> Result<()> {
+        let engine = &*self.engine;
+        let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
+        let markers = markers::emit(engine, &mut self.survivors)?;
+        for node in &mut self.survivors {
+            let inbound: Vec<Path> = names
+                .iter()
+                .filter(|name| **name != node.name)
+                .map(|name| engine.path(name, &node.name))
+                .collect();
+            markers::wait(engine, node, &markers, &inbound, "")?;
+        }
+        Ok(())
+    }
+
+    /// What differs, and stays so while nothing is on its way: rows that applications are changing are
+    /// looked at again.
+    fn settled_differences(&mut self, gap: &Gap, table: &Relation) -> Result<Vec<Difference>> {
+        let mut before: Vec<Difference> = vec![];
+        for look in 0..LOOKS {
+            let (source, target) = self.pair(gap)?;
+            let now = differences(table, source, target)?;
+            if now.is_empty() || look > 0 && now == before {
+                return Ok(now);
+            }
+            before = now;
+            self.barrier()?;
+        }
+        let (source, target) = self.pair(gap)?;
+        let last = differences(table, source, target)?;
+        Ok(last.into_iter().filter(|d| before.contains(d)).collect())
+    }
+
+    fn pair(&mut self, gap: &Gap) -> Result<(&mut Node, &mut Node)> {
+        let (mut source, mut target) = (None, None);
+        for node in &mut self.survivors {
+            if node.name == gap.source {
+                source = Some(node);
+            } else if node.name == gap.target {
+                target = Some(node);
+            }
+        }
+        source
+            .zip(target)
+            .ok_or_else(|| Error::internal("a node was not connected"))
+    }
+
+    /// When the newest row was written that the source has of the failed node. What it deleted, it deleted
+    /// about then or before.
+    fn last_seen_of_failed(&mut self, gap: &Gap, tables: &[Relation]) -> Result<Option<i64>> {
+        let path = self.engine.path(&self.request.failed, &gap.source);
+        let mark = self.engine.written_as(&path);
+        let source = self.survivor(&gap.source)?;
+        let mark = mark.run(source)?.one()?.text(0).to_owned();
+        let mut last = None;
+        for table in tables {
+            let rows = newest_of(table, &mark).run(source)?;
+            last = last.max(rows.one()?.parse_opt(0)?);
+        }
+        Ok(last)
+    }
+}
+
+fn judge(table: &Relation, difference: &Difference, last: Option<i64>) -> Verdict {
+    match (&difference.here, &difference.there) {
+        (Some(here), None) => Verdict::Bring(here.clone()),
+        (Some(here), Some(there)) if !table.full && here.written > there.written => {
+            Verdict::Bring(here.clone())
+        }
+        (None, Some(there)) if there.written <= last => Verdict::Delete(there.clone()),
+        _ => Verdict::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::pgoutput::Value;
+
+    fn version(written: Option<i64>) -> Option<Version> {
+        Some(Version {
+            digest: format!("{written:?}"),
+            written,
+            origin: String::new(),
+            values: vec![Value::Null],
+        })
+    }
+
+    fn verdict(here: Option<Version>, there: Option<Version>) -> &'static str {
+        let table = Relation {
+            id: 1,
+            schema: "s".into(),
+            name: "t".into(),
+            full: false,
+            columns: vec![],
+        };
+        let difference = Difference {
+            key: "(1)".into(),
+            here,
+            there,
+        };
+        match judge(&table, &difference, Some(10)) {
+            Verdict::Bring(_) => "bring",
+            Verdict::Delete(_) => "delete",
+            Verdict::Unknown => "unknown",
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_not_guessed() {
+        assert_eq!(verdict(version(Some(99)), None), "bring");
+        assert_eq!(verdict(version(Some(9)), version(Some(8))), "bring");
+        assert_eq!(verdict(version(Some(8)), version(Some(9))), "unknown");
+        assert_eq!(verdict(version(None), version(None)), "unknown");
+        assert_eq!(verdict(None, version(Some(10))), "delete");
+        assert_eq!(verdict(None, version(Some(11))), "unknown");
+        assert_eq!(verdict(None, version(None)), "delete");
+    }
+}
