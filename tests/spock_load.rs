@@ -230,6 +230,12 @@ fn a_worker_that_only_looks_paused() {
     writer
         .batch_execute("BEGIN; INSERT INTO other VALUES (1)")
         .unwrap();
+    // A younger one would not be waited for.
+    n1.wait_for(
+        "SELECT count(*) FROM pg_stat_activity
+          WHERE application_name = 'writer' AND xact_start < clock_timestamp() - interval '1 s'",
+        "1",
+    );
     let mut holder = n1.client_named("holder");
     holder
         .batch_execute("SELECT pg_advisory_lock(4712)")
