@@ -9,9 +9,8 @@
 
 mod common;
 
-use common::{Fingerprint, Running, fingerprint, quick, wait_no_sessions};
+use common::{Fingerprint, Hang, Running, fingerprint, quick, wait_no_sessions};
 use lab::load::LoadOptions;
-use lab::postgres::Client;
 use lab::{
     CallFailed, Called, Cluster, Load, Server, assert_same_content, load, quote_literal, wait_quiet,
 };
@@ -325,45 +324,6 @@ impl World {
 /// What the fingerprint of `servers` has that does not depend on the writers.
 fn structure(servers: &[&Server]) -> Fingerprint {
     fingerprint(servers).without("content")
-}
-
-/// Keeps a CALL at the point where it hangs.
-struct Hang<'a> {
-    server: &'a Server,
-    holder: Client,
-}
-
-impl<'a> Hang<'a> {
-    fn hold(server: &'a Server) -> Hang<'a> {
-        let mut holder = server.client_named("hang");
-        holder
-            .batch_execute("SELECT pg_advisory_lock(2054120550, 1)")
-            .expect("hold what a CALL hangs on");
-        Hang { server, holder }
-    }
-
-    fn wait(&self, call: &Running) {
-        let deadline = Instant::now() + lab::server::PATIENCE;
-        let hanging = "SELECT count(*) FROM pg_locks WHERE classid = 2054120550 AND NOT granted";
-        let mut client = self.server.client();
-        loop {
-            let count: i64 = client
-                .query_one(hanging, &[])
-                .expect("look at the locks")
-                .get(0);
-            if count == 1 {
-                return;
-            }
-            assert!(!call.is_finished(), "the point was not reached");
-            assert!(Instant::now() < deadline, "the point is not reached");
-            std::thread::sleep(common::POLL);
-        }
-    }
-
-    /// Its server may be down by now.
-    fn release(mut self) {
-        let _ = self.holder.batch_execute("SELECT pg_advisory_unlock_all()");
-    }
 }
 
 /// A writer on each of some nodes.

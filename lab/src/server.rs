@@ -584,6 +584,37 @@ impl Server {
             .unwrap_or_else(|e| panic!("cannot connect to {}: {}", self.name, explain(&e)))
     }
 
+    /// [`Server::client_named`], where there may be none to be had.
+    pub fn try_client(&self, application_name: &str) -> Result<Client, postgres::Error> {
+        self.config("postgres", self.database())
+            .application_name(application_name)
+            .connect(NoTls)
+    }
+
+    /// Lets processes that the server starts from now on write no file larger than `bytes`; `None` lets them again.
+    pub fn limit_file_size(&self, bytes: Option<u64>) {
+        let soft = bytes.map_or("unlimited".into(), |b| b.to_string());
+        let mut prlimit = Command::new("prlimit");
+        prlimit.args([
+            "--pid",
+            &self.pid().to_string(),
+            &format!("--fsize={soft}:"),
+        ]);
+        if let Some((uid, gid)) = pg::account() {
+            use std::os::unix::process::CommandExt;
+            prlimit.gid(gid).uid(uid);
+        }
+        let out = prlimit
+            .output()
+            .unwrap_or_else(|e| panic!("cannot run prlimit of util-linux: {e}"));
+        assert!(
+            out.status.success(),
+            "cannot limit {}: {}",
+            self.name,
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+
     /// A session whose notices are collected as they arrive.
     pub fn client_with_notices(&self) -> (Client, Notices) {
         let notices = Notices::default();

@@ -43,6 +43,16 @@ pub struct Survey {
     pub founded: bool,
 }
 
+impl Survey {
+    /// Whether it names the same members.
+    pub fn is_as(&self, other: &Self) -> bool {
+        let names = |survey: &Self| -> Vec<String> {
+            survey.members.iter().map(|m| m.name.clone()).collect()
+        };
+        self.founded == other.founded && names(self) == names(other)
+    }
+}
+
 /// Who a node is, for the registry and for the people who look at it.
 #[derive(Clone, Debug)]
 pub struct Identity {

@@ -112,7 +112,7 @@ impl Join {
         members::require_superuser([&mut new, &mut source, &mut loopback])?;
         check_arguments(&mut source, &mut loopback, &mut new)?;
         let purpose = format!("add_node {}", request.new);
-        members::lock([&mut loopback, &mut source], &purpose)?;
+        members::lock([&mut loopback], &purpose)?;
 
         let mut engine = engine::detect(&mut source)?;
         let survey = engine.survey(&mut source)?;
@@ -134,7 +134,11 @@ impl Join {
             }
         }
         members::require_superuser(&mut peers)?;
-        members::lock(&mut peers, &purpose)?;
+        members::lock(std::iter::once(&mut source).chain(&mut peers), &purpose)?;
+        // Who they are was asked before nobody else could change it.
+        if !engine.survey(&mut source)?.is_as(&survey) {
+            return Err(members::changed_meanwhile(&source.name));
+        }
         let mut all: Vec<&mut Node> = std::iter::once(&mut source).chain(&mut peers).collect();
         engine.prepare(&mut all, &mut new)?;
         Ok(Self {

@@ -88,8 +88,11 @@ pub fn local(name: &str, dsn: &Dsn, local: &Local) -> Node {
 }
 
 /// Takes the membership lock on every node, or says who holds it. Two CALLs at once: the second
-/// fails here, before it has changed anything.
+/// fails here, before it has changed anything. All go in the order of the names, so that one of them
+/// gets through.
 pub fn lock<'a>(nodes: impl IntoIterator<Item = &'a mut Node>, purpose: &str) -> Result<()> {
+    let mut nodes: Vec<&mut Node> = nodes.into_iter().collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
     for node in nodes {
         let taken = server::try_membership_lock(&format!("zodan {purpose}")).run(node)?;
         if taken.one()?.bool(0) {
@@ -116,6 +119,15 @@ pub fn lock<'a>(nodes: impl IntoIterator<Item = &'a mut Node>, purpose: &str) ->
         });
     }
     Ok(())
+}
+
+/// Someone else's CALL has ended between the look at the members and the lock on them.
+pub fn changed_meanwhile(node: &str) -> Error {
+    Error::refused(
+        SqlState::LOCK_NOT_AVAILABLE,
+        format!("the membership of the cluster of node \"{node}\" has changed this moment"),
+        "Run this CALL again.",
+    )
 }
 
 /// Asks each of `nodes` its own question, all at the same time. Errors are the first one's.

@@ -221,6 +221,63 @@ pub fn write_private(file: &Path, text: &str) {
     chown(file, Some(owner.uid()), Some(owner.gid())).expect("give it to the servers' account");
 }
 
+/// Keeps a CALL at a fault point where `zodan.fault` makes it hang.
+pub struct Hang<'a> {
+    server: &'a Server,
+    holder: Client,
+}
+
+impl<'a> Hang<'a> {
+    pub fn hold(server: &'a Server) -> Hang<'a> {
+        let mut holder = server.client_named("hang");
+        holder
+            .batch_execute("SELECT pg_advisory_lock(2054120550, 1)")
+            .expect("hold what a CALL hangs on");
+        Hang { server, holder }
+    }
+
+    /// Starts `call`, after `settings`, and waits until it hangs at `point`.
+    pub fn start(
+        server: &'a Server,
+        settings: &str,
+        point: &str,
+        call: &str,
+    ) -> (Hang<'a>, Running) {
+        let hang = Hang::hold(server);
+        let arm = format!(
+            "SET zodan.fault = {}",
+            quote_literal(&format!("hang {point}"))
+        );
+        let running = Running::start_after(server, &format!("{arm}; {settings}"), call);
+        hang.wait(&running);
+        (hang, running)
+    }
+
+    /// Waits until `call` hangs.
+    pub fn wait(&self, call: &Running) {
+        let deadline = Instant::now() + PATIENCE;
+        let hanging = "SELECT count(*) FROM pg_locks WHERE classid = 2054120550 AND NOT granted";
+        let mut client = self.server.client();
+        loop {
+            let count: i64 = client
+                .query_one(hanging, &[])
+                .expect("look at the locks")
+                .get(0);
+            if count == 1 {
+                return;
+            }
+            assert!(!call.is_finished(), "the point was not reached");
+            assert!(Instant::now() < deadline, "the point is not reached");
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Its server may be down by now.
+    pub fn release(mut self) {
+        let _ = self.holder.batch_execute("SELECT pg_advisory_unlock_all()");
+    }
+}
+
 /// A transaction with an id, which the creation of a slot on the same server has to wait for.
 pub fn open_writer(server: &Server) -> Client {
     let mut writer = server.client_named("writer");

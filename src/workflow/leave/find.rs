@@ -36,7 +36,8 @@ impl Leave {
         let survey = engine.survey(&mut me)?;
         let (registered, others): (Vec<Member>, Vec<Member>) = survey
             .members
-            .into_iter()
+            .iter()
+            .cloned()
             .partition(|m| m.name == request.target);
         let (mut survivors, mut away) = (vec![], vec![]);
         for (member, answer) in others.iter().zip(members::connect_each(&others)) {
@@ -66,6 +67,9 @@ impl Leave {
         members::require_superuser(survivors.iter_mut().chain(leaving.as_mut()))?;
         let purpose = format!("remove_node {}", request.target);
         members::lock(leaving.iter_mut().chain(survivors.iter_mut()), &purpose)?;
+        if !engine.survey(&mut me)?.is_as(&survey) {
+            return Err(members::changed_meanwhile(&here));
+        }
         let mut asked: Vec<&mut Node> = survivors.iter_mut().chain(leaving.as_mut()).collect();
         let mut absent: Vec<Member> = away.iter().map(|(member, _)| member.clone()).collect();
         if !asked.iter().any(|node| node.name == request.target) {

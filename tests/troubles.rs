@@ -1,0 +1,408 @@
+//! What machines and networks do to a join or a removal beside dying: a stall without a word, a full disk,
+//! nothing left of what a server has a fixed number of, a slot that loses its WAL, someone else's CALL.
+
+mod common;
+
+use common::{
+    Call, Fingerprint, Hang, Running, assert_failed, fingerprint, quick, wait_mesh,
+    wait_no_sessions,
+};
+use lab::postgres::Client;
+use lab::{CallFailed, Cluster, Server, ServerOptions, assert_same_content, load, wait_quiet};
+use std::time::{Duration, Instant};
+
+const CONTENT: &str = "
+CREATE TABLE item (id integer PRIMARY KEY, body text);
+INSERT INTO item SELECT i, repeat(md5(i::text), 32) FROM generate_series(1, 24000) i;
+";
+
+/// A mesh of `members`, and n3 (and n4 ...) to be added.
+fn scene(members: usize, all: usize, options: impl Fn(&str) -> ServerOptions + Sync) -> Cluster {
+    let cluster = Cluster::start_each(all, options);
+    cluster.form_mesh(members, &format!("{}{CONTENT}", load::SCHEMA));
+    wait_quiet(&cluster.first(members));
+    wait_mesh(&cluster.first(members));
+    cluster
+}
+
+fn join_of(cluster: &Cluster) -> String {
+    Call::of(cluster.n(3), cluster.n(1)).sql()
+}
+
+/// Panics unless all is as before, and the same CALL now makes n3 a member.
+fn assert_undone_and_joins(cluster: &Cluster, before: &Fingerprint, failed: &CallFailed) {
+    assert!(!failed.hint().contains("Could not be undone"), "{failed}");
+    before.assert_same(&structure(&cluster.all()));
+    assert_joins(cluster);
+}
+
+/// What a join touches beside the content, which the tests change.
+fn structure(servers: &[&Server]) -> Fingerprint {
+    fingerprint(servers).without("content")
+}
+
+fn assert_joins(cluster: &Cluster) {
+    wait_mesh(&cluster.first(2));
+    cluster
+        .n(3)
+        .call(&join_of(cluster))
+        .unwrap_or_else(|failed| panic!("the same CALL again: {failed}"));
+    wait_mesh(&cluster.all());
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}
+
+const LIMIT: Duration = Duration::from_secs(4);
+const IMPATIENT: &str = "SET zodan.no_progress_timeout = '4s'; SET zodan.connect_timeout = '1s'";
+
+/// Not a byte, no reset, no refusal: for a statement that runs this looks like a long one.
+#[test]
+fn a_network_that_stalls_is_noticed_and_told() {
+    let cluster = scene(2, 3, |name| match name {
+        "n3" => quick(),
+        _ => quick().proxy(),
+    });
+    let n3 = cluster.n(3);
+    let lost = |name: &str| {
+        format!("connection to node \"{name}\" was lost: nothing has come from it for long")
+    };
+    for (stalled, point, code, message, left) in [
+        // Nothing is on n1 yet.
+        (1, "4 before marker on n2", "08006", lost("n1"), ""),
+        (
+            1,
+            "6 before hold off application writes on the new node on n3",
+            "08001",
+            "could not connect to node \"n1\": timeout expired".into(),
+        ),
+        (
+            2,
+            "within the new node has the registry",
+            "08006",
+            lost("n2"),
+        ),
+    ] {
+        let stalled = cluster.n(stalled);
+        let name = stalled.name();
+        let others: Vec<&Server> = cluster
+            .all()
+            .into_iter()
+            .filter(|s| s.name() != name)
+            .collect();
+        let before = structure(&others);
+        let (hang, running) = Hang::start(n3, IMPATIENT, point, &join_of(&cluster));
+        stalled.cut();
+        hang.release();
+        let released = Instant::now();
+        let failed = running.fails();
+        let took = released.elapsed();
+        assert_eq!(failed.code(), code, "{failed}");
+        assert!(failed.message().contains(&message), "{failed}");
+        assert!(failed.hint().contains(left), "{failed}");
+        // To notice, and to try each thing on the node once more.
+        assert!(took < LIMIT * 2, "it took {took:?}");
+        before.assert_same(&structure(&others));
+        stalled.uncut();
+        wait_no_sessions(&cluster.all());
+    }
+    assert_joins(&cluster);
+}
+
+#[test]
+fn a_stall_that_ends_in_time_does_no_harm() {
+    let cluster = scene(2, 3, |name| match name {
+        "n1" => quick().proxy(),
+        _ => quick(),
+    });
+    let (n1, n3) = (cluster.n(1), cluster.n(3));
+    let (hang, running) = Hang::start(n3, "", "4 before marker on n2", &join_of(&cluster));
+    n1.cut();
+    hang.release();
+    n3.wait_for(
+        &format!(
+            "SELECT wait_event FROM pg_stat_activity WHERE pid = {}",
+            running.pid
+        ),
+        "ZodanRemote",
+    );
+    n1.uncut();
+    running.succeeds();
+    wait_mesh(&cluster.all());
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}
+
+/// A statement that takes longer than the limit is none that makes no progress: the server works on it.
+#[test]
+fn a_long_statement_of_a_peer_is_no_stall() {
+    let cluster = scene(2, 3, |_| quick());
+    let (n2, n3) = (cluster.n(2), cluster.n(3));
+    let point = "within the new node has the registry";
+    let (hang, running) = Hang::start(n3, IMPATIENT, point, &join_of(&cluster));
+    let mut locker = n2.client_named("locker");
+    locker
+        .batch_execute("BEGIN; LOCK TABLE zodan.node IN SHARE MODE")
+        .expect("lock the registry");
+    hang.release();
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE application_name LIKE 'zodan%' AND wait_event_type = 'Lock'
+          AND clock_timestamp() > query_start + interval '5 s'";
+    n2.wait_for(waiting, "1");
+    locker
+        .batch_execute("ROLLBACK")
+        .expect("unlock the registry");
+    running.succeeds();
+}
+
+/// The copy took so long that n2 gave up the WAL that n3 was to get.
+#[test]
+fn a_slot_that_lost_its_wal_ends_the_join() {
+    let cluster = scene(2, 3, |_| quick());
+    let (n2, n3) = (cluster.n(2), cluster.n(3));
+    let before = structure(&cluster.all());
+    let (hang, running) = Hang::start(n3, "", "within indexes are created", &join_of(&cluster));
+    n2.configure("max_slot_wal_keep_size", "32MB");
+    n2.reload();
+    let status = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3'";
+    for i in 0.. {
+        if n2.value(status) == "lost" {
+            break;
+        }
+        assert!(i < 20, "the slot keeps its WAL");
+        n2.sql(&format!("INSERT INTO item VALUES (-{i}, 'x')"));
+        n2.sql("SELECT pg_switch_wal()");
+        // The slot of n1 follows, and keeps what it needs.
+        wait_quiet(&cluster.first(2));
+        n2.sql("CHECKPOINT");
+    }
+    hang.release();
+    let failed = running.fails();
+    assert_failed(
+        &failed,
+        "55000",
+        "slot sub_n2_n3 on node \"n2\" lost the WAL that the new node needs while the copy ran",
+        "Raise max_slot_wal_keep_size and idle_replication_slot_timeout there for the time of the join.",
+    );
+    n2.configure("max_slot_wal_keep_size", "-1");
+    n2.reload();
+    assert_undone_and_joins(&cluster, &before, &failed);
+}
+
+#[test]
+fn a_source_that_falls_behind_its_peers_is_named() {
+    let cluster = scene(2, 3, |_| quick());
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    let before = structure(&cluster.all());
+    let (hang, running) = Hang::start(n3, IMPATIENT, "4 before marker on n2", &join_of(&cluster));
+    let mut locker = n1.client_named("locker");
+    locker
+        .batch_execute("BEGIN; LOCK TABLE item IN EXCLUSIVE MODE")
+        .expect("lock a table");
+    n2.sql("UPDATE item SET body = body WHERE id = 1");
+    n1.wait_for(
+        "SELECT count(*) FROM pg_locks WHERE relation = 'item'::regclass AND NOT granted",
+        "1",
+    );
+    hang.release();
+    let failed = running.fails();
+    assert_failed(
+        &failed,
+        "55000",
+        "node \"n1\": applying what its peers committed made no progress for 4 s",
+        "The log of the subscriber says why",
+    );
+    assert!(failed.detail().contains("sub_n2_n1"), "{failed}");
+    locker.batch_execute("ROLLBACK").expect("unlock the table");
+    wait_quiet(&cluster.first(2));
+    assert_undone_and_joins(&cluster, &before, &failed);
+}
+
+/// Sessions that take what is left of the connections of a server.
+fn take_connections(server: &Server) -> Vec<Client> {
+    let mut taken = vec![];
+    loop {
+        match server.try_client("crowd") {
+            Ok(client) => taken.push(client),
+            Err(error) => {
+                assert_eq!(error.code().map(|c| c.code()), Some("53300"), "{error}");
+                return taken;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_source_that_is_out_of_connections_is_named() {
+    let cluster = scene(2, 3, |_| quick().set("max_connections", "25"));
+    let (n1, n3) = (cluster.n(1), cluster.n(3));
+    let before = structure(&cluster.all());
+    let point = "6 before copy structure and data on n3";
+    let (hang, running) = Hang::start(n3, "", point, &join_of(&cluster));
+    let crowd = take_connections(n1);
+    hang.release();
+    let failed = running.fails();
+    assert_eq!(failed.code(), "08001", "{failed}");
+    assert!(
+        failed
+            .message()
+            .contains("could not connect to node \"n1\"")
+            && failed.message().contains("too many clients already"),
+        "{failed}"
+    );
+    drop(crowd);
+    n1.wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crowd'",
+        "0",
+    );
+    assert_undone_and_joins(&cluster, &before, &failed);
+}
+
+/// Background workers that take what is left of them, until the session is dropped.
+fn take_workers(server: &Server) -> Client {
+    let mut holder = server.client_named("crowd");
+    holder
+        .batch_execute("SELECT pg_advisory_lock(2054120560, pg_backend_pid())")
+        .expect("hold what the workers wait for");
+    loop {
+        let one = "SELECT zodan.start_pause_watchdog(pg_backend_pid(), 600000)";
+        if let Err(error) = holder.batch_execute(one) {
+            assert_eq!(error.code().map(|c| c.code()), Some("53400"), "{error}");
+            return holder;
+        }
+    }
+}
+
+fn give_workers_back(server: &Server, holder: Client) {
+    drop(holder);
+    server.wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'zodan pause watchdog'",
+        "0",
+    );
+}
+
+#[test]
+fn a_server_that_is_out_of_worker_processes_is_named() {
+    let cluster = scene(2, 3, |_| quick().set("max_worker_processes", "12"));
+    let n3 = cluster.n(3);
+    for (short, point, message) in [
+        (
+            1,
+            "5 before pause apply for the moment of the snapshot on n1",
+            "no background worker is free",
+        ),
+        (
+            3,
+            "6 before copy structure and data on n3",
+            "no background worker is free to copy data",
+        ),
+    ] {
+        let short = cluster.n(short);
+        let before = structure(&cluster.all());
+        let (hang, running) = Hang::start(n3, "", point, &join_of(&cluster));
+        let holder = take_workers(short);
+        hang.release();
+        let failed = running.fails();
+        assert_failed(&failed, "53400", message, "max_worker_processes");
+        give_workers_back(short, holder);
+        assert!(!failed.hint().contains("Could not be undone"), "{failed}");
+        before.assert_same(&structure(&cluster.all()));
+    }
+    assert_joins(&cluster);
+}
+
+/// A limit on the size of files stands for the full disk: it needs nobody's leave, and fails the same writes.
+#[test]
+fn a_new_node_that_cannot_store_the_rows_is_named() {
+    let cluster = scene(2, 3, |_| quick());
+    let n3 = cluster.n(3);
+    let before = structure(&cluster.all());
+    let (hang, running) = Hang::start(n3, "", "within tables are created", &join_of(&cluster));
+    n3.limit_file_size(Some(16 << 20));
+    hang.release();
+    let failed = running.fails();
+    assert!(
+        failed
+            .message()
+            .contains("could not copy table \"public\".\"item\" of node \"n1\"")
+            && failed.message().contains("File too large"),
+        "{failed}"
+    );
+    n3.limit_file_size(None);
+    assert_undone_and_joins(&cluster, &before, &failed);
+}
+
+fn assert_held(failed: &CallFailed, holder: &str) {
+    assert_failed(
+        failed,
+        "55P03",
+        "the membership of the cluster is being changed by someone else",
+        "Wait until the other CALL has ended",
+    );
+    assert!(failed.detail().contains(holder), "{failed}");
+}
+
+/// From different sources, so that neither comes to the other's lock first by chance.
+#[test]
+fn of_two_joins_at_the_same_time_one_gets_through() {
+    let cluster = scene(2, 4, |_| quick());
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    let calls = [(n3, n1, "zodan add_node n4"), (n4, n2, "zodan add_node n3")];
+    let running = calls.map(|(new, source, other)| {
+        (
+            new,
+            source,
+            other,
+            Running::start(new, &Call::of(new, source).sql()),
+        )
+    });
+    let mut joined = 0;
+    for (new, source, other, running) in running {
+        match running.join() {
+            Ok(_) => joined += 1,
+            Err(failed) => {
+                assert_held(&failed, other);
+                wait_no_sessions(&[n1, n2]);
+                if let Err(failed) = new.call(&Call::of(new, source).sql()) {
+                    panic!("after the other: {failed}");
+                }
+            }
+        }
+    }
+    assert!(joined > 0, "each was in the other's way");
+    wait_mesh(&cluster.all());
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}
+
+#[test]
+fn a_source_that_is_leaving_is_no_source() {
+    let cluster = scene(3, 4, |_| quick());
+    let [n1, n2, _, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    let join = Call::of(n4, n1).sql();
+    let removal = "CALL spock.remove_node('n1')";
+    // The join was first.
+    let (hang, running) = Hang::start(n4, "", "within rows are copied", &join);
+    let before = fingerprint_of_locks(&cluster);
+    assert_held(&n2.sql_error(removal), "zodan add_node n4");
+    assert_eq!(fingerprint_of_locks(&cluster), before);
+    running.cancel();
+    hang.release();
+    assert_eq!(running.fails().code(), "57014");
+    wait_no_sessions(&cluster.all());
+    // The removal was first.
+    let (hang, running) = Hang::start(n2, "", "within subscriptions are dropped", removal);
+    assert_held(&n4.sql_error(&join), "zodan remove_node n1");
+    hang.release();
+    running.succeeds();
+}
+
+/// Who holds which membership lock.
+fn fingerprint_of_locks(cluster: &Cluster) -> Vec<String> {
+    let locks =
+        "SELECT string_agg(pid::text, ' ' ORDER BY pid) FROM pg_locks WHERE locktype = 'advisory'";
+    cluster
+        .all()
+        .iter()
+        .map(|server| server.value(locks))
+        .collect()
+}
