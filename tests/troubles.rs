@@ -74,12 +74,14 @@ fn a_network_that_stalls_is_noticed_and_told() {
             "6 before hold off application writes on the new node on n3",
             "08001",
             "could not connect to node \"n1\": timeout expired".into(),
+            "\"create slot sub_n1_n3\" on node \"n1\"",
         ),
         (
             2,
             "within the new node has the registry",
             "08006",
             lost("n2"),
+            "\"create slot sub_n2_n3\" on node \"n2\"",
         ),
     ] {
         let stalled = cluster.n(stalled);
