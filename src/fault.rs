@@ -1,8 +1,8 @@
 //! Points at which a test has something go wrong: compiled in with the feature `faults` only.
 //!
 //! The journal makes them: one before and one after every step, so a new step has its own, and one
-//! wherever a step with several side effects says how far it is. `zodan.fault` names the point and
-//! what happens there:
+//! wherever a step with several side effects says how far it is. `zodan.fault` names points and what
+//! happens there, with `; ` between them:
 //!
 //! ```text
 //! list                                       every point is told as a NOTICE
@@ -36,8 +36,8 @@ mod points {
     static FAULT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
     thread_local! {
-        /// The fault that has happened already in this session.
-        static PAST: RefCell<String> = const { RefCell::new(String::new()) };
+        /// The faults that have happened already in this session.
+        static PAST: RefCell<Vec<String>> = const { RefCell::new(vec![]) };
     }
 
     pub fn define() {
@@ -61,21 +61,27 @@ mod points {
             .unwrap_or_default()
             .into_string()
             .unwrap_or_default();
-        if armed.is_empty() || PAST.with_borrow(|past| *past == armed) {
+        if armed.is_empty() {
             return Ok(());
         }
         let name = name()?;
-        if armed == "list" {
-            rim::notice(&format!("fault point: {name}"));
-            return Ok(());
+        for fault in armed.split("; ") {
+            if fault == "list" {
+                rim::notice(&format!("fault point: {name}"));
+                continue;
+            }
+            let Some((action, point)) = fault.split_once(' ') else {
+                continue;
+            };
+            if point == name && PAST.with_borrow(|past| past.iter().all(|p| p != fault)) {
+                PAST.with_borrow_mut(|past| past.push(fault.to_owned()));
+                return happen(action, &name, hang);
+            }
         }
-        let Some((action, point)) = armed.split_once(' ') else {
-            return Ok(());
-        };
-        if point != name {
-            return Ok(());
-        }
-        PAST.set(armed.clone());
+        Ok(())
+    }
+
+    fn happen(action: &str, name: &str, hang: impl FnOnce() -> Result<()>) -> Result<()> {
         match action {
             "error" => Err(Error::refused(
                 SqlState::INTERNAL_ERROR,
@@ -91,7 +97,7 @@ mod points {
                 ereport!(
                     PgLogLevel::PANIC,
                     PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-                    name
+                    name.to_owned()
                 );
                 Ok(())
             }

@@ -11,6 +11,7 @@ mod common;
 
 use common::{Fingerprint, Hang, Running, fingerprint, quick, wait_no_sessions};
 use lab::load::LoadOptions;
+use lab::server::Notice;
 use lab::{
     CallFailed, Called, Cluster, Load, Server, assert_same_content, load, quote_literal, wait_quiet,
 };
@@ -55,6 +56,16 @@ enum Way {
     OwnRemoval,
 }
 
+impl Way {
+    /// The last point from which a run is taken back.
+    fn last_undone(self) -> &'static str {
+        match self {
+            Way::Join => "within all is done",
+            Way::Removal | Way::OwnRemoval => "within every other node has all",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Error,
@@ -70,6 +81,8 @@ enum Fault {
     PeerCrashed,
     /// All connections to a peer are reset.
     PeerSevered,
+    /// SIGKILL for the backend of the CALL, at a point of its undo.
+    KilledUndoing,
 }
 
 const FAULTS: [Fault; 7] = [
@@ -152,16 +165,17 @@ impl World {
 
     /// The points that a clean run passes. Where a run may pass one several times, the first time counts.
     fn points(&self, way: Way) -> Vec<String> {
-        let call =
-            Running::start_after(self.here(way), "SET zodan.fault = 'list'", &self.call(way));
-        let mut points: Vec<String> = vec![];
-        for notice in call.succeeds().notices {
-            if let Some(point) = notice.message.strip_prefix("fault point: ")
-                && !points.iter().any(|known| known == point)
-            {
-                points.push(point.into());
-            }
-        }
+        let arm = "SET zodan.fault = 'list'";
+        let call = Running::start_after(self.here(way), arm, &self.call(way));
+        told(&call.succeeds().notices)
+    }
+
+    /// The points of the longest undo.
+    fn undo_points(&self, way: Way) -> Vec<String> {
+        let arm = format!("SET zodan.fault = 'list; error {}'", way.last_undone());
+        let call = Running::start_after(self.here(way), &arm, &self.call(way));
+        let mut points = told(&call.fails().notices);
+        points.retain(|point| point.starts_with("within the undo, "));
         points
     }
 
@@ -221,13 +235,17 @@ impl World {
         let here = self.here(case.way);
         let action = match case.fault {
             Fault::Error => "error",
-            Fault::Killed => "kill",
+            Fault::Killed | Fault::KilledUndoing => "kill",
             Fault::Panicked => "panic",
             _ => "hang",
         };
+        let before = match case.fault {
+            Fault::KilledUndoing => format!("error {}; ", case.way.last_undone()),
+            _ => String::new(),
+        };
         let arm = format!(
             "SET zodan.fault = {}",
-            quote_literal(&format!("{action} {}", case.point))
+            quote_literal(&format!("{before}{action} {}", case.point))
         );
         if action != "hang" {
             let outcome = Running::start_after(here, &arm, &self.call(case.way)).join();
@@ -253,7 +271,9 @@ impl World {
             Fault::FirstCrashed => self.n(1).crash(),
             Fault::PeerCrashed => self.n(2).crash(),
             Fault::PeerSevered => self.n(2).sever(),
-            Fault::Error | Fault::Killed | Fault::Panicked => unreachable!("they do not hang"),
+            Fault::Error | Fault::Killed | Fault::Panicked | Fault::KilledUndoing => {
+                unreachable!("they do not hang")
+            }
         }
         held.release();
         call.join()
@@ -262,7 +282,9 @@ impl World {
     /// The node whose server went down. A backend that is killed takes all others with it.
     fn crashed(&self, case: &Case) -> Option<&str> {
         match case.fault {
-            Fault::Killed | Fault::Panicked => Some(self.here(case.way).name()),
+            Fault::Killed | Fault::Panicked | Fault::KilledUndoing => {
+                Some(self.here(case.way).name())
+            }
             Fault::SubjectCrashed => Some("n4"),
             Fault::FirstCrashed => Some("n1"),
             Fault::PeerCrashed => Some("n2"),
@@ -323,6 +345,19 @@ impl World {
         let before = before.of(&reachable);
         before.assert_same(&structure(&reachable));
     }
+}
+
+/// The points that a run has told, each once.
+fn told(notices: &[Notice]) -> Vec<String> {
+    let mut points: Vec<String> = vec![];
+    for notice in notices {
+        if let Some(point) = notice.message.strip_prefix("fault point: ")
+            && !points.iter().any(|known| known == point)
+        {
+            points.push(point.into());
+        }
+    }
+    points
 }
 
 /// What the fingerprint of `servers` has that does not depend on the writers.
@@ -498,13 +533,19 @@ fn every_fault_at_every_point_is_survived() {
     let wanted = std::env::var("ZODAN_FAULTS").unwrap_or_default();
     let began = Instant::now();
     let world = World::new();
-    let mut points = vec![(Way::Join, world.points(Way::Join))];
-    points.push((Way::Removal, world.points(Way::Removal)));
-    renew(world.n(4));
-    world.run(Way::Join);
-    points.push((Way::OwnRemoval, world.points(Way::OwnRemoval)));
+    let points: Vec<(Way, Vec<String>, Vec<String>)> = [Way::Join, Way::Removal, Way::OwnRemoval]
+        .into_iter()
+        .map(|way| {
+            if way == Way::OwnRemoval {
+                renew(world.n(4));
+                world.run(Way::Join);
+            }
+            let undo = world.undo_points(way);
+            (way, world.points(way), undo)
+        })
+        .collect();
     drop(world);
-    let cases = |(way, points): &(Way, Vec<String>)| -> VecDeque<Case> {
+    let cases = |(way, points, undo): &(Way, Vec<String>, Vec<String>)| -> VecDeque<Case> {
         let case = |point: &String, fault| Case {
             way: *way,
             point: point.clone(),
@@ -515,6 +556,7 @@ fn every_fault_at_every_point_is_survived() {
             .iter()
             .flat_map(|point| FAULTS.map(|fault| case(point, fault)))
             .chain(panics.map(|point| case(point, Fault::Panicked)))
+            .chain(undo.iter().map(|point| case(point, Fault::KilledUndoing)))
             .filter(|case| {
                 wanted
                     .split('|')
@@ -540,11 +582,12 @@ fn every_fault_at_every_point_is_survived() {
     });
     let failed = matrix.failed.into_inner().unwrap();
     if failed.is_empty() {
-        for ((way, points), cases) in points.iter().zip(counts) {
+        for ((way, points, undo), cases) in points.iter().zip(counts) {
             tell(&format!(
-                "{way:?}: {} points, {} faults at each, {cases} cases, 0 lost rows, 0 left-overs",
+                "{way:?}: {} points with {} faults each, {} more in the undo: {cases} cases, 0 lost rows, 0 left-overs",
                 points.len(),
                 FAULTS.len(),
+                undo.len(),
             ));
         }
         tell(&format!(

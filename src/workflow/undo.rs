@@ -37,11 +37,14 @@ impl Undo<'_> {
             .into_iter()
             .partition(|begun| begun.effect == Effect::Marker);
         for begun in steps.into_iter().chain(markers) {
+            let what = format!("{} on {}", begun.description, begun.node);
+            self.journal.passed(&format!("the undo, before {what}"))?;
             let answer = match unreachable.get(&begun.node) {
                 None => self.undo_one(&begun, nodes),
                 // Every further try would wait as long.
                 Some(error) => Err(Error::clone(error)),
             };
+            self.journal.passed(&format!("the undo, after {what}"))?;
             match answer {
                 Ok(()) => self.journal.undone(begun.step)?,
                 Err(error) => {

@@ -228,8 +228,11 @@ pub struct Hang<'a> {
 }
 
 impl<'a> Hang<'a> {
+    /// Sessions of such a name are not ended when a node leaves.
+    const SPARED: &'static str = "zodan test";
+
     pub fn hold(server: &'a Server) -> Hang<'a> {
-        let mut holder = server.client_named("hang");
+        let mut holder = server.client_named(Hang::SPARED);
         holder
             .batch_execute("SELECT pg_advisory_lock(2054120550, 1)")
             .expect("hold what a CALL hangs on");
@@ -257,7 +260,7 @@ impl<'a> Hang<'a> {
     pub fn wait(&self, call: &Running) {
         let deadline = Instant::now() + PATIENCE;
         let hanging = "SELECT count(*) FROM pg_locks WHERE classid = 2054120550 AND NOT granted";
-        let mut client = self.server.client();
+        let mut client = self.server.client_named(Hang::SPARED);
         loop {
             let count: i64 = client
                 .query_one(hanging, &[])
