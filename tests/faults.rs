@@ -266,7 +266,11 @@ impl World {
         let call = Running::start_after(here, &arm, &self.call(case.way));
         held.wait(&call);
         match case.fault {
-            Fault::Cancelled => call.cancel(),
+            Fault::Cancelled => {
+                // Released meanwhile, it might go on for a while before it sees the cancel request.
+                call.cancel();
+                return call.join();
+            }
             Fault::SubjectCrashed => self.n(4).crash(),
             Fault::FirstCrashed => self.n(1).crash(),
             Fault::PeerCrashed => self.n(2).crash(),

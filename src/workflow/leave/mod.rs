@@ -116,10 +116,12 @@ impl Leave {
             Ok(hold) => hold,
             Err(first) => return Err(self.take_back(&journal, first)),
         };
-        let detached = self
+        let ended = self
             .detach(&mut journal, hold.as_ref())
-            .and_then(|()| journal.passed("the node is detached"));
-        if let Err(first) = detached {
+            .and_then(|()| journal.passed("the node is detached"))
+            .and_then(|()| journal.end("done", None))
+            .and_then(|()| self.end_earlier_runs());
+        if let Err(first) = ended {
             // If that cannot be written either, the run stays without an end, which is the same.
             let _ = journal.end("failed", Some(&first));
             return Err(Error::Unfinished {
@@ -127,8 +129,6 @@ impl Leave {
                 hint: "Run the same CALL again: it goes on where this one ended.".into(),
             });
         }
-        journal.end("done", None)?;
-        self.end_earlier_runs()?;
         let mut all: Vec<&mut Node> = self.survivors.iter_mut().collect();
         // It has left, whatever can be told of the others.
         if let Err(error) = summary::show(&*self.engine, &mut all, &self.report) {
