@@ -6,8 +6,9 @@ CREATE PROCEDURE spock.add_node(
     verb              boolean DEFAULT false,
     new_node_location text    DEFAULT 'NY',
     new_node_country  text    DEFAULT 'USA',
-    new_node_info     jsonb   DEFAULT '{}'::jsonb)
+    new_node_info     jsonb   DEFAULT '{}'::jsonb,
+    verify            boolean DEFAULT false)
 LANGUAGE c AS 'MODULE_PATHNAME', 'add_node_wrapper';
-REVOKE ALL ON PROCEDURE spock.add_node(text, text, text, text, boolean, text, text, jsonb) FROM PUBLIC;
-COMMENT ON PROCEDURE spock.add_node(text, text, text, text, boolean, text, text, jsonb) IS
+REVOKE ALL ON PROCEDURE spock.add_node(text, text, text, text, boolean, text, text, jsonb, boolean) FROM PUBLIC;
+COMMENT ON PROCEDURE spock.add_node(text, text, text, text, boolean, text, text, jsonb, boolean) IS
     'Adds this database as a node to the running cluster of the source node, without downtime';

@@ -42,10 +42,11 @@ CREATE PROCEDURE spock.recover_run(
     skip_lsn         pg_lsn      DEFAULT NULL,
     stop_timestamp   timestamptz DEFAULT NULL,
     verb             boolean     DEFAULT false,
-    force            boolean     DEFAULT false)
+    force            boolean     DEFAULT false,
+    verify           boolean     DEFAULT false)
 LANGUAGE c AS 'MODULE_PATHNAME', 'recover_run_wrapper';
-REVOKE ALL ON PROCEDURE spock.recover_run(text, text, text, text, text, pg_lsn, pg_lsn, timestamptz, boolean, boolean) FROM PUBLIC;
-COMMENT ON PROCEDURE spock.recover_run(text, text, text, text, text, pg_lsn, pg_lsn, timestamptz, boolean, boolean) IS
+REVOKE ALL ON PROCEDURE spock.recover_run(text, text, text, text, text, pg_lsn, pg_lsn, timestamptz, boolean, boolean, boolean) FROM PUBLIC;
+COMMENT ON PROCEDURE spock.recover_run(text, text, text, text, text, pg_lsn, pg_lsn, timestamptz, boolean, boolean, boolean) IS
     'Brings what one survivor has of a node that died to the survivors that lack it; without a source from the one that has most, without a target to all';
 
 CREATE PROCEDURE spock.recover_precheck(

@@ -35,7 +35,12 @@ extension_sql_file!(
 extension_sql_file!(
     "../sql/recovery.sql",
     name = "recovery",
-    requires = ["remove_node"],
+    requires = ["remove_node"]
+);
+extension_sql_file!(
+    "../sql/verify.sql",
+    name = "verify",
+    requires = ["recovery"],
     finalize
 );
 

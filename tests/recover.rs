@@ -719,6 +719,74 @@ fn without_a_slot_the_contents_are_compared() {
     );
 }
 
+/// What the function finds, and what the procedures say when they are asked to look.
+#[test]
+fn differences_between_members_are_found() {
+    let cluster = mesh_without_slots(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO crash_test SELECT i, 'row ' || i, NULL FROM generate_series(1, 500) i");
+    n1.sql("INSERT INTO journal VALUES (1, 'a'), (1, 'a')");
+    wait_quiet(&cluster.all());
+    let all = "SELECT concat_ws('|', table_name, reference_node, node, missing_rows, extra_rows, different_rows, keys)
+                 FROM spock.verify_nodes() ORDER BY 1";
+    let found = |node: &Server| {
+        let rows = node.rows(all).into_iter().flatten().flatten();
+        rows.collect::<Vec<String>>()
+    };
+    let load = Load::start(&cluster.all());
+    load.wait_commits(10);
+    assert_eq!(found(n2), Vec::<String>::new(), "while all write");
+    assert!(load.stop().failures.is_empty());
+    // What replication does not send on.
+    n3.sql(
+        "BEGIN; SELECT zodan.unreplicated(); DELETE FROM crash_test WHERE id IN (7, 8);
+            INSERT INTO crash_test VALUES (1000); UPDATE crash_test SET data = NULL WHERE id = 9;
+            INSERT INTO journal VALUES (1, 'a'); COMMIT",
+    );
+    assert_eq!(
+        found(n1),
+        [
+            r#""public"."crash_test"|n1|n3|2|1|1|{(1000),(7),(8),(9)}"#,
+            r#""public"."journal"|n1|n3|0|1|0|{"(1,a) (no. 3)"}"#,
+        ]
+    );
+    suspend(n2, n1);
+    n1.sql("INSERT INTO debit VALUES (1, 1)");
+    n3.wait_for("SELECT count(*) FROM debit", "1");
+    n1.crash();
+    let recovered = n2
+        .call(&call("n1", None, Some(n2), ", verify := true"))
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    // A comparison by content mends all that n2 lacks of n3, whoever made it so.
+    assert!(
+        recovered
+            .notices
+            .iter()
+            .any(|n| n.message == "the survivors have the same content"),
+        "{recovered:?}"
+    );
+}
+
+#[test]
+fn a_join_can_be_verified() {
+    let cluster = Cluster::start_with(2, &options());
+    cluster.form_mesh(1, &format!("{CONTENT}{}", load::SCHEMA));
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n1.sql("INSERT INTO crash_test SELECT i, 'row ' || i, NULL FROM generate_series(1, 500) i");
+    let call = lab::cluster::add_node_call(n2, "n2", n1, "n1")
+        .replace("new_node_dsn", "verify := true, new_node_dsn");
+    let load = Load::start(&[n1]);
+    let joined = n2.call(&call).unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(load.stop().failures.is_empty());
+    assert!(
+        joined
+            .notices
+            .iter()
+            .any(|n| n.message == "node \"n2\" has the same content as node \"n1\""),
+        "{joined:?}"
+    );
+}
+
 /// A row that the failed node deleted, and that a survivor that did not know has changed since.
 #[test]
 fn what_cannot_be_told_is_listed() {

@@ -20,6 +20,7 @@ fn add_node(
     new_node_location: Option<&str>,
     new_node_country: Option<&str>,
     new_node_info: Option<JsonB>,
+    verify: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> std::result::Result<(), ErrorReport> {
     // First of all: the text of the CALL may hold passwords.
@@ -37,6 +38,7 @@ fn add_node(
             location: new_node_location.unwrap_or_default().to_owned(),
             country: new_node_country.unwrap_or_default().to_owned(),
             info: new_node_info.map_or("{}".into(), |json| json.0.to_string()),
+            verify: verify.unwrap_or(false),
         })
     };
     let request = request()?;

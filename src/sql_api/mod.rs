@@ -9,5 +9,6 @@ mod native;
 mod recover;
 mod recovery_slot;
 mod remove_node;
+mod verify;
 
 pub use recovery_slot::start_recovery_launcher;

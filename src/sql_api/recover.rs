@@ -69,6 +69,7 @@ fn recover_run(
     stop_timestamp: Option<i64>,
     verb: Option<bool>,
     force: Option<bool>,
+    verify: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Raised<()> {
     called(fcinfo, "spock.recover_run", |local| {
@@ -78,6 +79,7 @@ fn recover_run(
             stop_timestamp,
             verbose: verb.unwrap_or(false),
             force: force.unwrap_or(false),
+            verify: verify.unwrap_or(false),
             ..nodes(
                 failed_node_name,
                 source_node_name,

@@ -179,7 +179,7 @@ fn keep() -> Result<()> {
 }
 
 /// Which member this database is, and how it reaches itself.
-fn own() -> Result<Option<Member>> {
+pub fn own() -> Result<Option<Member>> {
     let text = |sql: &str| -> Result<Option<(String, String)>> {
         Spi::connect(|client| {
             let rows = client.select(sql, None, &[])?;

@@ -9,6 +9,7 @@ use super::report::Report;
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
 use super::summary;
 use super::undo::Undo;
+use super::verify;
 use crate::copy;
 use crate::engine::{self, Engine, Identity, Path};
 use crate::error::{Error, Result, SqlState};
@@ -22,6 +23,8 @@ use std::time::Instant;
 
 const COMMAND: &str = "spock.add_node";
 const PHASES: usize = 9;
+/// Keys that are told of rows that differ.
+const TOLD_KEYS: usize = 5;
 
 /// The arguments of the CALL.
 pub struct Request {
@@ -33,6 +36,8 @@ pub struct Request {
     pub location: String,
     pub country: String,
     pub info: String,
+    /// Compare the content of the new node with the source's at the end.
+    pub verify: bool,
 }
 
 /// Adds the database of this session to the cluster of `request.source`.
@@ -254,6 +259,9 @@ impl Join {
             .phase("prove that every change arrives everywhere");
         self.prove(&markers)?;
         journal.passed("it is proved")?;
+        if self.request.verify {
+            self.verify()?;
+        }
         self.finish()?;
         journal.passed("the markers are removed")?;
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
@@ -737,6 +745,28 @@ impl Join {
             markers::wait_for_workers(engine, node, &inbound, &new, None)?;
         }
         Ok(())
+    }
+
+    fn verify(&mut self) -> Result<()> {
+        let mut nodes = [&mut self.source, &mut self.new];
+        let found = verify::mismatches(&*self.engine, &mut nodes, TOLD_KEYS)?;
+        if found.is_empty() {
+            self.report.say(&format!(
+                "node \"{}\" has the same content as node \"{}\"",
+                self.new.name, self.source.name
+            ));
+            return Ok(());
+        }
+        let told: Vec<String> = found.iter().map(|m| m.to_string()).collect();
+        Err(Error::Refused {
+            state: SqlState::NOT_IN_PREREQUISITE_STATE,
+            message: format!(
+                "node \"{}\" does not have the content of node \"{}\"",
+                self.new.name, self.source.name
+            ),
+            detail: Some(told.join("\n")),
+            hint: "See whether the members of the cluster are the same: SELECT * FROM spock.verify_nodes() on one of them.".into(),
+        })
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -7,12 +7,13 @@ pub mod join;
 pub mod keeper;
 pub mod leave;
 mod markers;
-mod members;
+pub mod members;
 mod patience;
 pub mod recover;
 mod report;
 mod snapshot;
 mod summary;
 mod undo;
+pub mod verify;
 
 pub use members::own_session;

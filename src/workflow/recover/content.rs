@@ -8,19 +8,16 @@
 //!   survivor that came later: that cannot be told, and is listed.
 
 use super::{Gap, Recovery};
-use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, server};
 use crate::quote::qualified;
-use crate::replay::content::{Difference, Version, differences, newest_of, relations};
+use crate::replay::content::{Difference, Version, newest_of, relations};
 use crate::replay::pgoutput::{Message, Relation};
 use crate::replay::{Catalog, Rendering};
-use crate::workflow::markers;
+use crate::workflow::verify;
 use std::collections::BTreeMap;
 
-/// How often rows that change while they are compared are looked at again.
-const LOOKS: usize = 5;
 /// So many keys of what cannot be decided are told.
 const TOLD: usize = 20;
 
@@ -130,52 +127,14 @@ impl Recovery {
         Ok(())
     }
 
-    /// Nothing that a survivor has committed is on its way to another one.
-    fn barrier(&mut self) -> Result<()> {
-        let engine = &*self.engine;
-        let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
-        let markers = markers::emit(engine, &mut self.survivors)?;
-        for node in &mut self.survivors {
-            let inbound: Vec<Path> = names
-                .iter()
-                .filter(|name| **name != node.name)
-                .map(|name| engine.path(name, &node.name))
-                .collect();
-            markers::wait(engine, node, &markers, &inbound, "")?;
-        }
-        Ok(())
-    }
-
-    /// What differs, and stays so while nothing is on its way: rows that applications are changing are
-    /// looked at again.
     fn settled_differences(&mut self, gap: &Gap, table: &Relation) -> Result<Vec<Difference>> {
-        let mut before: Vec<Difference> = vec![];
-        for look in 0..LOOKS {
-            let (source, target) = self.pair(gap)?;
-            let now = differences(table, source, target)?;
-            if now.is_empty() || look > 0 && now == before {
-                return Ok(now);
-            }
-            before = now;
-            self.barrier()?;
-        }
-        let (source, target) = self.pair(gap)?;
-        let last = differences(table, source, target)?;
-        Ok(last.into_iter().filter(|d| before.contains(d)).collect())
-    }
-
-    fn pair(&mut self, gap: &Gap) -> Result<(&mut Node, &mut Node)> {
-        let (mut source, mut target) = (None, None);
-        for node in &mut self.survivors {
-            if node.name == gap.source {
-                source = Some(node);
-            } else if node.name == gap.target {
-                target = Some(node);
-            }
-        }
-        source
-            .zip(target)
-            .ok_or_else(|| Error::internal("a node was not connected"))
+        let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
+        let (Some(source), Some(target)) = (at(&gap.source), at(&gap.target)) else {
+            return Err(Error::internal("a node was not connected"));
+        };
+        let engine = &*self.engine;
+        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        verify::settled(engine, &mut nodes, table, source, target)
     }
 
     /// When the newest row was written that the source has of the failed node. What it deleted, it deleted

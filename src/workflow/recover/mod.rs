@@ -8,6 +8,7 @@ mod standing;
 use super::members;
 use super::report::Report;
 use super::undo::Undo;
+use super::verify;
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Journal, Subject};
@@ -18,6 +19,8 @@ use std::time::Instant;
 
 const COMMAND: &str = "spock.recover_run";
 const PHASES: usize = 3;
+/// Keys that are told of rows that differ.
+const TOLD_KEYS: usize = 5;
 
 /// The arguments of the CALL.
 #[derive(Clone, Default)]
@@ -38,6 +41,8 @@ pub struct Request {
     pub stop_timestamp: Option<i64>,
     pub verbose: bool,
     pub force: bool,
+    /// Compare the contents of all survivors at the end.
+    pub verify: bool,
 }
 
 /// Brings over what the targets lack of the failed node.
@@ -78,6 +83,9 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
         }
     }
     journal.end("done", None)?;
+    if recovery.request.verify {
+        recovery.verify()?;
+    }
     recovery.report.say(&format!(
         "recovered from the loss of \"{}\", {:.1} s",
         recovery.request.failed,
@@ -204,6 +212,20 @@ impl Recovery {
                     format!("The survivors are {}.", known.join(", ")),
                 )
             })
+    }
+
+    /// Says where the survivors are not the same.
+    fn verify(&mut self) -> Result<()> {
+        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        let found = verify::mismatches(&*self.engine, &mut nodes, TOLD_KEYS)?;
+        for mismatch in &found {
+            let hint = "SELECT * FROM spock.verify_nodes() tells more.";
+            self.report.warn(&mismatch.to_string(), hint);
+        }
+        if found.is_empty() {
+            self.report.say("the survivors have the same content");
+        }
+        Ok(())
     }
 
     fn clean_up_interrupted(&mut self) -> Result<()> {

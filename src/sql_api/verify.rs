@@ -1,0 +1,66 @@
+//! `spock.verify_nodes(...)`.
+
+use super::recovery_slot::own;
+use crate::engine;
+use crate::error::{Error, Result, SqlState};
+use crate::node::Node;
+use crate::workflow::{members, own_session, verify};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+/// Compares the content of all members with that of this one.
+#[pg_extern(sql = "")]
+#[allow(clippy::type_complexity)] // the macro has to see it
+fn verify_nodes(
+    key_limit: i32,
+) -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(table_name, String),
+            name!(reference_node, String),
+            name!(node, String),
+            name!(missing_rows, i64),
+            name!(extra_rows, i64),
+            name!(different_rows, i64),
+            name!(keys, Vec<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    super::arguments::superuser("spock.verify_nodes")?;
+    let found = compare(usize::try_from(key_limit).unwrap_or(0))?;
+    Ok(TableIterator::new(found.into_iter().map(|m| {
+        (
+            m.table,
+            m.reference,
+            m.node,
+            m.missing as i64,
+            m.extra as i64,
+            m.different as i64,
+            m.keys,
+        )
+    })))
+}
+
+fn compare(most_keys: usize) -> Result<Vec<verify::Mismatch>> {
+    let Some(own) = own()? else {
+        return Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            "the database is no node of a cluster",
+            "Ask in the database of a node.",
+        ));
+    };
+    let mut here = own_session(&own)?;
+    let mut engine = engine::detect(&mut here)?;
+    let survey = engine.survey(&mut here)?;
+    let others: Vec<_> = survey
+        .members
+        .into_iter()
+        .filter(|m| m.name != own.name)
+        .collect();
+    let mut others = members::connect(&others)?;
+    let mut nodes: Vec<&mut Node> = std::iter::once(&mut here).chain(&mut others).collect();
+    engine.learn(&mut nodes, &[])?;
+    verify::mismatches(&*engine, &mut nodes, most_keys)
+}
