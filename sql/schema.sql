@@ -11,7 +11,8 @@ BEGIN
       FROM pg_catalog.pg_proc p
       JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
      WHERE n.nspname = 'spock'
-       AND p.proname IN ('add_node', 'remove_node', 'recover_run')
+       AND p.proname IN ('add_node', 'remove_node', 'recover_run', 'recover_precheck', 'recover_phase_clone',
+                         'recover_finalize')
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                         WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
                           AND d.objid = p.oid AND d.deptype = 'e');

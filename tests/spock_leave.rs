@@ -79,7 +79,7 @@ fn assert_forgotten(server: &Server, gone: &str, members: usize) {
     let paths = (members - 1).to_string();
     server.wait_for("SELECT count(*) FROM spock.subscription", &paths);
     server.wait_for(
-        "SELECT count(*) FROM pg_replication_slots WHERE plugin = 'spock_output'",
+        "SELECT count(*) FROM pg_replication_slots WHERE plugin = 'spock_output' AND slot_name NOT LIKE 'spk_recovery%'",
         &paths,
     );
     server.wait_for("SELECT count(*) FROM pg_replication_origin", &paths);

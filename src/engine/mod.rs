@@ -9,6 +9,7 @@ use crate::copy;
 use crate::error::{Finding, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement};
+use crate::replay::Decoding;
 use std::collections::BTreeSet;
 
 /// How one path of the mesh is called.
@@ -229,19 +230,10 @@ pub trait Engine {
     fn disable(&self, path: &Path) -> Statement;
     /// The replication origin of the subscription of `path`, on its subscriber.
     fn origin(&self, path: &Path) -> Statement;
-    /// The publication by which a recovery slot is read, and what makes it where joins do not.
-    fn recovery_publication(&self) -> (&'static str, Option<Statement>);
-    /// Where the engine marks replicated transactions in a way that PostgreSQL's own plugin does not tell:
-    /// its plugin, and the statement that reads with a slot of it `xid, position` of the transactions of
-    /// `origin` that come after `after` there.
-    fn transactions_of(
-        &self,
-        _slot: &str,
-        _origin: &str,
-        _after: Lsn,
-    ) -> Option<(&'static str, Statement)> {
-        None
-    }
+    /// How a recovery slot is made and read.
+    fn decoding(&self) -> Decoding;
+    /// How many workers of subscriptions that have been disabled have not ended yet.
+    fn workers_ending(&self) -> Statement;
     /// The origin that rows of the provider of `path` bear on its subscriber: a name, or a number that has
     /// none.
     fn written_as(&self, path: &Path) -> Statement {
@@ -251,7 +243,7 @@ pub trait Engine {
     fn replicated_tables(&self, _node: &mut Node) -> Result<Option<BTreeSet<String>>> {
         Ok(None)
     }
-    /// Marks what a replaying session commits in that way.
+    /// Marks what a replaying session commits as the engine does, where that is not as PostgreSQL does.
     fn commit_as(&self, _origin: &str) -> Option<Statement> {
         None
     }

@@ -6,6 +6,7 @@ use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement, ask_all};
+use crate::replay::{Decoding, Protocol};
 
 pub struct Native;
 
@@ -419,8 +420,21 @@ impl Engine for Native {
         )
     }
 
-    fn recovery_publication(&self) -> (&'static str, Option<Statement>) {
-        ("zodan", None)
+    fn decoding(&self) -> Decoding {
+        Decoding {
+            plugin: "pgoutput",
+            options: r#"'proto_version', '1', 'publication_names', '"zodan"', 'origin', 'any'"#,
+            protocol: Protocol::Pgoutput,
+        }
+    }
+
+    fn workers_ending(&self) -> Statement {
+        Statement::new(
+            "SELECT count(*) FROM pg_stat_subscription w JOIN pg_subscription s ON s.oid = w.subid
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+              WHERE w.pid IS NOT NULL AND NOT s.subenabled",
+            &[],
+        )
     }
 
     fn own_schemas(&self) -> &'static [&'static str] {

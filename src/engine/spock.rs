@@ -8,6 +8,7 @@ use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement, ask_all};
+use crate::replay::{Decoding, Protocol};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The Unix epoch in microseconds since 2000: older than any change of an application, so that
@@ -628,34 +629,29 @@ impl Engine for Spock {
         )
     }
 
-    fn recovery_publication(&self) -> (&'static str, Option<Statement>) {
-        let create = "SET LOCAL spock.enable_ddl_replication = off;
-                      CREATE PUBLICATION zodan_recovery FOR ALL TABLES";
-        ("zodan_recovery", Some(Statement::new(create, &[])))
+    fn decoding(&self) -> Decoding {
+        // PostgreSQL's own plugin does not tell Spock's origins, which are in no catalog of its, and its
+        // publications would forbid updates of tables without a key.
+        Decoding {
+            plugin: "spock_output",
+            options: "'startup_params_format', '1', 'min_proto_version', '4', 'max_proto_version', '4',
+                      'expected_encoding', 'UTF8', 'proto_format', 'native',
+                      'spock_version', spock.spock_version(),
+                      'spock_version_num', spock.spock_version_num()::text, 'spock.forward_origins', 'all',
+                      'spock.replication_set_names',
+                      (SELECT string_agg(quote_ident(s.set_name), ',') FROM spock.replication_set s
+                         JOIN spock.local_node l ON l.node_id = s.set_nodeid)",
+            protocol: Protocol::Spock,
+        }
     }
 
-    fn transactions_of(
-        &self,
-        slot: &str,
-        origin: &str,
-        after: Lsn,
-    ) -> Option<(&'static str, Statement)> {
-        // Spock writes the id of the node as the origin, which is in no catalog of PostgreSQL's. Its own
-        // plugin tells it.
-        let statement = Statement::new(
-            "SELECT b.begin ->> 'xid', b.begin ->> 'origin_lsn'
-               FROM (SELECT data::jsonb AS begin
-                       FROM pg_logical_slot_peek_changes($1, NULL, NULL,
-                                'startup_params_format', '1', 'min_proto_version', '4',
-                                'max_proto_version', '5', 'expected_encoding', pg_client_encoding(),
-                                'proto_format', 'json', 'spock.forward_origins', 'all',
-                                'spock.replication_set_names', 'default')
-                      WHERE data LIKE '{\"action\":\"B\"%') b
-              WHERE b.begin ->> 'origin_id' = (SELECT node_id::text FROM spock.node WHERE node_name = $2)
-                AND (b.begin ->> 'origin_lsn')::pg_lsn > $3::pg_lsn",
-            &[slot, origin, &after.to_string()],
-        );
-        Some((self.plugin(), statement))
+    fn workers_ending(&self) -> Statement {
+        Statement::new(
+            "SELECT count(*) FROM spock.subscription s, pg_database d, pg_stat_activity a
+              WHERE NOT s.sub_enabled AND d.datname = current_database()
+                AND a.backend_type = format('spock apply %s:%s', d.oid, s.sub_id)",
+            &[],
+        )
     }
 
     fn written_as(&self, path: &Path) -> Statement {

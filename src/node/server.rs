@@ -416,7 +416,7 @@ pub fn slot_state(slot: &str) -> Statement {
     Statement::new(
         "SELECT restart_lsn, confirmed_flush_lsn, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn),
                 coalesce(wal_status = 'lost', false), active
-           FROM pg_replication_slots WHERE slot_name = $1",
+           FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()",
         &[slot],
     )
 }
@@ -426,14 +426,6 @@ pub fn copy_slot(slot: &str, copy: &str) -> Statement {
     Statement::new(
         "SELECT lsn FROM pg_copy_logical_replication_slot($1, $2)",
         &[slot, copy],
-    )
-}
-
-/// A copy with another plugin, which lasts as long as the session.
-pub fn copy_slot_for_session(slot: &str, copy: &str, plugin: &str) -> Statement {
-    Statement::new(
-        "SELECT lsn FROM pg_copy_logical_replication_slot($1, $2, true, $3)",
-        &[slot, copy, plugin],
     )
 }
 
@@ -484,14 +476,6 @@ pub fn flush_wal() -> Statement {
 /// What others see of this session.
 pub fn name_session(name: &str) -> Statement {
     Statement::new("SELECT set_config('application_name', $1, false)", &[name])
-}
-
-/// Whether a publication exists.
-pub fn publication(name: &str) -> Statement {
-    Statement::new(
-        "SELECT pubname FROM pg_publication WHERE pubname = $1",
-        &[name],
-    )
 }
 
 /// The end of what has been written into the WAL.
@@ -555,6 +539,15 @@ pub fn expose(why: &str) -> Statement {
         "UPDATE zodan.recovery SET exposed_at = clock_timestamp(), exposed_why = $1
            FROM zodan.unreplicated()",
         &[why],
+    )
+}
+
+/// Nothing that was given up is lacking anywhere any more.
+pub fn unexpose() -> Statement {
+    Statement::new(
+        "UPDATE zodan.recovery SET exposed_at = NULL, exposed_why = NULL
+           FROM zodan.unreplicated() WHERE exposed_at IS NOT NULL",
+        &[],
     )
 }
 

@@ -2,8 +2,10 @@
 
 pub mod content;
 pub mod pgoutput;
+mod reader;
 mod source;
+mod spock_output;
 mod statements;
 
-pub use source::{Origin, Transaction, Transactions};
+pub use source::{Decoding, Protocol, Transactions};
 pub use statements::{Catalog, Rendering};

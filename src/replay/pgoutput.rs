@@ -1,21 +1,28 @@
 //! The messages of PostgreSQL's own output plugin, protocol version 1.
 //! <https://www.postgresql.org/docs/17/protocol-logicalrep-message-formats.html>
 
+use super::reader::Reader;
 use crate::lsn::Lsn;
 
 /// What cannot be read: a message of another protocol, or a torn one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed(pub String);
 
-type Result<T> = std::result::Result<T, Malformed>;
+impl Malformed {
+    pub fn unexpected(what: &str, byte: u8) -> Self {
+        Self(format!("{what} {:?}", char::from(byte)))
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Malformed>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
     Begin {
         /// Microseconds since 2000: of the commit on the node that the transaction came from.
         timestamp: i64,
-        /// Its transaction id on the node that is read.
-        xid: u32,
+        /// Where its commit begins on the node that is read.
+        lsn: Lsn,
     },
     /// The transaction came from another node: the origin's name on this one, and where its commit ends
     /// on that one.
@@ -76,56 +83,56 @@ pub enum Value {
 
 /// Reads one message.
 pub fn parse(bytes: &[u8]) -> Result<Message> {
-    let mut reader = Reader { bytes };
+    let mut reader = Reader::new(bytes);
     let message = match reader.u8()? {
         b'B' => {
-            reader.u64()?; // where its commit is here
+            let lsn = reader.lsn()?;
             let timestamp = reader.u64()?.cast_signed();
-            let xid = reader.u32()?;
-            Message::Begin { timestamp, xid }
+            reader.u32()?; // its transaction id
+            Message::Begin { timestamp, lsn }
         }
         b'O' => {
-            let end = Lsn(reader.u64()?);
+            let end = reader.lsn()?;
             Message::Origin {
                 name: reader.text()?,
                 end,
             }
         }
-        b'R' => Message::Relation(reader.relation()?),
+        b'R' => Message::Relation(relation(&mut reader)?),
         b'I' => {
             let relation = reader.u32()?;
             reader.expect(b'N')?;
             Message::Insert {
                 relation,
-                new: reader.tuple()?,
+                new: tuple(&mut reader)?,
             }
         }
         b'U' => {
             let relation = reader.u32()?;
             let old = match reader.u8()? {
                 b'K' | b'O' => {
-                    let old = reader.tuple()?;
+                    let old = tuple(&mut reader)?;
                     reader.expect(b'N')?;
                     Some(old)
                 }
                 b'N' => None,
-                other => return Err(unexpected("part of an update", other)),
+                other => return Err(Malformed::unexpected("part of an update", other)),
             };
             Message::Update {
                 relation,
                 old,
-                new: reader.tuple()?,
+                new: tuple(&mut reader)?,
             }
         }
         b'D' => {
             let relation = reader.u32()?;
             match reader.u8()? {
                 b'K' | b'O' => {}
-                other => return Err(unexpected("part of a delete", other)),
+                other => return Err(Malformed::unexpected("part of a delete", other)),
             }
             Message::Delete {
                 relation,
-                old: reader.tuple()?,
+                old: tuple(&mut reader)?,
             }
         }
         b'T' => {
@@ -140,116 +147,52 @@ pub fn parse(bytes: &[u8]) -> Result<Message> {
             Message::Commit
         }
         b'Y' | b'M' => return Ok(Message::Other),
-        other => return Err(unexpected("message", other)),
+        other => return Err(Malformed::unexpected("message", other)),
     };
-    match reader.bytes {
-        [] => Ok(message),
-        rest => Err(Malformed(format!("{} bytes too many", rest.len()))),
-    }
+    reader.end()?;
+    Ok(message)
 }
 
-fn unexpected(what: &str, byte: u8) -> Malformed {
-    Malformed(format!("{what} {:?}", char::from(byte)))
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
-}
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
-        let (head, rest) = self
-            .bytes
-            .split_at_checked(n)
-            .ok_or_else(|| Malformed("it ends too early".into()))?;
-        self.bytes = rest;
-        Ok(head)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let taken = self.take(N)?;
-        taken
-            .try_into()
-            .map_err(|_| Malformed("it ends too early".into()))
-    }
-
-    fn u8(&mut self) -> Result<u8> {
-        self.array().map(u8::from_be_bytes)
-    }
-
-    fn u16(&mut self) -> Result<u16> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        self.array().map(u64::from_be_bytes)
-    }
-
-    fn expect(&mut self, byte: u8) -> Result<()> {
-        match self.u8()? {
-            found if found == byte => Ok(()),
-            found => Err(unexpected("part", found)),
-        }
-    }
-
-    /// A string that a zero byte ends.
-    fn text(&mut self) -> Result<String> {
-        let end = self.bytes.iter().position(|b| *b == 0);
-        let end = end.ok_or_else(|| Malformed("a name without an end".into()))?;
-        let text = utf8(self.take(end)?)?;
-        self.take(1)?;
-        Ok(text)
-    }
-
-    fn relation(&mut self) -> Result<Relation> {
-        let id = self.u32()?;
-        let schema = match self.text()? {
-            schema if schema.is_empty() => "pg_catalog".into(),
-            schema => schema,
-        };
-        let name = self.text()?;
-        let full = self.u8()? == b'f';
-        let count = self.u16()?;
-        let columns = (0..count)
-            .map(|_| {
-                let key = self.u8()? & 1 == 1;
-                let name = self.text()?;
-                self.u32()?; // type
-                self.u32()?; // its modifier
-                Ok(Column { name, key })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Relation {
-            id,
-            schema,
-            name,
-            full,
-            columns,
+fn relation(reader: &mut Reader) -> Result<Relation> {
+    let id = reader.u32()?;
+    let schema = match reader.text()? {
+        schema if schema.is_empty() => "pg_catalog".into(),
+        schema => schema,
+    };
+    let name = reader.text()?;
+    let full = reader.u8()? == b'f';
+    let count = reader.u16()?;
+    let columns = (0..count)
+        .map(|_| {
+            let key = reader.u8()? & 1 == 1;
+            let name = reader.text()?;
+            reader.u32()?; // type
+            reader.u32()?; // its modifier
+            Ok(Column { name, key })
         })
-    }
-
-    fn tuple(&mut self) -> Result<Tuple> {
-        let count = self.u16()?;
-        (0..count)
-            .map(|_| match self.u8()? {
-                b'n' => Ok(Value::Null),
-                b'u' => Ok(Value::Unchanged),
-                b't' => {
-                    let length = self.u32()?;
-                    Ok(Value::Text(utf8(self.take(length as usize)?)?))
-                }
-                other => Err(unexpected("value", other)),
-            })
-            .collect()
-    }
+        .collect::<Result<_>>()?;
+    Ok(Relation {
+        id,
+        schema,
+        name,
+        full,
+        columns,
+    })
 }
 
-fn utf8(bytes: &[u8]) -> Result<String> {
-    String::from_utf8(bytes.to_vec()).map_err(|_| Malformed("text that is not UTF-8".into()))
+fn tuple(reader: &mut Reader) -> Result<Tuple> {
+    let count = reader.u16()?;
+    (0..count)
+        .map(|_| match reader.u8()? {
+            b'n' => Ok(Value::Null),
+            b'u' => Ok(Value::Unchanged),
+            b't' => {
+                let length = reader.u32()?;
+                Ok(Value::Text(reader.counted(length as usize)?))
+            }
+            other => Err(Malformed::unexpected("value", other)),
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -312,7 +255,7 @@ mod tests {
             parse(&begin),
             Ok(Message::Begin {
                 timestamp: -5,
-                xid: 7
+                lsn: Lsn(1)
             })
         );
         assert_eq!(parse(&[&b"C"[..], &[0; 25]].concat()), Ok(Message::Commit));

@@ -1,86 +1,58 @@
-//! Decodes the transactions of a node from a slot, in the order in which they were committed there, and
-//! tells those of one origin from the others.
+//! Decodes the transactions of a node from a slot, in the order in which they were committed there.
 
 use super::pgoutput::{self, Malformed, Message};
+use super::spock_output;
 use crate::error::{Error, Result};
 use crate::libpq::{Conn, CopyOut};
-use crate::lsn::Lsn;
 use crate::quote::literal;
-use std::collections::BTreeMap;
 
 /// What begins the binary format of COPY.
 const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 const BINARY_TRAILER: &[u8] = b"\xff\xff";
 
-/// The committed transactions of a node.
+/// What an output plugin speaks.
+#[derive(Clone, Copy, Debug)]
+pub enum Protocol {
+    Pgoutput,
+    Spock,
+}
+
+/// How a slot is made and read for a replay.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoding {
+    pub plugin: &'static str,
+    /// The options of the plugin, as SQL expressions.
+    pub options: &'static str,
+    pub protocol: Protocol,
+}
+
+/// The committed transactions of a node, message by message.
 pub struct Transactions<'a> {
     copy: CopyOut<'a>,
     node: String,
-    origin: Origin,
-    /// The transaction under way is one of the list, and nothing of it has been handed out.
-    listed: Option<Lsn>,
-    /// When the transaction under way was committed.
-    timestamp: i64,
-}
-
-/// How the transactions of the origin are told from others.
-pub enum Origin {
-    /// By the name that the node's own progress goes by.
-    Named(String),
-    /// By their ids on the node, with where each one's commit is on the origin: where the engine gives
-    /// transactions an origin that has no name.
-    Listed(BTreeMap<u32, Lsn>),
-}
-
-/// What has been read next.
-#[derive(Debug)]
-pub enum Transaction {
-    /// A transaction begins, committed at that time in microseconds since 2000.
-    Begin {
-        timestamp: i64,
-    },
-    /// The one that has begun is of the origin: where its commit ends there.
-    OfOrigin {
-        end: Lsn,
-        timestamp: i64,
-    },
-    /// A change of it. Descriptions of tables come whichever transaction they are needed in.
-    Change(Message),
-    Commit,
+    protocol: Protocol,
 }
 
 impl<'a> Transactions<'a> {
     /// Everything that `slot` on the node of `conn` still has, up to now. The slot is left where it is.
-    pub fn peek(
-        conn: &'a mut Conn,
-        node: &str,
-        slot: &str,
-        publication: &str,
-        origin: Origin,
-    ) -> Result<Self> {
+    pub fn peek(conn: &'a mut Conn, node: &str, slot: &str, decoding: &Decoding) -> Result<Self> {
         let changes = format!(
-            "COPY (SELECT data FROM pg_logical_slot_peek_binary_changes({}, NULL, NULL, \
-             'proto_version', '1', 'publication_names', {}, 'origin', 'any')) TO STDOUT (FORMAT binary)",
+            "COPY (SELECT data FROM pg_logical_slot_peek_binary_changes({}, NULL, NULL, {})) \
+             TO STDOUT (FORMAT binary)",
             literal(slot),
-            literal(&crate::quote::ident(publication))
+            decoding.options
         );
         Ok(Self {
             copy: conn.copy_out(&changes)?,
             node: node.to_owned(),
-            origin,
-            listed: None,
-            timestamp: 0,
+            protocol: decoding.protocol,
         })
     }
 
-    /// The next piece of a transaction; `None` at the end.
+    /// The next message; `None` at the end.
     #[allow(clippy::should_implement_trait)] // it can fail, and borrows the session
-    pub fn next(&mut self) -> Result<Option<Transaction>> {
+    pub fn next(&mut self) -> Result<Option<Message>> {
         loop {
-            if let Some(end) = self.listed.take() {
-                let timestamp = self.timestamp;
-                return Ok(Some(Transaction::OfOrigin { end, timestamp }));
-            }
             let Some(chunk) = self.copy.next()? else {
                 return Ok(None);
             };
@@ -88,37 +60,18 @@ impl<'a> Transactions<'a> {
             if row.is_empty() || row == BINARY_TRAILER {
                 continue;
             }
-            let message = field(row)
-                .and_then(pgoutput::parse)
-                .map_err(|bad| self.malformed(&bad))?;
-            return Ok(Some(match message {
-                Message::Begin { timestamp, xid } => {
-                    self.timestamp = timestamp;
-                    if let Origin::Listed(known) = &self.origin {
-                        self.listed = known.get(&xid).copied();
-                    }
-                    Transaction::Begin { timestamp }
-                }
-                Message::Origin { name, end } if self.is_named(&name) => Transaction::OfOrigin {
-                    end,
-                    timestamp: self.timestamp,
-                },
-                Message::Origin { .. } | Message::Other => continue,
-                Message::Commit => Transaction::Commit,
-                change => Transaction::Change(change),
-            }));
+            let parse = match self.protocol {
+                Protocol::Pgoutput => pgoutput::parse,
+                Protocol::Spock => spock_output::parse,
+            };
+            return match field(row).and_then(parse) {
+                Ok(message) => Ok(Some(message)),
+                Err(bad) => Err(Error::internal(format!(
+                    "node \"{}\" sent a change that cannot be read: {}",
+                    self.node, bad.0
+                ))),
+            };
         }
-    }
-
-    fn is_named(&self, name: &str) -> bool {
-        matches!(&self.origin, Origin::Named(origin) if origin == name)
-    }
-
-    fn malformed(&self, bad: &Malformed) -> Error {
-        Error::internal(format!(
-            "node \"{}\" sent a change that cannot be read: {}",
-            self.node, bad.0
-        ))
     }
 }
 

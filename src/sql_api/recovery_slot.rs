@@ -8,7 +8,9 @@ use crate::node::{Member, Node};
 use crate::settings;
 use crate::workflow::keeper::{Keeper, Kept};
 use crate::workflow::own_session;
-use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime};
+use pgrx::bgworkers::{
+    BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags,
+};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -36,14 +38,14 @@ pub fn start_recovery_launcher() {
         .load();
 }
 
-/// The launcher: a keeper for every database that has the extension.
+/// The launcher: a keeper for every database. One that finds no node there ends at once.
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn zodan_recovery_launcher(_argument: pg_sys::Datum) {
-    // SAFETY: in a background worker, before it connects.
-    unsafe { pg_sys::BackgroundWorkerUnblockSignals() };
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
     BackgroundWorker::connect_worker_to_spi(Some("postgres"), None);
     loop {
+        reload();
         if settings::recovery_slots() {
             for database in databases_without_keeper() {
                 // None is free: the next look tries again, and says so.
@@ -64,7 +66,7 @@ fn databases_without_keeper() -> Vec<pg_sys::Oid> {
         Spi::connect(|client| {
             let rows = client.select(
                 "SELECT d.oid FROM pg_database d
-                  WHERE d.datallowconn AND NOT EXISTS (
+                  WHERE d.datallowconn AND NOT d.datistemplate AND NOT EXISTS (
                             SELECT FROM pg_stat_activity a
                              WHERE a.datid = d.oid AND a.backend_type = 'zodan recovery keeper')",
                 None,
@@ -138,9 +140,8 @@ fn keep_recovery_slot() -> std::result::Result<i32, ErrorReport> {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn zodan_recovery_keeper(_argument: pg_sys::Datum) {
-    // SAFETY: in a background worker, before it connects. The default handler ends it on SIGTERM
-    // wherever it waits.
-    unsafe { pg_sys::BackgroundWorkerUnblockSignals() };
+    // The default handler ends it on SIGTERM wherever it waits.
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
     let Ok(database) = BackgroundWorker::get_extra().parse::<u32>() else {
         pgrx::error!("zodan recovery keeper started without a database");
     };
@@ -169,6 +170,7 @@ fn keep() -> Result<()> {
     let engine = engine::detect(&mut here)?;
     let mut keeper = Keeper::new(engine, here)?;
     loop {
+        reload();
         match keeper.look()? {
             Kept::Yes => {}
             Kept::NoNode => return Ok(()),
@@ -220,6 +222,14 @@ pub fn own() -> Result<Option<Member>> {
             Ok(Member { name, dsn })
         })
         .transpose()
+}
+
+/// Takes over changed settings.
+fn reload() {
+    if BackgroundWorker::sighup_received() {
+        // SAFETY: in a background worker, outside a transaction.
+        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    }
 }
 
 fn rest(time: Duration) {

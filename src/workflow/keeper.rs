@@ -67,8 +67,18 @@ impl Keeper {
             return Ok(Kept::NoNode);
         }
         let slot = self.slot()?;
-        if server::slot_state(&slot).run(&mut self.here)?.is_empty() {
-            self.create(&slot)?;
+        match server::slot_state(&slot).run(&mut self.here)?.first() {
+            None => self.create(&slot)?,
+            // Its WAL is gone: a new one protects at least from here on.
+            Some(row) if row.bool(3) => {
+                server::drop_slot(&slot).run(&mut self.here)?;
+                self.create(&slot)?;
+                return Ok(Kept::GivenUp(format!(
+                    "slot {slot} had lost its WAL and has been made anew: a node that lacks transactions from before cannot be recovered from node \"{}\"",
+                    self.here.name
+                )));
+            }
+            Some(_) => {}
         }
         self.sample()?;
         let survey = self.engine.survey(&mut self.here)?;
@@ -95,6 +105,9 @@ impl Keeper {
             self.samples.drain(..last);
             let sample = self.samples[0].clone();
             self.advance(&slot, &sample)?;
+            if self.samples.len() == 1 {
+                server::unexpose().run(&mut self.here)?;
+            }
         }
         self.bound(&slot)
     }
@@ -109,15 +122,8 @@ impl Keeper {
         self.samples.clear();
         self.open = None;
         server::forget_recovery().run(&mut self.here)?;
-        let (publication, create) = self.engine.recovery_publication();
-        if let Some(create) = create
-            && server::publication(publication)
-                .run(&mut self.here)?
-                .is_empty()
-        {
-            create.run(&mut self.here)?;
-        }
-        server::create_slot(slot, "pgoutput", false).run(&mut self.here)?;
+        let plugin = self.engine.decoding().plugin;
+        server::create_slot(slot, plugin, false).run(&mut self.here)?;
         Ok(())
     }
 

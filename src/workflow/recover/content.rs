@@ -7,6 +7,7 @@
 //! - a row that only the target has was deleted by the failed node, unless the target's is the work of a
 //!   survivor that came later: that cannot be told, and is listed.
 
+use super::replay::Held;
 use super::{Gap, Recovery};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
@@ -51,7 +52,7 @@ impl Recovery {
             let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
             engine.replicated_tables(source)?
         };
-        let mut applier = self.hold(gap, &path, &origin_here, journal)?;
+        let mut applier = self.hold(gap, &origin_here, Held::Failed, journal)?;
         let catalog = Catalog::read(&mut applier)?;
         let tables = relations(self.survivor(&gap.source)?, own_schemas)?;
         let tables: Vec<Relation> = tables

@@ -15,6 +15,7 @@ use crate::journal::{Journal, Subject};
 use crate::libpq::Dsn;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Local, Node, server};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 const COMMAND: &str = "spock.recover_run";
@@ -144,7 +145,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
             state: SqlState::UNDEFINED_OBJECT,
         });
     }
-    recovery.clean_up_interrupted()?;
+    recovery.clean_up("done")?;
     recovery.report.say("nothing is held any more");
     Ok(())
 }
@@ -193,6 +194,9 @@ pub struct Recovery {
     request: Request,
     /// The members that answer, the failed one not among them.
     survivors: Vec<Node>,
+    /// Targets of a recovery that was interrupted: they may have all of the failed node, and not yet what
+    /// others did to its rows.
+    resumed: BTreeSet<String>,
 }
 
 impl Recovery {
@@ -229,6 +233,11 @@ impl Recovery {
     }
 
     fn clean_up_interrupted(&mut self) -> Result<()> {
+        self.clean_up("undone")
+    }
+
+    /// Lets go of what runs that have no end hold, and ends them as `state`.
+    fn clean_up(&mut self, state: &str) -> Result<()> {
         let mut session = crate::node::Session::Local(self.local.clone());
         for dead in Journal::interrupted(&mut session)? {
             if dead.command != COMMAND {
@@ -246,6 +255,11 @@ impl Recovery {
                 new: &dead.node,
                 name_taken: false,
             };
+            let held = journal
+                .begun()?
+                .into_iter()
+                .filter(|b| matches!(b.effect, crate::journal::Effect::Statement { .. }));
+            self.resumed.extend(held.map(|b| b.node));
             let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
             let left = undo.run(&mut nodes)?;
             if !left.is_empty() {
@@ -259,7 +273,7 @@ impl Recovery {
                     "Make the nodes reachable and run the CALL again.",
                 ));
             }
-            journal.end("undone", None)?;
+            journal.end(state, None)?;
         }
         Ok(())
     }

@@ -2,13 +2,13 @@
 //! failed node's origin with its positions and times, so that data and progress move together.
 
 use super::{Gap, Recovery};
-use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
-use crate::libpq::{Conn, Rows};
-use crate::lsn::Position;
+use crate::libpq::Conn;
+use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Session, Statement, server};
-use crate::replay::{Catalog, Origin, Rendering, Transaction, Transactions, pgoutput::Message};
+use crate::replay::{Catalog, Rendering, Transactions, pgoutput::Message};
+use crate::workflow::markers;
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
 use crate::workflow::undo;
@@ -18,16 +18,47 @@ use std::collections::{BTreeMap, BTreeSet};
 const BATCH: usize = 64 * 1024;
 
 /// The transaction under way at the source.
+#[derive(Clone, Copy)]
 enum Under {
     /// One of the failed node that the target lacks.
     Missing,
-    /// One of the failed node that it has, or is not to get.
+    /// One of the failed node that it has.
+    Had,
+    /// Somebody else's that the target has got. About a row of the failed node's that it did not have, it
+    /// could do nothing with it then; where it could, doing it again changes nothing.
+    Repeatable,
+    /// One of those, of which a change is done again.
+    Repeated,
+    /// It is not to get it, or will by itself.
     Unwanted,
-    /// Somebody else's.
-    Other { timestamp: i64 },
-    /// Somebody else's, about rows that have just been brought. The target got it when it did not have
-    /// them, and could do nothing with it; where it could, doing it again changes nothing.
-    Later,
+}
+
+/// Which subscriptions of the target are held.
+pub enum Held {
+    /// The one to the failed node, whose origin is used.
+    Failed,
+    /// All: nothing may come in between.
+    All,
+}
+
+/// How the transactions of the source are told apart.
+struct Origins {
+    /// What those of the failed node bear on the source.
+    failed: String,
+    /// The origin of the target's subscription to the failed node.
+    ours: String,
+    /// How far the target has applied the source.
+    of_source: Option<Lsn>,
+    /// By what they bear on the source, how far it has applied the others.
+    others: BTreeMap<String, Lsn>,
+    /// Whether progress is moved by commits alone.
+    exact: bool,
+}
+
+impl Origins {
+    fn target_has(&self, mark: &str, end: Lsn) -> bool {
+        self.others.get(mark).is_some_and(|applied| end <= *applied)
+    }
 }
 
 /// What a replay brought.
@@ -138,73 +169,88 @@ impl Recovery {
     }
 
     fn replay(&mut self, gap: &Gap, clone: &str, journal: &mut Journal) -> Result<Brought> {
-        let path = self.engine.path(&self.request.failed, &gap.target);
-        let theirs = self.engine.path(&self.request.failed, &gap.source);
-        let (publication, _) = self.engine.recovery_publication();
-        let own_schemas = self.engine.own_schemas();
-        let (ours, theirs) = (self.engine.origin(&path), self.engine.origin(&theirs));
         let request = self.request.clone();
-
+        let decoding = self.engine.decoding();
+        let own_schemas = self.engine.own_schemas();
+        let path = self.engine.path(&request.failed, &gap.target);
+        let ours = self.engine.origin(&path);
+        // What the target has written is with the source first, and what the source has is on disk.
+        self.send_to_source(gap)?;
+        let mut applier = {
+            let target = self.survivor(&gap.target)?;
+            let origin = ours.run(target)?.one()?.text(0).to_owned();
+            self.hold(gap, &origin, Held::All, journal)?
+        };
+        let origins = self.origins(gap)?;
         let source = self.survivor(&gap.source)?;
-        let origin_there = theirs.run(source)?.one()?.text(0).to_owned();
         server::flush_wal().run(source)?;
         let mut reader = Conn::open(&gap.source, &source.dsn)?;
         reader.query("SET client_encoding = 'UTF8'", &[])?;
 
-        let target = self.survivor(&gap.target)?;
-        let origin = ours.run(target)?.one()?.text(0).to_owned();
-        let catalog = Catalog::read(target)?;
-        let mut applier = self.hold(gap, &path, &origin, journal)?;
         let mut brought = Brought::default();
-        let mut rendering = Rendering::new(catalog, own_schemas);
-        let listed = self.listed(gap, clone, &mut reader)?;
-        // Where transactions have to be asked for, progress moves without them too.
-        let exact = listed.is_none() && gap.whole && !request.force;
-        let there = listed.unwrap_or(Origin::Named(origin_there));
-        let mut transactions =
-            Transactions::peek(&mut reader, &gap.source, clone, publication, there)?;
+        let mut rendering = Rendering::new(Catalog::read(&mut applier)?, own_schemas);
+        let mut transactions = Transactions::peek(&mut reader, &gap.source, clone, &decoding)?;
         let mut touched = BTreeSet::new();
         let mut at = gap.from.clone();
-        let mut under = Under::Other { timestamp: 0 };
-        while let Some(piece) = transactions.next()? {
-            match (piece, &under) {
-                (Transaction::Begin { timestamp }, _) => under = Under::Other { timestamp },
-                (Transaction::OfOrigin { end, timestamp }, _) => {
+        let (mut time, mut under) = (0, Under::Unwanted);
+        while let Some(message) = transactions.next()? {
+            match message {
+                Message::Begin { timestamp, lsn } => {
+                    time = timestamp;
+                    under = match origins.of_source.is_some_and(|applied| lsn < applied) {
+                        true => Under::Repeatable,
+                        false => Under::Unwanted,
+                    };
+                }
+                Message::Origin { name, end } if name == origins.failed => {
                     let end = Position::new(&request.failed, end);
-                    let wanted = !gap.from.reaches(&end)?
-                        && gap.to.reaches(&end)?
-                        && !request.is_too_late(timestamp);
-                    under = Under::Unwanted;
-                    if wanted {
-                        rendering.begin(end.lsn(), timestamp);
+                    under = if gap.from.reaches(&end)? {
+                        Under::Had
+                    } else if gap.to.reaches(&end)? && !request.is_too_late(time) {
+                        rendering.begin(end.lsn(), time);
                         brought.transactions += 1;
                         at = end;
-                        under = Under::Missing;
+                        Under::Missing
+                    } else {
+                        Under::Unwanted
+                    };
+                }
+                Message::Origin { name, end } => {
+                    under = match origins.target_has(&name, end) {
+                        true => Under::Repeatable,
+                        false => Under::Unwanted,
+                    };
+                }
+                Message::Relation(relation) => rendering.describe(relation),
+                Message::Commit => {
+                    if matches!(under, Under::Missing | Under::Repeated) {
+                        rendering.commit();
                     }
                 }
-                (Transaction::Change(Message::Relation(relation)), _) => {
-                    rendering.describe(relation);
-                }
-                (Transaction::Change(change), Under::Missing) => {
-                    touched.extend(rendering.rows_of(&change));
-                    rendering.change(&change)?;
-                    brought.changes += 1;
-                }
-                (Transaction::Change(change), Under::Other { .. } | Under::Later) => {
+                Message::Other => {}
+                change => {
                     let rows = rendering.rows_of(&change);
-                    if !rendering.has_timestamps() || !rows.iter().any(|r| touched.contains(r)) {
-                        continue;
+                    match under {
+                        Under::Missing => {
+                            touched.extend(rows);
+                            rendering.change(&change)?;
+                            brought.changes += 1;
+                        }
+                        Under::Had => touched.extend(rows),
+                        Under::Repeatable | Under::Repeated
+                            if rendering.has_timestamps()
+                                && rows.iter().any(|r| touched.contains(r)) =>
+                        {
+                            if let Under::Repeatable = under {
+                                rendering.begin(at.lsn(), time);
+                                under = Under::Repeated;
+                            }
+                            touched.extend(rows);
+                            rendering.change(&change)?;
+                        }
+                        _ => {}
                     }
-                    if let Under::Other { timestamp } = under {
-                        rendering.begin(at.lsn(), timestamp);
-                        under = Under::Later;
-                    }
-                    touched.extend(rows);
-                    rendering.change(&change)?;
                 }
-                (Transaction::Change(_), Under::Unwanted) => {}
-                (Transaction::Commit, Under::Missing | Under::Later) => rendering.commit(),
-                (Transaction::Commit, _) => {}
             }
             if rendering.len() >= BATCH {
                 apply(&mut applier, &mut rendering)?;
@@ -212,7 +258,8 @@ impl Recovery {
         }
         apply(&mut applier, &mut rendering)?;
         server::end_replay().run(&mut applier)?;
-        if exact && at != gap.to {
+        // Where progress is moved by commits alone, the last of them has to be there.
+        if origins.exact && gap.whole && !request.force && at != gap.to {
             return Err(Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 format!(
@@ -225,33 +272,121 @@ impl Recovery {
         if gap.whole || request.skip_lsn.is_some() {
             // What was skipped, or had nothing for these tables, is done with too.
             let done = if gap.whole { &gap.to } else { &gap.from };
-            server::advance_origin_to(&origin, done.lsn()).run(&mut applier)?;
+            server::advance_origin_to(&origins.ours, done.lsn()).run(&mut applier)?;
         }
         Ok(brought)
     }
 
-    /// Holds the target's subscription to the failed node, and opens a session that writes as it would.
+    /// A marker of the target is applied on the source, where the source subscribes to it.
+    fn send_to_source(&mut self, gap: &Gap) -> Result<()> {
+        let path = self.engine.path(&gap.target, &gap.source);
+        let states = self.engine.subscriptions();
+        let source = self.survivor(&gap.source)?;
+        let states = crate::engine::subscription_states(&states.run(source)?)?;
+        if !states
+            .iter()
+            .any(|s| s.name == path.subscription && s.enabled)
+        {
+            return Ok(());
+        }
+        let engine = &*self.engine;
+        let target = self.survivors.iter_mut().filter(|n| n.name == gap.target);
+        let markers = markers::emit(engine, target)?;
+        let source = self.survivors.iter_mut().find(|n| n.name == gap.source);
+        let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
+        markers::wait(engine, source, &markers, &[path], "")
+    }
+
+    /// How the source's transactions are told apart, and how far the target, whose subscriptions are
+    /// held, has got those of each node.
+    fn origins(&mut self, gap: &Gap) -> Result<Origins> {
+        let engine = &*self.engine;
+        let failed = self.request.failed.clone();
+        let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
+        let (subscriptions, ours) = (
+            engine.subscriptions(),
+            engine.origin(&engine.path(&failed, &gap.target)),
+        );
+        let mark = |name: &str| engine.written_as(&engine.path(name, &gap.source));
+        let marks: Vec<(String, Statement)> = names
+            .iter()
+            .filter(|name| **name != gap.source)
+            .map(|name| (name.clone(), mark(name)))
+            .collect();
+        let failed_mark = mark(&failed);
+        let inbound: Vec<(String, String)> = names
+            .iter()
+            .map(|name| (name.clone(), engine.path(name, &gap.target).subscription))
+            .collect();
+        let exact = engine.commit_as(&failed).is_none();
+
+        let target = self.survivor(&gap.target)?;
+        let states = crate::engine::subscription_states(&subscriptions.run(target)?)?;
+        let ours = ours.run(target)?.one()?.text(0).to_owned();
+        let applied = |name: &str| {
+            let subscription = inbound.iter().find(|(n, _)| n == name)?;
+            states.iter().find(|s| s.name == subscription.1)?.applied
+        };
+        let of_source = applied(&gap.source);
+        let mut others = BTreeMap::new();
+        let source = self.survivor(&gap.source)?;
+        let failed = failed_mark.run(source)?.one()?.text(0).to_owned();
+        for (name, mark) in marks {
+            let rows = mark.run(source)?;
+            let Some(row) = rows.first() else { continue };
+            // Its own writes it has, however far.
+            let has = match name == gap.target {
+                true => Some(Lsn(u64::MAX)),
+                false => applied(&name),
+            };
+            others.extend(has.map(|has| (row.text(0).to_owned(), has)));
+        }
+        Ok(Origins {
+            failed,
+            ours,
+            of_source,
+            others,
+            exact,
+        })
+    }
+
+    /// Holds subscriptions of the target, and opens a session that writes as the one to the failed node
+    /// would. What the held ones would have brought meanwhile comes when they are let go.
     pub fn hold(
         &mut self,
         gap: &Gap,
-        path: &Path,
         origin: &str,
+        which: Held,
         journal: &mut Journal,
     ) -> Result<Node> {
-        let states = self.engine.subscriptions();
-        let (enable, disable) = (self.engine.enable(path), self.engine.disable(path));
-        let commit_as = self.engine.commit_as(&self.request.failed);
         let phase = self.report.current();
-        let target = self.survivor(&gap.target)?;
-        let enabled = crate::engine::subscription_states(&states.run(target)?)?
+        let mut paths = vec![self.engine.path(&self.request.failed, &gap.target)];
+        if let Held::All = which {
+            let others = self.survivors.iter().filter(|n| n.name != gap.target);
+            paths.extend(others.map(|n| self.engine.path(&n.name, &gap.target)));
+        }
+        let (states, ending) = (self.engine.subscriptions(), self.engine.workers_ending());
+        let commit_as = self.engine.commit_as(&self.request.failed);
+        let statements: Vec<(String, Statement, Statement)> = paths
             .iter()
-            .any(|s| s.name == path.subscription && s.enabled);
-        if enabled {
-            // Its worker would hold the origin.
+            .map(|p| {
+                (
+                    p.subscription.clone(),
+                    self.engine.enable(p),
+                    self.engine.disable(p),
+                )
+            })
+            .collect();
+        let target = self.survivor(&gap.target)?;
+        let states = crate::engine::subscription_states(&states.run(target)?)?;
+        for (subscription, enable, disable) in statements {
+            if !states.iter().any(|s| s.name == subscription && s.enabled) {
+                continue;
+            }
             let step = journal.intend(
                 phase,
                 &gap.target,
-                &format!("hold subscription {}", path.subscription),
+                &format!("hold subscription {subscription}"),
                 &Effect::Statement {
                     undo: enable.inlined(),
                 },
@@ -259,6 +394,18 @@ impl Recovery {
             disable.run(target)?;
             journal.done(step)?;
         }
+        wait_until(
+            &gap.target,
+            "waiting for its apply workers to end",
+            "See its log.",
+            || {
+                let left: u64 = ending.run(target)?.one()?.parse(0)?;
+                Ok(match left {
+                    0 => Seen::Done(()),
+                    n => Seen::Pending(format!("{n} workers")),
+                })
+            },
+        )?;
         // A session of its own: it ends with the replay, and the origin is free then.
         let mut applier = Node {
             name: target.name.clone(),
@@ -267,7 +414,7 @@ impl Recovery {
         };
         wait_until(
             &gap.target,
-            &format!("waiting for the worker of {} to end", path.subscription),
+            "waiting for the origin of the failed node",
             "See its log.",
             || match server::begin_replay(origin).run(&mut applier) {
                 Ok(_) => Ok(Seen::Done(())),
@@ -289,23 +436,6 @@ impl Recovery {
         Ok(applier)
     }
 
-    /// Which transactions are the failed node's, where the engine has to be asked.
-    fn listed(&self, gap: &Gap, clone: &str, reader: &mut Conn) -> Result<Option<Origin>> {
-        let copy = format!("{}_t", clone.get(..61).unwrap_or(clone));
-        let asked = self
-            .engine
-            .transactions_of(&copy, &self.request.failed, gap.from.lsn());
-        let Some((plugin, statement)) = asked else {
-            return Ok(None);
-        };
-        ask(reader, &server::copy_slot_for_session(clone, &copy, plugin))?;
-        let listed = ask(reader, &statement)?
-            .iter()
-            .map(|row| Ok((row.parse(0)?, server::parse_lsn(row, 1)?)))
-            .collect::<Result<BTreeMap<_, _>>>()?;
-        Ok(Some(Origin::Listed(listed)))
-    }
-
     /// Lets go of what was held: the clone and the subscription.
     fn release(&mut self, journal: &Journal) -> Result<()> {
         for begun in journal.begun()? {
@@ -319,11 +449,6 @@ impl Recovery {
         }
         Ok(())
     }
-}
-
-fn ask(conn: &mut Conn, statement: &Statement) -> Result<Rows> {
-    let params: Vec<&str> = statement.params.iter().map(String::as_str).collect();
-    conn.query(&statement.sql, &params)
 }
 
 pub fn apply(applier: &mut Node, rendering: &mut Rendering) -> Result<()> {

@@ -97,6 +97,7 @@ impl Recovery {
             report,
             request,
             survivors,
+            resumed: Default::default(),
         };
         recovery.refuse_living(&failed)?;
         Ok(recovery)
@@ -224,7 +225,9 @@ impl Recovery {
             }
             None => have.clone(),
         };
-        targets.retain(|(name, lsn)| *name != source && *lsn < has);
+        targets.retain(|(name, lsn)| {
+            *name != source && (*lsn < has || *lsn == has && self.resumed.contains(name))
+        });
         let mut gaps = vec![];
         for (target, lsn) in targets {
             gaps.push(self.gap(&source, has, target, lsn)?);
@@ -262,7 +265,7 @@ impl Recovery {
                 "Leave it null for all that the source has.",
             );
         }
-        if to <= from {
+        if to <= from && !(to == from && self.resumed.contains(&target)) {
             return wrong(
                 "stop_lsn",
                 format!("is {to}, which is not after {from}, from where on something is missing"),
