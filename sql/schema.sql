@@ -12,7 +12,7 @@ BEGIN
       JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
      WHERE n.nspname = 'spock'
        AND p.proname IN ('add_node', 'remove_node', 'recover_run', 'recover_precheck', 'recover_phase_clone',
-                         'recover_finalize')
+                         'recover_finalize', 'health_check', 'show_all_nodes', 'show_all_subscription_status')
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                         WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
                           AND d.objid = p.oid AND d.deptype = 'e');

@@ -33,9 +33,14 @@ extension_sql_file!(
     requires = ["add_node"]
 );
 extension_sql_file!(
+    "../sql/status.sql",
+    name = "status",
+    requires = ["remove_node"]
+);
+extension_sql_file!(
     "../sql/recovery.sql",
     name = "recovery",
-    requires = ["remove_node"]
+    requires = ["remove_node", "status"]
 );
 extension_sql_file!(
     "../sql/verify.sql",

@@ -10,6 +10,7 @@ static NO_PROGRESS_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(180_000);
 static SLOT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static RECOVERY_SLOTS: GucSetting<bool> = GucSetting::<bool>::new(true);
 static RECOVERY_SLOT_MAX_WAL: GucSetting<i32> = GucSetting::<i32>::new(10_240);
+static STATUS_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2_500);
 static COPY_JOBS: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 /// Registers the settings; called once, when the library is loaded.
@@ -72,6 +73,16 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::UNIT_MB,
     );
+    GucRegistry::define_int_guc(
+        c"zodan.status_timeout",
+        c"How long the status functions wait for the members of the cluster.",
+        c"A member that has not answered by then is shown as down. It is for all members together, since they are asked at the same time.",
+        &STATUS_TIMEOUT,
+        100,
+        600_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
     fault::define();
     // SAFETY: a static C string; after this an unknown zodan.* setting is an error.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"zodan".as_ptr()) };
@@ -96,6 +107,10 @@ pub fn recovery_slot_max_wal() -> Option<u64> {
     u64::try_from(RECOVERY_SLOT_MAX_WAL.get())
         .ok()
         .map(|megabytes| megabytes << 20)
+}
+
+pub fn status_timeout() -> Duration {
+    Duration::from_millis(STATUS_TIMEOUT.get() as u64)
 }
 
 pub fn slot_timeout() -> Duration {

@@ -167,7 +167,7 @@ pub trait Engine {
     fn register(&self, identity: &Identity) -> Option<Statement>;
     /// Makes the node forget `name`, and what it left there.
     fn unregister(&self, name: &str) -> Vec<Statement>;
-    /// `name, location, country, dsn, system_identifier, database, info, joined_at` of every member,
+    /// `name, location, country, dsn, system_identifier, database, info, joined_at, id` of every member,
     /// as the node knows them.
     fn registry(&self) -> Statement;
 
@@ -193,6 +193,10 @@ pub trait Engine {
 
     /// `name, enabled, working, errors, applied, gave up` of the subscriptions of a node.
     fn subscriptions(&self) -> Statement;
+
+    /// The same for people: `subscription, provider, slot, status, replication_sets, trouble` of each. The
+    /// provider is null where its name follows from that of the subscription.
+    fn inbound(&self) -> Statement;
 
     /// Something on the node that resumes apply when the coordinator is gone, if the engine's pause
     /// does not end by itself.

@@ -295,7 +295,7 @@ impl Engine for Native {
 
     fn registry(&self) -> Statement {
         Statement::new(
-            "SELECT name, location, country, dsn, system_identifier, database, info, joined_at
+            "SELECT name, location, country, dsn, system_identifier, database, info, joined_at, NULL
                FROM zodan.node ORDER BY joined_at, name",
             &[],
         )
@@ -334,6 +334,28 @@ impl Engine for Native {
                LEFT JOIN pg_replication_origin_status o ON o.external_id = 'pg_' || s.oid
               WHERE 'zodan' = ANY (s.subpublications)
               ORDER BY s.subname",
+            &[],
+        )
+    }
+
+    fn inbound(&self) -> Statement {
+        // What an error was is in no catalog; that there was one is counted.
+        Statement::new(
+            format!(
+                "SELECT x.name AS subscription, NULL::text AS provider, s.subslotname::text AS slot,
+                        CASE WHEN NOT x.enabled THEN 'disabled' WHEN NOT x.working THEN 'down'
+                             WHEN EXISTS (SELECT FROM pg_subscription_rel r
+                                           WHERE r.srsubid = s.oid AND r.srsubstate NOT IN ('r', 's'))
+                             THEN 'syncing' ELSE 'replicating' END AS status,
+                        s.subpublications::text[] AS replication_sets,
+                        CASE WHEN x.errors > 0
+                             THEN format('errors of the apply worker so far: %s (see the log of the subscriber)',
+                                    x.errors) END AS trouble
+                   FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
+                   JOIN pg_database d ON d.datname = current_database()
+                   JOIN pg_subscription s ON s.subdbid = d.oid AND s.subname = x.name",
+                self.subscriptions().sql
+            ),
             &[],
         )
     }

@@ -345,7 +345,7 @@ impl Engine for Spock {
     fn registry(&self) -> Statement {
         Statement::new(
             "SELECT DISTINCT ON (n.node_name) n.node_name, n.location, n.country, i.if_dsn,
-                    '', '', n.info, ''
+                    '', '', n.info, '', n.node_id
                FROM spock.node n JOIN spock.node_interface i ON i.if_nodeid = n.node_id
               WHERE EXISTS (SELECT FROM spock.local_node)
               ORDER BY n.node_name, i.if_name <> n.node_name",
@@ -401,6 +401,25 @@ impl Engine for Spock {
                LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name
                LEFT JOIN pg_replication_origin_status o ON o.external_id = s.sub_slot_name
               ORDER BY s.sub_name",
+            &[],
+        )
+    }
+
+    fn inbound(&self) -> Statement {
+        Statement::new(
+            format!(
+                "SELECT x.name AS subscription, n.node_name::text AS provider, s.sub_slot_name::text AS slot,
+                        CASE WHEN NOT x.enabled THEN 'disabled' WHEN x.working THEN 'replicating'
+                             WHEN t.status IN ('initializing', 'syncing', 'synchronizing') THEN t.status
+                             ELSE 'down' END AS status,
+                        s.sub_replication_sets AS replication_sets, x.gave_up AS trouble
+                   FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
+                   JOIN spock.subscription s ON s.sub_name = x.name
+                   JOIN spock.local_node l ON l.node_id = s.sub_target
+                   JOIN spock.node n ON n.node_id = s.sub_origin
+                   LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name",
+                self.subscriptions().sql
+            ),
             &[],
         )
     }

@@ -94,6 +94,38 @@ impl Conn {
             .collect()
     }
 
+    /// Asks each of `nodes` the same in a session made for that, all at the same time, and waits for
+    /// connections and then for answers no longer than the two limits, whatever the connection strings
+    /// say. Who is late is given up.
+    pub fn glance(
+        nodes: &[(&str, &Dsn)],
+        sql: &str,
+        connect: Duration,
+        answer: Duration,
+    ) -> Vec<Result<Rows>> {
+        let mut conns = Self::connect_all(nodes, None, Some(connect));
+        let sql = format!("{SETUP};\n{sql}");
+        let jobs = conns
+            .iter_mut()
+            .filter_map(|c| c.as_mut().ok())
+            .map(|conn| Job {
+                conn,
+                sql: &sql,
+                params: &[],
+            })
+            .collect();
+        let mut answers = together_until(jobs, Some(answer), true).into_iter();
+        conns
+            .into_iter()
+            .map(|conn| {
+                conn?;
+                answers
+                    .next()
+                    .unwrap_or_else(|| Err(Error::internal("no answer")))
+            })
+            .collect()
+    }
+
     /// A session that also understands the commands of the replication protocol.
     pub fn open_replication(node: &str, dsn: &Dsn) -> Result<Self> {
         let mut conn = Self::connect_all(&[(node, dsn)], Some("database"), None)
@@ -475,6 +507,11 @@ pub fn together(jobs: Vec<Job<'_>>) -> Vec<Result<Rows>> {
 
 /// As [`together`]; what is unfinished after `limit` is cancelled and answers [`Error::Deadline`].
 pub fn together_within(jobs: Vec<Job<'_>>, limit: Option<Duration>) -> Vec<Result<Rows>> {
+    together_until(jobs, limit, false)
+}
+
+/// With `brief` a session that is late is given up at once.
+fn together_until(jobs: Vec<Job<'_>>, limit: Option<Duration>, brief: bool) -> Vec<Result<Rows>> {
     let mut deadline = limit.map(|l| Instant::now() + l);
     let mut cancelled = false;
     let mut all: Vec<Running> = jobs.into_iter().map(Running::start).collect();
@@ -509,6 +546,12 @@ pub fn together_within(jobs: Vec<Job<'_>>, limit: Option<Duration>) -> Vec<Resul
         }
         let left = waiting.iter().filter_map(|(i, _)| patience(&all[*i])).min();
         if rest.is_some_and(|r| r.is_zero()) {
+            if brief {
+                for (i, _) in waiting {
+                    all[i].give_up(limit.unwrap_or_default());
+                }
+                continue;
+            }
             if cancelled {
                 // It was told to stop and does not answer: give the session up.
                 for (i, _) in waiting {
@@ -613,6 +656,18 @@ impl<'a> Running<'a> {
     fn finish_with(&mut self, error: Error) {
         self.error.get_or_insert(error);
         self.finished = true;
+    }
+
+    /// The node may be one that does not answer at all, so the cancel request is hardly waited for.
+    fn give_up(&mut self, limit: Duration) {
+        cancel::request(self.conn.raw(), Duration::from_millis(50));
+        self.conn.broken = true;
+        self.conn.busy = false;
+        self.finish_with(Error::Deadline {
+            node: self.conn.node.clone(),
+            what: "the answer".into(),
+            limit_ms: limit.as_millis(),
+        });
     }
 
     fn answer(self) -> Result<Rows> {

@@ -2,13 +2,15 @@
 
 mod local;
 mod procedure;
+mod reader;
 pub mod server;
 mod session;
 mod statement;
 
 pub use local::Local;
 pub use procedure::{HiddenContext, Procedure};
-pub use session::{Ask, Session, ask, ask_all, ask_within};
+pub use reader::Reader;
+pub use session::{Ask, Session, ask, ask_all, ask_within, glance};
 pub use statement::Statement;
 
 use crate::libpq::Dsn;

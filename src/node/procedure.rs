@@ -25,8 +25,7 @@ impl Procedure {
     /// # Safety
     /// `fcinfo` must be the call info of the procedure that is running.
     pub unsafe fn enter(fcinfo: pg_sys::FunctionCallInfo, name: &str) -> Result<Self> {
-        blot_out(&format!("CALL {name}(...)"));
-        show(&format!("CALL {name}(...)"));
+        hide_statement(&format!("CALL {name}(...)"));
         // SAFETY: says the caller.
         if unsafe { is_atomic(fcinfo) } {
             return Err(Error::Refused {
@@ -108,6 +107,12 @@ impl HiddenContext {
         // SAFETY: as above; the frames are still there.
         unsafe { pg_sys::error_context_stack = self.0 };
     }
+}
+
+/// Shows `by` instead of the statement that the client sent, whose text may hold passwords.
+pub fn hide_statement(by: &str) {
+    blot_out(by);
+    show(by);
 }
 
 /// Overwrites the text of the statement that the client sent, which may hold passwords. The server
@@ -204,6 +209,11 @@ fn execute(sql: &str, params: &[&str]) -> Result<Rows> {
             );
         }
     }
+    run(sql, params, false)
+}
+
+/// Runs one statement on the innermost SPI level.
+pub(super) fn run(sql: &str, params: &[&str], read_only: bool) -> Result<Rows> {
     let text = CString::new(sql).map_err(|_| Error::internal("statement holds a zero byte"))?;
     let mut types = vec![pg_sys::TEXTOID; params.len()];
     let mut values: Vec<pg_sys::Datum> = params
@@ -221,7 +231,7 @@ fn execute(sql: &str, params: &[&str]) -> Result<Rows> {
             types.as_mut_ptr(),
             values.as_mut_ptr(),
             null(),
-            false,
+            read_only,
             0,
         );
         if status < 0 {

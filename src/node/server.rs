@@ -392,6 +392,36 @@ pub fn active_slots() -> Statement {
     )
 }
 
+/// One row: `version, standby, slots, subscriptions`, the last two as JSON. The slots of this database
+/// each with `name, active, wal_status, retained_bytes, lag_bytes, lag_us`; the subscriptions as
+/// `inbound` has them.
+pub fn standing(inbound: &Statement) -> Statement {
+    // A reader that has confirmed everything has no lag to show. Of a slot that nobody reads, PostgreSQL 17
+    // knows since when.
+    Statement::new(
+        format!(
+            "SELECT current_setting('server_version'), pg_is_in_recovery(),
+                    (SELECT coalesce(json_agg(s), '[]')
+                       FROM (SELECT s.slot_name AS name, s.active, s.wal_status,
+                                    pg_wal_lsn_diff(p.lsn, s.restart_lsn)::bigint AS retained_bytes,
+                                    greatest(0, pg_wal_lsn_diff(p.lsn, greatest(r.replay_lsn, s.confirmed_flush_lsn)))::bigint
+                                        AS lag_bytes,
+                                    (extract(epoch FROM CASE
+                                        WHEN r.pid IS NOT NULL THEN coalesce(r.replay_lag, '0')
+                                        ELSE clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz
+                                     END) * 1000000)::bigint AS lag_us
+                               FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                                                 ELSE pg_current_wal_lsn() END) AS p (lsn),
+                                    pg_replication_slots s
+                               LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
+                              WHERE s.slot_type = 'logical' AND s.database = current_database()) s),
+                    (SELECT coalesce(json_agg(i), '[]') FROM ({}) i)",
+            inbound.sql
+        ),
+        &[],
+    )
+}
+
 /// `statement` in a transaction that waits for no lock longer than a blink. Whoever waits for a
 /// table lock makes everybody after it wait too.
 pub fn without_queueing(statement: &str) -> Statement {

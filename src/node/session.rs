@@ -1,6 +1,6 @@
 //! A session on a node: over libpq, or SPI where the node is this server.
 
-use super::{Local, Node};
+use super::{Local, Member, Node, Reader, Statement};
 use crate::error::{Error, Result};
 use crate::libpq::{self, Conn, Job, Rows};
 use std::time::Duration;
@@ -8,6 +8,8 @@ use std::time::Duration;
 pub enum Session {
     Remote(Conn),
     Local(Local),
+    /// As [`Session::Local`], inside a function: reads only.
+    Reader(Reader),
 }
 
 impl Session {
@@ -16,13 +18,14 @@ impl Session {
         match self {
             Self::Remote(conn) => conn.query(sql, params),
             Self::Local(local) => local.query(sql, params),
+            Self::Reader(reader) => reader.query(sql, params),
         }
     }
 
     pub fn is_usable(&self) -> bool {
         match self {
             Self::Remote(conn) => conn.is_usable(),
-            Self::Local(_) => true,
+            Self::Local(_) | Self::Reader(_) => true,
         }
     }
 }
@@ -68,7 +71,7 @@ pub fn ask_within(questions: Vec<Ask<'_>>, limit: Option<Duration>) -> Vec<Resul
                 });
                 remote.push(i);
             }
-            Session::Local(local) => answers[i] = Some(local.query(&texts[i].0, &params[i])),
+            here => answers[i] = Some(here.query(&texts[i].0, &params[i])),
         }
     }
     for (i, answer) in remote.into_iter().zip(libpq::together_within(jobs, limit)) {
@@ -96,4 +99,14 @@ pub fn ask_all<'a>(
         .collect())
     .into_iter()
     .collect()
+}
+
+/// Asks all of `members` the same within `limit`, each in a session made for that; for those who only
+/// look. A statement without parameters.
+pub fn glance(members: &[&Member], question: &Statement, limit: Duration) -> Vec<Result<Rows>> {
+    let nodes: Vec<(&str, &libpq::Dsn)> =
+        members.iter().map(|m| (m.name.as_str(), &m.dsn)).collect();
+    // A node that is there answers at once when it is connected; to connect takes longer.
+    let answer = limit * 2 / 5;
+    Conn::glance(&nodes, &question.sql, limit - answer, answer)
 }

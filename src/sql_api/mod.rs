@@ -9,6 +9,7 @@ mod native;
 mod recover;
 mod recovery_slot;
 mod remove_node;
+mod status;
 mod verify;
 
 pub use recovery_slot::start_recovery_launcher;

@@ -12,6 +12,7 @@ mod patience;
 pub mod recover;
 mod report;
 mod snapshot;
+pub mod status;
 mod summary;
 mod undo;
 pub mod verify;

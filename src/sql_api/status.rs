@@ -1,0 +1,212 @@
+//! `spock.cluster_status()` and its sisters: what the cluster is like.
+
+use crate::error::{Error, Result, SqlState};
+use crate::node::Reader;
+use crate::workflow::status::{self, Course, Format, Mesh, Registered, Seen};
+use pgrx::datum::{Interval, TimestampWithTimeZone};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+fn look(function: &str) -> Result<Mesh> {
+    status::look(&Reader::enter(function)?)
+}
+
+fn dsn(registered: &Registered) -> Option<String> {
+    registered.dsn.as_ref().ok().map(|dsn| dsn.redacted())
+}
+
+fn problem(seen: &Seen) -> Option<String> {
+    seen.standing.as_ref().err().cloned()
+}
+
+fn version(seen: &Seen) -> Option<String> {
+    seen.standing.as_ref().ok().map(|s| s.version.clone())
+}
+
+fn role(seen: &Seen) -> Option<&'static str> {
+    seen.standing.as_ref().ok().map(|s| s.role())
+}
+
+#[pg_extern(sql = "")]
+#[allow(clippy::type_complexity)] // the columns
+fn get_nodes() -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(node_name, String),
+            name!(location, String),
+            name!(country, String),
+            name!(dsn, Option<String>),
+            name!(info, Option<pgrx::JsonB>),
+            name!(joined, Option<TimestampWithTimeZone>),
+            name!(engine, &'static str),
+            name!(is_local, bool),
+        ),
+    >,
+    ErrorReport,
+> {
+    let (engine, nodes) = status::nodes(&Reader::enter("spock.get_nodes()")?)?;
+    let row = move |n: Registered| {
+        let dsn = dsn(&n);
+        let info = n.info.and_then(|i| serde_json::from_str(&i).ok());
+        (
+            n.name,
+            n.location,
+            n.country,
+            dsn,
+            info.map(pgrx::JsonB),
+            n.joined_at.and_then(|at| at.parse().ok()),
+            engine,
+            n.is_local,
+        )
+    };
+    Ok(TableIterator::new(nodes.into_iter().map(row)))
+}
+
+#[pg_extern(sql = "")]
+#[allow(clippy::type_complexity)] // the columns
+fn cluster_status() -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(provider, String),
+            name!(subscriber, String),
+            name!(state, String),
+            name!(lag_bytes, Option<i64>),
+            name!(lag_time, Option<Interval>),
+            name!(retained_bytes, Option<i64>),
+            name!(last_error, Option<String>),
+            name!(provider_up, bool),
+            name!(provider_problem, Option<String>),
+            name!(provider_version, Option<String>),
+            name!(provider_role, Option<&'static str>),
+            name!(subscriber_up, bool),
+            name!(subscriber_problem, Option<String>),
+            name!(subscriber_version, Option<String>),
+            name!(subscriber_role, Option<&'static str>),
+            name!(engine, &'static str),
+            name!(subscription, Option<String>),
+            name!(slot_name, Option<String>),
+            name!(slot_active, Option<bool>),
+            name!(wal_status, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let mesh = look("spock.cluster_status()")?;
+    let row = |c: &Course| {
+        let (from, to) = (&mesh.members[c.provider], &mesh.members[c.subscriber]);
+        let slot = c.slot.as_ref();
+        (
+            from.registered.name.clone(),
+            to.registered.name.clone(),
+            c.state.clone(),
+            slot.and_then(|s| s.lag_bytes),
+            slot.and_then(|s| s.lag_us).map(Interval::from_micros),
+            slot.and_then(|s| s.retained_bytes),
+            c.trouble.clone(),
+            from.standing.is_ok(),
+            problem(from),
+            version(from),
+            role(from),
+            to.standing.is_ok(),
+            problem(to),
+            version(to),
+            role(to),
+            mesh.engine,
+            c.subscription.clone(),
+            c.slot_name.clone(),
+            slot.map(|s| s.active),
+            slot.and_then(|s| s.wal_status.clone()),
+        )
+    };
+    let rows: Vec<_> = mesh.courses.iter().map(row).collect();
+    Ok(TableIterator::new(rows))
+}
+
+#[pg_extern(sql = "")]
+#[allow(clippy::type_complexity)] // the columns
+fn show_all_nodes() -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(node_id, Option<i32>),
+            name!(node_name, String),
+            name!(location, String),
+            name!(country, String),
+            name!(if_dsn, Option<String>),
+            name!(status, &'static str),
+            name!(version, Option<String>),
+            name!(problem, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let mesh = look("spock.show_all_nodes()")?;
+    let row = |m: &Seen| {
+        (
+            m.registered.id,
+            m.registered.name.clone(),
+            m.registered.location.clone(),
+            m.registered.country.clone(),
+            dsn(&m.registered),
+            if m.standing.is_ok() { "up" } else { "down" },
+            version(m),
+            problem(m),
+        )
+    };
+    let rows: Vec<_> = mesh.members.iter().map(row).collect();
+    Ok(TableIterator::new(rows))
+}
+
+#[pg_extern(sql = "")]
+#[allow(clippy::type_complexity)] // the columns
+fn show_all_subscription_status() -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(node_name, String),
+            name!(subscription_name, Option<String>),
+            name!(status, String),
+            name!(provider_node, String),
+            name!(slot_name, Option<String>),
+            name!(replication_sets, Option<Vec<String>>),
+            name!(problem, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let mesh = look("spock.show_all_subscription_status()")?;
+    let row = |c: &Course| {
+        let (from, to) = (&mesh.members[c.provider], &mesh.members[c.subscriber]);
+        (
+            to.registered.name.clone(),
+            c.subscription.clone(),
+            c.state.clone(),
+            from.registered.name.clone(),
+            c.slot_name.clone(),
+            c.replication_sets.clone(),
+            c.trouble
+                .clone()
+                .or(problem(to).map(|why| format!("the subscriber is down: {why}")))
+                .or(problem(from).map(|why| format!("the provider is down: {why}"))),
+        )
+    };
+    let rows: Vec<_> = mesh.courses.iter().map(row).collect();
+    Ok(TableIterator::new(rows))
+}
+
+#[pg_extern(sql = "")]
+fn topology(
+    format: Option<&str>,
+) -> std::result::Result<SetOfIterator<'static, String>, ErrorReport> {
+    let format = format.unwrap_or("text");
+    let format: Format = format.parse().map_err(|()| Error::Argument {
+        argument: "format",
+        problem: format!("is \"{format}\", which is no format of a drawing"),
+        hint: "Give text, dot or mermaid.".into(),
+        state: SqlState::INVALID_PARAMETER_VALUE,
+    })?;
+    let lines = status::draw(&look("spock.topology()")?, format);
+    Ok(SetOfIterator::new(lines))
+}

@@ -1,0 +1,270 @@
+//! The mesh as a drawing: for a terminal, for Graphviz, for Mermaid.
+
+use super::{Course, Mesh, Seen};
+use crate::workflow::report::table;
+use std::str::FromStr;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    Dot,
+    Mermaid,
+}
+
+impl FromStr for Format {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.to_ascii_lowercase().as_str() {
+            "text" => Ok(Self::Text),
+            "dot" => Ok(Self::Dot),
+            "mermaid" => Ok(Self::Mermaid),
+            _ => Err(()),
+        }
+    }
+}
+
+/// The lines of the drawing.
+pub fn draw(mesh: &Mesh, format: Format) -> Vec<String> {
+    match format {
+        Format::Text => text(mesh),
+        Format::Dot => dot(mesh),
+        Format::Mermaid => mermaid(mesh),
+    }
+}
+
+fn text(mesh: &Mesh) -> Vec<String> {
+    let names: Vec<&str> = mesh.members.iter().map(name).collect();
+    let cell = |provider: usize, subscriber: usize| match find(mesh, provider, subscriber) {
+        Some(course) => course.state.clone(),
+        None => "-".into(),
+    };
+    let mut rows = vec![];
+    for (p, provider) in names.iter().enumerate() {
+        let mut row = vec![(*provider).to_owned()];
+        row.extend((0..names.len()).map(|s| cell(p, s)));
+        rows.push(row);
+    }
+    let mut lines = table(
+        &["node", "state", "location"],
+        &mesh
+            .members
+            .iter()
+            .map(|m| {
+                let place = [&m.registered.location, &m.registered.country];
+                let place = place.into_iter().filter(|p| !p.is_empty());
+                vec![
+                    name(m).to_owned(),
+                    state(m),
+                    place.cloned().collect::<Vec<_>>().join(", "),
+                ]
+            })
+            .collect::<Vec<_>>(),
+    );
+    lines.push(String::new());
+    let to: Vec<String> = names.iter().map(|n| format!("to {n}")).collect();
+    let mut heading = vec!["from"];
+    heading.extend(to.iter().map(String::as_str));
+    lines.extend(table(&heading, &rows));
+    lines
+}
+
+fn dot(mesh: &Mesh) -> Vec<String> {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let mut lines = vec![
+        "digraph cluster {".to_owned(),
+        "    node [shape=box];".to_owned(),
+    ];
+    for member in &mesh.members {
+        let color = if member.standing.is_ok() {
+            "black"
+        } else {
+            "red"
+        };
+        lines.push(format!(
+            "    {} [label={}, color={color}];",
+            quoted(name(member)),
+            quoted(&format!("{}: {}", name(member), short(member)))
+        ));
+    }
+    for course in &mesh.courses {
+        let style = match course.state.as_str() {
+            "replicating" => "color=darkgreen",
+            "unknown" => "color=gray, style=dotted",
+            _ => "color=red, style=dashed",
+        };
+        lines.push(format!(
+            "    {} -> {} [label={}, {style}];",
+            quoted(name(&mesh.members[course.provider])),
+            quoted(name(&mesh.members[course.subscriber])),
+            quoted(&course.state)
+        ));
+    }
+    lines.push("}".into());
+    lines
+}
+
+fn mermaid(mesh: &Mesh) -> Vec<String> {
+    // In its strings only the quote needs help, and what begins an entity.
+    let quoted = |text: &str| {
+        format!(
+            "\"{}\"",
+            text.replace('#', "#35;")
+                .replace('"', "#quot;")
+                .replace('<', "#lt;")
+        )
+    };
+    let mut lines = vec!["flowchart LR".to_owned()];
+    for (i, member) in mesh.members.iter().enumerate() {
+        let label = quoted(&format!("{}: {}", name(member), short(member)));
+        lines.push(format!("    m{i}[{label}]"));
+    }
+    for course in &mesh.courses {
+        let arrow = match course.state.as_str() {
+            "replicating" => "-->",
+            _ => "-.->",
+        };
+        lines.push(format!(
+            "    m{} {arrow}|{}| m{}",
+            course.provider, course.state, course.subscriber
+        ));
+    }
+    lines
+}
+
+fn name(member: &Seen) -> &str {
+    &member.registered.name
+}
+
+fn state(member: &Seen) -> String {
+    match &member.standing {
+        Ok(standing) => {
+            let here = if member.registered.is_local {
+                ", this node"
+            } else {
+                ""
+            };
+            format!(
+                "up, {}, PostgreSQL {}{here}",
+                standing.role(),
+                release(&standing.version)
+            )
+        }
+        Err(why) => format!("down: {why}"),
+    }
+}
+
+fn short(member: &Seen) -> String {
+    match &member.standing {
+        Ok(standing) => format!(
+            "{}, PostgreSQL {}",
+            standing.role(),
+            release(&standing.version)
+        ),
+        Err(_) => "down".into(),
+    }
+}
+
+/// The number alone, without the packager's remarks.
+fn release(version: &str) -> &str {
+    version.split(' ').next().unwrap_or(version)
+}
+
+fn find(mesh: &Mesh, provider: usize, subscriber: usize) -> Option<&Course> {
+    let is = |c: &&Course| (c.provider, c.subscriber) == (provider, subscriber);
+    mesh.courses.iter().find(is)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Registered, Standing};
+    use super::*;
+
+    fn member(name: &str, up: bool) -> Seen {
+        Seen {
+            registered: Registered {
+                id: None,
+                name: name.into(),
+                location: "NY".into(),
+                country: "USA".into(),
+                dsn: Err(String::new()),
+                info: None,
+                joined_at: None,
+                is_local: name == "n1",
+            },
+            standing: match up {
+                true => Ok(Standing {
+                    version: "17.11 (Packager 1)".into(),
+                    standby: false,
+                    slots: vec![],
+                    inbound: vec![],
+                }),
+                false => Err("no connection: refused".into()),
+            },
+        }
+    }
+
+    fn course(provider: usize, subscriber: usize, state: &str) -> Course {
+        Course {
+            provider,
+            subscriber,
+            subscription: None,
+            state: state.into(),
+            replication_sets: None,
+            slot_name: None,
+            slot: None,
+            trouble: None,
+        }
+    }
+
+    fn mesh() -> Mesh {
+        Mesh {
+            engine: "native",
+            members: vec![member("n1", true), member("a \"b\" #1", false)],
+            courses: vec![course(1, 0, "down"), course(0, 1, "unknown")],
+        }
+    }
+
+    #[test]
+    fn a_terminal_gets_a_matrix() {
+        assert_eq!(
+            draw(&mesh(), Format::Text),
+            [
+                " node     | state                                 | location",
+                "----------+---------------------------------------+----------",
+                " n1       | up, primary, PostgreSQL 17.11, this node | NY, USA",
+                " a \"b\" #1 | down: no connection: refused          | NY, USA",
+                "",
+                " from     | to n1 | to a \"b\" #1",
+                "----------+-------+-------------",
+                " n1       | -     | unknown",
+                " a \"b\" #1 | down  | -",
+            ]
+        );
+    }
+
+    #[test]
+    fn names_are_quoted_for_graphviz_and_mermaid() {
+        assert_eq!(
+            draw(&mesh(), Format::Dot),
+            [
+                "digraph cluster {",
+                "    node [shape=box];",
+                "    \"n1\" [label=\"n1: primary, PostgreSQL 17.11\", color=black];",
+                "    \"a \\\"b\\\" #1\" [label=\"a \\\"b\\\" #1: down\", color=red];",
+                "    \"a \\\"b\\\" #1\" -> \"n1\" [label=\"down\", color=red, style=dashed];",
+                "    \"n1\" -> \"a \\\"b\\\" #1\" [label=\"unknown\", color=gray, style=dotted];",
+                "}",
+            ]
+        );
+        assert_eq!(
+            draw(&mesh(), Format::Mermaid),
+            [
+                "flowchart LR",
+                "    m0[\"n1: primary, PostgreSQL 17.11\"]",
+                "    m1[\"a #quot;b#quot; #35;1: down\"]",
+                "    m1 -.->|down| m0",
+                "    m0 -.->|unknown| m1",
+            ]
+        );
+    }
+}

@@ -1,0 +1,289 @@
+//! What the cluster is like now, as every member sees it. All are asked at the same time; who does not
+//! answer is shown as down. Nothing is changed.
+
+mod draw;
+
+pub use draw::{Format, draw};
+
+use crate::engine::{self, Engine};
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::{Dsn, Row, Rows, scrub};
+use crate::node::{Member, Node, Reader, Session, glance, server};
+use crate::settings;
+use crate::workflow::leave::nowhere;
+
+/// A member as the registry of this node has it.
+pub struct Registered {
+    /// Spock's.
+    pub id: Option<i32>,
+    pub name: String,
+    pub location: String,
+    pub country: String,
+    pub dsn: std::result::Result<Dsn, String>,
+    pub info: Option<String>,
+    /// Where the engine notes it.
+    pub joined_at: Option<String>,
+    pub is_local: bool,
+}
+
+/// A member as it answers.
+pub struct Seen {
+    pub registered: Registered,
+    /// Or why it does not answer.
+    pub standing: std::result::Result<Standing, String>,
+}
+
+pub struct Standing {
+    pub version: String,
+    pub standby: bool,
+    slots: Vec<Slot>,
+    inbound: Vec<Inbound>,
+}
+
+impl Standing {
+    pub fn role(&self) -> &'static str {
+        if self.standby { "standby" } else { "primary" }
+    }
+}
+
+/// A slot as its provider sees it.
+#[derive(Clone, serde::Deserialize)]
+pub struct Slot {
+    pub name: String,
+    pub active: bool,
+    pub wal_status: Option<String>,
+    pub retained_bytes: Option<i64>,
+    pub lag_bytes: Option<i64>,
+    pub lag_us: Option<i64>,
+}
+
+/// A subscription as its subscriber sees it.
+#[derive(Clone, serde::Deserialize)]
+struct Inbound {
+    subscription: String,
+    provider: Option<String>,
+    slot: Option<String>,
+    status: String,
+    replication_sets: Option<Vec<String>>,
+    trouble: Option<String>,
+}
+
+/// One path of the mesh, as both its ends see it.
+pub struct Course {
+    /// Places in [`Mesh::members`].
+    pub provider: usize,
+    pub subscriber: usize,
+    pub subscription: Option<String>,
+    /// `replicating`, `down`, `disabled`, `missing`, `unknown`, or how far its own copy is.
+    pub state: String,
+    pub replication_sets: Option<Vec<String>>,
+    pub slot_name: Option<String>,
+    pub slot: Option<Slot>,
+    pub trouble: Option<String>,
+}
+
+pub struct Mesh {
+    pub engine: &'static str,
+    pub members: Vec<Seen>,
+    /// By subscriber, then provider.
+    pub courses: Vec<Course>,
+}
+
+/// The members that the registry of this node has, by name; none where it is no node.
+pub fn nodes(reader: &Reader) -> Result<(&'static str, Vec<Registered>)> {
+    let mut here = this_node(reader)?;
+    let engine = engine::detect(&mut here)?;
+    Ok((engine.label(), registered(&*engine, &mut here)?))
+}
+
+/// Asks every member that the registry of this node has.
+pub fn look(reader: &Reader) -> Result<Mesh> {
+    let mut here = this_node(reader)?;
+    let engine = engine::detect(&mut here)?;
+    look_from(&*engine, &mut here)
+}
+
+/// Asks every member that the registry of `node` has.
+pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
+    let registered = registered(engine, node)?;
+    if registered.is_empty() {
+        return Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            "the database is no node of a cluster",
+            "Run it in the database of any node of the cluster.",
+        ));
+    }
+    let members = seen(engine, registered)?;
+    Ok(Mesh {
+        engine: engine.label(),
+        courses: courses(engine, &members),
+        members,
+    })
+}
+
+fn this_node(reader: &Reader) -> Result<Node> {
+    Ok(Node {
+        name: String::new(),
+        dsn: nowhere()?,
+        session: Session::Reader(reader.clone()),
+    })
+}
+
+fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
+    let Some(own) = engine.local_name(here)? else {
+        return Ok(vec![]);
+    };
+    let text = |row: &Row, column: usize| {
+        let value = row.get(column).filter(|v| !v.is_empty());
+        value.map(str::to_owned)
+    };
+    let mut all: Vec<Registered> = engine
+        .registry()
+        .run(here)?
+        .iter()
+        .map(|row| Registered {
+            id: row.parse_opt(8).ok().flatten(),
+            name: row.text(0).to_owned(),
+            location: row.text(1).to_owned(),
+            country: row.text(2).to_owned(),
+            dsn: Dsn::parse(row.text(3))
+                .map_err(|bad| format!("its connection string {}", bad.problem())),
+            info: text(row, 6),
+            joined_at: text(row, 7),
+            is_local: row.text(0) == own,
+        })
+        .collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+fn seen(engine: &dyn Engine, registered: Vec<Registered>) -> Result<Vec<Seen>> {
+    let members: Vec<Member> = registered
+        .iter()
+        .filter_map(|r| {
+            Some(Member {
+                name: r.name.clone(),
+                dsn: r.dsn.clone().ok()?,
+            })
+        })
+        .collect();
+    let question = server::standing(&engine.inbound());
+    let asked: Vec<&Member> = members.iter().collect();
+    let mut answers = glance(&asked, &question, settings::status_timeout()).into_iter();
+    let mut all = vec![];
+    for registered in registered {
+        let standing = match &registered.dsn {
+            Err(problem) => Err(problem.clone()),
+            Ok(_) => match answers.next() {
+                Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
+                Some(answer) => answer.and_then(|rows| standing(&rows)).map_err(why),
+                None => Err("it was not asked".into()),
+            },
+        };
+        all.push(Seen {
+            registered,
+            standing,
+        });
+    }
+    Ok(all)
+}
+
+fn standing(rows: &Rows) -> Result<Standing> {
+    let row = rows.one()?;
+    let bad = |e: serde_json::Error| Error::internal(format!("the answer of a node: {e}"));
+    Ok(Standing {
+        version: row.text(0).to_owned(),
+        standby: row.bool(1),
+        slots: serde_json::from_str(row.text(2)).map_err(bad)?,
+        inbound: serde_json::from_str(row.text(3)).map_err(bad)?,
+    })
+}
+
+/// Why a node does not answer, in one line.
+fn why(error: Error) -> String {
+    let text = match error {
+        Error::Connect { reason, .. } => format!("no connection: {reason}"),
+        Error::Deadline { limit_ms, .. } => format!("no answer within {limit_ms} ms"),
+        Error::Remote(remote) => format!("it cannot say: {}", remote.message),
+        Error::Lost { reason, .. } => format!("the connection was lost: {reason}"),
+        other => other.to_string(),
+    };
+    scrub(&text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn courses(engine: &dyn Engine, members: &[Seen]) -> Vec<Course> {
+    let mut all = vec![];
+    for subscriber in 0..members.len() {
+        for provider in (0..members.len()).filter(|p| *p != subscriber) {
+            all.push(course(engine, members, provider, subscriber));
+        }
+    }
+    all
+}
+
+fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: usize) -> Course {
+    let (from, to) = (&members[provider], &members[subscriber]);
+    let rule = engine.path(&from.registered.name, &to.registered.name);
+    let leads_here = |i: &&Inbound| match &i.provider {
+        Some(name) => *name == from.registered.name,
+        None => i.subscription == rule.subscription,
+    };
+    let inbound = to.standing.as_ref().ok();
+    let inbound = inbound.and_then(|s| s.inbound.iter().find(leads_here));
+    // Of a subscriber that cannot be asked the provider still has the slot, by whose name it is known if
+    // that was given by rule: Spock's ends with that of the subscription.
+    let spock_slot = format!("_{}", rule.subscription);
+    let is_slot = |s: &&Slot| match inbound {
+        Some(inbound) => inbound.slot.as_ref() == Some(&s.name),
+        None => s.name == rule.slot || s.name.ends_with(&spock_slot),
+    };
+    let slots = from.standing.as_ref().ok().map(|s| &s.slots);
+    let slot = slots.and_then(|all| all.iter().find(is_slot));
+    let mut trouble = inbound.and_then(|i| i.trouble.clone());
+    let state = match (&to.standing, inbound) {
+        (Err(_), _) => "unknown",
+        (Ok(_), None) => "missing",
+        (Ok(_), Some(i)) if i.status != "disabled" && slots.is_some() => {
+            // A worker that fails and starts again is there most of the time: whether one streams, the
+            // provider knows.
+            let problem = match slot {
+                None => Some("its slot does not exist on the provider"),
+                Some(s) if s.wal_status.as_deref() == Some("lost") => {
+                    Some("its slot has lost WAL that it needs")
+                }
+                Some(s) if !s.active && i.status == "replicating" => {
+                    Some("nobody streams from its slot")
+                }
+                Some(_) => None,
+            };
+            match problem {
+                Some(problem) => {
+                    trouble = Some(match trouble {
+                        Some(known) => format!("{problem}; {known}"),
+                        None => problem.to_owned(),
+                    });
+                    "down"
+                }
+                None => i.status.as_str(),
+            }
+        }
+        (Ok(_), Some(i)) => &i.status,
+    };
+    Course {
+        provider,
+        subscriber,
+        subscription: match (&to.standing, inbound) {
+            (_, Some(inbound)) => Some(inbound.subscription.clone()),
+            (Err(_), None) => Some(rule.subscription),
+            (Ok(_), None) => None,
+        },
+        state: state.to_owned(),
+        replication_sets: inbound.and_then(|i| i.replication_sets.clone()),
+        slot_name: match inbound {
+            Some(inbound) => inbound.slot.clone(),
+            None => slot.map(|s| s.name.clone()),
+        },
+        slot: slot.cloned(),
+        trouble: trouble.map(|t| scrub(&t)),
+    }
+}

@@ -1,0 +1,325 @@
+//! What a DBA sees of a cluster, from any of its nodes: the same answer everywhere, in time, and with those
+//! marked that do not answer.
+
+mod common;
+
+use common::{assert_failed, quick, wait_mesh};
+use lab::{Cluster, Server};
+use std::time::{Duration, Instant};
+
+/// The promise of the status functions, whatever the members do.
+const IN_TIME: Duration = Duration::from_secs(3);
+
+const SECRET: &str = "correct-horse";
+
+/// A mesh whose registry has a password, each server behind a proxy.
+fn mesh(members: usize) -> Cluster {
+    let options = quick().proxy().password(SECRET);
+    let cluster = Cluster::start_with(members, &options);
+    cluster.form_mesh(members, "CREATE TABLE t (i int PRIMARY KEY)");
+    wait_mesh(&cluster.all());
+    cluster
+}
+
+/// The rows of a query, columns joined by a bar, null as nothing.
+fn table(server: &Server, query: &str) -> Vec<String> {
+    let line = |row: Vec<Option<String>>| {
+        let cells: Vec<String> = row.into_iter().map(Option::unwrap_or_default).collect();
+        cells.join("|")
+    };
+    server.rows(query).into_iter().map(line).collect()
+}
+
+/// As [`table`], and the answer must be there in time.
+fn table_in_time(server: &Server, query: &str) -> Vec<String> {
+    let begun = Instant::now();
+    let rows = table(server, query);
+    let took = begun.elapsed();
+    assert!(took < IN_TIME, "{took:?} for\n{query}");
+    rows
+}
+
+#[test]
+fn every_node_gives_the_same_answer() {
+    let cluster = mesh(3);
+    let registry =
+        "SELECT node_name, location, country, dsn, info, joined, engine FROM spock.get_nodes()";
+    let known = table(cluster.n(1), registry);
+    assert_eq!(known.len(), 3, "{known:?}");
+    for (node, line) in cluster.all().iter().zip(&known) {
+        assert!(line.starts_with(&format!("{}|", node.name())), "{line}");
+        assert!(line.contains(&format!("port={}", node.port())), "{line}");
+        assert!(
+            line.contains("password=********") && !line.contains(SECRET),
+            "{line}"
+        );
+        assert!(line.ends_with("|native"), "{line}");
+    }
+    assert_eq!(
+        table(
+            cluster.n(1),
+            "SELECT joined = n.joined_at FROM spock.get_nodes() JOIN zodan.node n ON n.name = node_name"
+        ),
+        ["t", "t", "t"]
+    );
+    for node in cluster.all() {
+        assert_eq!(table(node, registry), known);
+        assert_eq!(
+            table(
+                node,
+                "SELECT node_name FROM spock.get_nodes() WHERE is_local"
+            ),
+            [node.name()]
+        );
+        // Caught up, once the last commit of the join has been confirmed.
+        node.wait_for(
+            "SELECT string_agg(DISTINCT concat_ws(' ', state, lag_bytes, lag_time), ', ') FROM spock.cluster_status()",
+            "replicating 0 00:00:00",
+        );
+        assert_eq!(
+            table(
+                node,
+                "SELECT provider, subscriber, state, provider_up, subscriber_up, provider_role, engine, subscription,
+                        slot_name, slot_active, wal_status, retained_bytes > 0,
+                        provider_version = current_setting('server_version'), last_error
+                   FROM spock.cluster_status()"
+            ),
+            [("n2", "n1"), ("n3", "n1"), ("n1", "n2"), ("n3", "n2"), ("n1", "n3"), ("n2", "n3")].map(|(p, s)| format!(
+                "{p}|{s}|replicating|t|t|primary|native|sub_{p}_{s}|sub_{p}_{s}|t|reserved|t|t|"
+            ))
+        );
+        assert_eq!(
+            table(node, "SELECT node_name, subscription_name, status, provider_node, replication_sets, problem
+                           FROM spock.show_all_subscription_status()"),
+            [("n1", "n2"), ("n1", "n3"), ("n2", "n1"), ("n2", "n3"), ("n3", "n1"), ("n3", "n2")]
+                .map(|(s, p)| format!("{s}|sub_{p}_{s}|replicating|{p}|{{zodan}}|"))
+        );
+        assert_eq!(
+            table(
+                node,
+                "SELECT node_id, node_name, location, country, status, problem FROM spock.show_all_nodes()"
+            ),
+            ["|n1|||up|", "|n2|NY|USA|up|", "|n3|NY|USA|up|"]
+        );
+    }
+}
+
+#[test]
+fn the_dead_and_the_silent_are_marked_in_time() {
+    let cluster = mesh(5);
+    cluster.n(4).crash();
+    cluster.n(5).cut();
+    let n1 = cluster.n(1);
+    // The provider learns of the loss when its reader does not come back.
+    n1.wait_for(
+        "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE NOT active",
+        "sub_n1_n4",
+    );
+    let nodes = table_in_time(
+        n1,
+        "SELECT node_name, status, problem FROM spock.show_all_nodes()",
+    );
+    assert_eq!(nodes[..3], ["n1|up|", "n2|up|", "n3|up|"]);
+    assert!(nodes[3].starts_with("n4|down|no connection: "), "{nodes:?}");
+    assert_eq!(nodes[4], "n5|down|no connection: timeout expired");
+    let status = table_in_time(
+        n1,
+        "SELECT provider, subscriber, state, provider_up, subscriber_up, slot_name FROM spock.cluster_status()
+          WHERE 'n1' IN (provider, subscriber)",
+    );
+    assert_eq!(
+        status[..2],
+        [
+            "n2|n1|replicating|t|t|sub_n2_n1",
+            "n3|n1|replicating|t|t|sub_n3_n1",
+        ]
+    );
+    assert!(
+        status.contains(&"n4|n1|down|f|t|sub_n4_n1".into()),
+        "{status:?}"
+    );
+    assert!(
+        status.contains(&"n1|n4|unknown|t|f|sub_n1_n4".into()),
+        "{status:?}"
+    );
+    assert!(
+        status.contains(&"n1|n5|unknown|t|f|sub_n1_n5".into()),
+        "{status:?}"
+    );
+    assert_eq!(
+        table_in_time(
+            n1,
+            "SELECT count(*), count(*) FILTER (WHERE state = 'unknown'), count(*) FILTER (WHERE provider_up AND subscriber_up)
+               FROM spock.cluster_status()"
+        ),
+        ["20|8|6"]
+    );
+    // What waits for the dead node is known from the provider's slot.
+    n1.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    assert_eq!(
+        table_in_time(
+            n1,
+            "SELECT lag_bytes > 60000, retained_bytes >= lag_bytes, slot_active, lag_time > '0', subscriber_problem IS NOT NULL
+               FROM spock.cluster_status() WHERE provider = 'n1' AND subscriber = 'n4'"
+        ),
+        ["t|t|f|t|t"]
+    );
+    let drawing = table_in_time(n1, "SELECT * FROM spock.topology()");
+    let cells =
+        |line: &str| -> Vec<String> { line.split('|').map(|c| c.trim().to_owned()).collect() };
+    let row_of_n1 = drawing
+        .iter()
+        .rfind(|l| l.starts_with(" n1 "))
+        .expect("a row for n1");
+    assert_eq!(
+        cells(row_of_n1),
+        [
+            "n1",
+            "-",
+            "replicating",
+            "replicating",
+            "unknown",
+            "unknown"
+        ]
+    );
+    let dot = table_in_time(n1, "SELECT * FROM spock.topology('dot')");
+    assert!(
+        dot.contains(&"    \"n4\" [label=\"n4: down\", color=red];".into()),
+        "{dot:?}"
+    );
+    let mermaid = table_in_time(n1, "SELECT * FROM spock.topology('Mermaid')");
+    assert!(
+        mermaid.contains(&"    m1 -->|replicating| m0".into()),
+        "{mermaid:?}"
+    );
+    table_in_time(n1, "SELECT * FROM spock.get_nodes()");
+    table_in_time(n1, "SELECT * FROM spock.show_all_subscription_status()");
+    cluster.n(5).uncut();
+}
+
+/// A node whose sessions begin and then hang: a lock in its catalog stands for that.
+#[test]
+fn a_node_that_answers_no_question_is_marked_in_time() {
+    let cluster = mesh(3);
+    let mut blocker = cluster.n(2).client();
+    blocker
+        .batch_execute("BEGIN; LOCK pg_subscription IN ACCESS EXCLUSIVE MODE")
+        .expect("lock the catalog");
+    assert_eq!(
+        table_in_time(
+            cluster.n(1),
+            "SELECT node_name, status, problem FROM spock.show_all_nodes()"
+        ),
+        ["n1|up|", "n2|down|no answer within 1000 ms", "n3|up|"]
+    );
+    // The question was cancelled over there.
+    cluster.n(2).wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'zodan' AND state = 'active'",
+        "0",
+    );
+    blocker.batch_execute("ROLLBACK").expect("let go");
+    cluster.n(1).wait_for(
+        "SELECT string_agg(status, ' ') FROM spock.show_all_nodes()",
+        "up up up",
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_path_is_told() {
+    let cluster = mesh(3);
+    let state = |path: &str| {
+        format!(
+            "SELECT state || coalesce(': ' || last_error, '') FROM spock.cluster_status()
+              WHERE provider || ' ' || subscriber = '{path}'"
+        )
+    };
+    let n1 = cluster.n(1);
+    cluster.n(2).sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
+    n1.wait_for(&state("n1 n2"), "disabled");
+    cluster.n(2).sql("ALTER SUBSCRIPTION sub_n1_n2 ENABLE");
+    n1.wait_for(&state("n1 n2"), "replicating");
+    // A row that the subscriber cannot take.
+    cluster.n(3).sql("ALTER TABLE t ADD CHECK (i > 1)");
+    n1.sql("INSERT INTO t VALUES (1)");
+    n1.wait_for(
+        &format!(
+            "SELECT s ~ '^down: (nobody streams from its slot; )?errors of the apply worker so far: [1-9][0-9]* \\(see the log of the subscriber\\)$'
+               FROM ({}) x (s)",
+            state("n1 n3")
+        ),
+        "t",
+    );
+    cluster
+        .n(2)
+        .sql("SELECT zodan.drop_subscription('sub_n3_n2')");
+    n1.wait_for(&state("n3 n2"), "missing");
+    n1.wait_for(
+        "SELECT state FROM spock.cluster_status() WHERE provider = 'n2' AND subscriber = 'n1'",
+        "replicating",
+    );
+    cluster.n(1).sql("ALTER SUBSCRIPTION sub_n2_n1 DISABLE");
+    cluster.n(2).wait_for(
+        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n2_n1'",
+        "f",
+    );
+    cluster
+        .n(2)
+        .sql("SELECT pg_drop_replication_slot('sub_n2_n1')");
+    n1.sql("ALTER SUBSCRIPTION sub_n2_n1 ENABLE");
+    n1.wait_for(
+        &state("n2 n1"),
+        "down: its slot does not exist on the provider",
+    );
+}
+
+#[test]
+fn refusals_and_rights() {
+    let cluster = mesh(2);
+    let n1 = cluster.n(1);
+    let outsider = Server::start("outsider");
+    outsider.sql("CREATE EXTENSION zodan");
+    assert_eq!(table(&outsider, "SELECT * FROM spock.get_nodes()"), [""; 0]);
+    for function in [
+        "cluster_status",
+        "show_all_nodes",
+        "show_all_subscription_status",
+        "topology",
+    ] {
+        let call = format!("SELECT * FROM spock.{function}()");
+        assert_failed(
+            &outsider.sql_error(&call),
+            "55000",
+            "the database is no node of a cluster",
+            "any node of the cluster",
+        );
+        assert_failed(
+            &n1.sql_error(&format!("CREATE TABLE written (); {call}")),
+            "25001",
+            &format!("spock.{function}() cannot run in a transaction that has written something"),
+            "Commit first",
+        );
+        assert_eq!(
+            n1.sql_error(&format!("CREATE ROLE nobody; SET ROLE nobody; {call}"))
+                .code(),
+            "42501"
+        );
+        // Who may execute it needs nothing else, and gets no password.
+        n1.sql(&format!("CREATE ROLE watcher; GRANT USAGE ON SCHEMA spock TO watcher; GRANT EXECUTE ON FUNCTION spock.{function} TO watcher"));
+        let mut client = n1.client();
+        client
+            .batch_execute("SET ROLE watcher")
+            .expect("become the watcher");
+        let rows = client.simple_query(&call).expect("the watcher may look");
+        assert!(
+            rows.len() > 1 && !format!("{rows:?}").contains(SECRET),
+            "{rows:?}"
+        );
+        n1.sql("DROP OWNED BY watcher; DROP ROLE watcher");
+    }
+    assert_failed(
+        &n1.sql_error("SELECT spock.topology('png')"),
+        "22023",
+        "argument format is \"png\", which is no format of a drawing",
+        "text, dot or mermaid",
+    );
+}
