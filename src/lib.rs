@@ -37,10 +37,11 @@ extension_sql_file!(
     name = "status",
     requires = ["remove_node"]
 );
+extension_sql_file!("../sql/health.sql", name = "health", requires = ["status"]);
 extension_sql_file!(
     "../sql/recovery.sql",
     name = "recovery",
-    requires = ["remove_node", "status"]
+    requires = ["remove_node", "health"]
 );
 extension_sql_file!(
     "../sql/verify.sql",

@@ -20,13 +20,17 @@ fn refused(
 
 /// Slots, subscriptions and the settings of databases are for superusers.
 pub fn superuser(procedure: &str) -> Result<()> {
+    superuser_for(&format!("CALL {procedure}"))
+}
+
+pub fn superuser_for(what: &str) -> Result<()> {
     // SAFETY: reads the current user's catalog row.
     if unsafe { pgrx::pg_sys::superuser() } {
         return Ok(());
     }
     Err(Error::refused(
         SqlState::INSUFFICIENT_PRIVILEGE,
-        format!("only a superuser can run CALL {procedure}"),
+        format!("only a superuser can run {what}"),
         "Connect as a superuser.",
     ))
 }

@@ -1,7 +1,7 @@
 //! The checks before the first change. Everything found is reported together.
 
+use super::findings::{Check, Outcome, failures};
 use super::members::each;
-use super::report::Report;
 use crate::copy;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
@@ -19,7 +19,6 @@ pub struct Checks<'a> {
     pub new: &'a mut Node,
     pub founded: bool,
     pub registered_as: &'a [String],
-    pub report: &'a Report,
 }
 
 /// What the checks learnt and the join needs.
@@ -29,30 +28,65 @@ pub struct Known {
     pub new: Facts,
 }
 
+/// The checks come in stages: what one stage has found would make those after it fall over.
+const STAGES: usize = 3;
+
 impl Checks<'_> {
-    pub fn run(mut self) -> Result<Known> {
-        let mut findings = vec![];
+    /// For a CALL: the first stage that finds something ends it. `warn` is told the rest.
+    pub fn run(mut self, mut warn: impl FnMut(&Outcome)) -> Result<Known> {
         let known = self.facts()?;
-        self.check_identity(&known, &mut findings)?;
-        fail_on(std::mem::take(&mut findings))?;
-
-        let mut members: Vec<&mut Node> = vec![&mut *self.source];
-        members.extend(self.peers.iter_mut());
-        findings.extend(self.engine.checks(&mut members, self.new)?);
-        fail_on(std::mem::take(&mut findings))?;
-
-        self.check_servers(&known, &mut findings);
-        self.check_budgets(&known, &mut findings);
-        self.check_space(&known, &mut findings)?;
-        self.check_identities(&mut findings)?;
-        self.check_mesh(&mut findings)?;
-        self.check_names(&mut findings)?;
-        self.check_reachability(&known, &mut findings)?;
-        self.check_empty(&mut findings)?;
-        findings.extend(copy::requirements(self.source, self.new)?);
-        fail_on(findings)?;
-        self.warn(&known)?;
+        for stage in 0..STAGES {
+            let findings = failures(&self.stage(stage, &known)?);
+            if !findings.is_empty() {
+                return Err(Error::Checks(findings));
+            }
+        }
+        self.warnings(&known)?.iter().for_each(&mut warn);
         Ok(known)
+    }
+
+    /// For a person: what all of them have found, as far as a CALL would come, and whether that is to the
+    /// end.
+    pub fn outcomes(mut self, outcomes: &mut Vec<Outcome>) -> Result<bool> {
+        let known = self.facts()?;
+        for stage in 0..STAGES {
+            outcomes.extend(self.stage(stage, &known)?);
+            if !failures(outcomes).is_empty() && stage + 1 < STAGES {
+                return Ok(false);
+            }
+        }
+        outcomes.extend(self.warnings(&known)?);
+        Ok(true)
+    }
+
+    fn stage(&mut self, stage: usize, known: &Known) -> Result<Vec<Outcome>> {
+        let checks = match stage {
+            0 => vec![self.check_identity(known)?],
+            1 => vec![self.check_engine()?],
+            _ => {
+                let mut checks = self.check_servers(known);
+                checks.extend(self.check_budgets(known));
+                checks.push(self.check_space(known)?);
+                checks.push(self.check_identities()?);
+                checks.push(self.check_mesh()?);
+                checks.push(self.check_names()?);
+                checks.push(self.check_reachability(known)?);
+                checks.push(self.check_empty()?);
+                let check = Check::new(
+                    "structure",
+                    "what the structure of the source needs is there",
+                );
+                let findings = copy::requirements(self.source, self.new)?;
+                checks.push(check.all([self.new.name.as_str()], findings));
+                checks
+            }
+        };
+        Ok(checks.into_iter().flat_map(Check::outcomes).collect())
+    }
+
+    fn member_names(&self) -> Vec<String> {
+        let names = std::iter::once(&*self.source).chain(self.peers.iter());
+        names.map(|n| n.name.clone()).collect()
     }
 
     fn facts(&mut self) -> Result<Known> {
@@ -82,7 +116,8 @@ impl Checks<'_> {
             .chain(std::iter::once((self.new.name.as_str(), &known.new)))
     }
 
-    fn check_identity(&mut self, known: &Known, findings: &mut Vec<Finding>) -> Result<()> {
+    fn check_identity(&mut self, known: &Known) -> Result<Check> {
+        let mut findings = vec![];
         let new = self.new.name.clone();
         for (name, facts) in self.all(known).filter(|(name, _)| *name != new) {
             if (&facts.server, &facts.database) == (&known.new.server, &known.new.database) {
@@ -110,109 +145,124 @@ impl Checks<'_> {
                 "Remove it from that cluster first.",
             ));
         }
-        Ok(())
+        let mut names = self.member_names();
+        names.push(new);
+        let check = Check::new(
+            "membership",
+            "every node a database of its own, the new one in no cluster",
+        );
+        Ok(check.all(names.iter().map(String::as_str), findings))
     }
 
-    fn check_servers(&self, known: &Known, findings: &mut Vec<Finding>) {
-        for (name, facts) in self.all(known) {
-            if facts.in_recovery {
-                findings.push(Finding::new(
-                    name,
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    "the server is a standby",
-                    "Give the connection string of the primary.",
-                ));
-            }
-            if facts.wal_level != "logical" {
-                findings.push(Finding::new(
-                    name,
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!("wal_level is {}, not logical", facts.wal_level),
-                    "Set wal_level = logical in postgresql.conf and restart the server.",
-                ));
-            }
-            let plugin = self.engine.plugin();
-            if let Some(list) = &facts.output_plugins
-                && !list
-                    .split(',')
-                    .map(str::trim)
-                    .any(|p| p == plugin || p == "*")
-            {
-                findings.push(Finding::new(
-                    name,
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!("output_plugin_libraries does not list {plugin}"),
-                    format!("Add {plugin} to output_plugin_libraries and reload."),
-                ));
-            }
-        }
-        if known.new.version / 10_000 < known.source.version / 10_000 {
-            findings.push(Finding::new(
-                &self.new.name,
-                SqlState::FEATURE_NOT_SUPPORTED,
-                format!(
-                    "the new node runs PostgreSQL {}, the source the newer {}",
-                    known.new.version / 10_000,
-                    known.source.version / 10_000
-                ),
-                "The new node needs the source's major version or a newer one.",
-            ));
-        }
-        let mismatch = |what, new: &str, source: &str| {
-            Finding::new(
-                &self.new.name,
-                SqlState::NOT_IN_PREREQUISITE_STATE,
-                format!("the {what} of the database is {new}, the source's is {source}"),
-                "Create the new node's database with the encoding and the locale of the source's.",
-            )
+    fn check_engine(&mut self) -> Result<Check> {
+        let mut names = self.member_names();
+        names.push(self.new.name.clone());
+        let mut members: Vec<&mut Node> = vec![&mut *self.source];
+        members.extend(self.peers.iter_mut());
+        let findings = self.engine.checks(&mut members, self.new)?;
+        let check = Check::new(
+            "engine",
+            format!("ready for the engine {}", self.engine.label()),
+        );
+        Ok(check.all(names.iter().map(String::as_str), findings))
+    }
+
+    fn check_servers(&self, known: &Known) -> Vec<Check> {
+        let plugin = self.engine.plugin();
+        let mut role = Check::new("role", "primary");
+        let mut wal_level = Check::new("wal_level", "logical");
+        let mut plugins = Check::new("output_plugin_libraries", format!("lists {plugin} or *"));
+        let unfit = |node: &str, message: String, hint: String| {
+            Finding::new(node, SqlState::NOT_IN_PREREQUISITE_STATE, message, hint)
         };
-        if known.new.encoding != known.source.encoding {
-            findings.push(mismatch(
-                "encoding",
-                &known.new.encoding,
-                &known.source.encoding,
-            ));
+        for (name, facts) in self.all(known) {
+            let standby = facts.in_recovery.then(|| {
+                let hint = "Give the connection string of the primary.";
+                unfit(name, "the server is a standby".into(), hint.into())
+            });
+            role.look(name, "primary", standby);
+            let wrong = (facts.wal_level != "logical").then(|| {
+                let hint = "Set wal_level = logical in postgresql.conf and restart the server.";
+                let message = format!("wal_level is {}, not logical", facts.wal_level);
+                unfit(name, message, hint.into())
+            });
+            wal_level.look(name, facts.wal_level.as_str(), wrong);
+            let lists = |list: &String| {
+                let mut listed = list.split(',').map(str::trim);
+                listed.any(|p| p == plugin || p == "*")
+            };
+            let missing = facts.output_plugins.as_ref().filter(|list| !lists(list));
+            let missing = missing.map(|_| {
+                let message = format!("output_plugin_libraries does not list {plugin}");
+                let hint = format!("Add {plugin} to output_plugin_libraries and reload.");
+                unfit(name, message, hint)
+            });
+            let found = match &facts.output_plugins {
+                Some(list) => list.as_str(),
+                None => "the server has no such setting",
+            };
+            plugins.look(name, found, missing);
         }
-        if known.new.collation != known.source.collation {
-            findings.push(mismatch(
-                "collation",
-                &known.new.collation,
-                &known.source.collation,
-            ));
-        }
+        let new = &self.new.name;
+        let (ours, theirs) = (known.new.version / 10_000, known.source.version / 10_000);
+        let mut version = Check::new("version", format!("PostgreSQL {theirs} or newer"));
+        let older = (ours < theirs).then(|| {
+            Finding::new(
+                new,
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!("the new node runs PostgreSQL {ours}, the source the newer {theirs}"),
+                "The new node needs the source's major version or a newer one.",
+            )
+        });
+        version.look(new, format!("PostgreSQL {ours}"), older);
+        let same = |what: &'static str, here: &str, there: &str| {
+            let mut check = Check::new(what, there);
+            let other = (here != there).then(|| {
+                let message = format!("the {what} of the database is {here}, the source's is {there}");
+                let hint = "Create the new node's database with the encoding and the locale of the source's.";
+                unfit(new, message, hint.into())
+            });
+            check.look(new, here, other);
+            check
+        };
+        let encoding = same("encoding", &known.new.encoding, &known.source.encoding);
+        let collation = same("collation", &known.new.collation, &known.source.collation);
+        vec![role, wal_level, plugins, version, encoding, collation]
     }
 
-    fn check_budgets(&self, known: &Known, findings: &mut Vec<Finding>) {
+    fn check_budgets(&self, known: &Known) -> Vec<Check> {
         let members = 1 + self.peers.len() as i64;
+        let mut checks: Vec<Check> = vec![];
         for (name, facts) in self.all(known) {
             let new = name == self.new.name;
             let paths = if new { members } else { 1 };
-            let mut need = |setting: &str, budget: Budget, count: i64| {
-                if budget.free() < count {
-                    findings.push(Finding::new(
+            let mut need = |setting: &'static str, budget: Budget, count: i64| {
+                let mut check = Check::new(setting, format!("{count} more"));
+                let found = format!("{} of {} are in use", budget.used, budget.limit);
+                let short = (budget.free() < count).then(|| {
+                    Finding::new(
                         name,
                         SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-                        format!(
-                            "{count} more needed of {setting}, {} of {} are in use",
-                            budget.used, budget.limit
-                        ),
+                        format!("{count} more needed of {setting}, {found}"),
                         format!(
                             "Set {setting} to at least {} on node \"{name}\" and restart it.",
                             budget.used + count
                         ),
-                    ));
-                }
+                    )
+                });
+                check.look(name, found.as_str(), short);
+                checks.push(check);
             };
             // The new node marks copied rows with one origin more.
             let origins = paths + i64::from(new);
             let slots = facts.replication_slots;
-            if facts.origins_setting != "max_replication_slots" {
-                need("max_replication_slots", slots, paths);
-                need(&facts.origins_setting, facts.origins, origins);
+            if facts.origins_setting != SLOTS {
+                need(SLOTS, slots, paths);
+                need("max_active_replication_origins", facts.origins, origins);
             } else if slots.used + paths > facts.origins.used + origins {
-                need("max_replication_slots", slots, paths);
+                need(SLOTS, slots, paths);
             } else {
-                need("max_replication_slots", facts.origins, origins);
+                need(SLOTS, facts.origins, origins);
             }
             need("max_wal_senders", facts.wal_senders, paths);
             if self.engine.uses_logical_workers() {
@@ -230,28 +280,36 @@ impl Checks<'_> {
             };
             need("max_worker_processes", facts.worker_processes, workers);
         }
+        checks
     }
 
-    fn check_space(&self, known: &Known, findings: &mut Vec<Finding>) -> Result<()> {
-        let free = server::free_disk_space()?;
-        if free < known.source.database_size {
-            findings.push(Finding::new(
+    fn check_space(&self, known: &Known) -> Result<Check> {
+        let (free, needed) = (
+            server::free_disk_space()? >> 20,
+            known.source.database_size >> 20,
+        );
+        let mut check = Check::new(
+            "disk space",
+            format!("{needed} MB, which the source's database has"),
+        );
+        let short = (free < needed).then(|| {
+            Finding::new(
                 &self.new.name,
                 SqlState::DISK_FULL,
                 format!(
-                    "{} MB are free for the data directory, the source's database has {} MB",
-                    free >> 20,
-                    known.source.database_size >> 20
+                    "{free} MB are free for the data directory, the source's database has {needed} MB"
                 ),
                 "Make room on the new node; the copy also writes WAL.",
-            ));
-        }
-        Ok(())
+            )
+        });
+        check.look(&self.new.name, format!("{free} MB are free"), short);
+        Ok(check)
     }
 
     /// Tables of the new node would be published to members that do not have them, and what has the
     /// name of something on the source would stop the copy half-way.
-    fn check_empty(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
+    fn check_empty(&mut self) -> Result<Check> {
+        let mut findings = vec![];
         let new = self.new.name.clone();
         let mut named = |what: &str, names: Vec<String>, hint: &str| {
             let (shown, more) = names.split_at(names.len().min(10));
@@ -286,18 +344,29 @@ impl Checks<'_> {
             collisions,
             "Drop them on the new node.",
         );
-        Ok(())
+        Ok(Check::new(
+            "empty",
+            "no tables, and nothing of the names that the source has",
+        )
+        .all([new.as_str()], findings))
     }
 
     /// A table of a source that becomes a node must have something to tell its rows by.
-    fn check_identities(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
-        if self.founded {
-            return Ok(());
-        }
-        let Some(statement) = self.engine.tables_to_prepare() else {
-            return Ok(());
+    fn check_identities(&mut self) -> Result<Check> {
+        let mut findings = vec![];
+        let check = Check::new(
+            "replica identity",
+            "something to tell the rows of every table by",
+        );
+        let statement = match self.founded {
+            true => None,
+            false => self.engine.tables_to_prepare(),
         };
-        for row in &statement.run(self.source)? {
+        let tables = match statement {
+            Some(statement) => statement.run(self.source)?,
+            None => Rows::default(),
+        };
+        for row in &tables {
             if let Some(column) = row.get(4) {
                 findings.push(Finding::new(
                     &self.source.name,
@@ -310,14 +379,20 @@ impl Checks<'_> {
                 ));
             }
         }
-        Ok(())
+        Ok(check.all([self.source.name.as_str()], findings))
     }
 
     /// Every subscription between the members is there, enabled and connected. A worker that has just
     /// been started, after our own pause for instance, gets the time that a connection may take.
-    fn check_mesh(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
+    fn check_mesh(&mut self) -> Result<Check> {
+        let check = Check::new(
+            "subscriptions",
+            "one from every other member, which replicates",
+        );
+        let names = self.member_names();
+        let names = names.iter().map(String::as_str);
         if !self.founded {
-            return Ok(());
+            return Ok(check.all(names, vec![]));
         }
         let patience = settings::connect_timeout();
         let begun = Instant::now();
@@ -325,8 +400,7 @@ impl Checks<'_> {
         loop {
             let (found, may_pass) = self.mesh_troubles()?;
             if found.is_empty() || !may_pass || begun.elapsed() > patience {
-                findings.extend(found);
-                return Ok(());
+                return Ok(check.all(names, found));
             }
             wait::on_latch(rest)?;
             rest = (rest * 3 / 2).min(Duration::from_millis(100));
@@ -377,7 +451,19 @@ impl Checks<'_> {
     }
 
     /// The names we are going to use are free. What has them is not ours, so it is not touched.
-    fn check_names(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
+    fn check_names(&mut self) -> Result<Check> {
+        let mut nodes = self.member_names();
+        nodes.push(self.new.name.clone());
+        let check = Check::new(
+            "names",
+            "free: of the node, its subscriptions and its slots",
+        );
+        let mut findings = vec![];
+        self.names_taken(&mut findings)?;
+        Ok(check.all(nodes.iter().map(String::as_str), findings))
+    }
+
+    fn names_taken(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
         let new = self.new.name.clone();
         for name in self.registered_as.iter().filter(|name| **name != new) {
             findings.push(Finding::new(
@@ -449,7 +535,8 @@ impl Checks<'_> {
 
     /// Every member can connect to the new node by its connection string. That the new node can
     /// connect to every member is known: it did.
-    fn check_reachability(&mut self, known: &Known, findings: &mut Vec<Finding>) -> Result<()> {
+    fn check_reachability(&mut self, known: &Known) -> Result<Check> {
+        let mut findings = vec![];
         let mut members: Vec<&mut Node> = vec![&mut *self.source];
         members.extend(self.peers.iter_mut());
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
@@ -466,6 +553,7 @@ impl Checks<'_> {
                 answers[*i] = answer;
             }
         }
+        let check = Check::new("reachability", "reaches the new node by new_node_dsn");
         for (name, answer) in names.iter().zip(answers) {
             let problem = match answer {
                 Ok(rows) => {
@@ -493,61 +581,63 @@ impl Checks<'_> {
                 "Give a new_node_dsn by which every member reaches the new node, and allow it in its pg_hba.conf.",
             ));
         }
-        Ok(())
+        Ok(check.all(names.iter().map(String::as_str), findings))
     }
 
-    /// Settings that do no harm now and may do some during a long copy.
-    fn warn(&mut self, known: &Known) -> Result<()> {
-        let objects = server::large_objects().run(self.source)?;
-        if objects.one()?.parse::<u64>(0)? > 0 {
-            self.report.warn(
-                &format!(
-                    "node \"{}\" has large objects, which are not copied and do not replicate",
-                    self.source.name
-                ),
+    /// What does no harm now and may do some during a long copy, or afterwards.
+    fn warnings(&mut self, known: &Known) -> Result<Vec<Outcome>> {
+        let mut objects = Check::new("large objects", "none");
+        let count = server::large_objects().run(self.source)?;
+        match count.one()?.parse::<u64>(0)? {
+            0 => objects.passed(&self.source.name, "none"),
+            _ => objects.warned(
+                &self.source.name,
+                "large objects exist, which are not copied and do not replicate",
                 "Keep such data in columns of type bytea.",
-            );
+            ),
         }
-        let sessions = server::other_sessions().run(self.new)?;
-        if !sessions.is_empty() {
-            let pids: Vec<&str> = sessions.iter().map(|r| r.text(0)).collect();
-            self.report.warn(
-                &format!(
-                    "node \"{}\" has other sessions in its database: pid {}",
-                    self.new.name,
+        let mut sessions = Check::new("other sessions", "none");
+        let others = server::other_sessions().run(self.new)?;
+        let pids: Vec<&str> = others.iter().map(|r| r.text(0)).collect();
+        match pids.is_empty() {
+            true => sessions.passed(&self.new.name, "none"),
+            false => sessions.warned(
+                &self.new.name,
+                format!(
+                    "other sessions are in its database: pid {}",
                     pids.join(", ")
                 ),
                 "If one of them writes before the CALL has ended, the join fails.",
-            );
+            ),
         }
+        let mut wal = Check::new("max_slot_wal_keep_size", "-1");
+        let mut idle = Check::new("idle_replication_slot_timeout", "0");
         for (name, facts) in self.all(known) {
-            if facts.max_slot_wal_keep_size >= 0 {
-                self.report.warn(
-                    &format!(
-                        "node \"{name}\": max_slot_wal_keep_size is {} MB; if the copy takes so long that more WAL is written, the new node's slot is lost and the join fails",
-                        facts.max_slot_wal_keep_size
+            match facts.max_slot_wal_keep_size {
+                ..0 => wal.passed(name, "-1"),
+                size => wal.warned(
+                    name,
+                    format!(
+                        "max_slot_wal_keep_size is {size} MB; if the copy takes so long that more WAL is written, the new node's slot is lost and the join fails"
                     ),
                     "Set it to -1 for the time of the join if the source is large.",
-                );
+                ),
             }
-            if facts.idle_slot_timeout > 0 {
-                self.report.warn(
-                    &format!(
-                        "node \"{name}\": idle_replication_slot_timeout is {} s; a copy that takes longer loses the new node's slot and the join fails",
-                        facts.idle_slot_timeout
+            match facts.idle_slot_timeout {
+                ..=0 => idle.passed(name, "0"),
+                seconds => idle.warned(
+                    name,
+                    format!(
+                        "idle_replication_slot_timeout is {seconds} s; a copy that takes longer loses the new node's slot and the join fails"
                     ),
                     "Set it to 0 for the time of the join if the source is large.",
-                );
+                ),
             }
         }
-        Ok(())
+        let checks = [objects, sessions, wal, idle];
+        Ok(checks.into_iter().flat_map(Check::outcomes).collect())
     }
 }
 
-fn fail_on(findings: Vec<Finding>) -> Result<()> {
-    if findings.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Checks(findings))
-    }
-}
+/// It limits the origins too, before PostgreSQL 18.
+const SLOTS: &str = "max_replication_slots";

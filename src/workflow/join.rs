@@ -2,6 +2,8 @@
 
 use super::checks::{Checks, Known};
 use super::copying::{Copying, Held};
+use super::findings::Status;
+use super::gather::{Party, Wanted, gather};
 use super::markers::{self, Marker};
 use super::members::{self, each};
 use super::patience::{Seen, wait_until};
@@ -11,7 +13,7 @@ use super::summary;
 use super::undo::Undo;
 use super::verify;
 use crate::copy;
-use crate::engine::{self, Engine, Identity, Path};
+use crate::engine::{Engine, Identity, Path};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal, Subject};
 use crate::libpq::Dsn;
@@ -101,51 +103,23 @@ struct Join {
 
 impl Join {
     fn connect(local: Local, request: Request, report: Report) -> Result<Self> {
-        let source_member = Member {
-            name: request.source.clone(),
-            dsn: request.source_dsn.clone(),
+        let wanted = Wanted {
+            source: Member {
+                name: request.source.clone(),
+                dsn: request.source_dsn.clone(),
+            },
+            new: members::local(&request.new, &request.new_dsn, &local),
+            change: true,
         };
-        let new_member = Member {
-            name: request.new.clone(),
-            dsn: request.new_dsn.clone(),
-        };
-        let mut opened = members::connect(&[source_member, new_member])?.into_iter();
-        let (Some(mut source), Some(mut loopback)) = (opened.next(), opened.next()) else {
-            return Err(Error::internal("a node was not connected"));
-        };
-        let mut new = members::local(&request.new, &request.new_dsn, &local);
-        members::require_superuser([&mut new, &mut source, &mut loopback])?;
-        check_arguments(&mut source, &mut loopback, &mut new)?;
-        let purpose = format!("add_node {}", request.new);
-        members::lock([&mut loopback], &purpose)?;
-
-        let mut engine = engine::detect(&mut source)?;
-        let survey = engine.survey(&mut source)?;
-        let mut peers = vec![];
-        let mut registered_as = vec![];
-        for mut member in members::connect(&survey.members)? {
-            let identity = members::identity(&mut member)?;
-            if member.name == source.name {
-                // What the cluster's own subscriptions use, not what this CALL was given.
-                if identity != members::identity(&mut source)? {
-                    return Err(other_source(&source.name));
-                }
-                source.dsn = member.dsn;
-            } else if identity == members::identity(&mut new)? {
-                // An earlier CALL for this node was killed late; if not, the checks will say so.
-                registered_as.push(member.name);
-            } else {
-                peers.push(member);
-            }
-        }
-        members::require_superuser(&mut peers)?;
-        members::lock(std::iter::once(&mut source).chain(&mut peers), &purpose)?;
-        // Who they are was asked before nobody else could change it.
-        if !engine.survey(&mut source)?.is_as(&survey) {
-            return Err(members::changed_meanwhile(&source.name));
-        }
-        let mut all: Vec<&mut Node> = std::iter::once(&mut source).chain(&mut peers).collect();
-        engine.prepare(&mut all, &mut new)?;
+        let Party {
+            engine,
+            source,
+            peers,
+            new,
+            loopback,
+            founded,
+            registered_as,
+        } = gather(wanted)?;
         Ok(Self {
             engine,
             local,
@@ -155,7 +129,7 @@ impl Join {
             peers,
             new,
             loopback,
-            founded: survey.founded,
+            founded,
             registered_as,
             joined_at: String::new(),
             held: Held::default(),
@@ -211,9 +185,13 @@ impl Join {
             new: &mut self.new,
             founded: self.founded,
             registered_as: &self.registered_as,
-            report: &self.report,
         }
-        .run()
+        .run(|o| {
+            if o.status == Status::Warning {
+                let what = format!("node \"{}\": {}", o.node, o.found);
+                self.report.warn(&what, &o.remedy);
+            }
+        })
     }
 
     fn run(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
@@ -797,49 +775,6 @@ impl Join {
             &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
         )
     }
-}
-
-/// `new_node_dsn` leads to the database that the CALL runs in, and `src_dsn` to another one.
-fn check_arguments(source: &mut Node, loopback: &mut Node, new: &mut Node) -> Result<()> {
-    let own = members::identity(new)?;
-    let answered = members::identity(loopback)?;
-    if answered != own {
-        let server = if answered.0 == own.0 {
-            "this server"
-        } else {
-            "another server"
-        };
-        return Err(Error::Argument {
-            argument: "new_node_dsn",
-            problem: format!(
-                "leads to database \"{}\" of {server}, not to the database \"{}\" that the CALL runs in",
-                answered.1, own.1
-            ),
-            hint: "Run the CALL in the database of the new node, and give a connection string that leads to it.".into(),
-            state: SqlState::INVALID_PARAMETER_VALUE,
-        });
-    }
-    if members::identity(source)? == own {
-        return Err(Error::Argument {
-            argument: "src_dsn",
-            problem: "leads to the database that the CALL runs in".into(),
-            hint: "Run the CALL in the database of the new node, and give the connection string of a node of the cluster.".into(),
-            state: SqlState::INVALID_PARAMETER_VALUE,
-        });
-    }
-    Ok(())
-}
-
-fn other_source(name: &str) -> Error {
-    Error::refused(
-        SqlState::NOT_IN_PREREQUISITE_STATE,
-        format!(
-            "the connection string that the cluster has for node \"{name}\" leads to another database than src_dsn"
-        ),
-        format!(
-            "Correct the connection string of \"{name}\" in the registry of every member, or src_dsn."
-        ),
-    )
 }
 
 /// Every node of the cluster to be, the new one first.

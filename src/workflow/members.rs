@@ -1,7 +1,7 @@
 //! The members a run works with: sessions, the membership lock, answers from all of them at once.
 
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Conn, Dsn};
+use crate::libpq::{Conn, Dsn, Row};
 use crate::node::{Local, Member, Node, Session, Statement, ask, server};
 
 /// Opens a session on each of `members`, all at the same time. Those that cannot be reached are
@@ -99,24 +99,7 @@ pub fn lock<'a>(nodes: impl IntoIterator<Item = &'a mut Node>, purpose: &str) ->
             continue;
         }
         let holder = server::membership_lock_holder().run(node)?;
-        let detail = holder.first().map(|h| {
-            format!(
-                "It is held by pid {} on that node (\"{}\"), connected from {} since {}.",
-                h.text(0),
-                h.text(1),
-                h.text(2),
-                h.text(3)
-            )
-        });
-        return Err(Error::Refused {
-            state: SqlState::LOCK_NOT_AVAILABLE,
-            message: format!(
-                "the membership of the cluster is being changed by someone else: node \"{}\" is locked",
-                node.name
-            ),
-            detail,
-            hint: "Wait until the other CALL has ended, then run this one again.".into(),
-        });
+        return Err(locked(&node.name, holder.first()));
     }
     Ok(())
 }
@@ -128,6 +111,37 @@ pub fn changed_meanwhile(node: &str) -> Error {
         format!("the membership of the cluster of node \"{node}\" has changed this moment"),
         "Run this CALL again.",
     )
+}
+
+/// The same without taking it.
+pub fn require_unlocked<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<()> {
+    for node in nodes {
+        let holder = server::membership_lock_holder().run(node)?;
+        if !holder.is_empty() {
+            return Err(locked(&node.name, holder.first()));
+        }
+    }
+    Ok(())
+}
+
+fn locked(node: &str, holder: Option<&Row>) -> Error {
+    let detail = holder.map(|h| {
+        format!(
+            "It is held by pid {} on that node (\"{}\"), connected from {} since {}.",
+            h.text(0),
+            h.text(1),
+            h.text(2),
+            h.text(3)
+        )
+    });
+    Error::Refused {
+        state: SqlState::LOCK_NOT_AVAILABLE,
+        message: format!(
+            "the membership of the cluster is being changed by someone else: node \"{node}\" is locked"
+        ),
+        detail,
+        hint: "Wait until the other CALL has ended, then run this one again.".into(),
+    }
 }
 
 /// Asks each of `nodes` its own question, all at the same time. Errors are the first one's.

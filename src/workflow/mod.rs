@@ -3,6 +3,9 @@
 
 mod checks;
 mod copying;
+pub mod findings;
+mod gather;
+pub mod health;
 pub mod join;
 pub mod keeper;
 pub mod leave;

@@ -1,0 +1,126 @@
+//! The nodes of a join: found, connected, and told apart.
+
+use super::members;
+use crate::engine::{self, Engine};
+use crate::error::{Error, Result, SqlState};
+use crate::node::{Member, Node};
+
+/// What is known of them beforehand.
+pub struct Wanted {
+    pub source: Member,
+    /// The new node, worked on from within.
+    pub new: Node,
+    /// Whether the membership is going to be changed, and so is locked; else it is only looked at.
+    pub change: bool,
+}
+
+pub struct Party {
+    pub engine: Box<dyn Engine>,
+    pub source: Node,
+    pub peers: Vec<Node>,
+    pub new: Node,
+    pub loopback: Node,
+    pub founded: bool,
+    pub registered_as: Vec<String>,
+}
+
+/// Opens a session on every node, and refuses what is wrong with them or with the arguments.
+pub fn gather(wanted: Wanted) -> Result<Party> {
+    let Wanted {
+        source,
+        mut new,
+        change,
+    } = wanted;
+    let mut opened = members::connect(&[source, new.member()])?.into_iter();
+    let (Some(mut source), Some(mut loopback)) = (opened.next(), opened.next()) else {
+        return Err(Error::internal("a node was not connected"));
+    };
+    members::require_superuser([&mut new, &mut source, &mut loopback])?;
+    check_arguments(&mut source, &mut loopback, &mut new)?;
+    let purpose = change.then(|| format!("add_node {}", new.name));
+    let hold = |nodes: Vec<&mut Node>| match &purpose {
+        Some(purpose) => members::lock(nodes, purpose),
+        None => members::require_unlocked(nodes),
+    };
+    hold(vec![&mut loopback])?;
+
+    let mut engine = engine::detect(&mut source)?;
+    let survey = engine.survey(&mut source)?;
+    let mut peers = vec![];
+    let mut registered_as = vec![];
+    for mut member in members::connect(&survey.members)? {
+        let identity = members::identity(&mut member)?;
+        if member.name == source.name {
+            // What the cluster's own subscriptions use, not what this CALL was given.
+            if identity != members::identity(&mut source)? {
+                return Err(other_source(&source.name));
+            }
+            source.dsn = member.dsn;
+        } else if identity == members::identity(&mut new)? {
+            // An earlier CALL for this node was killed late; if not, the checks will say so.
+            registered_as.push(member.name);
+        } else {
+            peers.push(member);
+        }
+    }
+    members::require_superuser(&mut peers)?;
+    hold(std::iter::once(&mut source).chain(&mut peers).collect())?;
+    // Who they are was asked before nobody else could change it.
+    if !engine.survey(&mut source)?.is_as(&survey) {
+        return Err(members::changed_meanwhile(&source.name));
+    }
+    let mut all: Vec<&mut Node> = std::iter::once(&mut source).chain(&mut peers).collect();
+    engine.prepare(&mut all, &mut new)?;
+    Ok(Party {
+        engine,
+        source,
+        peers,
+        new,
+        loopback,
+        founded: survey.founded,
+        registered_as,
+    })
+}
+
+/// `new_node_dsn` leads to the database that the CALL runs in, and `src_dsn` to another one.
+fn check_arguments(source: &mut Node, loopback: &mut Node, new: &mut Node) -> Result<()> {
+    let own = members::identity(new)?;
+    let answered = members::identity(loopback)?;
+    if answered != own {
+        let server = if answered.0 == own.0 {
+            "this server"
+        } else {
+            "another server"
+        };
+        return Err(Error::Argument {
+            argument: "new_node_dsn",
+            problem: format!(
+                "leads to database \"{}\" of {server}, not to the database \"{}\" that the CALL runs in",
+                answered.1, own.1
+            ),
+            hint: "Run the CALL in the database of the new node, and give a connection string that leads to it.".into(),
+            state: SqlState::INVALID_PARAMETER_VALUE,
+        });
+    }
+    if members::identity(source)? == own {
+        return Err(Error::Argument {
+            argument: "src_dsn",
+            problem: "leads to the database that the CALL runs in".into(),
+            hint: "Run the CALL in the database of the new node, and give the connection string of a node of the cluster.".into(),
+            state: SqlState::INVALID_PARAMETER_VALUE,
+        });
+    }
+    Ok(())
+}
+
+fn other_source(name: &str) -> Error {
+    Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        format!(
+            "the connection string that the cluster has for node \"{name}\" leads to another database than src_dsn"
+        ),
+        format!(
+            "Correct the connection string of \"{name}\" in the registry of every member, or src_dsn."
+        ),
+    )
+}

@@ -1,0 +1,387 @@
+//! The health of a cluster, before a node joins and afterwards: what the checks have found, good and bad.
+//! Nothing is changed.
+
+use super::checks::Checks;
+use super::findings::{Check, Outcome, Status, failures};
+use super::gather::{Party, Wanted, gather};
+use super::members;
+use super::report::table;
+use super::status::{Mesh, Seen, look_from};
+use crate::engine::{self, Engine};
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::journal::Journal;
+use crate::libpq::{Rows, scrub};
+use crate::node::{Member, Node, Reader, Session, glance};
+use crate::settings;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    Before,
+    After,
+}
+
+pub struct Request {
+    pub source: Member,
+    pub new: Option<Member>,
+    pub when: When,
+}
+
+/// Slots of a healthy path follow within this time, as the public procedures have it.
+const LAG_US: i64 = 59_000_000;
+
+/// Makes all checks. Without a new node there is nothing to be before.
+pub fn check(reader: &Reader, request: Request) -> Result<Vec<Outcome>> {
+    let mut outcomes = vec![];
+    match (request.when, request.new) {
+        (When::Before, Some(new)) => before(reader, request.source, new, &mut outcomes)?,
+        (_, new) => after(request.source, new, &mut outcomes)?,
+    }
+    for outcome in &mut outcomes {
+        for text in [&mut outcome.found, &mut outcome.remedy] {
+            *text = scrub(text);
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Exactly what `add_node` checks, in its order, and as far as it would come.
+fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outcome>) -> Result<()> {
+    let (new_name, source_name) = (new.name.clone(), source.name.clone());
+    let mut connection = Check::new(
+        "connection",
+        "every node is reached, as a superuser, and nobody else changes the membership",
+    );
+    let mut here = Node {
+        name: new.name,
+        dsn: new.dsn,
+        session: Session::Reader(reader.clone()),
+    };
+    let mut interrupted = Check::new("interrupted runs", "none");
+    match Journal::interrupted(&mut here.session)?.first() {
+        None => interrupted.passed(&new_name, "none"),
+        Some(dead) => interrupted.warned(
+            &new_name,
+            format!("run {}, {} of node \"{}\", has no end; what it left may be what the other checks find", dead.run, dead.command, dead.node),
+            "If it is not under way, the next CALL takes it back before it checks anything.",
+        ),
+    }
+    outcomes.extend(interrupted.outcomes());
+    let gathered = gather(Wanted {
+        source,
+        new: here,
+        change: false,
+    });
+    let mut party = match gathered {
+        Ok(party) => party,
+        Err(error) => {
+            for finding in findings_of(error, &new_name)? {
+                connection.failed(finding);
+            }
+            outcomes.extend(connection.outcomes());
+            outcomes.push(not_made(&new_name));
+            return Ok(());
+        }
+    };
+    connection.passed(&source_name, "");
+    for peer in &party.peers {
+        connection.passed(&peer.name, "");
+    }
+    connection.passed(&new_name, "");
+    outcomes.extend(connection.outcomes());
+    let Party {
+        engine,
+        source,
+        peers,
+        new,
+        founded,
+        registered_as,
+        ..
+    } = &mut party;
+    let checks = Checks {
+        engine: &**engine,
+        source,
+        peers,
+        new,
+        founded: *founded,
+        registered_as,
+    };
+    match checks.outcomes(outcomes) {
+        Ok(true) => {}
+        Ok(false) => outcomes.push(not_made(&new_name)),
+        Err(error) => {
+            let mut broken = Check::new("checks", "can be made");
+            for finding in findings_of(error, &new_name)? {
+                broken.failed(finding);
+            }
+            outcomes.extend(broken.outcomes());
+            outcomes.push(not_made(&new_name));
+        }
+    }
+    Ok(())
+}
+
+fn not_made(node: &str) -> Outcome {
+    Outcome {
+        node: node.to_owned(),
+        check: "other checks",
+        status: Status::Warning,
+        found: "not made, since what has failed comes first".into(),
+        wanted: String::new(),
+        remedy: "Mend what has failed, then check again.".into(),
+        finding: None,
+    }
+}
+
+/// What an error tells, as findings. An interrupt is none.
+fn findings_of(error: Error, node: &str) -> Result<Vec<Finding>> {
+    let node = match &error {
+        Error::Interrupted { .. } => return Err(error),
+        Error::Checks(findings) => return Ok(findings.clone()),
+        Error::Connect { node, .. } | Error::Lost { node, .. } | Error::Deadline { node, .. } => {
+            node
+        }
+        Error::Remote(remote) => &remote.node,
+        _ => node,
+    };
+    Ok(vec![Finding::new(
+        node,
+        error.sqlstate(),
+        error.to_string(),
+        error.hint().unwrap_or_default(),
+    )])
+}
+
+/// Whether the mesh of the cluster that `source` is in is whole.
+fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Result<()> {
+    let name = source.name.clone();
+    let mut connection = Check::new("connection", "the node answers");
+    let found = (|| {
+        let mut node = members::own_session(&source)?;
+        members::require_superuser([&mut node])?;
+        let engine = engine::detect(&mut node)?;
+        let survey = engine.survey(&mut node)?;
+        if !survey.founded {
+            return Err(Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                "the database is no node of a cluster",
+                "Give the connection string of a node.",
+            ));
+        }
+        let mesh = look_from(&*engine, &mut node)?;
+        let registry = engine.registry().run(&mut node)?;
+        Ok((engine, mesh, registry))
+    })();
+    let (engine, mesh, registry) = match found {
+        Ok(found) => found,
+        Err(error) => {
+            for finding in findings_of(error, &name)? {
+                connection.failed(finding);
+            }
+            outcomes.extend(connection.outcomes());
+            return Ok(());
+        }
+    };
+    for member in &mesh.members {
+        let name = &member.registered.name;
+        match &member.standing {
+            Ok(standing) => connection.passed(name, format!("PostgreSQL {}", standing.version)),
+            Err(why) => connection.failed(Finding::new(
+                name,
+                SqlState::UNABLE_TO_CONNECT,
+                why,
+                "Bring the node back, or remove it: CALL spock.remove_node.",
+            )),
+        }
+    }
+    outcomes.extend(connection.outcomes());
+    if let Some(new) = new {
+        let mut member = Check::new("membership", "is a member of the cluster");
+        let known = mesh.members.iter().any(|m| m.registered.name == new.name);
+        let missing = (!known).then(|| {
+            Finding::new(
+                &new.name,
+                SqlState::UNDEFINED_OBJECT,
+                format!("is no member of the cluster of node \"{name}\""),
+                "Add it: CALL spock.add_node.",
+            )
+        });
+        member.look(&new.name, "is a member", missing);
+        outcomes.extend(member.outcomes());
+    }
+    outcomes.extend(registries(&*engine, &mesh, &name, &registry)?);
+    outcomes.extend(paths(&mesh));
+    Ok(())
+}
+
+/// The registries of all that answer say the same as that of `first`.
+fn registries(
+    engine: &dyn Engine,
+    mesh: &Mesh,
+    first: &str,
+    registry: &Rows,
+) -> Result<Vec<Outcome>> {
+    let asked: Vec<Member> = mesh.members.iter().filter_map(answering).collect();
+    let asked: Vec<&Member> = asked.iter().collect();
+    let answers = glance(&asked, &engine.registry(), settings::status_timeout());
+    let mut check = Check::new("registry", format!("as on node \"{first}\""));
+    for (member, answer) in asked.iter().zip(answers) {
+        let differences = match answer {
+            Ok(rows) => differences(registry, &rows),
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(error) => vec![error.to_string()],
+        };
+        let wrong = (!differences.is_empty()).then(|| {
+            Finding::new(
+                &member.name,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                differences.join(", "),
+                "Find out which of the two is right, and correct the other.",
+            )
+        });
+        check.look(&member.name, format!("{} members", registry.len()), wrong);
+    }
+    Ok(check.outcomes())
+}
+
+fn answering(member: &Seen) -> Option<Member> {
+    member.standing.as_ref().ok()?;
+    Some(Member {
+        name: member.registered.name.clone(),
+        dsn: member.registered.dsn.clone().ok()?,
+    })
+}
+
+/// What the registry `here` says otherwise than the one `there`. Where an engine keeps who a node is, that
+/// and the connection string are compared too.
+fn differences(there: &Rows, here: &Rows) -> Vec<String> {
+    let mut all = vec![];
+    for row in there {
+        match here.iter().find(|h| h.text(0) == row.text(0)) {
+            None => all.push(format!("lacks \"{}\"", row.text(0))),
+            Some(h) if !row.text(4).is_empty() && (3..6).any(|c| h.text(c) != row.text(c)) => {
+                all.push(format!("has another entry for \"{}\"", row.text(0)));
+            }
+            Some(_) => {}
+        }
+    }
+    for row in here {
+        if !there.iter().any(|t| t.text(0) == row.text(0)) {
+            all.push(format!("also has \"{}\"", row.text(0)));
+        }
+    }
+    all
+}
+
+/// Every path of the mesh, its slot and its lag.
+fn paths(mesh: &Mesh) -> Vec<Outcome> {
+    let mut replicates = Check::new("subscriptions", "replicating");
+    let mut wal = Check::new("slots", "reserved: within max_wal_size");
+    let mut lag = Check::new("lag", "less than 59 s, or 0 bytes");
+    for course in &mesh.courses {
+        let name = |member: usize| mesh.members[member].registered.name.as_str();
+        let (provider, subscriber) = (name(course.provider), name(course.subscriber));
+        let subscription = course.subscription.as_deref().unwrap_or("none");
+        let trouble = course.trouble.as_ref().map(|t| format!(": {t}"));
+        let found = format!(
+            "from \"{provider}\": {subscription} is {}{}",
+            course.state,
+            trouble.unwrap_or_default()
+        );
+        let broken = (course.state != "replicating").then(|| {
+            Finding::new(
+                subscriber,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                found.as_str(),
+                "The logs of the subscriber and of the provider say more; see spock.cluster_status().",
+            )
+        });
+        replicates.look(subscriber, found.as_str(), broken);
+        let Some(slot) = &course.slot else { continue };
+        let bytes = slot.retained_bytes.unwrap_or_default();
+        let status = slot.wal_status.as_deref().unwrap_or("unknown");
+        let found = format!("{} is {status}, {bytes} bytes of WAL retained", slot.name);
+        match status {
+            "reserved" => wal.passed(provider, found),
+            "lost" => wal.failed(Finding::new(
+                provider,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                found,
+                format!(
+                    "\"{subscriber}\" has missed changes for good: remove it and add it again."
+                ),
+            )),
+            _ => wal.warned(
+                provider,
+                found,
+                format!(
+                    "Make \"{subscriber}\" catch up before the WAL is gone or the disk is full."
+                ),
+            ),
+        }
+        let (behind, time) = (slot.lag_bytes.unwrap_or(0), slot.lag_us.unwrap_or(0));
+        let found = format!(
+            "\"{subscriber}\" is {behind} bytes and {:.1} s behind",
+            time as f64 / 1e6
+        );
+        match behind == 0 || time < LAG_US {
+            true => lag.passed(provider, found),
+            false => lag.warned(
+                provider,
+                found,
+                format!("See what \"{subscriber}\" is busy with, and whether the path replicates."),
+            ),
+        }
+    }
+    let checks = [replicates, wal, lag];
+    checks.into_iter().flat_map(Check::outcomes).collect()
+}
+
+/// What a person reads: all of it, or only what is not as it should be, and the sum.
+pub fn lines(outcomes: &[Outcome], all: bool) -> Vec<String> {
+    let shown: Vec<Vec<String>> = outcomes
+        .iter()
+        .filter(|o| all || o.status != Status::Ok)
+        .map(|o| {
+            // A message of libpq may have several lines.
+            let found = o.found.split_whitespace().collect::<Vec<_>>().join(" ");
+            vec![
+                o.status.label().into(),
+                o.node.clone(),
+                o.check.into(),
+                found,
+            ]
+        })
+        .collect();
+    let mut lines = match shown.is_empty() {
+        true => vec![],
+        false => table(&["status", "node", "check", "found"], &shown),
+    };
+    let count = |status| outcomes.iter().filter(|o| o.status == status).count();
+    lines.push(format!(
+        "{} checks: {} ok, {} warnings, {} failed",
+        outcomes.len(),
+        count(Status::Ok),
+        count(Status::Warning),
+        count(Status::Failed)
+    ));
+    lines
+}
+
+/// The error of a CALL whose checks have failed: before a join, the one that the join would raise.
+pub fn verdict(outcomes: &[Outcome], when: When) -> Result<()> {
+    let findings = failures(outcomes);
+    match (when, findings.len()) {
+        (_, 0) => Ok(()),
+        (When::Before, _) => Err(Error::Checks(findings)),
+        (When::After, count) => {
+            let told = |f: &Finding| format!("node \"{}\": {}", f.node, f.message);
+            let detail: Vec<String> = findings.iter().map(told).collect();
+            Err(Error::Refused {
+                state: findings[0].state,
+                message: format!("{count} checks of the cluster failed"),
+                detail: Some(detail.join("\n")),
+                hint: findings[0].hint.clone(),
+            })
+        }
+    }
+}
