@@ -269,6 +269,9 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
         }
         (Ok(_), Some(i)) => &i.status,
     };
+    // Spock moves them about.
+    let mut replication_sets = inbound.and_then(|i| i.replication_sets.clone());
+    replication_sets.iter_mut().for_each(|sets| sets.sort());
     Course {
         provider,
         subscriber,
@@ -278,7 +281,7 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
             (Ok(_), None) => None,
         },
         state: state.to_owned(),
-        replication_sets: inbound.and_then(|i| i.replication_sets.clone()),
+        replication_sets,
         slot_name: match inbound {
             Some(inbound) => inbound.slot.clone(),
             None => slot.map(|s| s.name.clone()),
