@@ -194,9 +194,9 @@ fn out(
             ));
         }
         let row = pg_sys::BlessTupleDesc(row);
-        let mut null = value.is_none();
-        let mut value = value.unwrap_or_else(|| pg_sys::Datum::from(0));
-        let tuple = pg_sys::heap_form_tuple(row, &mut value, &mut null);
+        let null = value.is_none();
+        let value = value.unwrap_or_else(|| pg_sys::Datum::from(0));
+        let tuple = pg_sys::heap_form_tuple(row, &value, &null);
         let datum = pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data);
         Ok(AnyElement::from_polymorphic_datum(
             datum,

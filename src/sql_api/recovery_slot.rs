@@ -72,7 +72,7 @@ fn databases_without_keeper() -> Vec<pg_sys::Oid> {
                 None,
                 &[],
             )?;
-            rows.map(|row| Ok(row.get::<pg_sys::Oid>(1)?))
+            rows.map(|row| row.get::<pg_sys::Oid>(1))
                 .collect::<std::result::Result<Vec<Option<pg_sys::Oid>>, pgrx::spi::Error>>()
         })
     })
