@@ -1,7 +1,7 @@
 # Every target works from a fresh clone: tools/setup installs what is missing, tools/env finds it.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-spock demo demo-down bench-join lint typecheck clean
+.PHONY: help setup build install test test-spock demo demo-down demo-crash bench-join bench-recover lint typecheck clean
 
 export RUST_TEST_THREADS ?= 2
 
@@ -33,6 +33,12 @@ demo: install ## Start a small cluster and add a node to it
 
 demo-down: ## Stop the demo and remove it
 	@. tools/env; cargo run --release -p lab -- demo-down
+
+demo-crash: install ## Let a node die, and make its survivors equal
+	@. tools/env; cargo run --release -p lab -- demo-crash
+
+bench-recover: install ## Time a recovery beside PostgreSQL's own apply worker; SCALE=N
+	@. tools/env; cargo run --release -p lab -- bench-recover $(ARGS)
 
 bench-join: install ## Time a join; SCALE=N for N times 100 MB
 	@. tools/env; cargo run --release -p lab -- bench-join $(ARGS)

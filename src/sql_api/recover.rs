@@ -194,9 +194,9 @@ fn out(
             ));
         }
         let row = pg_sys::BlessTupleDesc(row);
-        let null = value.is_none();
-        let value = value.unwrap_or_else(|| pg_sys::Datum::from(0));
-        let tuple = pg_sys::heap_form_tuple(row, &value, &null);
+        let mut nulls = [value.is_none()];
+        let mut values = [value.unwrap_or_else(|| pg_sys::Datum::from(0))];
+        let tuple = pg_sys::heap_form_tuple(row, values.as_mut_ptr(), nulls.as_mut_ptr());
         let datum = pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data);
         Ok(AnyElement::from_polymorphic_datum(
             datum,

@@ -109,7 +109,7 @@ impl Recovery {
                     "the recovery slot of node \"{}\" cannot help: {why}",
                     gap.source
                 ),
-                "Compare the nodes, and bring the rows over by hand; see docs/operations.md. For the next time: SELECT zodan.keep_recovery_slot() on every node.",
+                "See \"When the recovery slot cannot help\" in docs/operations.md. For the next time: SELECT zodan.keep_recovery_slot() on every node.",
             )
         };
         let state = server::slot_state(&slot).run(source)?;

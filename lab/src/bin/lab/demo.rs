@@ -226,7 +226,7 @@ fn apply_pause(new: &Server) -> String {
 }
 
 /// Says what is being done, does it, and says how long it took.
-fn step<T>(what: &str, work: impl FnOnce() -> T) -> T {
+pub fn step<T>(what: &str, work: impl FnOnce() -> T) -> T {
     print!("{what} ... ");
     let _ = std::io::stdout().flush();
     let started = Instant::now();
@@ -235,7 +235,7 @@ fn step<T>(what: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn summary(what: &str, value: &str) {
+pub fn summary(what: &str, value: &str) {
     println!("  {what:<22}{value}");
 }
 

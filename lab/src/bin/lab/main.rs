@@ -1,8 +1,10 @@
 //! `lab`: the demo and the benchmarks.
 
 mod bench;
+mod crash;
 mod demo;
 mod down;
+mod replay;
 
 use std::panic;
 use std::process::ExitCode;
@@ -14,8 +16,13 @@ usage: lab COMMAND [OPTION]...
   demo         start three nodes under load and add a fourth
                --rows N     rows to begin with (1000000)
   demo-down    stop and remove what demo left running
+  demo-crash   let a node die, and make its survivors equal
   bench-join   time a join beside other ways to copy a database
                --scale N    size in units of about 100 MB (10, or SCALE from the environment)
+               --rounds N   rounds (3)
+  bench-recover
+               time a recovery beside PostgreSQL's own apply worker
+               --scale N    transactions in units of 5000 (10, or SCALE from the environment)
                --rounds N   rounds (3)
 
 The servers are those of ZODAN_PG_CONFIG, else PG_CONFIG, else pg_config on the PATH.
@@ -27,7 +34,9 @@ fn main() -> ExitCode {
     let run: fn(&Options) -> bool = match command {
         "demo" => demo::run,
         "demo-down" => down::run,
+        "demo-crash" => crash::run,
         "bench-join" => bench::run,
+        "bench-recover" => replay::run,
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;
@@ -95,8 +104,8 @@ impl Options {
             };
             match (command, &**name) {
                 ("demo", "--rows") => options.rows = value()?,
-                ("bench-join", "--scale") => options.scale = value()?,
-                ("bench-join", "--rounds") => options.rounds = value()? as usize,
+                ("bench-join" | "bench-recover", "--scale") => options.scale = value()?,
+                ("bench-join" | "bench-recover", "--rounds") => options.rounds = value()? as usize,
                 _ => return Err(format!("{command} knows no {name:?}")),
             }
         }
