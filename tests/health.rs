@@ -258,6 +258,23 @@ fn afterwards_the_mesh_is_checked() {
         "{called:?}"
     );
 
+    for (i, node) in cluster.all().iter().enumerate() {
+        node.sql(&format!(
+            "CREATE SEQUENCE stride INCREMENT 3 START {}; CREATE SEQUENCE plain START {}",
+            i + 1,
+            i * 1000 + 1
+        ));
+    }
+    n1.sql("CREATE SEQUENCE only_here");
+    assert_eq!(
+        found(n2, &post, "warning"),
+        [("n1", "n2, n3"), ("n2", "n1, n3"), ("n3", "n1, n2")].map(|(node, others)| [
+            node.to_owned(),
+            "sequences".to_owned(),
+            format!("gives values that others give too: public.plain (also on {others})")
+        ])
+    );
+
     n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
     n2.sql("DELETE FROM zodan.node USING zodan.unreplicated() WHERE name = 'n3'");
     n1.wait_for(

@@ -392,6 +392,20 @@ pub fn active_slots() -> Statement {
     )
 }
 
+/// `name, next value, increment, minimum, maximum, cycles` of the sequences of this database that belong to its
+/// users.
+pub fn sequences() -> Statement {
+    Statement::new(
+        "SELECT format('%I.%I', schemaname, sequencename),
+                coalesce(last_value::numeric + increment_by, start_value),
+                increment_by, min_value, max_value, cycle
+           FROM pg_sequences
+          WHERE schemaname NOT IN ('zodan', 'spock') AND schemaname NOT LIKE 'pg\\_%'
+          ORDER BY 1",
+        &[],
+    )
+}
+
 /// One row: `version, standby, slots, subscriptions`, the last two as JSON. The slots of this database
 /// each with `name, active, wal_status, retained_bytes, lag_bytes, lag_us`; the subscriptions as
 /// `inbound` has them.

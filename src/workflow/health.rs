@@ -6,13 +6,15 @@ use super::findings::{Check, Outcome, Status, failures};
 use super::gather::{Party, Wanted, gather};
 use super::members;
 use super::report::table;
+use super::sequences::Ahead;
 use super::status::{Mesh, Seen, look_from};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::Journal;
 use crate::libpq::{Rows, scrub};
-use crate::node::{Member, Node, Reader, Session, glance};
+use crate::node::{Member, Node, Reader, Session, Statement, glance, server};
 use crate::settings;
+use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
@@ -209,6 +211,7 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
         outcomes.extend(member.outcomes());
     }
     outcomes.extend(registries(&*engine, &mesh, &name, &registry)?);
+    outcomes.extend(sequences(&mesh)?);
     outcomes.extend(paths(&mesh));
     Ok(())
 }
@@ -220,25 +223,82 @@ fn registries(
     first: &str,
     registry: &Rows,
 ) -> Result<Vec<Outcome>> {
-    let asked: Vec<Member> = mesh.members.iter().filter_map(answering).collect();
-    let asked: Vec<&Member> = asked.iter().collect();
-    let answers = glance(&asked, &engine.registry(), settings::status_timeout());
     let mut check = Check::new("registry", format!("as on node \"{first}\""));
-    for (member, answer) in asked.iter().zip(answers) {
+    for (member, answer) in ask_again(mesh, &engine.registry())? {
         let differences = match answer {
             Ok(rows) => differences(registry, &rows),
-            Err(error @ Error::Interrupted { .. }) => return Err(error),
             Err(error) => vec![error.to_string()],
         };
         let wrong = (!differences.is_empty()).then(|| {
             Finding::new(
-                &member.name,
+                &member,
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 differences.join(", "),
                 "Find out which of the two is right, and correct the other.",
             )
         });
-        check.look(&member.name, format!("{} members", registry.len()), wrong);
+        check.look(&member, format!("{} members", registry.len()), wrong);
+    }
+    Ok(check.outcomes())
+}
+
+/// Asks those that have answered already.
+fn ask_again(mesh: &Mesh, question: &Statement) -> Result<Vec<(String, Result<Rows>)>> {
+    let asked: Vec<Member> = mesh.members.iter().filter_map(answering).collect();
+    let members: Vec<&Member> = asked.iter().collect();
+    let answers = glance(&members, question, settings::status_timeout());
+    let names = asked.into_iter().map(|m| m.name);
+    names
+        .zip(answers)
+        .map(|(name, answer)| match answer {
+            Err(error @ Error::Interrupted { .. }) => Err(error),
+            answer => Ok((name, answer)),
+        })
+        .collect()
+}
+
+/// Sequences that give the same values on several members. Whether rows meet by that, only the application
+/// knows, so it is no failure.
+fn sequences(mesh: &Mesh) -> Result<Vec<Outcome>> {
+    let mut check = Check::new("sequences", "no value that another member gives too");
+    let mut all: Vec<(String, Vec<Ahead>)> = vec![];
+    for (member, answer) in ask_again(mesh, &server::sequences())? {
+        let parsed = answer.and_then(|rows| rows.iter().map(Ahead::parse).collect::<Result<_>>());
+        match parsed {
+            Ok(sequences) => all.push((member, sequences)),
+            Err(error) => check.warned(&member, error.to_string(), "Check again."),
+        }
+    }
+    for (member, sequences) in &all {
+        let mut meeting: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (other, theirs) in all.iter().filter(|(other, _)| other != member) {
+            for sequence in sequences {
+                let same = theirs.iter().find(|t| t.name == sequence.name);
+                if same.is_some_and(|t| t.meets(sequence)) {
+                    meeting.entry(&sequence.name).or_default().push(other);
+                }
+            }
+        }
+        let told: Vec<String> = meeting
+            .iter()
+            .take(5)
+            .map(|(name, others)| format!("{name} (also on {})", others.join(", ")))
+            .collect();
+        let more = match meeting.len() - told.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        match told.is_empty() {
+            true => check.passed(member, format!("{} sequences", sequences.len())),
+            false => check.warned(
+                member,
+                format!(
+                    "gives values that others give too: {}{more}",
+                    told.join(", ")
+                ),
+                "Give each member values of its own: see docs/operations.md, Sequences.",
+            ),
+        }
     }
     Ok(check.outcomes())
 }

@@ -14,6 +14,7 @@ pub mod members;
 mod patience;
 pub mod recover;
 mod report;
+mod sequences;
 mod snapshot;
 pub mod status;
 mod summary;
