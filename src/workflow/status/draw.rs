@@ -229,10 +229,10 @@ mod tests {
         assert_eq!(
             draw(&mesh(), Format::Text),
             [
-                " node     | state                                 | location",
-                "----------+---------------------------------------+----------",
+                " node     | state                                    | location",
+                "----------+------------------------------------------+----------",
                 " n1       | up, primary, PostgreSQL 17.11, this node | NY, USA",
-                " a \"b\" #1 | down: no connection: refused          | NY, USA",
+                " a \"b\" #1 | down: no connection: refused             | NY, USA",
                 "",
                 " from     | to n1 | to a \"b\" #1",
                 "----------+-------+-------------",
