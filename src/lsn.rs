@@ -14,7 +14,8 @@ impl FromStr for Lsn {
     fn from_str(text: &str) -> std::result::Result<Self, ()> {
         let (high, low) = text.split_once('/').ok_or(())?;
         let part = |p: &str| {
-            if p.is_empty() || p.len() > 8 {
+            // The parser of numbers would take a sign.
+            if !(1..=8).contains(&p.len()) || !p.bytes().all(|b| b.is_ascii_hexdigit()) {
                 Err(())
             } else {
                 u64::from_str_radix(p, 16).map_err(|_| ())
@@ -87,7 +88,7 @@ mod tests {
             "16/B374D848"
         );
         assert_eq!("0/0".parse::<Lsn>(), Ok(Lsn(0)));
-        for bad in ["", "0", "/1", "0/", "0/123456789", "x/1"] {
+        for bad in ["", "0", "/1", "0/", "0/123456789", "x/1", "0/+0"] {
             assert_eq!(bad.parse::<Lsn>(), Err(()), "{bad}");
         }
         assert!("1/0".parse::<Lsn>().unwrap() > "0/FFFFFFFF".parse().unwrap());
