@@ -1091,7 +1091,7 @@ fn the_extension_on_every_member() {
         "node \"n2\": the extension zodan is 0.0.9 here and 0.1.0 on the new node",
         "Run ALTER EXTENSION zodan UPDATE where it is older",
     );
-    n2.sql("DROP EXTENSION zodan");
+    n2.sql("SET session_replication_role = replica; DROP EXTENSION zodan");
     let before = fingerprint(&cluster.all());
     let missing = call.fails_on(n3);
     assert_failed(
@@ -1101,7 +1101,7 @@ fn the_extension_on_every_member() {
         "Run CREATE EXTENSION zodan in the database of every member",
     );
     before.assert_same_now(&cluster.all());
-    n1.sql("DROP EXTENSION zodan");
+    n1.sql("SET session_replication_role = replica; DROP EXTENSION zodan");
     let before = fingerprint(&cluster.all());
     let missing = call.fails_on(n3);
     assert_failed(
