@@ -186,6 +186,13 @@ impl Running {
         }
     }
 
+    /// Waits for the end, which must be that its backend was terminated. The word of it may be lost with the
+    /// connection.
+    pub fn is_terminated(self) {
+        let failed = self.fails();
+        assert!(["57P01", ""].contains(&failed.code()), "{failed}");
+    }
+
     /// Waits for the end, which must be a success.
     pub fn succeeds(self) -> Called {
         self.join().unwrap_or_else(|failed| panic!("{failed}"))
