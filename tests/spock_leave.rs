@@ -448,6 +448,7 @@ fn survivors_are_made_equal_by_comparison() {
         node.sql("SET spock.enable_ddl_replication = off; DROP TABLE own");
     }
     assert_equal(&[n2, n3]);
+    remove(n2, "n1");
     assert_eq!(n2.rows("SELECT * FROM spock.verify_nodes()").len(), 0);
 }
 
