@@ -1,12 +1,12 @@
 # Every target works from a fresh clone: tools/setup installs what is missing, tools/env finds it.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-spock demo demo-down demo-crash bench-join bench-recover lint typecheck clean
+.PHONY: help setup build install test test-spock test-faults demo demo-down demo-crash bench-join bench-recover lint typecheck clean
 
 export RUST_TEST_THREADS ?= 2
 
 # Tests want the points at which something can go wrong. Any other target puts the build for use back.
-test test-spock: FAULTS := --features faults
+test test-spock test-faults: FAULTS := --features faults
 
 help: ## Show the targets
 	@echo "Variables: PG_CONFIG=… (the PostgreSQL to use), ARGS=… (for cargo test, demo or bench-join)"
@@ -27,6 +27,9 @@ test: install ## Run all tests; ARGS="--test NAME" for some
 
 test-spock: install ## Run the suites for pgEdge Spock against a PostgreSQL that has it
 	@. tools/env; cargo test $$features $(patsubst tests/%.rs,--test %,$(wildcard tests/spock_*.rs)) $(ARGS) -- --nocapture
+
+test-faults: install ## Try every fault at every point of a join and a removal
+	@. tools/env; ZODAN_FAULTS=all cargo test $$features --test faults $(ARGS) -- --nocapture
 
 demo: install ## Start a small cluster and add a node to it
 	@. tools/env; cargo run --release -p lab -- demo $(ARGS)
