@@ -607,7 +607,7 @@ fn half_added(cluster: &Cluster) {
     );
     gate::wait(n4);
     n4.sql(&format!("SELECT pg_terminate_backend({}, 10000)", join.pid));
-    join.is_terminated();
+    join.ends_terminated();
     drop(gate);
     wait_no_sessions(&cluster.all());
 }
@@ -659,7 +659,7 @@ fn an_interrupted_removal_is_finished_by_the_next_call() {
                 "SELECT pg_terminate_backend({}, 10000)",
                 running.pid
             ));
-            running.is_terminated();
+            running.ends_terminated();
             wait_no_sessions(&cluster.all());
         };
         let holder = hold_apply(n2);

@@ -396,7 +396,7 @@ fn what_is_killed_in_the_middle_is_finished_by_the_next_call() {
         match victim {
             "backend" => {
                 here.sql(&format!("SELECT pg_terminate_backend({}, 10000)", run.pid));
-                run.is_terminated();
+                run.ends_terminated();
             }
             "target" => {
                 n2.crash();

@@ -308,7 +308,7 @@ fn a_half_added_node_is_removed_from_a_member_and_from_itself() {
         let join = Running::start(n4, &call);
         join.wait_notice("waiting for a write transaction on node \"n1\"");
         n4.sql(&format!("SELECT pg_terminate_backend({}, 10000)", join.pid));
-        join.is_terminated();
+        join.ends_terminated();
         held.batch_execute("ROLLBACK").expect("end it");
         wait_no_sessions(&cluster.all());
         assert_eq!(cluster.n(2).value(slots), "3");

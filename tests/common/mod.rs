@@ -188,7 +188,7 @@ impl Running {
 
     /// Waits for the end, which must be that its backend was terminated. The word of it may be lost with the
     /// connection.
-    pub fn is_terminated(self) {
+    pub fn ends_terminated(self) {
         let failed = self.fails();
         assert!(["57P01", ""].contains(&failed.code()), "{failed}");
     }
