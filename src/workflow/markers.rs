@@ -186,10 +186,6 @@ impl<'a> Watch<'a> {
             }
             worker.lost += u64::from(worker.there && !state.working);
             worker.there = state.working;
-            if worker.lost >= HOPELESS {
-                let what = "loses its worker again and again";
-                return Err(hopeless(node, path, what, None));
-            }
         }
         let errors: Vec<u64> = found.iter().map(|s| s.errors).collect();
         let before = self.errors_before.get_or_insert_with(|| errors.clone());
@@ -206,9 +202,16 @@ impl<'a> Watch<'a> {
         self.working = found.iter().filter(|s| s.working).count();
         Ok(found
             .iter()
-            .map(|s| {
+            .zip(&self.workers)
+            .map(|(s, worker)| {
                 let applied = s.applied.map_or("nothing".into(), |lsn| lsn.to_string());
-                let state = if s.working { "" } else { ", no connection" };
+                // One that comes and goes makes no progress by that: its provider may be starting
+                // again, or never will.
+                let state = match (worker.lost, s.working) {
+                    (1.., _) => ", loses its connection",
+                    (0, true) => "",
+                    (0, false) => ", no connection",
+                };
                 format!("{} applied {applied}{state}", s.name)
             })
             .collect::<Vec<_>>()
