@@ -179,7 +179,7 @@ impl<'a> Watch<'a> {
                 None => return Err(hopeless(node, path, "does not exist any more", None)),
             }
         }
-        for ((path, state), worker) in self.inbound.iter().zip(&found).zip(&mut self.workers) {
+        for (state, worker) in found.iter().zip(&mut self.workers) {
             if state.applied != worker.applied {
                 worker.applied = state.applied;
                 worker.lost = 0;
