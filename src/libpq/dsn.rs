@@ -54,6 +54,11 @@ impl BadDsn {
 }
 
 impl Dsn {
+    /// Of a node that is worked on from within, so that nobody connects by it.
+    pub fn nowhere() -> Self {
+        Self { options: vec![] }
+    }
+
     /// Parses the keyword (`host=h port=5432`) or URI (`postgresql://h:5432/db`) form.
     pub fn parse(text: &str) -> Result<Self, BadDsn> {
         let text = CString::new(text).map_err(|_| BadDsn::ContainsNul)?;

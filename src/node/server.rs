@@ -517,6 +517,16 @@ pub fn flush_wal() -> Statement {
     Statement::new("SELECT pg_logical_emit_message(true, 'zodan', '')", &[])
 }
 
+/// The pid of this session.
+pub fn backend_pid() -> Statement {
+    Statement::new("SELECT pg_backend_pid()", &[])
+}
+
+/// Whether the database has a journal.
+pub fn has_journal() -> Statement {
+    Statement::new("SELECT to_regclass('zodan.run') IS NOT NULL", &[])
+}
+
 /// What others see of this session.
 pub fn name_session(name: &str) -> Statement {
     Statement::new("SELECT set_config('application_name', $1, false)", &[name])

@@ -1,9 +1,8 @@
 //! `CALL spock.add_node(...)`.
 
 use super::arguments;
-use crate::error::{Error, Result, SqlState};
-use crate::node::{HiddenContext, Local, Procedure};
-use crate::raw_code;
+use super::call::called;
+use crate::error::{Error, SqlState};
 use crate::workflow::join::{self, Request};
 use pgrx::JsonB;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -23,13 +22,8 @@ fn add_node(
     verify: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> std::result::Result<(), ErrorReport> {
-    // First of all: the text of the CALL may hold passwords.
-    let context = HiddenContext::hide();
-    // SAFETY: our own call info.
-    let procedure = unsafe { Procedure::enter(fcinfo, "spock.add_node") }?;
-    arguments::superuser("spock.add_node")?;
-    let request = || -> Result<Request> {
-        Ok(Request {
+    called(fcinfo, "spock.add_node", |local| {
+        let request = Request {
             source: arguments::node_name("src_node_name", src_node_name)?,
             source_dsn: arguments::dsn("src_dsn", src_dsn)?,
             new: arguments::node_name("new_node_name", new_node_name)?,
@@ -39,19 +33,15 @@ fn add_node(
             country: new_node_country.unwrap_or_default().to_owned(),
             info: new_node_info.map_or("{}".into(), |json| json.0.to_string()),
             verify: verify.unwrap_or(false),
-        })
-    };
-    let request = request()?;
-    if request.source == request.new {
-        return Err(Error::Argument {
-            argument: "new_node_name",
-            problem: format!("is the name of the source, \"{}\"", request.source),
-            hint: "Give the new node a name of its own.".into(),
-            state: SqlState::INVALID_PARAMETER_VALUE,
+        };
+        if request.source == request.new {
+            return Err(Error::Argument {
+                argument: "new_node_name",
+                problem: format!("is the name of the source, \"{}\"", request.source),
+                hint: "Give the new node a name of its own.".into(),
+                state: SqlState::INVALID_PARAMETER_VALUE,
+            });
         }
-        .into());
-    }
-    join::add_node(Local::new(procedure), request).inspect_err(|e| raw_code::keep(e.sqlstate()))?;
-    context.show();
-    Ok(())
+        join::add_node(local, request)
+    })
 }

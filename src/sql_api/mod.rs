@@ -5,6 +5,7 @@
 
 mod add_node;
 mod arguments;
+mod call;
 mod health;
 mod native;
 mod recover;

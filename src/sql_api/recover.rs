@@ -1,32 +1,15 @@
 //! `CALL spock.recover_run(...)` and its parts.
 
 use super::arguments;
+use super::call::called;
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
-use crate::node::{HiddenContext, Local, Procedure};
-use crate::raw_code;
 use crate::workflow::recover::{self, Request};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{AnyElement, pg_sys};
 
 type Raised<T> = std::result::Result<T, ErrorReport>;
-
-/// What the procedures have in common: the text hidden, a superuser, outside a transaction block.
-fn called<T>(
-    fcinfo: pg_sys::FunctionCallInfo,
-    name: &str,
-    body: impl FnOnce(Local) -> Result<T>,
-) -> Raised<T> {
-    // First of all: the text of the CALL may hold passwords.
-    let context = HiddenContext::hide();
-    // SAFETY: our own call info.
-    let procedure = unsafe { Procedure::enter(fcinfo, name) }?;
-    arguments::superuser(name)?;
-    let answer = body(Local::new(procedure)).inspect_err(|e| raw_code::keep(e.sqlstate()))?;
-    context.show();
-    Ok(answer)
-}
 
 fn nodes(
     failed: Option<&str>,

@@ -152,21 +152,13 @@ impl Join {
                 name_taken: self.peers.iter().any(|p| p.name == dead.node),
             };
             let own_name = std::mem::replace(&mut self.new.name, dead.node.clone());
-            let left = undo.run(&mut nodes(&mut self.source, &mut self.peers, &mut self.new));
+            let cleaned = undo.clean_up(
+                dead.run,
+                "undone",
+                &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
+            );
             self.new.name = own_name;
-            let left = left?;
-            if !left.is_empty() {
-                return Err(Error::refused(
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!(
-                        "what run {} left behind could not be cleaned up: {}",
-                        dead.run,
-                        left.join("; ")
-                    ),
-                    "Make the nodes reachable and run the CALL again.",
-                ));
-            }
-            journal.end("undone", None)?;
+            cleaned?;
         }
         // It may have been the first member of the cluster that was taken back.
         let survey = self.engine.survey(&mut self.source)?;

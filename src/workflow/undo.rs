@@ -67,6 +67,22 @@ impl Undo<'_> {
         Ok(left)
     }
 
+    /// Undoes what the interrupted `run` left, and ends it as `state`; an error if something stays.
+    pub fn clean_up(&self, run: i64, state: &str, nodes: &mut [&mut Node]) -> Result<()> {
+        let left = self.run(nodes)?;
+        if left.is_empty() {
+            return self.journal.end(state, None);
+        }
+        Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "what run {run} left behind could not be cleaned up: {}",
+                left.join("; ")
+            ),
+            "Make the nodes reachable and run the CALL again.",
+        ))
+    }
+
     /// Undoes the run and returns the error to raise: the first one, unchanged.
     pub fn give_up(&self, first: Error, nodes: &mut [&mut Node]) -> Error {
         let left = match self.run(nodes) {

@@ -52,7 +52,10 @@ pub fn mismatches(
     most_keys: usize,
 ) -> Result<Vec<Mismatch>> {
     let mut found = vec![];
-    for table in tables(engine, nodes)? {
+    let Some(first) = nodes.first_mut() else {
+        return Ok(found);
+    };
+    for table in tables(engine, first)? {
         for i in 1..nodes.len() {
             let differences = settled(engine, nodes, &table, 0, i)?;
             if differences.is_empty() {
@@ -78,13 +81,10 @@ pub fn mismatches(
     Ok(found)
 }
 
-/// The tables of the first node that it sends.
-fn tables(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<Vec<Relation>> {
-    let Some(first) = nodes.first_mut() else {
-        return Ok(vec![]);
-    };
-    let sent = engine.replicated_tables(first)?;
-    let all = relations(first, engine.own_schemas())?;
+/// The tables that the node sends.
+pub fn tables(engine: &dyn Engine, node: &mut Node) -> Result<Vec<Relation>> {
+    let sent = engine.replicated_tables(node)?;
+    let all = relations(node, engine.own_schemas())?;
     Ok(all
         .into_iter()
         .filter(|t| {

@@ -1,12 +1,12 @@
 //! A node that was half added: its join was interrupted, and nobody wants to run it again.
 
-use super::find::{nowhere, slots_there};
+use super::find::slots_there;
 use super::{COMMAND, Leave, Request};
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal};
 use crate::libpq::{Conn, Dsn};
-use crate::node::{Local, Member, Node, Session};
+use crate::node::{Local, Member, Node, Session, server};
 use crate::workflow::members;
 use crate::workflow::report::Report;
 use crate::workflow::undo::{Undo, drop_slot, revert, run_all};
@@ -67,7 +67,7 @@ pub fn on_the_new_node(local: &Local, request: &Request, report: &Report) -> Res
 /// Called on a node that has left already, by a removal that was interrupted after that: writes are let
 /// in again. False if there was none.
 pub fn on_the_former_node(local: &Local, request: &Request, report: &Report) -> Result<bool> {
-    let mut me = members::local(&request.target, &nowhere()?, local);
+    let mut me = members::local(&request.target, &Dsn::nowhere(), local);
     let engine = engine::detect(&mut me)?;
     if engine.local_name(&mut me)?.is_some() {
         return Ok(false);
@@ -111,19 +111,7 @@ fn take_back(
         new: &run.node,
         name_taken: false,
     };
-    let left = undo.run(nodes)?;
-    if !left.is_empty() {
-        return Err(Error::refused(
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            format!(
-                "what run {} left behind could not be cleaned up: {}",
-                run.run,
-                left.join("; ")
-            ),
-            "Make the nodes reachable and run the CALL again.",
-        ));
-    }
-    journal.end("undone", None)
+    undo.clean_up(run.run, "undone", nodes)
 }
 
 impl Leave {
@@ -150,7 +138,7 @@ impl Leave {
         let Some(node) = &mut self.leaving else {
             return Ok(None);
         };
-        let rows = node.query("SELECT to_regclass('zodan.run') IS NOT NULL", &[])?;
+        let rows = server::has_journal().run(node)?;
         match rows.one()?.bool(0) {
             true => interrupted(&mut node.session, JOIN, &self.target),
             false => Ok(None),

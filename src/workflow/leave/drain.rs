@@ -68,7 +68,7 @@ impl Leave {
     /// were.
     fn end_sessions(&mut self, since: &str) -> Result<usize> {
         let own_pid = match self.here == self.target {
-            true => self.local.query("SELECT pg_backend_pid()", &[])?,
+            true => self.local.query(&server::backend_pid().sql, &[])?,
             false => Default::default(),
         };
         let own_pid = own_pid.first().map_or("0", |row| row.text(0)).to_owned();

@@ -22,7 +22,7 @@ pub enum Standing {
 
 impl Leave {
     pub fn connect(local: Local, request: &Request, report: Report) -> Result<Self> {
-        let mut me = members::local("", &nowhere()?, &local);
+        let mut me = members::local("", &Dsn::nowhere(), &local);
         let mut engine = engine::detect(&mut me)?;
         let Some(here) = engine.local_name(&mut me)? else {
             return Err(Error::refused(
@@ -78,7 +78,7 @@ impl Leave {
                 dsn: match (registered.first(), &request.target_dsn) {
                     (Some(known), _) => known.dsn.clone(),
                     (None, Some(given)) => given.clone(),
-                    (None, None) => nowhere()?,
+                    (None, None) => Dsn::nowhere(),
                 },
             });
         }
@@ -136,11 +136,6 @@ impl Leave {
             state: SqlState::UNDEFINED_OBJECT,
         })
     }
-}
-
-/// A connection string that nobody connects by: of this session itself.
-pub fn nowhere() -> Result<Dsn> {
-    Dsn::parse("").map_err(|_| Error::internal("an empty connection string"))
 }
 
 enum Found {

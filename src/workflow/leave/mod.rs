@@ -16,7 +16,6 @@ use crate::libpq::{Dsn, wait};
 use crate::node::{Local, Member, Node, Session, server};
 use crate::settings;
 use find::Standing;
-pub use find::nowhere;
 use std::time::{Duration, Instant};
 
 const COMMAND: &str = "spock.remove_node";

@@ -13,7 +13,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, server};
 use crate::quote::qualified;
-use crate::replay::content::{Difference, Version, newest_of, relations};
+use crate::replay::content::{Difference, Version, newest_of};
 use crate::replay::pgoutput::{Message, Relation};
 use crate::replay::{Catalog, Rendering};
 use crate::workflow::verify;
@@ -39,29 +39,13 @@ impl Recovery {
                 "Leave skip_lsn, stop_lsn and stop_timestamp null.",
             ));
         }
-        let path = self.engine.path(&self.request.failed, &gap.target);
-        let origin_here = {
-            let ours = self.engine.origin(&path);
-            let target = self.survivor(&gap.target)?;
-            ours.run(target)?.one()?.text(0).to_owned()
-        };
+        let origin_here = self.origin_of_target(gap)?;
         let own_schemas = self.engine.own_schemas();
-        let replicated = {
-            let engine = &*self.engine;
-            let source = self.survivors.iter_mut().find(|n| n.name == gap.source);
-            let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
-            engine.replicated_tables(source)?
-        };
         let mut applier = self.hold(gap, &origin_here, Held::Failed, journal)?;
         let catalog = Catalog::read(&mut applier)?;
-        let tables = relations(self.survivor(&gap.source)?, own_schemas)?;
-        let tables: Vec<Relation> = tables
-            .into_iter()
-            .filter(|t| {
-                let name = qualified(&t.schema, &t.name);
-                replicated.as_ref().is_none_or(|r| r.contains(&name))
-            })
-            .collect();
+        let source = self.survivors.iter_mut().find(|n| n.name == gap.source);
+        let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
+        let tables = verify::tables(&*self.engine, source)?;
         let last = self.last_seen_of_failed(gap, &tables)?;
         let (mut brought, mut deleted, mut unknown) = (0, 0, vec![]);
         for table in &tables {

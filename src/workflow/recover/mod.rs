@@ -11,10 +11,10 @@ use super::undo::Undo;
 use super::verify;
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Journal, Subject};
+use crate::journal::{Effect, Journal, Subject};
 use crate::libpq::Dsn;
 use crate::lsn::{Lsn, Position};
-use crate::node::{Local, Node, server};
+use crate::node::{Local, Node, Session, server};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -65,19 +65,7 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
         ));
         return Ok(());
     }
-    let mut journal = Journal::begin(
-        &recovery.local,
-        &Subject {
-            command: COMMAND,
-            engine: recovery.engine.label(),
-            source: &plan[0].source,
-            source_dsn: "",
-            node: &recovery.request.failed,
-        },
-    )?;
-    recovery
-        .report
-        .phase("bring over what is missing, transaction by transaction");
+    let mut journal = recovery.begin(&plan[0])?;
     for gap in &plan {
         if let Err(first) = recovery.fill(gap, &mut journal) {
             return Err(recovery.take_back(&journal, first));
@@ -111,20 +99,9 @@ pub fn phase_clone(local: Local, request: Request) -> Result<String> {
             "Ask CALL spock.recover_precheck(...) first.",
         ));
     };
-    let mut journal = Journal::begin(
-        &recovery.local,
-        &Subject {
-            command: COMMAND,
-            engine: recovery.engine.label(),
-            source: &gap.source,
-            source_dsn: "",
-            node: &recovery.request.failed,
-        },
-    )?;
-    recovery
-        .report
-        .phase("bring over what is missing, transaction by transaction");
-    match recovery.bring(gap, &mut journal) {
+    let slot = recovery.check_slot(gap)?;
+    let mut journal = recovery.begin(gap)?;
+    match recovery.bring(gap, &slot, &mut journal) {
         Ok(clone) => Ok(clone),
         Err(first) => Err(recovery.take_back(&journal, first)),
     }
@@ -218,6 +195,23 @@ impl Recovery {
             })
     }
 
+    /// Begins the journal, and the phase that changes something.
+    fn begin(&mut self, gap: &Gap) -> Result<Journal> {
+        let journal = Journal::begin(
+            &self.local,
+            &Subject {
+                command: COMMAND,
+                engine: self.engine.label(),
+                source: &gap.source,
+                source_dsn: "",
+                node: &self.request.failed,
+            },
+        )?;
+        self.report
+            .phase("bring over what is missing, transaction by transaction");
+        Ok(journal)
+    }
+
     /// Says where the survivors are not the same.
     fn verify(&mut self) -> Result<()> {
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
@@ -238,7 +232,7 @@ impl Recovery {
 
     /// Lets go of what runs that have no end hold, and ends them as `state`.
     fn clean_up(&mut self, state: &str) -> Result<()> {
-        let mut session = crate::node::Session::Local(self.local.clone());
+        let mut session = Session::Local(self.local.clone());
         for dead in Journal::interrupted(&mut session)? {
             if dead.command != COMMAND {
                 continue;
@@ -247,7 +241,7 @@ impl Recovery {
                 "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {})",
                 dead.command, dead.node, dead.run
             ));
-            let own = crate::node::Session::Local(self.local.clone());
+            let own = Session::Local(self.local.clone());
             let journal = Journal::reopen(own, dead.run);
             let undo = Undo {
                 engine: &*self.engine,
@@ -258,22 +252,10 @@ impl Recovery {
             let held = journal
                 .begun()?
                 .into_iter()
-                .filter(|b| matches!(b.effect, crate::journal::Effect::Statement { .. }));
+                .filter(|b| matches!(b.effect, Effect::Statement { .. }));
             self.resumed.extend(held.map(|b| b.node));
             let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
-            let left = undo.run(&mut nodes)?;
-            if !left.is_empty() {
-                return Err(Error::refused(
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!(
-                        "what run {} left behind could not be cleaned up: {}",
-                        dead.run,
-                        left.join("; ")
-                    ),
-                    "Make the nodes reachable and run the CALL again.",
-                ));
-            }
-            journal.end(state, None)?;
+            undo.clean_up(dead.run, state, &mut nodes)?;
         }
         Ok(())
     }

@@ -45,8 +45,6 @@ pub enum Held {
 struct Origins {
     /// What those of the failed node bear on the source.
     failed: String,
-    /// The origin of the target's subscription to the failed node.
-    ours: String,
     /// How far the target has applied the source.
     of_source: Option<Lsn>,
     /// By what they bear on the source, how far it has applied the others.
@@ -71,7 +69,7 @@ struct Brought {
 impl Recovery {
     pub fn fill(&mut self, gap: &Gap, journal: &mut Journal) -> Result<()> {
         match self.check_slot(gap) {
-            Ok(_) => drop(self.bring(gap, journal)?),
+            Ok(slot) => drop(self.bring(gap, &slot, journal)?),
             Err(why) if why.sqlstate() == SqlState::NOT_IN_PREREQUISITE_STATE => {
                 self.report
                     .say(&format!("{gap}; their contents are compared: {why}"));
@@ -84,10 +82,9 @@ impl Recovery {
 
     /// Brings over what the target lacks. The clone, whose name is the answer, and the subscription are
     /// still held then.
-    pub fn bring(&mut self, gap: &Gap, journal: &mut Journal) -> Result<String> {
+    pub fn bring(&mut self, gap: &Gap, slot: &str, journal: &mut Journal) -> Result<String> {
         self.report.say(&gap.to_string());
-        let slot = self.check_slot(gap)?;
-        let clone = self.clone_slot(gap, &slot, journal)?;
+        let clone = self.clone_slot(gap, slot, journal)?;
         let brought = self.replay(gap, &clone, journal)?;
         self.report.say(&format!(
             "node \"{}\" has got {} transactions with {} changes of \"{}\" from node \"{}\"",
@@ -172,15 +169,10 @@ impl Recovery {
         let request = self.request.clone();
         let decoding = self.engine.decoding();
         let own_schemas = self.engine.own_schemas();
-        let path = self.engine.path(&request.failed, &gap.target);
-        let ours = self.engine.origin(&path);
         // What the target has written is with the source first, and what the source has is on disk.
         self.send_to_source(gap)?;
-        let mut applier = {
-            let target = self.survivor(&gap.target)?;
-            let origin = ours.run(target)?.one()?.text(0).to_owned();
-            self.hold(gap, &origin, Held::All, journal)?
-        };
+        let ours = self.origin_of_target(gap)?;
+        let mut applier = self.hold(gap, &ours, Held::All, journal)?;
         let origins = self.origins(gap)?;
         let source = self.survivor(&gap.source)?;
         server::flush_wal().run(source)?;
@@ -272,7 +264,7 @@ impl Recovery {
         if gap.whole || request.skip_lsn.is_some() {
             // What was skipped, or had nothing for these tables, is done with too.
             let done = if gap.whole { &gap.to } else { &gap.from };
-            server::advance_origin_to(&origins.ours, done.lsn()).run(&mut applier)?;
+            server::advance_origin_to(&ours, done.lsn()).run(&mut applier)?;
         }
         Ok(brought)
     }
@@ -297,16 +289,21 @@ impl Recovery {
         markers::wait(engine, source, &markers, &[path], "")
     }
 
+    /// The origin of the target's subscription to the failed node.
+    pub fn origin_of_target(&mut self, gap: &Gap) -> Result<String> {
+        let path = self.engine.path(&self.request.failed, &gap.target);
+        let origin = self.engine.origin(&path);
+        let target = self.survivor(&gap.target)?;
+        Ok(origin.run(target)?.one()?.text(0).to_owned())
+    }
+
     /// How the source's transactions are told apart, and how far the target, whose subscriptions are
     /// held, has got those of each node.
     fn origins(&mut self, gap: &Gap) -> Result<Origins> {
         let engine = &*self.engine;
         let failed = self.request.failed.clone();
         let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
-        let (subscriptions, ours) = (
-            engine.subscriptions(),
-            engine.origin(&engine.path(&failed, &gap.target)),
-        );
+        let subscriptions = engine.subscriptions();
         let mark = |name: &str| engine.written_as(&engine.path(name, &gap.source));
         let marks: Vec<(String, Statement)> = names
             .iter()
@@ -322,7 +319,6 @@ impl Recovery {
 
         let target = self.survivor(&gap.target)?;
         let states = crate::engine::subscription_states(&subscriptions.run(target)?)?;
-        let ours = ours.run(target)?.one()?.text(0).to_owned();
         let applied = |name: &str| {
             let subscription = inbound.iter().find(|(n, _)| n == name)?;
             states.iter().find(|s| s.name == subscription.1)?.applied
@@ -343,7 +339,6 @@ impl Recovery {
         }
         Ok(Origins {
             failed,
-            ours,
             of_source,
             others,
             exact,

@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 impl Recovery {
     pub fn connect(local: Local, request: Request, report: Report) -> Result<Self> {
-        let nowhere = Dsn::parse("").map_err(|_| Error::internal("an empty connection string"))?;
-        let mut me = members::local("", &nowhere, &local);
+        let mut me = members::local("", &Dsn::nowhere(), &local);
         let mut engine = engine::detect(&mut me)?;
         let Some(here) = engine.local_name(&mut me)? else {
             return Err(Error::refused(

@@ -10,7 +10,6 @@ use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, Row, Rows, scrub};
 use crate::node::{Member, Node, Reader, Session, glance, server};
 use crate::settings;
-use crate::workflow::leave::nowhere;
 
 /// A member as the registry of this node has it.
 pub struct Registered {
@@ -124,7 +123,7 @@ pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
 fn this_node(reader: &Reader) -> Result<Node> {
     Ok(Node {
         name: String::new(),
-        dsn: nowhere()?,
+        dsn: Dsn::nowhere(),
         session: Session::Reader(reader.clone()),
     })
 }
