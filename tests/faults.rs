@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::{Fingerprint, Hang, Running, fingerprint, quick, wait_no_sessions};
+use common::{Fingerprint, Hang, POLL, Running, fingerprint, quick, wait_no_sessions};
 use lab::load::LoadOptions;
 use lab::server::Notice;
 use lab::{
@@ -19,7 +19,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Clusters that work through the cases side by side.
@@ -33,6 +34,9 @@ const PANICS: usize = 10;
 
 /// A cluster is replaced after so many rounds: what the writers leave makes every round longer.
 const ROUNDS: usize = 40;
+
+/// A round takes a few seconds. Each of its waits has an end, but a CALL may wait without one if it is at fault.
+const ROUND: Duration = Duration::from_secs(300);
 
 /// No write on a node that was not touched itself took longer, on a machine with other things to do.
 const SLOWEST_WRITE: Duration = Duration::from_secs(10);
@@ -113,7 +117,7 @@ impl fmt::Display for Case {
 
 /// Three nodes, and n4.
 struct World {
-    cluster: Cluster,
+    cluster: Arc<Cluster>,
     /// The three as they are without n4.
     three: Fingerprint,
     slowest: Duration,
@@ -135,7 +139,7 @@ impl World {
         wait_quiet(&cluster.first(3));
         let three = structure(&cluster.first(3));
         World {
-            cluster,
+            cluster: Arc::new(cluster),
             three,
             slowest: Duration::ZERO,
         }
@@ -478,6 +482,49 @@ fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// The round that a thread is in, so that one without an end is reported.
+#[derive(Default)]
+struct Watch(Mutex<Option<Round>>);
+
+struct Round {
+    began: Instant,
+    names: String,
+    cluster: Option<Arc<Cluster>>,
+}
+
+impl Watch {
+    fn begin(&self, names: String) {
+        *self.0.lock().unwrap() = Some(Round {
+            began: Instant::now(),
+            names,
+            cluster: None,
+        });
+    }
+
+    fn in_cluster(&self, cluster: &Arc<Cluster>) {
+        if let Some(round) = self.0.lock().unwrap().as_mut() {
+            round.cluster = Some(cluster.clone());
+        }
+    }
+
+    fn end(&self) {
+        *self.0.lock().unwrap() = None;
+    }
+
+    /// Ends the program, and thereby its servers, if the round does not end.
+    fn look(&self) {
+        if let Some(round) = &*self.0.lock().unwrap()
+            && round.began.elapsed() > ROUND
+        {
+            tell(&format!("DOES NOT END {}", round.names));
+            for server in round.cluster.iter().flat_map(|cluster| cluster.all()) {
+                tell(&server.activity());
+            }
+            std::process::exit(101);
+        }
+    }
+}
+
 /// The cases that are still to be tried, in two queues, and what came of the others.
 struct Matrix {
     open: Mutex<(VecDeque<Case>, VecDeque<Case>)>,
@@ -486,7 +533,7 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn work(&self) {
+    fn work(&self, watch: &Watch) {
         let mut world: Option<(World, usize)> = None;
         loop {
             let (join, removal) = {
@@ -499,22 +546,26 @@ impl Matrix {
             if world.as_ref().is_some_and(|(_, rounds)| *rounds >= ROUNDS) {
                 world = None;
             }
+            let names = [&join, &removal]
+                .map(|c| c.as_ref().map_or(String::new(), Case::to_string))
+                .join(" | ");
             let began = Instant::now();
+            watch.begin(names.clone());
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let (world, rounds) = world.get_or_insert_with(|| (World::new(), 0));
                 *rounds += 1;
+                watch.in_cluster(&world.cluster);
                 world.round(join.as_ref(), removal.as_ref());
                 world.slowest
             }));
-            let names =
-                [&join, &removal].map(|c| c.as_ref().map_or(String::new(), Case::to_string));
+            watch.end();
             let took = began.elapsed();
             match outcome {
                 Ok(slowest) => {
                     let mut all = self.slowest.lock().unwrap();
                     *all = all.max(slowest);
                     if std::env::var_os("ZODAN_FAULTS").is_some() {
-                        tell(&format!("{took:5.1?} {}", names.join(" | ")));
+                        tell(&format!("{took:5.1?} {}", names));
                     }
                 }
                 Err(panic) => {
@@ -524,11 +575,11 @@ impl Matrix {
                         .cloned()
                         .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
                         .unwrap_or_default();
-                    tell(&format!("FAILED {}\n{why}", names.join(" | ")));
+                    tell(&format!("FAILED {}\n{why}", names));
                     self.failed
                         .lock()
                         .unwrap()
-                        .push(format!("{}\n{why}", names.join(" | ")));
+                        .push(format!("{}\n{why}", names));
                 }
             }
         }
@@ -544,7 +595,16 @@ fn every_fault_at_every_point_is_survived() {
         Some(parts) => (parts, 1),
     };
     let began = Instant::now();
+    let watches: &'static [Watch; CLUSTERS] = Box::leak(Box::default());
+    thread::spawn(|| {
+        loop {
+            watches.iter().for_each(Watch::look);
+            thread::sleep(POLL);
+        }
+    });
+    watches[0].begin("the runs without a fault".into());
     let world = World::new();
+    watches[0].in_cluster(&world.cluster);
     let points: Vec<(Way, Vec<String>, Vec<String>)> = [Way::Join, Way::Removal, Way::OwnRemoval]
         .into_iter()
         .map(|way| {
@@ -557,6 +617,7 @@ fn every_fault_at_every_point_is_survived() {
         })
         .collect();
     drop(world);
+    watches[0].end();
     let cases = |(way, points, undo): &(Way, Vec<String>, Vec<String>)| -> VecDeque<Case> {
         let case = |point: &String, fault| Case {
             way: *way,
@@ -588,9 +649,9 @@ fn every_fault_at_every_point_is_survived() {
         failed: Mutex::default(),
         slowest: Mutex::default(),
     };
-    std::thread::scope(|scope| {
-        for _ in 0..CLUSTERS {
-            scope.spawn(|| matrix.work());
+    thread::scope(|scope| {
+        for watch in watches {
+            scope.spawn(|| matrix.work(watch));
         }
     });
     let failed = matrix.failed.into_inner().unwrap();

@@ -817,6 +817,33 @@ impl Server {
             .unwrap_or_default()
     }
 
+    /// What its sessions and processes do, and the end of its log: for a test that gives up.
+    pub fn activity(&self) -> String {
+        const WHAT: &str = "SELECT concat_ws(' | ', pid, backend_type, application_name, state, wait_event_type,
+                wait_event, pg_blocking_pids(pid), now() - query_start, query) FROM pg_stat_activity ORDER BY pid";
+        // From another database: this one may be about to be dropped.
+        let lines = match self.config("postgres", "template1").connect(NoTls) {
+            Ok(mut client) => client
+                .simple_query(WHAT)
+                .map(|messages| text_rows(&messages)),
+            Err(error) => Err(error),
+        };
+        let what = match lines {
+            Ok(rows) => rows
+                .into_iter()
+                .flatten()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join("\n"),
+            Err(error) => explain(&error),
+        };
+        format!(
+            "---- processes of {} ----\n{what}\n{}",
+            self.name,
+            self.log_tail()
+        )
+    }
+
     fn log_tail(&self) -> String {
         const LINES: usize = 100;
         let log = self.log();

@@ -172,6 +172,15 @@ impl Conn {
         !self.broken && status != pq::ConnStatusType::CONNECTION_BAD
     }
 
+    /// Whether the server has ended the session while nothing was asked on it. Does not wait.
+    pub fn check_open(&mut self) -> Result<()> {
+        // SAFETY: an open connection; libpq's sockets do not block.
+        if !self.is_usable() || unsafe { pq::PQconsumeInput(self.raw()) } == 0 {
+            return Err(self.lost());
+        }
+        Ok(())
+    }
+
     pub(super) fn raw(&self) -> *mut pq::PGconn {
         self.raw.as_ptr()
     }

@@ -10,7 +10,7 @@ mod statement;
 pub use local::Local;
 pub use procedure::{HiddenContext, Procedure, hide_statement};
 pub use reader::Reader;
-pub use session::{Ask, Session, ask, ask_all, ask_within, glance};
+pub use session::{Ask, Session, ask, ask_all, ask_within, check_open, glance};
 pub use statement::Statement;
 
 use crate::libpq::Dsn;

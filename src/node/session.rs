@@ -30,6 +30,16 @@ impl Session {
     }
 }
 
+/// Whether the sessions on `nodes` are still open: for the time in which none of them is asked anything.
+pub fn check_open(nodes: &mut [&mut Node]) -> Result<()> {
+    nodes
+        .iter_mut()
+        .try_for_each(|node| match &mut node.session {
+            Session::Remote(conn) => conn.check_open(),
+            Session::Local(_) | Session::Reader(_) => Ok(()),
+        })
+}
+
 /// One statement for one node.
 pub struct Ask<'a> {
     pub node: &'a mut Node,

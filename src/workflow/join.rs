@@ -5,7 +5,7 @@ use super::copying::{Copying, Held};
 use super::findings::Status;
 use super::gather::{Party, Wanted, gather};
 use super::markers::{self, Marker};
-use super::members::{self, each};
+use super::members::{self, each, each_beside_others};
 use super::patience::{Seen, wait_until};
 use super::report::Report;
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
@@ -407,6 +407,7 @@ impl Join {
         markers::wait(
             &*self.engine,
             &mut self.source,
+            &mut self.peers.iter_mut().collect::<Vec<_>>(),
             &markers,
             &paths,
             &self.new.name,
@@ -598,7 +599,17 @@ impl Join {
         }
         if let Some(nudge) = self.engine.nudge(last) {
             let new = self.new.name.clone();
-            markers::wait_for_workers(&*self.engine, &mut self.new, others, &new, Some(&nudge))?;
+            let mut providers: Vec<&mut Node> = std::iter::once(&mut self.source)
+                .chain(&mut self.peers)
+                .collect();
+            markers::wait_for_workers(
+                &*self.engine,
+                &mut self.new,
+                &mut providers,
+                others,
+                &new,
+                Some(&nudge),
+            )?;
         }
         self.engine.enable(last).run(&mut self.new).map(|_| ())
     }
@@ -705,16 +716,15 @@ impl Join {
         let new = self.new.name.clone();
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         let names: Vec<String> = all.iter().map(|n| n.name.clone()).collect();
-        for node in &mut all {
+        each_beside_others(&mut all, |node, others| {
             let inbound: Vec<Path> = names
                 .iter()
                 .filter(|p| **p != node.name)
                 .map(|p| engine.path(p, &node.name))
                 .collect();
-            markers::wait(engine, node, markers, &inbound, &new)?;
-            markers::wait_for_workers(engine, node, &inbound, &new, None)?;
-        }
-        Ok(())
+            markers::wait(engine, node, others, markers, &inbound, &new)?;
+            markers::wait_for_workers(engine, node, others, &inbound, &new, None)
+        })
     }
 
     fn verify(&mut self) -> Result<()> {

@@ -5,7 +5,7 @@ use super::patience::{Seen, wait_until};
 use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::lsn::Lsn;
-use crate::node::{Node, Statement, ask};
+use crate::node::{Node, Statement, ask, check_open};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A worker that failed this often while it was waited for does not recover by itself: it is
@@ -55,10 +55,12 @@ pub fn emit<'a>(
 }
 
 /// Waits until `node` has applied the markers of all its providers in `inbound`. `new` is the node
-/// that joins.
+/// that joins. What is waited for may have to come from `others`: when one of them goes away, so does
+/// the wait.
 pub fn wait(
     engine: &dyn Engine,
     node: &mut Node,
+    others: &mut [&mut Node],
     markers: &[Marker],
     inbound: &[Path],
     new: &str,
@@ -74,6 +76,7 @@ pub fn wait(
     let mut watch = Watch::new(inbound, new);
     let name = node.name.clone();
     wait_until(&name, "applying what its peers committed", HINT, || {
+        check_open(others)?;
         let mut missing = vec![];
         for (path, token) in wanted.drain(..) {
             if !engine.marker_seen(path, token).run(node)?.one()?.bool(0) {
@@ -92,11 +95,12 @@ pub fn wait(
     })
 }
 
-/// Waits until every subscription in `inbound` has a connected worker. `nudge` is run on the node
-/// whenever more of them have one.
+/// Waits until every subscription in `inbound` has a connected worker, as long as `others` are there.
+/// `nudge` is run on the node whenever more of them have one.
 pub fn wait_for_workers(
     engine: &dyn Engine,
     node: &mut Node,
+    others: &mut [&mut Node],
     inbound: &[Path],
     new: &str,
     nudge: Option<&Statement>,
@@ -109,6 +113,7 @@ pub fn wait_for_workers(
         "waiting for its subscriptions to replicate",
         HINT,
         || {
+            check_open(others)?;
             let text = watch.look(engine, node)?;
             if let Some(nudge) = nudge
                 && watch.working > before

@@ -87,6 +87,23 @@ pub fn local(name: &str, dsn: &Dsn, local: &Local) -> Node {
     }
 }
 
+/// Does the same on each of `nodes`, beside all the others.
+pub fn each_beside_others(
+    nodes: &mut [&mut Node],
+    mut body: impl FnMut(&mut Node, &mut [&mut Node]) -> Result<()>,
+) -> Result<()> {
+    for i in 0..nodes.len() {
+        nodes.swap(0, i);
+        let done = match nodes.split_first_mut() {
+            Some((node, others)) => body(node, others),
+            None => Ok(()),
+        };
+        nodes.swap(0, i);
+        done?;
+    }
+    Ok(())
+}
+
 /// Takes the membership lock on every node, or says who holds it. Two CALLs at once: the second
 /// fails here, before it has changed anything. All go in the order of the names, so that one of them
 /// gets through.

@@ -2,6 +2,7 @@
 //! the others committed before it was looked at.
 
 use super::markers;
+use super::members::each_beside_others;
 use crate::engine::{Engine, Path};
 use crate::error::Result;
 use crate::node::Node;
@@ -126,14 +127,14 @@ pub fn settled(
 fn barrier(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<()> {
     let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
     let markers = markers::emit(engine, nodes.iter_mut().map(|n| &mut **n))?;
-    for node in nodes.iter_mut() {
+    each_beside_others(nodes, |node, others| {
         let inbound: Vec<Path> = names
             .iter()
             .filter(|name| **name != node.name)
             .map(|name| engine.path(name, &node.name))
             .collect();
-        markers::wait(engine, node, &markers, &inbound, "")?;
-    }
+        markers::wait(engine, node, others, &markers, &inbound, "")
+    })?;
     for node in nodes.iter_mut() {
         if let Some(statement) = engine.forget_markers(&node.name) {
             statement.run(node)?;

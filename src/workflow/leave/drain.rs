@@ -108,7 +108,8 @@ impl Leave {
                 continue;
             }
             let path = engine.path(&target, &survivor.name);
-            match markers::wait(engine, survivor, &markers, &[path], &target) {
+            let mut leaving: Vec<&mut Node> = self.leaving.iter_mut().collect();
+            match markers::wait(engine, survivor, &mut leaving, &markers, &[path], &target) {
                 Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
                 Err(error) if !self.force => return Err(error),
                 Err(error) => self.report.warn(

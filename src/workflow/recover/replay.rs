@@ -282,11 +282,17 @@ impl Recovery {
             return Ok(());
         }
         let engine = &*self.engine;
-        let target = self.survivors.iter_mut().filter(|n| n.name == gap.target);
-        let markers = markers::emit(engine, target)?;
-        let source = self.survivors.iter_mut().find(|n| n.name == gap.source);
+        let (mut target, mut source) = (vec![], None);
+        for node in &mut self.survivors {
+            match &node.name {
+                name if *name == gap.target => target.push(node),
+                name if *name == gap.source => source = Some(node),
+                _ => {}
+            }
+        }
         let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
-        markers::wait(engine, source, &markers, &[path], "")
+        let markers = markers::emit(engine, target.iter_mut().map(|n| &mut **n))?;
+        markers::wait(engine, source, &mut target, &markers, &[path], "")
     }
 
     /// The origin of the target's subscription to the failed node.
