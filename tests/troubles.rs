@@ -156,13 +156,9 @@ fn a_long_statement_of_a_peer_is_no_stall() {
     running.succeeds();
 }
 
-/// The copy took so long that n2 gave up the WAL that n3 was to get.
-#[test]
-fn a_slot_that_lost_its_wal_ends_the_join() {
-    let cluster = scene(2, 3, |_| quick());
-    let (n2, n3) = (cluster.n(2), cluster.n(3));
-    let before = structure(&cluster.all());
-    let (hang, running) = Hang::start(n3, "", "within indexes are created", &join_of(&cluster));
+/// n2 gives up the WAL that n3 is to get.
+fn lose_slot(cluster: &Cluster) {
+    let n2 = cluster.n(2);
     n2.configure("max_slot_wal_keep_size", "32MB");
     n2.reload();
     let status = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3'";
@@ -171,23 +167,62 @@ fn a_slot_that_lost_its_wal_ends_the_join() {
             break;
         }
         assert!(i < 20, "the slot keeps its WAL");
-        n2.sql(&format!("INSERT INTO item VALUES (-{i}, 'x')"));
+        n2.sql("SELECT pg_logical_emit_message(true, 'test', 'x')");
         n2.sql("SELECT pg_switch_wal()");
         // The slot of n1 follows, and keeps what it needs.
         wait_quiet(&cluster.first(2));
         n2.sql("CHECKPOINT");
     }
-    hang.release();
-    let failed = running.fails();
+}
+
+fn assert_slot_lost(cluster: &Cluster, before: &Fingerprint, failed: &CallFailed) {
     assert_failed(
-        &failed,
+        failed,
         "55000",
         "slot sub_n2_n3 on node \"n2\" lost the WAL that the new node needs while the copy ran",
         "Raise max_slot_wal_keep_size and idle_replication_slot_timeout there for the time of the join.",
     );
+    let n2 = cluster.n(2);
     n2.configure("max_slot_wal_keep_size", "-1");
     n2.reload();
-    assert_undone_and_joins(&cluster, &before, &failed);
+    assert_undone_and_joins(cluster, before, failed);
+}
+
+#[test]
+fn a_slot_that_lost_its_wal_ends_the_join() {
+    let cluster = scene(2, 3, |_| quick());
+    let before = structure(&cluster.all());
+    let (hang, running) = Hang::start(
+        cluster.n(3),
+        "",
+        "within indexes are created",
+        &join_of(&cluster),
+    );
+    lose_slot(&cluster);
+    hang.release();
+    assert_slot_lost(&cluster, &before, &running.fails());
+}
+
+/// The rows cannot be copied before the lock is given back, which is after the CALL has failed.
+#[test]
+fn a_slot_that_lost_its_wal_is_noticed_while_the_copy_runs() {
+    let cluster = scene(2, 3, |_| quick());
+    let before = structure(&cluster.all());
+    let (hang, running) = Hang::start(
+        cluster.n(3),
+        "",
+        "within tables are created",
+        &join_of(&cluster),
+    );
+    let mut holder = cluster.n(1).client_named("holder");
+    holder
+        .batch_execute("BEGIN; LOCK item IN ACCESS EXCLUSIVE MODE")
+        .expect("hold a table that is to be copied");
+    hang.release();
+    lose_slot(&cluster);
+    let failed = running.fails();
+    holder.batch_execute("ROLLBACK").expect("give it back");
+    assert_slot_lost(&cluster, &before, &failed);
 }
 
 #[test]

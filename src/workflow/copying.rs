@@ -1,16 +1,18 @@
 //! The copy (the sixth move): structure, data, the rest of the structure, what no snapshot holds.
 
 use super::report::Report;
+use super::waiting_slots;
 use crate::copy::{self, Archive, LeaveOut, Source, Target, data, matviews, sequences, settings};
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
 use crate::journal::{Effect, Journal};
-use crate::node::{Local, Node, Statement, server};
+use crate::node::{Local, Member, Node, Statement, server};
 use crate::settings::copy_jobs;
 
 pub struct Copying<'a> {
     pub local: &'a Local,
     pub source: &'a mut Node,
+    pub peers: &'a mut [Node],
     pub new: &'a mut Node,
     /// The new node's database.
     pub database: &'a str,
@@ -82,9 +84,10 @@ impl Copying<'_> {
 
     fn copy(&mut self, plan: CopyPlan) -> Result<data::Copied> {
         let report = self.report;
+        let Member { name, dsn } = self.source.member();
         let source = Source {
-            node: &self.source.name,
-            dsn: &self.source.dsn,
+            node: &name,
+            dsn: &dsn,
             snapshot: self.snapshot,
         };
         let target = Target {
@@ -130,7 +133,8 @@ impl Copying<'_> {
                 progress.planned >> 20,
                 progress.tables.join(", ")
             ));
-            Ok(())
+            let members = std::iter::once(&mut *self.source).chain(&mut *self.peers);
+            waiting_slots::check(self.engine, members, &self.new.name)
         })?;
         report.step(&format!(
             "{} rows copied, {} MB",

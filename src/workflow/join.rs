@@ -12,6 +12,7 @@ use super::snapshot::{Snapshot, Taking, wait_for_writers};
 use super::summary;
 use super::undo::Undo;
 use super::verify;
+use super::waiting_slots;
 use crate::copy;
 use crate::engine::{Engine, Identity, Path};
 use crate::error::{Error, Result, SqlState};
@@ -441,6 +442,7 @@ impl Join {
         self.held = Copying {
             local: &self.local,
             source: &mut self.source,
+            peers: &mut self.peers,
             new: &mut self.new,
             database: &known.new.database,
             snapshot: &snapshot.name,
@@ -451,40 +453,8 @@ impl Join {
         .run()?;
         drop(snapshot);
         journal.passed("the snapshot is given back")?;
-        self.check_waiting_slots()
-    }
-
-    /// A slot that lost its WAL during a long copy, or that somebody dropped, has lost changes for good.
-    fn check_waiting_slots(&mut self) -> Result<()> {
-        let engine = &*self.engine;
-        let new = self.new.name.clone();
         let members = std::iter::once(&mut self.source).chain(&mut self.peers);
-        let answers = each(members, |m| {
-            server::slots_lost(&[engine.path(&m.name, &new).slot])
-        })?;
-        for (member, rows) in std::iter::once(&self.source)
-            .chain(&self.peers)
-            .zip(&answers)
-        {
-            if let Some(row) = rows.first() {
-                let (what, hint) = match row.bool(1) {
-                    true => (
-                        "was dropped while the copy ran",
-                        "Leave the slots of the join alone, and run the CALL again.",
-                    ),
-                    false => (
-                        "lost the WAL that the new node needs while the copy ran",
-                        "Raise max_slot_wal_keep_size and idle_replication_slot_timeout there for the time of the join.",
-                    ),
-                };
-                return Err(Error::refused(
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!("slot {} on node \"{}\" {what}", row.text(0), member.name),
-                    hint,
-                ));
-            }
-        }
-        Ok(())
+        waiting_slots::check(&*self.engine, members, &self.new.name)
     }
 
     /// The new node provides from here on: slots for all before anything can be written on it.

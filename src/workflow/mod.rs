@@ -20,5 +20,6 @@ pub mod status;
 mod summary;
 mod undo;
 pub mod verify;
+mod waiting_slots;
 
 pub use members::own_session;

@@ -1,0 +1,37 @@
+//! The slots that keep for the new node what is committed while its data is copied.
+
+use super::members::each;
+use crate::engine::Engine;
+use crate::error::{Error, Result, SqlState};
+use crate::node::{Node, server};
+
+/// A slot that lost its WAL during a long copy, or that somebody dropped, has lost changes for good.
+pub fn check<'a>(
+    engine: &dyn Engine,
+    members: impl IntoIterator<Item = &'a mut Node>,
+    new: &str,
+) -> Result<()> {
+    let mut members: Vec<&mut Node> = members.into_iter().collect();
+    let answers = each(members.iter_mut().map(|m| &mut **m), |m| {
+        server::slots_lost(&[engine.path(&m.name, new).slot])
+    })?;
+    for (member, rows) in members.iter().zip(&answers) {
+        let Some(row) = rows.first() else { continue };
+        let (what, hint) = match row.bool(1) {
+            true => (
+                "was dropped while the copy ran",
+                "Leave the slots of the join alone, and run the CALL again.",
+            ),
+            false => (
+                "lost the WAL that the new node needs while the copy ran",
+                "Raise max_slot_wal_keep_size and idle_replication_slot_timeout there for the time of the join.",
+            ),
+        };
+        return Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!("slot {} on node \"{}\" {what}", row.text(0), member.name),
+            hint,
+        ));
+    }
+    Ok(())
+}
