@@ -62,6 +62,8 @@ pub struct Mesh<'a> {
     pub names: &'a [&'a str],
     /// More settings for every server.
     pub settings: &'a [(&'a str, &'a str)],
+    /// The servers that the others reach through a proxy.
+    pub proxied: &'a [&'a str],
 }
 
 /// Adds every table to the set `default`, those without a key to `default_insert_only`.
@@ -81,7 +83,10 @@ impl Mesh<'_> {
         for (name, value) in self.settings {
             options = options.set(name, value);
         }
-        let cluster = Cluster::start_with(members + 1, &options);
+        let cluster = Cluster::start_each(members + 1, |name| match self.proxied.contains(&name) {
+            true => options.clone().proxy(),
+            false => options.clone(),
+        });
         for server in cluster.all() {
             prepare(server);
             server.sql(self.everywhere);

@@ -382,7 +382,14 @@ const TOPICS: &[(&str, &str)] = &[
     ),
 ];
 
-const RECORDS: [&str; 4] = [
+const RECORDS: [&str; 11] = [
+    "spock.node",
+    "spock.node_interface",
+    "spock.local_node",
+    "spock.subscription",
+    "spock.replication_set",
+    "spock.replication_set_table",
+    "spock.replication_set_seq",
     "zodan.node",
     "zodan.local_node",
     "zodan.marker",
