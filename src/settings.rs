@@ -3,6 +3,7 @@
 use crate::fault;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
+use std::ffi::CStr;
 use std::time::Duration;
 
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
@@ -86,6 +87,18 @@ pub fn define() {
     fault::define();
     // SAFETY: a static C string; after this an unknown zodan.* setting is an error.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"zodan".as_ptr()) };
+}
+
+/// A number that another library's setting has in this session, in the unit that it is kept in; `None` where there
+/// is no such setting.
+pub fn integer(name: &CStr) -> Option<i64> {
+    // SAFETY: returns null or a string that lives until the next call.
+    let value = unsafe { pg_sys::GetConfigOption(name.as_ptr(), true, false) };
+    if value.is_null() {
+        return None;
+    }
+    // SAFETY: not null, see above.
+    unsafe { CStr::from_ptr(value) }.to_str().ok()?.parse().ok()
 }
 
 pub fn connect_timeout() -> Duration {

@@ -266,6 +266,11 @@ pub trait Engine {
     fn nudge(&self, _idle: &Path) -> Option<Statement> {
         None
     }
+    /// The setting of the engine that limits one wait for its subscriptions in the session of the CALL,
+    /// and its value in seconds, where it is set.
+    fn sync_timeout(&self) -> Option<(&'static str, u64)> {
+        None
+    }
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement>;
 }
 

@@ -9,6 +9,7 @@ use crate::libpq::Dsn;
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement, ask_all};
 use crate::replay::{Decoding, Protocol};
+use crate::settings;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The Unix epoch in microseconds since 2000: older than any change of an application, so that
@@ -716,6 +717,12 @@ impl Engine for Spock {
                FROM spock.subscription s WHERE s.sub_name = $1 AND NOT s.sub_enabled",
             &[&idle.subscription],
         ))
+    }
+
+    fn sync_timeout(&self) -> Option<(&'static str, u64)> {
+        // Since 6.0; 0 leaves it to the procedure.
+        let seconds = settings::integer(c"spock.sync_timeout")?;
+        (seconds > 0).then_some(("spock.sync_timeout", seconds.unsigned_abs()))
     }
 
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {

@@ -1,11 +1,12 @@
 //! Markers: real commits on one node, seen on another. What was committed before one has been applied
 //! wherever the marker has been.
 
-use super::patience::{Seen, wait_until};
+use super::patience::{Limit, Seen, wait_within};
 use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::lsn::Lsn;
 use crate::node::{Node, Statement, ask, check_open};
+use crate::settings;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A worker that failed this often while it was waited for does not recover by itself: it is
@@ -75,7 +76,8 @@ pub fn wait(
     let all = wanted.len();
     let mut watch = Watch::new(inbound, new);
     let name = node.name.clone();
-    wait_until(&name, "applying what its peers committed", HINT, || {
+    let what = "applying what its peers committed";
+    wait_within(limit(engine), &name, what, HINT, || {
         check_open(others)?;
         let mut missing = vec![];
         for (path, token) in wanted.drain(..) {
@@ -108,26 +110,30 @@ pub fn wait_for_workers(
     let mut watch = Watch::new(inbound, new);
     let mut before = 0;
     let name = node.name.clone();
-    wait_until(
-        &name,
-        "waiting for its subscriptions to replicate",
-        HINT,
-        || {
-            check_open(others)?;
-            let text = watch.look(engine, node)?;
-            if let Some(nudge) = nudge
-                && watch.working > before
-            {
-                nudge.run(node)?;
-            }
-            before = watch.working;
-            Ok(if watch.working == inbound.len() {
-                Seen::Done(())
-            } else {
-                Seen::Pending(text)
-            })
-        },
-    )
+    let what = "waiting for its subscriptions to replicate";
+    wait_within(limit(engine), &name, what, HINT, || {
+        check_open(others)?;
+        let text = watch.look(engine, node)?;
+        if let Some(nudge) = nudge
+            && watch.working > before
+        {
+            nudge.run(node)?;
+        }
+        before = watch.working;
+        Ok(if watch.working == inbound.len() {
+            Seen::Done(())
+        } else {
+            Seen::Pending(text)
+        })
+    })
+}
+
+/// Where the engine's own limit for such a wait is set, it takes the place of ours.
+fn limit(engine: &dyn Engine) -> Limit {
+    match engine.sync_timeout() {
+        Some((setting, seconds)) => Limit::Whole { seconds, setting },
+        None => Limit::Progress(settings::no_progress_timeout()),
+    }
 }
 
 const HINT: &str = "The log of the subscriber says why its apply worker does not get on.";

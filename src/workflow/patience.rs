@@ -1,6 +1,6 @@
 //! Waiting for something that happens elsewhere, for as long as it makes progress.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::libpq::wait;
 use crate::settings;
 use std::time::{Duration, Instant};
@@ -12,6 +12,15 @@ pub enum Seen<T> {
     Pending(String),
 }
 
+/// What ends a wait for something that does not come.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit {
+    /// So long without any change in what is seen; `None` waits for ever.
+    Progress(Option<Duration>),
+    /// So long in all, as a setting of the engine demands.
+    Whole { seconds: u64, setting: &'static str },
+}
+
 /// Looks again and again until the condition holds. The looks are close together at first, since
 /// most conditions hold within milliseconds, and at most 100 ms apart. Without a change in what is
 /// seen for `zodan.no_progress_timeout` the wait ends with [`Error::Stalled`].
@@ -19,9 +28,21 @@ pub fn wait_until<T>(
     node: &str,
     what: &str,
     hint: &str,
+    look: impl FnMut() -> Result<Seen<T>>,
+) -> Result<T> {
+    let limit = Limit::Progress(settings::no_progress_timeout());
+    wait_within(limit, node, what, hint, look)
+}
+
+/// As [`wait_until`], with a limit of its own.
+pub fn wait_within<T>(
+    limit: Limit,
+    node: &str,
+    what: &str,
+    hint: &str,
     mut look: impl FnMut() -> Result<Seen<T>>,
 ) -> Result<T> {
-    let limit = settings::no_progress_timeout();
+    let began = Instant::now();
     let mut rest = Duration::from_millis(1);
     let mut last = String::new();
     let mut since = Instant::now();
@@ -34,16 +55,27 @@ pub fn wait_until<T>(
             }
             Seen::Pending(_) => {}
         }
-        if let Some(limit) = limit
-            && since.elapsed() > limit
-        {
-            return Err(Error::Stalled {
-                node: node.to_owned(),
-                what: what.to_owned(),
-                seconds: limit.as_secs(),
-                detail: last,
-                hint: hint.to_owned(),
-            });
+        match limit {
+            Limit::Progress(Some(limit)) if since.elapsed() > limit => {
+                return Err(Error::Stalled {
+                    node: node.to_owned(),
+                    what: what.to_owned(),
+                    seconds: limit.as_secs(),
+                    detail: last,
+                    hint: hint.to_owned(),
+                });
+            }
+            Limit::Whole { seconds, setting } if began.elapsed().as_secs() >= seconds => {
+                return Err(Error::Refused {
+                    state: SqlState::NOT_IN_PREREQUISITE_STATE,
+                    message: format!(
+                        "node \"{node}\": {what} took longer than {setting}, {seconds} s"
+                    ),
+                    detail: Some(last),
+                    hint: format!("Raise {setting}, or set it to 0. {hint}"),
+                });
+            }
+            _ => {}
         }
         wait::on_latch(rest)?;
         rest = (rest * 3 / 2).min(Duration::from_millis(100));
