@@ -578,3 +578,43 @@ fn a_slot_that_is_dropped_during_the_copy() {
     wait_quiet(&cluster.all());
     assert_same_content(&cluster.all());
 }
+
+/// Spock's own limit for a wait, where it has one and it is set.
+#[test]
+fn a_peer_whose_changes_do_not_arrive_in_time() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(
+        2,
+        "CREATE TABLE t (id integer PRIMARY KEY, body text); INSERT INTO t VALUES (1, 'x')",
+    );
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    if n3.value("SELECT count(*) FROM pg_settings WHERE name = 'spock.sync_timeout'") == "0" {
+        return;
+    }
+    n3.configure("spock.sync_timeout", "2s");
+    n3.reload();
+    let before = all_traces(&cluster);
+    let mut holder = n1.client();
+    holder
+        .batch_execute("BEGIN; SELECT FROM t FOR UPDATE")
+        .expect("hold a row that n2 changes");
+    n2.sql("UPDATE t SET body = 'y'");
+    let failed = fails(n3, n1);
+    assert_eq!(failed.code(), "55000", "{failed}");
+    assert_eq!(
+        failed.message(),
+        "node \"n1\": applying what its peers committed took longer than spock.sync_timeout, 2 s"
+    );
+    assert!(
+        failed
+            .hint()
+            .contains("Raise spock.sync_timeout, or set it to 0."),
+        "{failed}"
+    );
+    holder.batch_execute("ROLLBACK").expect("let it go");
+    wait_quiet(&cluster.first(2));
+    assert_eq!(all_traces(&cluster), before);
+    joins(n3, n1);
+}
