@@ -25,6 +25,7 @@ impl SqlState {
     pub const ACTIVE_SQL_TRANSACTION: Self = Self(*b"25001");
     pub const CONFIGURATION_LIMIT_EXCEEDED: Self = Self(*b"53400");
     pub const DISK_FULL: Self = Self(*b"53100");
+    pub const OUT_OF_MEMORY: Self = Self(*b"53200");
     pub const FEATURE_NOT_SUPPORTED: Self = Self(*b"0A000");
     pub const QUERY_CANCELED: Self = Self(*b"57014");
     pub const EXTERNAL_ROUTINE_EXCEPTION: Self = Self(*b"38000");

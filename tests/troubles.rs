@@ -368,6 +368,36 @@ fn a_new_node_that_cannot_store_the_rows_is_named() {
     assert_undone_and_joins(&cluster, &before, &failed);
 }
 
+/// The rows are of a size that the worker of the copy cannot hold.
+#[test]
+fn a_new_node_without_memory_for_the_rows_is_named() {
+    let cluster = scene(2, 3, |_| quick());
+    let n3 = cluster.n(3);
+    for node in cluster.first(2) {
+        node.sql("CREATE TABLE wide (id integer PRIMARY KEY, body text)");
+    }
+    for (node, subscription) in cluster.first(2).iter().zip(["sub_n2_n1", "sub_n1_n2"]) {
+        node.sql(&format!(
+            "ALTER SUBSCRIPTION {subscription} REFRESH PUBLICATION WITH (copy_data = false)"
+        ));
+    }
+    cluster
+        .n(1)
+        .sql("INSERT INTO wide VALUES (1, repeat('x', 100 * 1024 * 1024))");
+    wait_quiet(&cluster.first(2));
+    let before = structure(&cluster.all());
+    n3.limit_memory(Some(256 << 20));
+    let failed = n3.sql_error(&join_of(&cluster));
+    assert_failed(
+        &failed,
+        "53200",
+        "could not copy table \"public\".\"wide\" of node \"n1\": out of memory",
+        "A row takes about three times its size in memory on the new node.",
+    );
+    n3.limit_memory(None);
+    assert_undone_and_joins(&cluster, &before, &failed);
+}
+
 fn assert_held(failed: &CallFailed, holder: &str) {
     assert_failed(
         failed,

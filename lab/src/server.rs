@@ -593,12 +593,22 @@ impl Server {
 
     /// Lets processes that the server starts from now on write no file larger than `bytes`; `None` lets them again.
     pub fn limit_file_size(&self, bytes: Option<u64>) {
+        self.limit("--fsize", bytes);
+    }
+
+    /// Lets processes that the server starts from now on have no more than `bytes` of address space, which their
+    /// code and the shared memory are part of; `None` lets them again.
+    pub fn limit_memory(&self, bytes: Option<u64>) {
+        self.limit("--as", bytes);
+    }
+
+    fn limit(&self, resource: &str, bytes: Option<u64>) {
         let soft = bytes.map_or("unlimited".into(), |b| b.to_string());
         let mut prlimit = Command::new("prlimit");
         prlimit.args([
             "--pid",
             &self.pid().to_string(),
-            &format!("--fsize={soft}:"),
+            &format!("{resource}={soft}:"),
         ]);
         if let Some((uid, gid)) = pg::account() {
             use std::os::unix::process::CommandExt;

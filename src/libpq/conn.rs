@@ -54,6 +54,13 @@ pub struct Conn {
     notices: Box<Notices>,
 }
 
+/// What is left of a copy whose rows nobody wants any more.
+enum Drained {
+    End,
+    More,
+    Failed,
+}
+
 /// One statement for [`together`].
 pub struct Job<'a> {
     pub conn: &'a mut Conn,
@@ -377,8 +384,17 @@ impl Conn {
                         self.notices.borrow_mut().clear();
                         return;
                     };
-                    if result.status() == pq::ExecStatusType::PGRES_COPY_OUT && !self.drain_copy() {
-                        break; // still copying: "not busy" then means only that rows may be taken
+                    if result.status() == pq::ExecStatusType::PGRES_COPY_OUT {
+                        match self.drain_copy() {
+                            Drained::End => {}
+                            // Still copying: "not busy" then means only that rows may be taken.
+                            Drained::More => break,
+                            Drained::Failed => {
+                                self.broken = true;
+                                self.busy = false;
+                                return;
+                            }
+                        }
                     }
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -392,16 +408,18 @@ impl Conn {
         }
     }
 
-    /// Throws away the rows that have arrived; false as long as more may come.
-    fn drain_copy(&mut self) -> bool {
+    /// Throws away the rows that have arrived.
+    fn drain_copy(&mut self) -> Drained {
         loop {
             let mut buffer: *mut c_char = std::ptr::null_mut();
             // SAFETY: asynchronous mode does not block; each buffer is freed.
             match unsafe { pq::PQgetCopyData(self.raw(), &mut buffer, 1) } {
                 // SAFETY: as above.
                 1.. => unsafe { pq::PQfreemem(buffer.cast()) },
-                0 => return false,
-                _ => return true,
+                0 => return Drained::More,
+                -1 => return Drained::End,
+                // No memory for the row, for instance: libpq would offer it again for ever.
+                _ => return Drained::Failed,
             }
         }
     }
