@@ -2,6 +2,8 @@
 
 pub mod content;
 pub mod pgoutput;
+#[cfg(test)]
+mod properties;
 mod reader;
 mod source;
 mod spock_output;
