@@ -212,64 +212,107 @@ fn an_extension_that_is_reserved() {
     assert_eq!(n2.value("SELECT to_regclass('t')"), "t");
 }
 
-/// Large objects that replicate are in tables of the extension lolor, which Spock 6.0 and newer reserves to each
-/// node. A stand-in by that name: an extension that has a table in its schema.
+/// The tables of an extension are replicated, as those of lolor, which keeps large objects in them. A stand-in of
+/// another name: an extension that has tables in its schema.
 #[test]
-fn large_objects_in_the_extension_lolor() {
+fn replicated_tables_of_an_extension() {
     if spock::announced().is_none() {
         return;
     }
     let stand_in = "
-        CREATE SCHEMA lolor; CREATE EXTENSION hstore SCHEMA lolor;
-        UPDATE pg_extension SET extname = 'lolor' WHERE extname = 'hstore';
-        CREATE TABLE lolor.pg_largeobject (loid oid, pageno integer, data bytea, PRIMARY KEY (loid, pageno));
-        ALTER EXTENSION lolor ADD TABLE lolor.pg_largeobject";
+        CREATE SCHEMA large; CREATE EXTENSION hstore SCHEMA large;
+        CREATE TABLE large.object (id oid PRIMARY KEY);
+        CREATE TABLE large.page (id oid REFERENCES large.object, pageno integer, data bytea, PRIMARY KEY (id, pageno));
+        ALTER EXTENSION hstore ADD TABLE large.object; ALTER EXTENSION hstore ADD TABLE large.page";
     let cluster = mesh(1, "CREATE TABLE t (id integer PRIMARY KEY)");
     let (n1, n2) = (cluster.n(1), cluster.n(2));
-    if n1
-        .value("SELECT to_regclass('spock.reserved_object')")
-        .is_empty()
-    {
-        eprintln!("this version of Spock has no table of reserved objects");
-        return;
-    }
-    let add = "SELECT spock.repset_add_table('default', 'lolor.pg_largeobject')";
     n1.sql(&format!(
-        "{stand_in}; {add}; INSERT INTO lolor.pg_largeobject VALUES (1, 0, 'large')"
+        "{stand_in}; INSERT INTO large.object VALUES (1); INSERT INTO large.page VALUES (1, 0, 'large');
+         SELECT spock.repset_add_table('default', 'large.object'), spock.repset_add_table('default', 'large.page')"
     ));
+    let missing = |table: &str| {
+        format!(
+            "table large.{table} does not exist, which is replicated and belongs to extension hstore"
+        )
+    };
     assert_refused(
         &cluster,
         n2,
-        "42704",
-        "extension lolor is not installed",
-        "Run CREATE EXTENSION \"lolor\" there.",
+        "42P01",
+        &missing("object"),
+        "Run CREATE EXTENSION \"hstore\" there, in the version of node \"n1\".",
     );
     n2.sql(stand_in);
+    n2.sql("INSERT INTO large.object VALUES (7)");
     assert_refused(
         &cluster,
         n2,
-        "0A000",
-        "table lolor.pg_largeobject is in a replication set and belongs to extension lolor",
-        "Take it out of the set for the join; then add it again everywhere",
+        "55000",
+        "table large.object of extension hstore has rows",
+        "Run TRUNCATE large.object there: its rows come from node \"n1\".",
     );
-    // As the hint says.
-    n1.sql("SELECT spock.repset_remove_table('default', 'lolor.pg_largeobject')");
+    // As the hint says, but for the other one that refers to it.
+    n2.sql("TRUNCATE large.object, large.page");
+    let before = all_traces(&cluster);
+    n2.sql("ALTER TABLE large.page ADD CHECK (id <> 1)");
+    assert!(
+        fails(n2, n1)
+            .message()
+            .contains("violates check constraint"),
+        "one that only the new node has"
+    );
+    assert_eq!(all_traces(&cluster), before);
+    assert_eq!(n2.value("SELECT count(*) FROM large.object"), "0");
+    n2.sql("ALTER TABLE large.page DROP CONSTRAINT page_id_check");
     joins(n2, n1);
-    assert_eq!(n2.value("SELECT count(*) FROM lolor.pg_largeobject"), "0");
-    for node in cluster.all() {
-        node.sql(add);
-    }
-    n2.sql("SELECT spock.sub_resync_table('sub_n1_n2', 'lolor.pg_largeobject')");
-    n2.wait_for("SELECT count(*) FROM lolor.pg_largeobject", "1");
-    n2.wait_for(
-        "SELECT status FROM spock.sub_show_table('sub_n1_n2', 'lolor.pg_largeobject')",
-        "replicating",
-    );
-    n2.sql("INSERT INTO lolor.pg_largeobject VALUES (2, 0, 'from n2')");
-    n1.sql("INSERT INTO lolor.pg_largeobject VALUES (3, 0, 'from n1')");
+    n2.sql("INSERT INTO large.object VALUES (2); INSERT INTO large.page VALUES (2, 0, 'from n2')");
+    n1.sql("INSERT INTO large.object VALUES (3); INSERT INTO large.page VALUES (3, 0, 'from n1')");
     wait_quiet(&cluster.all());
     assert_same_content(&cluster.all());
-    assert_eq!(n1.value("SELECT count(*) FROM lolor.pg_largeobject"), "3");
+    assert_eq!(n1.value("SELECT count(*) FROM large.page"), "3");
+}
+
+/// The extension itself, where the server under test has it.
+#[test]
+fn large_objects_of_lolor() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh(1, "CREATE TABLE t (id integer PRIMARY KEY, object oid)");
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let offered = "SELECT count(*) FROM pg_available_extensions WHERE name = 'lolor'";
+    if n1.value(offered) == "0" {
+        eprintln!("skipped: the server under test has no lolor");
+        return;
+    }
+    for (number, node) in [n1, n2].iter().enumerate() {
+        node.configure("lolor.node", &(number + 1).to_string());
+        node.reload();
+        node.sql("CREATE EXTENSION lolor");
+    }
+    n1.sql(
+        "SELECT spock.repset_add_table('default', 'lolor.pg_largeobject'),
+                spock.repset_add_table('default', 'lolor.pg_largeobject_metadata')",
+    );
+    let write = |node: &Server, id: i32, text: &str| {
+        node.sql(&format!(
+            "INSERT INTO t VALUES ({id}, lo_from_bytea(0, '{text}'))"
+        ));
+    };
+    write(n1, 1, "before");
+    joins(n2, n1);
+    write(n2, 2, "from n2");
+    write(n1, 3, "from n1");
+    wait_quiet(&cluster.all());
+    for node in cluster.all() {
+        assert_eq!(
+            node.value(
+                "SELECT string_agg(convert_from(lo_get(object), 'UTF8'), ', ' ORDER BY id) FROM t"
+            ),
+            "before, from n2, from n1"
+        );
+    }
+    assert_same_content(&cluster.all());
 }
 
 /// A procedure that was loaded by hand, as from the scripts that come with Spock, would be in the way.

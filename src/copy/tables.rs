@@ -109,7 +109,8 @@ WITH RECURSIVE member AS (
     LEFT JOIN pg_am am ON am.oid = c.relam
    WHERE c.relkind = 'r' AND c.relpersistence = 'p'
      AND n.nspname <> ALL ($1::text[]) AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
-     AND (c.oid NOT IN (SELECT objid FROM member) OR c.oid IN (SELECT oid FROM config))
+     AND (c.oid NOT IN (SELECT objid FROM member) OR c.oid IN (SELECT oid FROM config)
+          OR format('%I.%I', n.nspname, c.relname) = ANY ($2::text[]))
 ), part AS (
   SELECT DISTINCT a.atttypid AS root, a.atttypid AS typ
     FROM pg_attribute a JOIN chosen ON chosen.oid = a.attrelid
@@ -154,9 +155,12 @@ SELECT c.nspname, c.relname, rn.nspname, r.relname,
   LEFT JOIN pg_namespace rn ON rn.oid = r.relnamespace
  ORDER BY 1, 2";
 
-/// The tables of the source as its snapshot shows them, sizes as of now.
-pub fn tables(source: &Source<'_>) -> Result<Vec<Table>> {
-    let rows = snapshot_session(source)?.query(TABLES, &[&super::sql::array(OURS)])?;
+/// The tables of the source as its snapshot shows them, sizes as of now. `members` are tables of
+/// extensions that are wanted too.
+pub fn tables(source: &Source<'_>, members: &[String]) -> Result<Vec<Table>> {
+    let members: Vec<&str> = members.iter().map(String::as_str).collect();
+    let parameters = [super::sql::array(OURS), super::sql::array(members)];
+    let rows = snapshot_session(source)?.query(TABLES, &[&parameters[0], &parameters[1]])?;
     rows.iter()
         .map(|row| {
             let columns = row.get(6).unwrap_or("[]");

@@ -90,6 +90,9 @@ pub struct CopyPlan {
     pub timestamp: Option<i64>,
     /// The tables whose rows are copied.
     pub tables: Vec<copy::Table>,
+    /// Those of them that the new node has before the copy, empty. They keep their rows when what
+    /// the copy made is dropped.
+    pub refilled: Vec<String>,
     /// Settings of the sessions that restore the structure.
     pub settings: Vec<(&'static str, &'static str)>,
     /// What the structure leaves out beside zodan's and the engines' own.

@@ -479,7 +479,8 @@ impl Engine for Native {
         Ok(CopyPlan {
             origin: "zodan_copy".into(),
             timestamp: None,
-            tables: copy::tables(&source)?,
+            refilled: vec![],
+            tables: copy::tables(&source, &[])?,
             settings: vec![],
             leave_out: LeaveOut::default(),
         })

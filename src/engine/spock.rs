@@ -480,13 +480,17 @@ impl Engine for Spock {
             let key = (table.schema.clone(), table.name.clone());
             replicated.entry(key).or_default().push(table);
         }
+        let refilled: Vec<String> = extension_tables(source)?
+            .into_iter()
+            .map(|(table, _)| table)
+            .collect();
         let from = copy::Source {
             node: &source.name,
             dsn: &source.dsn,
             snapshot,
         };
         let mut tables = vec![];
-        for mut table in copy::tables(&from)? {
+        for mut table in copy::tables(&from, &refilled)? {
             let key = (table.schema.clone(), table.name.clone());
             let Some(sets) = replicated.get(&key) else {
                 continue;
@@ -512,6 +516,7 @@ impl Engine for Spock {
             origin: self.path(&source.name, new).slot,
             timestamp: Some(UNIX_EPOCH),
             tables,
+            refilled,
             settings: vec![
                 ("spock.enable_ddl_replication", "off"),
                 ("spock.include_ddl_repset", "off"),
@@ -807,8 +812,8 @@ impl Spock {
         Ok(())
     }
 
-    /// What the structure leaves out must be there already, and rows of an extension's own tables are
-    /// not copied.
+    /// What the structure leaves out must be there already. So must an extension whose own tables are
+    /// replicated, as those of lolor: their rows come, and nobody knows what its script stores itself.
     fn check_extensions(
         &self,
         source: &mut Node,
@@ -832,24 +837,30 @@ impl Spock {
                 ));
             }
         }
-        let members = format!(
-            "SELECT DISTINCT format('%I.%I', n.nspname, c.relname), e.extname
-               FROM {LOCAL_SETS} JOIN spock.replication_set_table t ON t.set_id = s.set_id
-               JOIN pg_class c ON c.oid = t.set_reloid JOIN pg_namespace n ON n.oid = c.relnamespace
-               JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
-               JOIN pg_extension e ON e.oid = d.refobjid ORDER BY 1"
-        );
-        for row in &source.query(&members, &[])? {
-            findings.push(Finding::new(
-                &source.name,
-                SqlState::FEATURE_NOT_SUPPORTED,
-                format!(
-                    "table {} is in a replication set and belongs to extension {}, so its rows would not be copied",
-                    row.text(0),
-                    row.text(1)
-                ),
-                "Take it out of the set for the join; then add it again everywhere and run spock.sub_resync_table on the new node.",
-            ));
+        for (table, extension) in extension_tables(source)? {
+            let quoted = crate::quote::ident(&extension);
+            let there = "SELECT to_regclass($1) IS NOT NULL";
+            if !new.query(there, &[&table])?.one()?.bool(0) {
+                findings.push(Finding::new(
+                    &new.name,
+                    SqlState::UNDEFINED_TABLE,
+                    format!("table {table} does not exist, which is replicated and belongs to extension {extension}"),
+                    format!("Run CREATE EXTENSION {quoted} there, in the version of node \"{}\".", source.name),
+                ));
+                continue;
+            }
+            let has_rows = format!("SELECT EXISTS (SELECT FROM {table})");
+            if new.query(&has_rows, &[])?.one()?.bool(0) {
+                findings.push(Finding::new(
+                    &new.name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!("table {table} of extension {extension} has rows"),
+                    format!(
+                        "Run TRUNCATE {table} there: its rows come from node \"{}\".",
+                        source.name
+                    ),
+                ));
+            }
         }
         Ok(())
     }
@@ -905,6 +916,20 @@ fn left_out(source: &mut Node) -> Result<LeaveOut> {
         schemas: of("schema"),
         extensions: of("extension"),
     })
+}
+
+/// Tables in replication sets that belong to extensions, and to which.
+fn extension_tables(node: &mut Node) -> Result<Vec<(String, String)>> {
+    let members = format!(
+        "SELECT DISTINCT format('%I.%I', n.nspname, c.relname), e.extname
+           FROM {LOCAL_SETS} JOIN spock.replication_set_table t ON t.set_id = s.set_id
+           JOIN pg_class c ON c.oid = t.set_reloid JOIN pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+           JOIN pg_extension e ON e.oid = d.refobjid ORDER BY 1"
+    );
+    let rows = node.query(&members, &[])?;
+    let named = |row: &crate::libpq::Row| (row.text(0).to_owned(), row.text(1).to_owned());
+    Ok(rows.iter().map(named).collect())
 }
 
 fn exists(node: &mut Node, schema: &str, name: &str) -> Result<bool> {

@@ -348,6 +348,11 @@ pub fn rows_written() -> Statement {
     )
 }
 
+/// Empties tables together, since they may refer to each other.
+pub fn empty(tables: &[String]) -> Statement {
+    Statement::new(format!("TRUNCATE {}", tables.join(", ")), &[])
+}
+
 /// Client sessions in this database but this one's and zodan's own: `pid, user, application`.
 pub fn other_sessions() -> Statement {
     Statement::new(

@@ -61,6 +61,11 @@ impl Copying<'_> {
             .engine
             .copy_plan(self.source, &self.new.name, self.snapshot)?;
         self.create_origin(&plan.origin)?;
+        if !plan.refilled.is_empty() {
+            let undo = server::empty(&plan.refilled).sql;
+            let step = self.intend("rows of tables that are there", &Effect::Statement { undo })?;
+            self.journal.done(step)?;
+        }
         let step = self.intend("copy structure and data", &Effect::Objects { before })?;
         let copied = self.copy(plan)?;
         self.journal
