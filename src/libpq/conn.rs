@@ -188,6 +188,30 @@ impl Conn {
         Ok(())
     }
 
+    pub(super) fn enter_pipeline(&mut self) -> Result<()> {
+        self.require_ready("a pipeline")?;
+        // SAFETY: an open connection that is idle.
+        match unsafe { pq::PQenterPipelineMode(self.raw()) } {
+            0 => Err(self.lost()),
+            _ => {
+                self.busy = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// When everything has been answered.
+    pub(super) fn leave_pipeline(&mut self) -> Result<()> {
+        // SAFETY: an open connection in pipeline mode.
+        match unsafe { pq::PQexitPipelineMode(self.raw()) } {
+            0 => Err(self.lost()),
+            _ => {
+                self.busy = false;
+                Ok(())
+            }
+        }
+    }
+
     pub(super) fn raw(&self) -> *mut pq::PGconn {
         self.raw.as_ptr()
     }
@@ -232,7 +256,8 @@ impl Conn {
             .collect()
     }
 
-    pub(super) fn send(&mut self, sql: &str, params: &[&str]) -> Result<()> {
+    /// Nothing runs here, and something may.
+    pub(super) fn require_ready(&self, sql: &str) -> Result<()> {
         // SAFETY: reads backend state.
         if unsafe { pg_sys::GetTopTransactionIdIfAny() } != pg_sys::InvalidTransactionId {
             // A slot creation over there would wait for our own transaction, for ever.
@@ -249,6 +274,11 @@ impl Conn {
                 self.node
             )));
         }
+        Ok(())
+    }
+
+    pub(super) fn send(&mut self, sql: &str, params: &[&str]) -> Result<()> {
+        self.require_ready(sql)?;
         let text = CString::new(sql).map_err(|_| Error::internal("statement holds a zero byte"))?;
         let values: Vec<CString> = params
             .iter()
@@ -303,17 +333,26 @@ impl Conn {
     }
 
     pub(super) fn wait(&mut self, interest: Interest) -> Result<()> {
+        self.wait_within(interest, None).map(|_| ())
+    }
+
+    /// Whether something came.
+    pub(super) fn wait_within(
+        &mut self,
+        interest: Interest,
+        limit: Option<Duration>,
+    ) -> Result<bool> {
         if self.socket() < 0 {
             // In the middle of a COPY libpq asks for more rows even after the connection is gone.
             self.busy = false;
             return Err(self.lost());
         }
-        match wait::on_fds(&[(self.socket(), interest)], None) {
+        match wait::on_fds(&[(self.socket(), interest)], limit) {
             Ok(ready) => {
                 if ready[0] {
                     self.consume();
                 }
-                Ok(())
+                Ok(ready[0])
             }
             Err(error) => {
                 self.settle();
@@ -322,10 +361,16 @@ impl Conn {
         }
     }
 
-    pub(super) fn next_result(&mut self) -> Option<PgResult> {
+    pub(super) fn result(&mut self) -> Option<PgResult> {
         // SAFETY: an open connection; not busy, so it does not block.
         let result = NonNull::new(unsafe { pq::PQgetResult(self.raw()) }).map(PgResult);
         self.relay_notices();
+        result
+    }
+
+    /// As [`Conn::result`], of the only statement that runs.
+    pub(super) fn next_result(&mut self) -> Option<PgResult> {
+        let result = self.result();
         if result.is_none() {
             self.busy = false;
         }
@@ -334,7 +379,7 @@ impl Conn {
 
     /// Nothing has come on this session for long. That is no harm while the server works on the
     /// statement, which a session beside this one finds out.
-    fn look_after(&mut self, within: Duration) -> Result<()> {
+    pub(super) fn look_after(&mut self, within: Duration) -> Result<()> {
         let pid = match answers(&self.node, &self.dsn, within)? {
             Some(mut beside) => {
                 // SAFETY: an open connection.
@@ -373,18 +418,37 @@ impl Conn {
         }
         cancel::request(self.raw(), Duration::from_secs(2));
         let deadline = Instant::now() + Duration::from_secs(2);
+        // SAFETY: an open connection.
+        let pipeline =
+            unsafe { pq::PQpipelineStatus(self.raw()) } != pq::PGpipelineStatus::PQ_PIPELINE_OFF;
+        if pipeline {
+            // Up to there the server does nothing any more.
+            // SAFETY: as above.
+            unsafe { pq::PQpipelineSync(self.raw()) };
+        }
         loop {
             // SAFETY: an open connection; PQgetResult is called only when it does not block.
             unsafe {
-                pq::PQflush(self.raw());
+                let unsent = pq::PQflush(self.raw()) > 0;
                 while pq::PQisBusy(self.raw()) == 0 {
-                    let Some(result) = NonNull::new(pq::PQgetResult(self.raw())).map(PgResult)
-                    else {
-                        self.busy = false;
+                    let result = NonNull::new(pq::PQgetResult(self.raw())).map(PgResult);
+                    let status = result.as_ref().map(PgResult::status);
+                    let end = match pipeline {
+                        true => status == Some(pq::ExecStatusType::PGRES_PIPELINE_SYNC),
+                        false => status.is_none(),
+                    };
+                    if end {
+                        self.busy = pipeline && pq::PQexitPipelineMode(self.raw()) == 0;
+                        self.broken |= self.busy;
                         self.notices.borrow_mut().clear();
                         return;
-                    };
-                    if result.status() == pq::ExecStatusType::PGRES_COPY_OUT {
+                    }
+                    if status.is_none() && !self.is_usable() {
+                        self.broken = true;
+                        self.busy = false;
+                        return;
+                    }
+                    if status == Some(pq::ExecStatusType::PGRES_COPY_OUT) {
                         match self.drain_copy() {
                             Drained::End => {}
                             // Still copying: "not busy" then means only that rows may be taken.
@@ -398,7 +462,11 @@ impl Conn {
                     }
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
-                wait::undisturbed(self.socket(), libc::POLLIN, left);
+                let events = match unsent {
+                    true => libc::POLLIN | libc::POLLOUT,
+                    false => libc::POLLIN,
+                };
+                wait::undisturbed(self.socket(), events, left);
                 if left.is_zero() || pq::PQconsumeInput(self.raw()) == 0 {
                     self.broken = true;
                     self.busy = false;

@@ -10,10 +10,12 @@ mod cancel;
 mod conn;
 mod copy_out;
 mod dsn;
+mod pipeline;
 mod rows;
 pub mod wait;
 
 pub use conn::{Conn, Job, must_answer, silence, together_within};
 pub use copy_out::{Chunk, CopyOut, Ready};
 pub use dsn::{Dsn, scrub};
+pub use pipeline::{Param, Pipeline};
 pub use rows::{Row, Rows};

@@ -486,12 +486,14 @@ pub fn advance_slot(slot: &str, lsn: Lsn) -> Statement {
 }
 
 /// What is committed from here on in this session is of `origin`, and moves its progress. Triggers do not
-/// fire, as for any change that comes from another node.
+/// fire, as for any change that comes from another node. Rows are looked up by their keys, however small
+/// the tables were when that was planned.
 pub fn begin_replay(origin: &str) -> Statement {
     Statement::new(
         format!(
             "SET client_encoding = 'UTF8'; SET session_replication_role = 'replica';
-             SET synchronous_commit = 'off'; SELECT pg_replication_origin_session_setup({})",
+             SET synchronous_commit = 'off'; SET plan_cache_mode = 'force_generic_plan';
+             SET enable_seqscan = 'off'; SET enable_bitmapscan = 'off'; SET jit = 'off'; SELECT pg_replication_origin_session_setup({})",
             crate::quote::literal(origin)
         ),
         &[],
@@ -513,6 +515,47 @@ pub fn advance_origin_to(origin: &str, lsn: Lsn) -> Statement {
         "SELECT pg_replication_origin_advance($1, $2::pg_lsn)
           WHERE coalesce(pg_replication_origin_progress($1, true) < $2::pg_lsn, true)",
         &[origin, &lsn.to_string()],
+    )
+}
+
+/// What the name of the note is made of, by which an unfinished recovery is known: the position and the node.
+const UNFINISHED: &str = "'^zodan_recovering_([0-9A-F]+/[0-9A-F]+)_(.*)$'";
+
+/// Notes on the node that from `lsn` on it is being given what it lacks of `failed`, and may not have all that
+/// belongs to it. A replication origin that nobody uses, since there is a place for one on every node. An
+/// earlier note stays.
+pub fn note_recovery(failed: &str, lsn: Lsn) -> Statement {
+    Statement::new(
+        format!(
+            "SELECT pg_replication_origin_create(concat_ws('_', 'zodan_recovering', $2::pg_lsn, $1))
+              WHERE NOT EXISTS (SELECT FROM pg_replication_origin
+                                 WHERE (regexp_match(roname, {UNFINISHED}))[2] = $1)"
+        ),
+        &[failed, &lsn.to_string()],
+    )
+}
+
+/// `failed, lsn` of the recoveries of the node that are not finished.
+pub fn unfinished_recoveries() -> Statement {
+    Statement::new(
+        format!(
+            "SELECT m[2], m[1] FROM pg_replication_origin, regexp_match(roname, {UNFINISHED}) m
+              WHERE m IS NOT NULL"
+        ),
+        &[],
+    )
+}
+
+/// Takes the note about `failed` away; all notes where that is `None`.
+pub fn forget_unfinished(failed: Option<&str>) -> Statement {
+    let all = failed.is_none().to_string();
+    Statement::new(
+        format!(
+            "SELECT pg_replication_origin_drop(roname)
+               FROM pg_replication_origin, regexp_match(roname, {UNFINISHED}) m
+              WHERE m[2] = $1 OR m IS NOT NULL AND $2::boolean"
+        ),
+        &[failed.unwrap_or_default(), &all],
     )
 }
 

@@ -73,7 +73,7 @@ pub struct Column {
 
 pub type Tuple = Vec<Value>;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Value {
     Null,
     /// A large value that the update did not touch; it is not sent.

@@ -7,6 +7,7 @@
 //! is moved after the commit is in the WAL.
 
 use super::members::connect_each;
+use super::unfinished::unfinished;
 use crate::engine::{Engine, subscription_states};
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
@@ -206,6 +207,12 @@ impl Keeper {
                 if let Some(lsn) = state.and_then(|s| s.applied) {
                     progress.insert(member.name.clone(), lsn);
                 }
+            }
+            // It needs what it had already too, to know what others did to that later.
+            for (failed, from) in unfinished(node)? {
+                progress
+                    .entry(failed)
+                    .and_modify(|has| *has = from.min(*has));
             }
             applied.insert(name.clone(), progress);
         }

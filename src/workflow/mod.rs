@@ -19,6 +19,7 @@ mod snapshot;
 pub mod status;
 mod summary;
 mod undo;
+mod unfinished;
 pub mod verify;
 mod waiting_slots;
 

@@ -96,13 +96,16 @@ impl Leave {
             .paths()
             .iter()
             .flat_map(|(_, to)| engine.unsubscribe(&to.subscription))
+            .chain([server::forget_unfinished(None)])
             .collect();
         let mut lanes: Vec<(&mut Node, Vec<Statement>)> = self
             .survivors
             .iter_mut()
             .map(|node| {
                 let path = engine.path(target, &node.name);
-                (node, engine.unsubscribe(&path.subscription))
+                let mut statements = engine.unsubscribe(&path.subscription);
+                statements.push(server::forget_unfinished(Some(target)));
+                (node, statements)
             })
             .collect();
         lanes.extend(self.leaving.as_mut().map(|node| (node, outbound)));

@@ -10,6 +10,8 @@ use crate::settings;
 use crate::workflow::markers;
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
+use crate::workflow::unfinished::unfinished;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 impl Leave {
@@ -131,13 +133,20 @@ impl Leave {
         let patience = settings::connect_timeout();
         let mut rest = Duration::from_millis(1);
         let (mut last, mut since) = (vec![], Instant::now());
+        let mut unfinished_from = BTreeMap::new();
+        for node in &mut self.survivors {
+            let from = unfinished(node)?.remove(&self.target);
+            unfinished_from.extend(from.map(|lsn| (node.name.clone(), lsn)));
+        }
         loop {
             let states = self.inbound_states()?;
             let of = |(node, state): (&Node, &Option<crate::engine::SubscriptionState>)| {
                 let state = state.as_ref()?;
+                let applied = state.applied.unwrap_or(Lsn(0));
+                let from = unfinished_from.get(&node.name);
                 Some((
                     node.name.clone(),
-                    state.applied.unwrap_or(Lsn(0)),
+                    from.map_or(applied, |from| applied.min(*from)),
                     state.working,
                 ))
             };

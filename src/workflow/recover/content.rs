@@ -15,7 +15,7 @@ use crate::node::{Node, server};
 use crate::quote::qualified;
 use crate::replay::content::{Difference, Version, newest_of};
 use crate::replay::pgoutput::{Message, Relation};
-use crate::replay::{Catalog, Rendering};
+use crate::replay::{Applier, Catalog, Rendering};
 use crate::workflow::verify;
 use std::collections::BTreeMap;
 
@@ -41,8 +41,9 @@ impl Recovery {
         }
         let origin_here = self.origin_of_target(gap)?;
         let own_schemas = self.engine.own_schemas();
-        let mut applier = self.hold(gap, &origin_here, Held::Failed, journal)?;
-        let catalog = Catalog::read(&mut applier)?;
+        let mut session = self.hold(gap, &origin_here, Held::Failed, journal)?;
+        let catalog = Catalog::read(&mut session)?;
+        let mut applier = Applier::begin(&mut session)?;
         let source = self.survivors.iter_mut().find(|n| n.name == gap.source);
         let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
         let tables = verify::tables(&*self.engine, source)?;
@@ -83,12 +84,16 @@ impl Recovery {
                 for change in changes {
                     rendering.change(&change)?;
                 }
-                rendering.commit();
-                super::replay::apply(&mut applier, &mut rendering)?;
+                rendering.commit()?;
+                applier.send(&mut rendering)?;
             }
         }
-        server::end_replay().run(&mut applier)?;
-        server::advance_origin_to(&origin_here, gap.to.lsn()).run(&mut applier)?;
+        applier.finish()?;
+        server::end_replay().run(&mut session)?;
+        journal.passed("the differences are applied")?;
+        server::advance_origin_to(&origin_here, gap.to.lsn()).run(&mut session)?;
+        journal.passed("the progress is moved")?;
+        self.note_end(gap)?;
         self.report.say(&format!(
             "node \"{}\" has got {brought} rows and lost {deleted} by comparison with node \"{}\"",
             gap.target, gap.source

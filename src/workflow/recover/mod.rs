@@ -11,11 +11,10 @@ use super::undo::Undo;
 use super::verify;
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Effect, Journal, Subject};
-use crate::libpq::Dsn;
+use crate::journal::{Journal, Subject};
+use crate::libpq::{Conn, Dsn};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Local, Node, Session, server};
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 const COMMAND: &str = "spock.recover_run";
@@ -71,6 +70,7 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
             return Err(recovery.take_back(&journal, first));
         }
     }
+    journal.passed("all is done")?;
     journal.end("done", None)?;
     if recovery.request.verify {
         recovery.verify()?;
@@ -117,8 +117,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
         return Err(Error::Argument {
             argument: "cloned_slot_name",
             problem: format!("is \"{clone}\", which is no slot of a survivor"),
-            hint: "Give the name that recover_phase_clone returned, and call it on the same node."
-                .into(),
+            hint: "Give the name that recover_phase_clone returned.".into(),
             state: SqlState::UNDEFINED_OBJECT,
         });
     }
@@ -146,6 +145,8 @@ pub fn recovery_needed(local: Local, request: Request) -> Result<bool> {
 pub struct Gap {
     source: String,
     target: String,
+    /// From where on what belongs to the failed node's transactions may be missing.
+    since: Position,
     /// What it has, or is to give up.
     from: Position,
     /// What the source has, or less.
@@ -167,13 +168,12 @@ impl std::fmt::Display for Gap {
 pub struct Recovery {
     engine: Box<dyn Engine>,
     local: Local,
+    /// The node that the CALL runs on.
+    here: String,
     report: Report,
     request: Request,
     /// The members that answer, the failed one not among them.
     survivors: Vec<Node>,
-    /// Targets of a recovery that was interrupted: they may have all of the failed node, and not yet what
-    /// others did to its rows.
-    resumed: BTreeSet<String>,
 }
 
 impl Recovery {
@@ -230,30 +230,45 @@ impl Recovery {
         self.clean_up("undone")
     }
 
-    /// Lets go of what runs that have no end hold, and ends them as `state`.
+    /// Lets go of what runs that have no end hold, whichever survivor they ran on, and ends them as `state`.
     fn clean_up(&mut self, state: &str) -> Result<()> {
-        let mut session = Session::Local(self.local.clone());
-        for dead in Journal::interrupted(&mut session)? {
+        let mut elsewhere = vec![];
+        for node in &mut self.survivors {
+            if node.name != self.here && server::has_journal().run(node)?.one()?.bool(0) {
+                elsewhere.push((node.name.clone(), node.dsn.clone()));
+            }
+        }
+        let local = self.local.clone();
+        self.clean_up_by(state, "", || Ok(Session::Local(local.clone())))?;
+        for (name, dsn) in elsewhere {
+            let open = || Conn::open(&name, &dsn).map(Session::Remote);
+            self.clean_up_by(state, &format!(" on node \"{name}\""), open)?;
+        }
+        Ok(())
+    }
+
+    /// The same by one journal, which `open` opens a session to.
+    fn clean_up_by(
+        &mut self,
+        state: &str,
+        place: &str,
+        open: impl Fn() -> Result<Session>,
+    ) -> Result<()> {
+        for dead in Journal::interrupted(&mut open()?)? {
             if dead.command != COMMAND {
                 continue;
             }
             self.report.say(&format!(
-                "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {})",
+                "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {}{place})",
                 dead.command, dead.node, dead.run
             ));
-            let own = Session::Local(self.local.clone());
-            let journal = Journal::reopen(own, dead.run);
+            let journal = Journal::reopen(open()?, dead.run);
             let undo = Undo {
                 engine: &*self.engine,
                 journal: &journal,
                 new: &dead.node,
                 name_taken: false,
             };
-            let held = journal
-                .begun()?
-                .into_iter()
-                .filter(|b| matches!(b.effect, Effect::Statement { .. }));
-            self.resumed.extend(held.map(|b| b.node));
             let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
             undo.clean_up(dead.run, state, &mut nodes)?;
         }

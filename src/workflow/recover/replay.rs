@@ -7,15 +7,12 @@ use crate::journal::{Effect, Journal};
 use crate::libpq::Conn;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Session, Statement, server};
-use crate::replay::{Catalog, Rendering, Transactions, pgoutput::Message};
+use crate::replay::{Applier, Catalog, Rendering, Transactions, pgoutput::Message};
 use crate::workflow::markers;
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
 use crate::workflow::undo;
-use std::collections::{BTreeMap, BTreeSet};
-
-/// As many bytes of statements are sent at once.
-const BATCH: usize = 64 * 1024;
+use std::collections::{BTreeMap, HashSet};
 
 /// The transaction under way at the source.
 #[derive(Clone, Copy)]
@@ -45,7 +42,8 @@ pub enum Held {
 struct Origins {
     /// What those of the failed node bear on the source.
     failed: String,
-    /// How far the target has applied the source.
+    /// How far the target has applied the failed node, and the source.
+    of_failed: Option<Lsn>,
     of_source: Option<Lsn>,
     /// By what they bear on the source, how far it has applied the others.
     others: BTreeMap<String, Lsn>,
@@ -123,10 +121,10 @@ impl Recovery {
             )));
         };
         let from = Position::new(&failed, server::parse_lsn(from, 0)?);
-        if !gap.from.reaches(&from)? {
+        if !gap.since.reaches(&from)? {
             return Err(none(format!(
                 "it has the transactions after {from}, and those after {} are missing on node \"{}\"",
-                gap.from, gap.target
+                gap.since, gap.target
             )));
         }
         Ok(slot)
@@ -148,6 +146,8 @@ impl Recovery {
             },
         )?;
         let source = self.survivor(&gap.source)?;
+        // Left by a CALL on a node that is gone, with its journal.
+        undo::drop_slot(source, &clone)?;
         wait_until(
             &gap.source,
             &format!("copying slot {slot}"),
@@ -172,18 +172,28 @@ impl Recovery {
         // What the target has written is with the source first, and what the source has is on disk.
         self.send_to_source(gap)?;
         let ours = self.origin_of_target(gap)?;
-        let mut applier = self.hold(gap, &ours, Held::All, journal)?;
+        let mut session = self.hold(gap, &ours, Held::All, journal)?;
         let origins = self.origins(gap)?;
+        // A session of a call that was killed may have gone on for a while.
+        let from = match origins.of_failed {
+            Some(applied) => gap
+                .from
+                .clone()
+                .max(&Position::new(&request.failed, applied))?,
+            None => gap.from.clone(),
+        };
+        self.note_begin(gap, journal)?;
         let source = self.survivor(&gap.source)?;
         server::flush_wal().run(source)?;
         let mut reader = Conn::open(&gap.source, &source.dsn)?;
         reader.query("SET client_encoding = 'UTF8'", &[])?;
 
         let mut brought = Brought::default();
-        let mut rendering = Rendering::new(Catalog::read(&mut applier)?, own_schemas);
+        let mut rendering = Rendering::new(Catalog::read(&mut session)?, own_schemas);
+        let mut applier = Applier::begin(&mut session)?;
         let mut transactions = Transactions::peek(&mut reader, &gap.source, clone, &decoding)?;
-        let mut touched = BTreeSet::new();
-        let mut at = gap.from.clone();
+        let mut touched = HashSet::new();
+        let mut at = from.clone();
         let (mut time, mut under) = (0, Under::Unwanted);
         while let Some(message) = transactions.next()? {
             match message {
@@ -196,7 +206,7 @@ impl Recovery {
                 }
                 Message::Origin { name, end } if name == origins.failed => {
                     let end = Position::new(&request.failed, end);
-                    under = if gap.from.reaches(&end)? {
+                    under = if from.reaches(&end)? {
                         Under::Had
                     } else if gap.to.reaches(&end)? && !request.is_too_late(time) {
                         rendering.begin(end.lsn(), time);
@@ -216,7 +226,7 @@ impl Recovery {
                 Message::Relation(relation) => rendering.describe(relation),
                 Message::Commit => {
                     if matches!(under, Under::Missing | Under::Repeated) {
-                        rendering.commit();
+                        rendering.commit()?;
                     }
                 }
                 Message::Other => {}
@@ -244,12 +254,12 @@ impl Recovery {
                     }
                 }
             }
-            if rendering.len() >= BATCH {
-                apply(&mut applier, &mut rendering)?;
-            }
+            applier.send(&mut rendering)?;
         }
-        apply(&mut applier, &mut rendering)?;
-        server::end_replay().run(&mut applier)?;
+        journal.passed("the last change is sent")?;
+        applier.finish()?;
+        journal.passed("the last change is applied")?;
+        server::end_replay().run(&mut session)?;
         // Where progress is moved by commits alone, the last of them has to be there.
         if origins.exact && gap.whole && !request.force && at != gap.to {
             return Err(Error::refused(
@@ -264,9 +274,31 @@ impl Recovery {
         if gap.whole || request.skip_lsn.is_some() {
             // What was skipped, or had nothing for these tables, is done with too.
             let done = if gap.whole { &gap.to } else { &gap.from };
-            server::advance_origin_to(&ours, done.lsn()).run(&mut applier)?;
+            server::advance_origin_to(&ours, done.lsn()).run(&mut session)?;
         }
+        journal.passed("the progress is moved")?;
+        self.note_end(gap)?;
+        journal.passed("the target has all")?;
         Ok(brought)
+    }
+
+    /// As long as this stands the target counts as lacking what it is given, so that the next CALL, on
+    /// whichever node, repeats what others did to it, and no recovery slot gives that up before.
+    fn note_begin(&mut self, gap: &Gap, journal: &mut Journal) -> Result<()> {
+        let failed = self.request.failed.clone();
+        let phase = self.report.current();
+        let step = journal.go_on(phase, &gap.target, "note that a recovery has begun")?;
+        let target = self.survivor(&gap.target)?;
+        server::note_recovery(&failed, gap.since.lsn()).run(target)?;
+        journal.done(step)
+    }
+
+    /// The target has all that it was to get.
+    pub fn note_end(&mut self, gap: &Gap) -> Result<()> {
+        let failed = self.request.failed.clone();
+        let target = self.survivor(&gap.target)?;
+        server::forget_unfinished(Some(&failed)).run(target)?;
+        Ok(())
     }
 
     /// A marker of the target is applied on the source, where the source subscribes to it.
@@ -319,6 +351,7 @@ impl Recovery {
         let failed_mark = mark(&failed);
         let inbound: Vec<(String, String)> = names
             .iter()
+            .chain([&failed])
             .map(|name| (name.clone(), engine.path(name, &gap.target).subscription))
             .collect();
         let exact = engine.commit_as(&failed).is_none();
@@ -329,7 +362,7 @@ impl Recovery {
             let subscription = inbound.iter().find(|(n, _)| n == name)?;
             states.iter().find(|s| s.name == subscription.1)?.applied
         };
-        let of_source = applied(&gap.source);
+        let (of_failed, of_source) = (applied(&failed), applied(&gap.source));
         let mut others = BTreeMap::new();
         let source = self.survivor(&gap.source)?;
         let failed = failed_mark.run(source)?.one()?.text(0).to_owned();
@@ -345,6 +378,7 @@ impl Recovery {
         }
         Ok(Origins {
             failed,
+            of_failed,
             of_source,
             others,
             exact,
@@ -445,27 +479,12 @@ impl Recovery {
                 .iter_mut()
                 .find(|n| n.name == begun.node)
                 .ok_or_else(|| Error::internal("a node was not connected"))?;
+            let what = format!("{} on {}", begun.description, begun.node);
+            journal.passed(&format!("the release, before {what}"))?;
             undo::revert(&*self.engine, &begun.effect, node)?;
+            journal.passed(&format!("the release, after {what}"))?;
             journal.undone(begun.step)?;
         }
         Ok(())
     }
-}
-
-pub fn apply(applier: &mut Node, rendering: &mut Rendering) -> Result<()> {
-    let text = rendering.take();
-    if text.is_empty() {
-        return Ok(());
-    }
-    applier
-        .query(&text, &[])
-        .map(|_| ())
-        .map_err(|error| match error {
-            // The statement is the whole batch, with the rows in it.
-            Error::Remote(mut remote) => {
-                remote.statement = "a batch of replayed changes".into();
-                Error::Remote(remote)
-            }
-            error => error,
-        })
 }

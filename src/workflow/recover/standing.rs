@@ -9,6 +9,8 @@ use crate::node::{Local, Member, Node};
 use crate::settings;
 use crate::workflow::members::each;
 use crate::workflow::report::Report;
+use crate::workflow::unfinished::unfinished;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 impl Recovery {
@@ -93,10 +95,10 @@ impl Recovery {
         let mut recovery = Self {
             engine,
             local,
+            here,
             report,
             request,
             survivors,
-            resumed: Default::default(),
         };
         recovery.refuse_living(&failed)?;
         Ok(recovery)
@@ -172,9 +174,12 @@ impl Recovery {
     pub fn plan(&mut self) -> Result<Vec<Gap>> {
         let states = self.states()?;
         let mut have = vec![];
-        for (node, state) in self.survivors.iter().zip(states) {
+        let mut unfinished_from = BTreeMap::new();
+        for (node, state) in self.survivors.iter_mut().zip(states) {
             let Some(state) = state else { continue };
             let lsn = state.applied.unwrap_or(Lsn(0));
+            let from = unfinished(node)?.remove(&self.request.failed);
+            unfinished_from.extend(from.map(|from| (node.name.clone(), from)));
             let position = Position::new(&self.request.failed, lsn);
             self.report.step(&format!(
                 "node \"{}\" has applied it up to {position}",
@@ -225,16 +230,26 @@ impl Recovery {
             None => have.clone(),
         };
         targets.retain(|(name, lsn)| {
-            *name != source && (*lsn < has || *lsn == has && self.resumed.contains(name))
+            *name != source && (*lsn < has || *lsn == has && unfinished_from.contains_key(name))
         });
         let mut gaps = vec![];
         for (target, lsn) in targets {
-            gaps.push(self.gap(&source, has, target, lsn)?);
+            let unfinished = unfinished_from.get(&target).copied();
+            gaps.push(self.gap(&source, has, target, lsn, unfinished)?);
         }
         Ok(gaps)
     }
 
-    fn gap(&self, source: &str, has: Lsn, target: String, lsn: Lsn) -> Result<Gap> {
+    /// What `target` lacks, which has got it up to `lsn`, and may not have all that belongs to what it got in
+    /// a recovery that began at `unfinished`.
+    fn gap(
+        &self,
+        source: &str,
+        has: Lsn,
+        target: String,
+        lsn: Lsn,
+        unfinished: Option<Lsn>,
+    ) -> Result<Gap> {
         let position = |lsn| Position::new(&self.request.failed, lsn);
         let wrong = |argument, problem: String, hint: &str| {
             Err(Error::Argument {
@@ -264,7 +279,7 @@ impl Recovery {
                 "Leave it null for all that the source has.",
             );
         }
-        if to <= from && !(to == from && self.resumed.contains(&target)) {
+        if to <= from && !(to == from && unfinished.is_some()) {
             return wrong(
                 "stop_lsn",
                 format!("is {to}, which is not after {from}, from where on something is missing"),
@@ -274,6 +289,7 @@ impl Recovery {
         Ok(Gap {
             source: source.to_owned(),
             target,
+            since: position(unfinished.map_or(from, |since| since.min(from))),
             from: position(from),
             to: position(to),
             whole: to == has && self.request.stop_timestamp.is_none(),
