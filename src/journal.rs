@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::libpq::Rows;
 use crate::node::{Local, Session};
+use crate::progress;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 
@@ -102,9 +103,11 @@ impl Journal {
                 subject.node,
             ],
         )?;
+        let run = rows.one()?.parse(0)?;
+        progress::run(run);
         Ok(Self {
             session: RefCell::new(Session::Local(local.clone())),
-            run: rows.one()?.parse(0)?,
+            run,
             next: 1,
         })
     }
@@ -195,6 +198,7 @@ impl Journal {
 
     fn write(&mut self, phase: usize, node: &str, description: &str, effect: &str) -> Result<i32> {
         let step = self.next;
+        progress::step(node, description);
         self.query(
             "INSERT INTO zodan.step (run_id, step, phase, node, description, effect)
              SELECT $1::bigint, $2::integer, $3::integer, $4, $5, nullif($6, '')::jsonb

@@ -10,6 +10,7 @@ mod journal;
 mod libpq;
 mod lsn;
 mod node;
+mod progress;
 mod quote;
 mod raw_code;
 mod replay;
@@ -23,9 +24,14 @@ mod workflow;
 extension_sql_file!("../sql/schema.sql", name = "schema", bootstrap);
 extension_sql_file!("../sql/native.sql", name = "native", requires = ["schema"]);
 extension_sql_file!(
+    "../sql/progress.sql",
+    name = "progress",
+    requires = ["schema"]
+);
+extension_sql_file!(
     "../sql/add_node.sql",
     name = "add_node",
-    requires = ["schema", "native"]
+    requires = ["schema", "native", "progress"]
 );
 extension_sql_file!(
     "../sql/remove_node.sql",

@@ -1,10 +1,11 @@
-//! A TCP proxy in front of a server, to lose the network without touching the host's.
+//! A TCP proxy in front of a server, to lose the network or make it slow without touching the host's.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 /// Forwards one port to another until told otherwise.
 pub struct Proxy {
@@ -23,6 +24,10 @@ struct State {
     cut: bool,
     closed: bool,
     links: Vec<Arc<Link>>,
+    /// Bytes in a second that the server can send, on all connections together.
+    limit: Option<u64>,
+    /// Until when what it has sent so far keeps the line busy.
+    busy: Option<Instant>,
 }
 
 /// One proxied connection.
@@ -62,6 +67,12 @@ impl Proxy {
     /// The network is back. What was in flight arrives now, as it would after TCP's retransmissions.
     pub fn uncut(&self) {
         self.shared.state.lock().unwrap().cut = false;
+        self.shared.changed.notify_all();
+    }
+
+    /// A slow network: so many bytes in a second from the server, on all connections together.
+    pub fn limit(&self, bytes_per_second: Option<u64>) {
+        self.shared.state.lock().unwrap().limit = bytes_per_second;
         self.shared.changed.notify_all();
     }
 
@@ -120,7 +131,7 @@ impl Shared {
         let mut buffer = [0; 16 * 1024];
         loop {
             let n = from.read(&mut buffer).unwrap_or(0);
-            if !self.pass(Some(link)) {
+            if !self.pass(Some(link)) || !towards_server && !self.take_time(link, n) {
                 break;
             }
             if n == 0 || to.write_all(&buffer[..n]).is_err() {
@@ -135,6 +146,24 @@ impl Shared {
                 .links
                 .retain(|other| !Arc::ptr_eq(other, link));
         }
+    }
+
+    /// Waits until the line has carried so many bytes more. False as in [`Self::pass`].
+    fn take_time(&self, link: &Link, bytes: usize) -> bool {
+        let gone = |state: &State| state.closed || link.severed.load(Ordering::SeqCst);
+        let mut state = self.state.lock().unwrap();
+        let Some(limit) = state.limit else {
+            return !gone(&state);
+        };
+        let now = Instant::now();
+        let time = Duration::from_secs_f64(bytes as f64 / limit as f64);
+        let until = state.busy.map_or(now, |busy| busy.max(now)) + time;
+        state.busy = Some(until);
+        while !gone(&state) && state.limit.is_some() && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            state = self.changed.wait_timeout(state, left).unwrap().0;
+        }
+        !gone(&state)
     }
 
     /// Waits while the network is cut. False when the connection or the whole proxy is gone.

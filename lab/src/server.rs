@@ -593,16 +593,16 @@ impl Server {
 
     /// Lets processes that the server starts from now on write no file larger than `bytes`; `None` lets them again.
     pub fn limit_file_size(&self, bytes: Option<u64>) {
-        self.limit("--fsize", bytes);
+        self.limit_resource("--fsize", bytes);
     }
 
     /// Lets processes that the server starts from now on have no more than `bytes` of address space, which their
     /// code and the shared memory are part of; `None` lets them again.
     pub fn limit_memory(&self, bytes: Option<u64>) {
-        self.limit("--as", bytes);
+        self.limit_resource("--as", bytes);
     }
 
-    fn limit(&self, resource: &str, bytes: Option<u64>) {
+    fn limit_resource(&self, resource: &str, bytes: Option<u64>) {
         let soft = bytes.map_or("unlimited".into(), |b| b.to_string());
         let mut prlimit = Command::new("prlimit");
         prlimit.args([
@@ -800,6 +800,11 @@ impl Server {
     /// Ends [`Server::cut`].
     pub fn uncut(&self) {
         self.proxy().uncut();
+    }
+
+    /// A slow network for TCP clients: see [`Proxy::limit`].
+    pub fn limit(&self, bytes_per_second: Option<u64>) {
+        self.proxy().limit(bytes_per_second);
     }
 
     /// Resets all TCP connections once.

@@ -157,21 +157,30 @@ impl Archive {
         for statement in &self.preparations {
             session.query(statement, &[])?;
         }
-        self.restore(target, &["--section=pre-data".into()])
+        self.restore(target, &["--section=pre-data".into()], || Ok(()))
     }
 
-    /// Indexes, constraints, triggers and rules, with up to `jobs` sessions at the same time.
-    pub fn restore_after_data(&self, target: &Target<'_>, jobs: usize) -> Result<()> {
-        self.restore(
-            target,
-            &[
-                "--section=post-data".into(),
-                format!("--jobs={}", jobs.max(1)),
-            ],
-        )
+    /// Indexes, constraints, triggers and rules, with up to `jobs` sessions at the same time. `beside` is
+    /// called about once a second meanwhile.
+    pub fn restore_after_data(
+        &self,
+        target: &Target<'_>,
+        jobs: usize,
+        beside: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let what = [
+            "--section=post-data".into(),
+            format!("--jobs={}", jobs.max(1)),
+        ];
+        self.restore(target, &what, beside)
     }
 
-    fn restore(&self, target: &Target<'_>, what: &[String]) -> Result<()> {
+    fn restore(
+        &self,
+        target: &Target<'_>,
+        what: &[String],
+        beside: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
         // Asked first, which also gives a better error than a program's if nobody can connect.
         let superuser = Conn::open(target.node, target.dsn)?
             .query("SELECT current_setting('is_superuser')", &[])?
@@ -193,7 +202,7 @@ impl Archive {
             arguments,
             environment,
         }
-        .run()?;
+        .run_beside(beside)?;
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! The data: the leader's side. It plans, starts workers, watches them and ends them.
 
+use super::arrival::{Arrival, Complete, Tally};
 use super::guard::guarded;
 use super::on_exit::OnExit;
 use super::origin::{self, Origin};
 use super::plan::plan;
-use super::shared::{Job, Owned, Shared, Slot, State};
+use super::shared::{Count, Job, Owned, Shared, Slot, State};
 use super::tables::Table;
 use super::{Source, worker};
 use crate::error::{Error, Result, SqlState};
@@ -18,7 +19,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How often the caller hears of progress.
-const PULSE: Duration = Duration::from_secs(1);
+const PULSE: Duration = Duration::from_millis(500);
 /// How long workers get to end after they were told to.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -34,19 +35,6 @@ pub struct Options<'a> {
     pub jobs: usize,
 }
 
-/// Where the copy is.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Progress {
-    /// Rows and bytes received so far.
-    pub rows: u64,
-    pub bytes: u64,
-    /// Bytes on the disk of the source: of all tables, and of what has been copied of them.
-    pub planned: u64,
-    pub planned_done: u64,
-    /// Tables that are being copied now.
-    pub tables: Vec<String>,
-}
-
 /// What has been copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Copied {
@@ -59,14 +47,15 @@ pub struct Copied {
 }
 
 /// Copies the rows of `tables` as the snapshot shows them into the tables of the same names here.
-/// Tables must be empty, and without the triggers that would fire. `report` is called about once a
-/// second; its error ends the copy.
+/// Tables must be empty, and without the triggers that would fire. `report` is called twice a second
+/// and at the end, with where the copy is and the tables that have become complete; its error ends the
+/// copy.
 pub fn copy(
     source: &Source<'_>,
     local: &Local,
     tables: Vec<Table>,
     options: &Options<'_>,
-    mut report: impl FnMut(&Progress) -> Result<()>,
+    mut report: impl FnMut(&Arrival, &[Complete]) -> Result<()>,
 ) -> Result<Copied> {
     let count = tables.len();
     let tables: Vec<Table> = tables.into_iter().filter(|t| !t.is_empty()).collect();
@@ -98,13 +87,13 @@ pub fn copy(
         connect_timeout: settings::connect_timeout().as_millis() as u64,
     };
     let workers = Workers::start(&job, wanted)?;
-    let progress = workers.watch(&job, &mut report)?;
+    let arrived = workers.watch(&job, &mut report)?;
     let slots = workers.shared.slots();
     Ok(Copied {
         tables: count,
-        rows: progress.rows,
+        rows: arrived.rows,
         extension_rows: slots.iter().map(Slot::extension_rows).sum(),
-        bytes: progress.bytes,
+        bytes: arrived.bytes,
         workers: workers.handles.len(),
     })
 }
@@ -148,9 +137,11 @@ impl Workers {
     fn watch(
         &self,
         job: &Job,
-        report: &mut impl FnMut(&Progress) -> Result<()>,
-    ) -> Result<Progress> {
-        let mut last = Progress::default();
+        report: &mut impl FnMut(&Arrival, &[Complete]) -> Result<()>,
+    ) -> Result<Arrival> {
+        let mut tally = Tally::new(job);
+        let counts = self.shared.counts();
+        let mut last = Arrival::default();
         let mut moved = Instant::now();
         let mut reported: Option<Instant> = None;
         loop {
@@ -163,31 +154,33 @@ impl Workers {
                     _ => {}
                 }
             }
-            let progress = self.progress(job);
+            let arrived = tally.look(counts, self.at_work());
             if ended.iter().all(|e| *e) {
-                return self.conclude(job, progress);
+                self.conclude(job)?;
+                report(&arrived, &tally.complete(counts))?;
+                return Ok(arrived);
             }
-            if progress != last {
+            if arrived != last {
                 moved = Instant::now();
             } else if let Some(limit) = settings::no_progress_timeout()
                 && moved.elapsed() > limit
             {
-                return Err(stalled(job, &progress, limit));
+                return Err(stalled(job, &arrived, limit));
             }
             if reported.is_none_or(|t| t.elapsed() >= PULSE) {
-                report(&progress)?;
+                report(&arrived, &tally.complete(counts))?;
                 reported = Some(Instant::now());
             }
-            last = progress;
+            last = arrived;
             wait::on_latch(PULSE)?;
         }
     }
 
     /// All have ended. A worker that never came up does no harm if others did its work.
-    fn conclude(&self, job: &Job, progress: Progress) -> Result<Progress> {
-        let done: u64 = self.shared.slots().iter().map(Slot::tasks_done).sum();
+    fn conclude(&self, job: &Job) -> Result<()> {
+        let done: u64 = self.shared.counts().iter().map(Count::tasks).sum();
         if done == job.tasks.len() as u64 {
-            return Ok(progress);
+            return Ok(());
         }
         Err(Error::refused(
             SqlState::CONFIGURATION_LIMIT_EXCEEDED,
@@ -196,19 +189,9 @@ impl Workers {
         ))
     }
 
-    fn progress(&self, job: &Job) -> Progress {
-        let slots = self.shared.slots();
-        Progress {
-            rows: slots.iter().map(|s| s.rows()).sum(),
-            bytes: slots.iter().map(|s| s.bytes()).sum(),
-            planned: job.tasks.iter().map(|t| t.bytes).sum(),
-            planned_done: slots.iter().map(|s| s.planned_done()).sum(),
-            tables: slots
-                .iter()
-                .filter_map(|s| job.tasks.get(s.task()?))
-                .map(|task| job.tables[task.table].label())
-                .collect(),
-        }
+    /// The tasks that workers have in hand.
+    fn at_work(&self) -> impl Iterator<Item = usize> {
+        self.shared.slots().iter().filter_map(Slot::task)
     }
 }
 
@@ -317,12 +300,12 @@ fn died(job: &Job, slot: &Slot) -> Error {
     }
 }
 
-fn stalled(job: &Job, progress: &Progress, limit: Duration) -> Error {
+fn stalled(job: &Job, arrived: &Arrival, limit: Duration) -> Error {
     Error::Stalled {
         node: job.node.clone(),
         what: "the copy of its data".into(),
         seconds: limit.as_secs(),
-        detail: format!("Being copied: {}.", progress.tables.join(", ")),
+        detail: format!("Being copied: {}.", arrived.tables.join(", ")),
         hint: "Look for locks on these tables on both nodes, and at the network between them."
             .into(),
     }

@@ -6,11 +6,13 @@
 //! state in between. [`requirements`] and [`collisions`] find what would stop the copy before it starts.
 
 mod archive;
+mod arrival;
 mod collisions;
 mod conninfo;
 mod contents;
 pub mod data;
 mod guard;
+mod indexes;
 mod inventory;
 pub mod matviews;
 mod objects;
@@ -31,6 +33,7 @@ mod worker;
 
 pub use archive::{Archive, LeaveOut};
 pub use collisions::collisions;
+pub use indexes::Indexes;
 pub use inventory::{Inventory, inventory};
 pub use requirements::requirements;
 pub use tables::{Table, tables};

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const TAIL: usize = 8 * 1024;
 /// How long a program may take to end after it was told to. It only has to cancel its queries.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the caller may do something else while it runs.
+const PULSE: Duration = Duration::from_secs(1);
 /// Variables besides those of libpq (`PG*`) and Kerberos that a client program may need.
 const INHERITED: [&str; 9] = [
     "HOME",
@@ -44,8 +46,13 @@ pub struct Program<'a> {
 impl Program<'_> {
     /// Runs it to its end and returns what it printed.
     pub fn run(&self) -> Result<Vec<u8>> {
+        self.run_beside(|| Ok(()))
+    }
+
+    /// As [`Self::run`]; `beside` is called about once a second meanwhile, and its error ends it.
+    pub fn run_beside(&self, beside: impl FnMut() -> Result<()>) -> Result<Vec<u8>> {
         let mut running = self.start()?;
-        let output = running.collect(|| self.look_after_node())?;
+        let output = running.collect(|| self.look_after_node(), beside)?;
         let status = running
             .reap()
             .map_err(|e| self.failure(format!("could not wait for it: {e}")))?;
@@ -132,18 +139,31 @@ impl Running {
 
     /// Reads both outputs to their end. The end of the error output is the end of the program and
     /// of all its children, since none of them closes it before. While it says nothing, `look` is
-    /// called now and then.
-    fn collect(&mut self, look: impl Fn() -> Result<()>) -> Result<Vec<u8>> {
+    /// called now and then; `beside` is called in any case.
+    fn collect(
+        &mut self,
+        look: impl Fn() -> Result<()>,
+        mut beside: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<u8>> {
         let mut output = vec![];
+        let mut heard = Instant::now();
+        let mut called = Instant::now();
         loop {
             let fds: Vec<_> = self.pipes().map(|fd| (fd, wait::Interest::READ)).collect();
             if fds.is_empty() {
                 return Ok(output);
             }
-            let heard = Instant::now();
-            wait::on_fds(&fds, silence())?;
-            if silence().is_some_and(|limit| heard.elapsed() >= limit) {
+            let pulse = PULSE.saturating_sub(called.elapsed());
+            let limit = silence().map_or(pulse, |silence| silence.min(pulse));
+            if wait::on_fds(&fds, Some(limit))?.contains(&true) {
+                heard = Instant::now();
+            } else if silence().is_some_and(|limit| heard.elapsed() >= limit) {
                 look()?;
+                heard = Instant::now();
+            }
+            if called.elapsed() >= PULSE {
+                beside()?;
+                called = Instant::now();
             }
             if self
                 .child

@@ -1,5 +1,6 @@
 //! What the leader and its copy workers share: a segment of dynamic shared memory with the job, the
-//! counter from which workers take tasks, and a slot per worker for its progress or its error.
+//! counter from which workers take tasks, a slot per worker for where it is or for its error, and counts
+//! of what has arrived of each table.
 //!
 //! The job holds a connection string, so it travels in here and nowhere else: arguments and
 //! `bgw_extra` of a background worker are not private.
@@ -119,10 +120,6 @@ pub struct Slot {
     state: AtomicU32,
     /// The task it works on plus one, or zero.
     task: AtomicU32,
-    tasks_done: AtomicU64,
-    planned_done: AtomicU64,
-    rows: AtomicU64,
-    bytes: AtomicU64,
     extension_rows: AtomicU64,
     error_len: AtomicU32,
     error: [std::cell::UnsafeCell<u8>; ERROR_ROOM],
@@ -133,22 +130,6 @@ impl Slot {
         State::of(self.state.load(Ordering::Acquire))
     }
 
-    pub fn rows(&self) -> u64 {
-        self.rows.load(Ordering::Relaxed)
-    }
-
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    pub fn tasks_done(&self) -> u64 {
-        self.tasks_done.load(Ordering::Relaxed)
-    }
-
-    pub fn planned_done(&self) -> u64 {
-        self.planned_done.load(Ordering::Relaxed)
-    }
-
     pub fn task(&self) -> Option<usize> {
         (self.task.load(Ordering::Relaxed) as usize).checked_sub(1)
     }
@@ -157,15 +138,8 @@ impl Slot {
         self.task.store(task as u32 + 1, Ordering::Relaxed);
     }
 
-    pub fn end(&self, planned: u64) {
+    pub fn end(&self) {
         self.task.store(0, Ordering::Relaxed);
-        self.planned_done.fetch_add(planned, Ordering::Relaxed);
-        self.tasks_done.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub fn count(&self, rows: u64, bytes: u64) {
-        self.rows.fetch_add(rows, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Rows that were stored in a table of an extension.
@@ -208,17 +182,50 @@ impl Slot {
     }
 }
 
+/// What has arrived of one table, by all workers.
+#[repr(C)]
+pub struct Count {
+    rows: AtomicU64,
+    bytes: AtomicU64,
+    tasks: AtomicU64,
+}
+
+impl Count {
+    pub fn add(&self, rows: u64, bytes: u64) {
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// One of the tasks of the table is done.
+    pub fn end_task(&self) {
+        self.tasks.fetch_add(1, Ordering::Release);
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.rows.load(Ordering::Relaxed)
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn tasks(&self) -> u64 {
+        self.tasks.load(Ordering::Acquire)
+    }
+}
+
 #[repr(C)]
 struct Header {
     magic: u64,
     database: u32,
     user: u32,
     workers: u32,
+    tables: u32,
     next_task: AtomicU64,
     job_len: u64,
 }
 
-/// A mapping of the segment: header, slots, job.
+/// A mapping of the segment: header, slots, counts, job.
 pub struct Shared {
     segment: NonNull<pg_sys::dsm_segment>,
     base: NonNull<u8>,
@@ -229,7 +236,8 @@ impl Shared {
     fn create(job: &Job, workers: usize) -> Result<Self> {
         let json = serde_json::to_vec(job)
             .map_err(|e| Error::internal(format!("the copy job cannot be written down: {e}")))?;
-        let size = Self::job_offset(workers) + json.len();
+        let tables = job.tables.len();
+        let size = Self::job_offset(workers, tables) + json.len();
         guarded(|| {
             // SAFETY: a fresh segment of `size` bytes, zeroed by the operating system or by us. The
             // mapping is pinned because the leader commits while it lives.
@@ -239,16 +247,18 @@ impl Shared {
                 pg_sys::dsm_pin_mapping(segment.as_ptr());
                 let base = NonNull::new(pg_sys::dsm_segment_address(segment.as_ptr()).cast::<u8>())
                     .ok_or_else(|| Error::internal("the shared memory has no address"))?;
-                base.as_ptr().write_bytes(0, Self::job_offset(workers));
+                base.as_ptr()
+                    .write_bytes(0, Self::job_offset(workers, tables));
                 base.cast::<Header>().write(Header {
                     magic: MAGIC,
                     database: pg_sys::MyDatabaseId.to_u32(),
                     user: pg_sys::GetUserId().to_u32(),
                     workers: workers as u32,
+                    tables: tables as u32,
                     next_task: AtomicU64::new(0),
                     job_len: json.len() as u64,
                 });
-                base.add(Self::job_offset(workers))
+                base.add(Self::job_offset(workers, tables))
                     .copy_from_nonoverlapping(NonNull::from(json.as_slice()).cast(), json.len());
                 Ok(Self { segment, base })
             }
@@ -281,6 +291,17 @@ impl Shared {
         }
     }
 
+    /// The counts, in the order of the tables of the job.
+    pub fn counts(&self) -> &[Count] {
+        let header = self.header();
+        // SAFETY: as above.
+        unsafe {
+            let offset = Self::counts_offset(header.workers as usize);
+            let first = self.base.add(offset).cast::<Count>();
+            std::slice::from_raw_parts(first.as_ptr(), header.tables as usize)
+        }
+    }
+
     /// The slot of the worker with this number, which has just arrived.
     pub fn claim(&self, number: usize) -> Option<&Slot> {
         let slot = self.slots().get(number)?;
@@ -297,7 +318,7 @@ impl Shared {
         let header = self.header();
         // SAFETY: written by `create`, never changed.
         let json = unsafe {
-            let start = self.base.add(Self::job_offset(header.workers as usize));
+            let start = self.base.add(self.own_job_offset());
             std::slice::from_raw_parts(start.as_ptr(), header.job_len as usize)
         };
         serde_json::from_slice(json).map_err(|_| Error::internal("the copy job cannot be read")) // its text is secret
@@ -320,8 +341,17 @@ impl Shared {
         size_of::<Header>().next_multiple_of(64)
     }
 
-    fn job_offset(workers: usize) -> usize {
+    fn counts_offset(workers: usize) -> usize {
         Self::slots_offset() + workers * size_of::<Slot>()
+    }
+
+    fn job_offset(workers: usize, tables: usize) -> usize {
+        Self::counts_offset(workers) + tables * size_of::<Count>()
+    }
+
+    fn own_job_offset(&self) -> usize {
+        let header = self.header();
+        Self::job_offset(header.workers as usize, header.tables as usize)
     }
 }
 
@@ -355,7 +385,7 @@ impl Drop for Owned {
         // SAFETY: the job's own bytes. A worker that reads them now finds no job, which it reports to
         // nobody.
         unsafe {
-            let job = self.base.add(Shared::job_offset(header.workers as usize));
+            let job = self.base.add(self.own_job_offset());
             job.as_ptr().write_bytes(0, header.job_len as usize);
         }
     }

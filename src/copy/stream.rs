@@ -2,7 +2,7 @@
 //! `COPY FROM`, as in the initial copy of logical replication.
 
 use super::guard::guarded;
-use super::shared::Slot;
+use super::shared::Count;
 use super::tables::Table;
 use crate::error::{Error, Result};
 use crate::libpq::{Chunk, CopyOut, Ready};
@@ -25,7 +25,7 @@ const BINARY_TRAILER: &[u8; 2] = b"\xff\xff";
 /// The rows of one remote copy as a stream of bytes, for one `COPY FROM` or several.
 pub struct Stream<'a> {
     copy: CopyOut<'a>,
-    slot: &'a Slot,
+    count: &'a Count,
     binary: bool,
     /// What has been received and not fully read, and how much of it has been.
     rest: Option<(Bytes, usize)>,
@@ -86,10 +86,10 @@ thread_local! {
 }
 
 impl<'a> Stream<'a> {
-    pub fn new(copy: CopyOut<'a>, slot: &'a Slot, table: &Table) -> Self {
+    pub fn new(copy: CopyOut<'a>, count: &'a Count, table: &Table) -> Self {
         Self {
             copy,
-            slot,
+            count,
             binary: table.is_binary(),
             rest: None,
             phase: Phase::Rows,
@@ -144,7 +144,7 @@ impl<'a> Stream<'a> {
             }
         }
         self.counted += rows;
-        self.slot.count(rows, bytes);
+        self.count.add(rows, bytes);
         Ok(filled)
     }
 
@@ -179,7 +179,7 @@ impl<'a> Stream<'a> {
         match self.copy.rows() {
             Some(sent) if sent == copied => {
                 // The binary format ends with a message that is no row.
-                self.slot.count(copied.wrapping_sub(self.counted), 0);
+                self.count.add(copied.wrapping_sub(self.counted), 0);
                 Ok(copied)
             }
             sent => Err(Error::internal(format!(

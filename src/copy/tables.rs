@@ -23,6 +23,8 @@ pub struct Table {
     pub bytes: u64,
     /// Blocks of the table itself; `None` if it is not a heap.
     pub blocks: Option<u32>,
+    /// How many rows that is, by the density that the last ANALYZE found; `None` if there was none.
+    pub rows: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,7 +104,7 @@ WITH RECURSIVE member AS (
 ), config AS (
   SELECT t.oid, t.condition FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS t(oid, condition)
 ), chosen AS (
-  SELECT c.oid, n.nspname, c.relname, c.relispartition, am.amname = 'heap' AS heap,
+  SELECT c.oid, n.nspname, c.relname, c.relispartition, am.amname = 'heap' AS heap, c.reltuples, c.relpages,
          (SELECT nullif(regexp_replace(condition, '^\s*WHERE\s', '', 'i'), '') FROM config WHERE config.oid = c.oid) AS filter
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -147,7 +149,9 @@ SELECT c.nspname, c.relname, rn.nspname, r.relname,
                         ORDER BY a.attnum)
           FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
-       c.filter, c.oid IN (SELECT objid FROM member)
+       c.filter, c.oid IN (SELECT objid FROM member),
+       CASE WHEN c.reltuples >= 0 AND c.relpages > 0
+            THEN round(pg_relation_size(c.oid) / current_setting('block_size')::numeric * c.reltuples::numeric / c.relpages) END
   FROM chosen c
   LEFT JOIN pg_class r
          ON c.relispartition AND r.oid = pg_partition_root(c.oid)
@@ -177,6 +181,7 @@ pub fn tables(source: &Source<'_>, members: &[String]) -> Result<Vec<Table>> {
                 extension: row.bool(8),
                 bytes: row.parse_opt(4)?.unwrap_or(0),
                 blocks: row.parse_opt(5)?,
+                rows: row.parse_opt(9)?,
             })
         })
         .collect()
@@ -205,6 +210,7 @@ mod tests {
             filter: None,
             bytes: 1,
             blocks: Some(1),
+            rows: Some(1),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::guard::guarded;
 use super::plan::Task;
-use super::shared::{Job, Shared, Slot};
+use super::shared::{Count, Job, Shared, Slot};
 use super::stream::Stream;
 use super::tables::Table;
 use super::{begin_in_snapshot, origin};
@@ -107,9 +107,14 @@ fn work(shared: &Shared, slot: &Slot) -> Result<()> {
             table.label(),
             job.node
         ));
-        copy(&job, &dsn, &mut conn, slot, table, task)
+        let count = &shared.counts()[task.table];
+        let rows = copy(&job, &dsn, &mut conn, count, table, task)
             .map_err(|error| in_table(error, table, &job.node))?;
-        slot.end(task.bytes);
+        if table.extension {
+            slot.count_extension(rows);
+        }
+        count.end_task();
+        slot.end();
     }
     Ok(())
 }
@@ -118,19 +123,16 @@ fn copy(
     job: &Job,
     dsn: &Dsn,
     conn: &mut Conn,
-    slot: &Slot,
+    count: &Count,
     table: &Table,
     task: &Task,
-) -> Result<()> {
+) -> Result<u64> {
     pin(job, dsn, conn, table)?;
-    let stream = Stream::new(conn.copy_out(&table.copy_out(task.range))?, slot, table);
+    let stream = Stream::new(conn.copy_out(&table.copy_out(task.range))?, count, table);
     origin::stamp(job.timestamp);
     let rows = store(stream, table)?;
-    if table.extension {
-        slot.count_extension(rows);
-    }
     conn.query("COMMIT", &[])?;
-    Ok(())
+    Ok(rows)
 }
 
 /// Opens a transaction of the snapshot on the source and keeps the table as it is from now on.

@@ -19,8 +19,4 @@ impl Local {
     pub fn query(&self, sql: &str, params: &[&str]) -> Result<Rows> {
         wait::without_echo(|| self.0.borrow_mut().execute(sql, params))
     }
-
-    pub fn show_activity(&self, text: &str) {
-        self.0.borrow().show_activity(text);
-    }
 }

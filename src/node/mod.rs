@@ -8,7 +8,7 @@ mod session;
 mod statement;
 
 pub use local::Local;
-pub use procedure::{HiddenContext, Procedure, hide_statement};
+pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
 pub use reader::Reader;
 pub use session::{Ask, Session, ask, ask_all, ask_within, check_open, glance};
 pub use statement::Statement;

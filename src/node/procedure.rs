@@ -59,11 +59,6 @@ impl Procedure {
         })
     }
 
-    /// What `pg_stat_activity.query` shows of this session from now on.
-    pub fn show_activity(&self, text: &str) {
-        show(text);
-    }
-
     /// Runs one statement in a transaction of its own. On an error nothing of it remains.
     pub fn execute(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
         let answer = raw_code::watch(|| in_subtransaction(|| execute(sql, params)));
@@ -112,7 +107,7 @@ impl HiddenContext {
 /// Shows `by` instead of the statement that the client sent, whose text may hold passwords.
 pub fn hide_statement(by: &str) {
     blot_out(by);
-    show(by);
+    show_activity(by);
 }
 
 /// Overwrites the text of the statement that the client sent, which may hold passwords. The server
@@ -134,7 +129,8 @@ fn blot_out(by: &str) {
     }
 }
 
-fn show(text: &str) {
+/// What `pg_stat_activity.query` shows of this session from now on.
+pub fn show_activity(text: &str) {
     let text = CString::new(text.replace('\0', "")).unwrap_or_default();
     SHOWN.with_borrow_mut(|shown| {
         *shown = text;

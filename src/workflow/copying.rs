@@ -1,13 +1,21 @@
 //! The copy (the sixth move): structure, data, the rest of the structure, what no snapshot holds.
 
+use super::estimate::time_to_build;
 use super::report::Report;
 use super::waiting_slots;
-use crate::copy::{self, Archive, LeaveOut, Source, Target, data, matviews, sequences, settings};
+use crate::copy::{
+    self, Archive, Indexes, LeaveOut, Source, Target, data, matviews, sequences, settings,
+};
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
 use crate::journal::{Effect, Journal};
 use crate::node::{Local, Member, Node, Statement, server};
+use crate::progress::{self, Work};
 use crate::settings::copy_jobs;
+use std::time::Duration;
+
+/// No bytes are left for later.
+const NOTHING: (u64, Duration) = (0, Duration::ZERO);
 
 pub struct Copying<'a> {
     pub local: &'a Local,
@@ -101,7 +109,9 @@ impl Copying<'_> {
             settings: &plan.settings,
         };
         let search_path = settings::search_path(&mut self.source.session)?;
+        let indexes = Indexes::of(&mut self.source.session)?;
 
+        report.now("dumping the structure");
         let archive = {
             let names = |of: &[&'static str], more: &[String]| -> Vec<String> {
                 of.iter()
@@ -121,6 +131,7 @@ impl Copying<'_> {
         };
         report.step(&format!("structure dumped, {} kB", archive.bytes() >> 10));
         self.journal.passed("the structure is dumped")?;
+        report.now("creating tables");
         archive.restore_before_data(&target, &mut self.new.session)?;
         report.step("tables, types and functions created");
         self.journal.passed("tables are created")?;
@@ -131,16 +142,44 @@ impl Copying<'_> {
             search_path: &search_path,
             jobs: copy_jobs(),
         };
-        let copied = data::copy(&source, self.local, plan.tables, &options, |progress| {
-            report.progress(&format!(
-                "copying data: {} of {} MB, {}",
-                progress.planned_done >> 20,
-                progress.planned >> 20,
-                progress.tables.join(", ")
-            ));
-            let members = std::iter::once(&mut *self.source).chain(&mut *self.peers);
-            waiting_slots::check(self.engine, members, &self.new.name)
-        })?;
+        report.now("copying rows");
+        let mut tables = Work::default();
+        let later = (indexes.bytes, time_to_build(indexes.bytes));
+        let copied = data::copy(
+            &source,
+            self.local,
+            plan.tables,
+            &options,
+            |arrived, complete| {
+                tables = Work {
+                    bytes_done: arrived.planned_done,
+                    bytes_total: arrived.planned,
+                    rows_done: arrived.rows,
+                    rows_total: Some(arrived.rows_expected),
+                };
+                let all = Work {
+                    bytes_total: tables.bytes_total + indexes.bytes,
+                    ..tables
+                };
+                progress::work(all, later, arrived.tables.clone());
+                report.shown(&format!(
+                    "copying data: {} of {} MB, {}",
+                    arrived.planned_done >> 20,
+                    arrived.planned >> 20,
+                    arrived.tables.join(", ")
+                ));
+                for table in complete {
+                    report.step(&format!(
+                        "table {}: {} rows, {} kB",
+                        table.table,
+                        table.rows,
+                        table.bytes >> 10
+                    ));
+                }
+                let members = std::iter::once(&mut *self.source).chain(&mut *self.peers);
+                waiting_slots::check(self.engine, members, &self.new.name)
+            },
+        )?;
         report.step(&format!(
             "{} rows copied, {} MB",
             copied.rows,
@@ -148,11 +187,33 @@ impl Copying<'_> {
         ));
         self.journal.passed("rows are copied")?;
 
-        archive.restore_after_data(&target, copy_jobs())?;
+        report.now("building indexes");
+        progress::new_pace();
+        let session = &mut self.new.session;
+        archive.restore_after_data(&target, copy_jobs(), || {
+            let built = indexes.built(session)?;
+            let all = Work {
+                bytes_done: tables.bytes_done + built.bytes,
+                bytes_total: tables.bytes_total + indexes.bytes,
+                ..tables
+            };
+            progress::work(all, NOTHING, built.tables);
+            Ok(())
+        })?;
+        let bytes = tables.bytes_total + indexes.bytes;
+        let all = Work {
+            bytes_done: bytes,
+            bytes_total: bytes,
+            ..tables
+        };
+        progress::work(all, NOTHING, vec![]);
+        progress::worked();
         report.step("indexes, constraints and triggers created");
         self.journal.passed("indexes are created")?;
+        report.now("setting sequences");
         let carried = sequences::carry(&mut self.source.session, &mut self.new.session)?;
         report.step(&format!("{carried} sequences carry their values"));
+        report.now("refreshing materialized views");
         let refreshed = matviews::refresh(
             &mut self.source.session,
             &mut self.new.session,

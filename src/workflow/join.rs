@@ -7,7 +7,7 @@ use super::gather::{Party, Wanted, gather};
 use super::markers::{self, Marker};
 use super::members::{self, each, each_beside_others};
 use super::patience::{Seen, wait_until};
-use super::report::Report;
+use super::report::{self, Report};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
 use super::summary;
 use super::undo::Undo;
@@ -26,6 +26,7 @@ use std::time::Instant;
 
 const COMMAND: &str = "spock.add_node";
 const PHASES: usize = 9;
+const COPY_PHASE: usize = 6;
 /// Keys that are told of rows that differ.
 const TOLD_KEYS: usize = 5;
 
@@ -46,7 +47,13 @@ pub struct Request {
 /// Adds the database of this session to the cluster of `request.source`.
 pub fn add_node(local: Local, request: Request) -> Result<()> {
     let begun = Instant::now();
-    let mut report = Report::new(&local, COMMAND, PHASES, request.verbose);
+    let subject = report::Subject {
+        command: COMMAND,
+        node: &request.new,
+        phases: PHASES,
+        long_phase: COPY_PHASE,
+    };
+    let mut report = Report::new(&subject, request.verbose);
     report.phase(&format!(
         "lock the membership of the cluster of \"{}\" and of the new node \"{}\"",
         request.source, request.new
@@ -71,6 +78,7 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
         .and_then(|()| journal.end("done", None));
     match outcome {
         Ok(()) => {
+            join.report.finished();
             join.report.say(&format!(
                 "node \"{}\" has joined: {} nodes, {:.1} s",
                 join.new.name,

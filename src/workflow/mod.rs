@@ -3,6 +3,7 @@
 
 mod checks;
 mod copying;
+mod estimate;
 pub mod findings;
 mod gather;
 pub mod health;

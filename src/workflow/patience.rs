@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::wait;
+use crate::progress;
 use crate::settings;
 use std::time::{Duration, Instant};
 
@@ -48,8 +49,14 @@ pub fn wait_within<T>(
     let mut since = Instant::now();
     loop {
         match look()? {
-            Seen::Done(value) => return Ok(value),
+            Seen::Done(value) => {
+                if !last.is_empty() {
+                    progress::activity(None);
+                }
+                return Ok(value);
+            }
             Seen::Pending(state) if state != last => {
+                progress::activity(Some(format!("node \"{node}\": {what}: {state}")));
                 last = state;
                 since = Instant::now();
             }

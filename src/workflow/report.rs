@@ -1,34 +1,50 @@
 //! What the caller sees while it runs and at the end.
 
-use crate::node::Local;
+use crate::node::show_activity;
+use crate::progress;
 use crate::rim;
 
+/// What a call is, for those who look at it from elsewhere.
+pub struct Subject<'a> {
+    pub command: &'a str,
+    /// The node that it is about.
+    pub node: &'a str,
+    pub phases: usize,
+    /// The phase that takes its time.
+    pub long_phase: usize,
+}
+
 /// Speaks to the caller: one NOTICE per phase, with `verbose` one per step too. The phase also
-/// shows in `pg_stat_activity.query` of the calling session.
+/// shows in `pg_stat_activity.query` of the calling session, and in `zodan.progress`.
 pub struct Report {
-    local: Local,
     command: String,
     phases: usize,
     verbose: bool,
     phase: usize,
+    _told: progress::Call,
 }
 
 impl Report {
-    pub fn new(local: &Local, command: &str, phases: usize, verbose: bool) -> Self {
+    pub fn new(subject: &Subject<'_>, verbose: bool) -> Self {
         Self {
-            local: local.clone(),
-            command: command.to_owned(),
-            phases,
+            command: subject.command.to_owned(),
+            phases: subject.phases,
             verbose,
             phase: 0,
+            _told: progress::Call::begin(
+                subject.command,
+                subject.node,
+                subject.phases,
+                subject.long_phase,
+            ),
         }
     }
 
     pub fn phase(&mut self, what: &str) {
         self.phase += 1;
         let text = format!("phase {} of {}: {what}", self.phase, self.phases);
-        self.local
-            .show_activity(&format!("CALL {} {text}", self.command));
+        progress::phase(self.phase, what);
+        show_activity(&format!("CALL {} {text}", self.command));
         rim::notice(&text);
     }
 
@@ -37,15 +53,25 @@ impl Report {
         self.phase
     }
 
+    /// All that was to be done is done.
+    pub fn finished(&self) {
+        progress::finished();
+    }
+
     pub fn step(&self, what: &str) {
         if self.verbose {
             rim::notice(&format!("    {what}"));
         }
     }
 
+    /// What is done within a step, in `zodan.progress`.
+    pub fn now(&self, what: &str) {
+        progress::activity(Some(what.to_owned()));
+    }
+
     /// What moves within a phase: shown in `pg_stat_activity` only.
-    pub fn progress(&self, what: &str) {
-        self.local.show_activity(&format!(
+    pub fn shown(&self, what: &str) {
+        show_activity(&format!(
             "CALL {} phase {} of {}: {what}",
             self.command, self.phase, self.phases
         ));

@@ -7,6 +7,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::journal::{Begun, Effect, Journal};
 use crate::libpq::Conn;
 use crate::node::{Node, Session, Statement, ask_within, server};
+use crate::progress;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ impl Undo<'_> {
             .partition(|begun| begun.effect == Effect::Marker);
         for begun in steps.into_iter().chain(markers) {
             let what = format!("{} on {}", begun.description, begun.node);
+            progress::step(&begun.node, &format!("undo: {}", begun.description));
             self.journal.passed(&format!("the undo, before {what}"))?;
             let answer = match unreachable.get(&begun.node) {
                 None => self.undo_one(&begun, nodes),

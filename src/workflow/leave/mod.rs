@@ -6,7 +6,7 @@ mod detach;
 mod drain;
 mod find;
 
-use super::report::Report;
+use super::report::{self, Report};
 use super::summary;
 use super::undo::Undo;
 use crate::engine::{Engine, Path};
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 const COMMAND: &str = "spock.remove_node";
 const PHASES: usize = 5;
+/// The phase that waits for the others to have all.
+const DRAIN_PHASE: usize = 3;
 /// The phase from which on a removal is gone on with, not taken back.
 const DETACH_PHASE: usize = 4;
 
@@ -34,7 +36,13 @@ pub struct Request {
 /// Removes `request.target` from the cluster that the database of this session is in.
 pub fn remove_node(local: Local, request: Request) -> Result<()> {
     let begun = Instant::now();
-    let mut report = Report::new(&local, COMMAND, PHASES, request.verbose);
+    let subject = report::Subject {
+        command: COMMAND,
+        node: &request.target,
+        phases: PHASES,
+        long_phase: DRAIN_PHASE,
+    };
+    let mut report = Report::new(&subject, request.verbose);
     report.phase(&format!(
         "lock the membership of the cluster that \"{}\" leaves",
         request.target
@@ -129,6 +137,7 @@ impl Leave {
                 hint: "Run the same CALL again: it goes on where this one ended.".into(),
             });
         }
+        self.report.finished();
         let mut all: Vec<&mut Node> = self.survivors.iter_mut().collect();
         // It has left, whatever can be told of the others.
         if let Err(error) = summary::show(&*self.engine, &mut all, &self.report) {

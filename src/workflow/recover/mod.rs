@@ -6,7 +6,7 @@ mod replay;
 mod standing;
 
 use super::members;
-use super::report::Report;
+use super::report::{self, Report};
 use super::undo::Undo;
 use super::verify;
 use crate::engine::Engine;
@@ -45,10 +45,21 @@ pub struct Request {
     pub verify: bool,
 }
 
+fn of(command: &str, phases: usize, request: &Request) -> Report {
+    let subject = report::Subject {
+        command,
+        node: &request.failed,
+        phases,
+        // To bring over what is missing is the last.
+        long_phase: phases,
+    };
+    Report::new(&subject, request.verbose)
+}
+
 /// Brings over what the targets lack of the failed node.
 pub fn recover_run(local: Local, request: Request) -> Result<()> {
     let begun = Instant::now();
-    let mut report = Report::new(&local, COMMAND, PHASES, request.verbose);
+    let mut report = of(COMMAND, PHASES, &request);
     report.phase(&format!(
         "lock the membership of the cluster that \"{}\" was in",
         request.failed
@@ -75,6 +86,7 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
     if recovery.request.verify {
         recovery.verify()?;
     }
+    recovery.report.finished();
     recovery.report.say(&format!(
         "recovered from the loss of \"{}\", {:.1} s",
         recovery.request.failed,
@@ -86,7 +98,7 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
 /// Brings over what one target lacks, and leaves the cloned slot and the held subscription as they are
 /// until [`finalize`]. The name of the clone.
 pub fn phase_clone(local: Local, request: Request) -> Result<String> {
-    let mut report = Report::new(&local, "spock.recover_phase_clone", PHASES, request.verbose);
+    let mut report = of("spock.recover_phase_clone", PHASES, &request);
     report.phase("lock the membership");
     let mut recovery = Recovery::connect(local, request, report)?;
     recovery.clean_up_interrupted()?;
@@ -109,7 +121,7 @@ pub fn phase_clone(local: Local, request: Request) -> Result<String> {
 
 /// Lets go of what [`phase_clone`] left.
 pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
-    let report = Report::new(&local, "spock.recover_finalize", 1, request.verbose);
+    let report = of("spock.recover_finalize", 1, &request);
     let mut recovery = Recovery::connect(local, request, report)?;
     let exists = server::slots_named(&[clone.to_owned()]);
     let slots = members::each(&mut recovery.survivors, |_| exists.clone())?;
@@ -128,7 +140,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
 
 /// Whether `target` lacks something of the failed node that `source` has; changes nothing.
 pub fn recovery_needed(local: Local, request: Request) -> Result<bool> {
-    let report = Report::new(&local, "spock.recover_precheck", 1, request.verbose);
+    let report = of("spock.recover_precheck", 1, &request);
     let mut recovery = Recovery::connect(local, request, report)?;
     let plan = recovery.plan()?;
     for gap in &plan {

@@ -7,12 +7,14 @@ use crate::journal::{Effect, Journal};
 use crate::libpq::Conn;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Session, Statement, server};
+use crate::progress::{self, Work};
 use crate::replay::{Applier, Catalog, Rendering, Transactions, pgoutput::Message};
 use crate::workflow::markers;
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
 use crate::workflow::undo;
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 /// The transaction under way at the source.
 #[derive(Clone, Copy)]
@@ -227,6 +229,7 @@ impl Recovery {
                 Message::Commit => {
                     if matches!(under, Under::Missing | Under::Repeated) {
                         rendering.commit()?;
+                        tell(gap, &at, &brought);
                     }
                 }
                 Message::Other => {}
@@ -487,4 +490,16 @@ impl Recovery {
         }
         Ok(())
     }
+}
+
+/// What is done, in bytes of the failed node's WAL.
+fn tell(gap: &Gap, at: &Position, brought: &Brought) {
+    let since = |to: &Position| to.lsn().0.saturating_sub(gap.from.lsn().0);
+    let work = Work {
+        bytes_done: since(at),
+        bytes_total: since(&gap.to),
+        rows_done: brought.changes,
+        rows_total: None,
+    };
+    progress::work(work, (0, Duration::ZERO), vec![]);
 }
