@@ -7,8 +7,10 @@ use crate::fault;
 use crate::libpq::Rows;
 use crate::node::{Local, Session};
 use crate::progress;
+use crate::step::Step;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::collections::VecDeque;
 
 /// A side effect, as an undo finds it again. Never holds a connection string.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,7 +31,12 @@ pub enum Effect {
     /// A replication origin on the node.
     Origin { origin: String },
     /// Everything that was copied into the node; the list says what was there before.
-    Objects { before: Inventory },
+    Objects {
+        before: Inventory,
+        /// Of those, tables that were empty and got rows.
+        #[serde(default)]
+        refilled: Vec<String>,
+    },
     /// New sessions of the node's database are read-only.
     ReadOnly {
         database: String,
@@ -88,10 +95,13 @@ pub struct Journal {
     session: RefCell<Session>,
     run: i64,
     next: i32,
+    /// What is still to come.
+    plan: VecDeque<Step>,
 }
 
 impl Journal {
-    pub fn begin(local: &Local, subject: &Subject) -> Result<Self> {
+    /// The journal of a run of these steps: it takes no other, and none in another order.
+    pub fn begin(local: &Local, subject: &Subject, plan: Vec<Step>) -> Result<Self> {
         let rows = local.query(
             "INSERT INTO zodan.run (command, engine, source_node, source_dsn, node)
              SELECT $1, $2, $3, $4, $5 FROM zodan.unreplicated() RETURNING id",
@@ -109,6 +119,7 @@ impl Journal {
             session: RefCell::new(Session::Local(local.clone())),
             run,
             next: 1,
+            plan: plan.into(),
         })
     }
 
@@ -118,6 +129,7 @@ impl Journal {
             session: RefCell::new(session),
             run,
             next: i32::MAX,
+            plan: VecDeque::new(),
         }
     }
 
@@ -180,25 +192,31 @@ impl Journal {
     }
 
     /// Writes down what is about to be done, and commits that.
-    pub fn intend(
-        &mut self,
-        phase: usize,
-        node: &str,
-        description: &str,
-        effect: &Effect,
-    ) -> Result<i32> {
-        self.write(phase, node, description, &effect.to_text()?)
+    pub fn intend(&mut self, step: &Step, effect: &Effect) -> Result<i32> {
+        self.write(step, &effect.to_text()?)
     }
 
     /// Writes down what is about to be done and is not taken back: a run that is interrupted there is
     /// gone on with.
-    pub fn go_on(&mut self, phase: usize, node: &str, description: &str) -> Result<i32> {
-        self.write(phase, node, description, "")
+    pub fn go_on(&mut self, step: &Step) -> Result<i32> {
+        self.write(step, "")
     }
 
-    fn write(&mut self, phase: usize, node: &str, description: &str, effect: &str) -> Result<i32> {
+    fn write(&mut self, intended: &Step, effect: &str) -> Result<i32> {
+        let planned = self.plan.pop_front();
+        if planned.as_ref() != Some(intended) {
+            return Err(Error::internal(format!(
+                "{intended:?} was to be done, but {planned:?} was planned"
+            )));
+        }
         let step = self.next;
-        progress::step(node, description);
+        let Step {
+            phase,
+            node,
+            action,
+        } = intended;
+        let description = action.to_string();
+        progress::step(node, &description);
         self.query(
             "INSERT INTO zodan.step (run_id, step, phase, node, description, effect)
              SELECT $1::bigint, $2::integer, $3::integer, $4, $5, nullif($6, '')::jsonb
@@ -208,7 +226,7 @@ impl Journal {
                 &step.to_string(),
                 &phase.to_string(),
                 node,
-                description,
+                &description,
                 effect,
             ],
         )?;
@@ -284,6 +302,16 @@ impl Journal {
         Ok(())
     }
 
+    /// The run has done all that was planned.
+    pub fn finish(&self) -> Result<()> {
+        match self.plan.front() {
+            None => self.end("done", None),
+            Some(left) => Err(Error::internal(format!(
+                "{left:?} was planned and not done"
+            ))),
+        }
+    }
+
     pub fn end(&self, state: &str, error: Option<&Error>) -> Result<()> {
         let sqlstate = error.map_or(String::new(), |e| e.sqlstate().to_string());
         let message = error.map_or(String::new(), |e| crate::libpq::scrub(&e.to_string()));
@@ -314,6 +342,7 @@ mod tests {
             },
             Effect::Objects {
                 before: Inventory::default(),
+                refilled: vec!["s.t".into()],
             },
         ] {
             let text = serde_json::to_string(&effect).unwrap();

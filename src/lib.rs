@@ -17,6 +17,7 @@ mod replay;
 mod rim;
 mod settings;
 mod sql_api;
+mod step;
 mod workflow;
 
 ::pgrx::pg_module_magic!(name, version);
@@ -49,10 +50,11 @@ extension_sql_file!(
     name = "recovery",
     requires = ["remove_node", "health"]
 );
+extension_sql_file!("../sql/plan.sql", name = "plan", requires = ["recovery"]);
 extension_sql_file!(
     "../sql/verify.sql",
     name = "verify",
-    requires = ["recovery"],
+    requires = ["recovery", "plan"],
     finalize
 );
 

@@ -150,7 +150,8 @@ SELECT c.nspname, c.relname, rn.nspname, r.relname,
           FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
        c.filter, c.oid IN (SELECT objid FROM member),
-       CASE WHEN c.reltuples >= 0 AND c.relpages > 0
+       CASE WHEN pg_relation_size(c.oid) = 0 THEN 0
+            WHEN c.reltuples >= 0 AND c.relpages > 0
             THEN round(pg_relation_size(c.oid) / current_setting('block_size')::numeric * c.reltuples::numeric / c.relpages) END
   FROM chosen c
   LEFT JOIN pg_class r

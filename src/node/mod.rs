@@ -1,5 +1,6 @@
 //! One cluster member: how it is reached, and its sessions, remote or local.
 
+mod here;
 mod local;
 mod procedure;
 mod reader;
@@ -7,6 +8,7 @@ pub mod server;
 mod session;
 mod statement;
 
+pub use here::Here;
 pub use local::Local;
 pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
 pub use reader::Reader;

@@ -131,6 +131,16 @@ pub fn is_superuser() -> Statement {
     Statement::new("SELECT current_setting('is_superuser') = 'on'", &[])
 }
 
+/// Begins a transaction that sees what is committed now, and changes nothing.
+pub fn begin_reading() -> Statement {
+    Statement::new("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", &[])
+}
+
+/// The name of the snapshot of the transaction, for others to read in.
+pub fn export_snapshot() -> Statement {
+    Statement::new("SELECT pg_export_snapshot()", &[])
+}
+
 pub fn now() -> Statement {
     Statement::new("SELECT clock_timestamp()", &[])
 }

@@ -2,7 +2,7 @@
 
 use super::arguments;
 use super::call::called;
-use crate::error::{Error, SqlState};
+use crate::error::{Error, Result, SqlState};
 use crate::workflow::join::{self, Request};
 use pgrx::JsonB;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -24,24 +24,42 @@ fn add_node(
 ) -> std::result::Result<(), ErrorReport> {
     called(fcinfo, "spock.add_node", |local| {
         let request = Request {
-            source: arguments::node_name("src_node_name", src_node_name)?,
-            source_dsn: arguments::dsn("src_dsn", src_dsn)?,
-            new: arguments::node_name("new_node_name", new_node_name)?,
-            new_dsn: arguments::dsn("new_node_dsn", new_node_dsn)?,
             verbose: verb.unwrap_or(false),
             location: new_node_location.unwrap_or_default().to_owned(),
             country: new_node_country.unwrap_or_default().to_owned(),
             info: new_node_info.map_or("{}".into(), |json| json.0.to_string()),
             verify: verify.unwrap_or(false),
+            ..request(src_node_name, src_dsn, new_node_name, new_node_dsn)?
         };
-        if request.source == request.new {
-            return Err(Error::Argument {
-                argument: "new_node_name",
-                problem: format!("is the name of the source, \"{}\"", request.source),
-                hint: "Give the new node a name of its own.".into(),
-                state: SqlState::INVALID_PARAMETER_VALUE,
-            });
-        }
         join::add_node(local, request)
     })
+}
+
+/// The request to join with these nodes, and defaults.
+pub fn request(
+    src_node_name: Option<&str>,
+    src_dsn: Option<&str>,
+    new_node_name: Option<&str>,
+    new_node_dsn: Option<&str>,
+) -> Result<Request> {
+    let request = Request {
+        source: arguments::node_name("src_node_name", src_node_name)?,
+        source_dsn: arguments::dsn("src_dsn", src_dsn)?,
+        new: arguments::node_name("new_node_name", new_node_name)?,
+        new_dsn: arguments::dsn("new_node_dsn", new_node_dsn)?,
+        verbose: false,
+        location: String::new(),
+        country: String::new(),
+        info: "{}".into(),
+        verify: false,
+    };
+    if request.source == request.new {
+        return Err(Error::Argument {
+            argument: "new_node_name",
+            problem: format!("is the name of the source, \"{}\"", request.source),
+            hint: "Give the new node a name of its own.".into(),
+            state: SqlState::INVALID_PARAMETER_VALUE,
+        });
+    }
+    Ok(request)
 }

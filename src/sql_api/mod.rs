@@ -8,6 +8,7 @@ mod arguments;
 mod call;
 mod health;
 mod native;
+mod plan;
 mod progress;
 mod recover;
 mod recovery_slot;

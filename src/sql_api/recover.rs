@@ -11,7 +11,7 @@ use pgrx::{AnyElement, pg_sys};
 
 type Raised<T> = std::result::Result<T, ErrorReport>;
 
-fn nodes(
+pub fn nodes(
     failed: Option<&str>,
     source: Option<&str>,
     source_dsn: Option<&str>,
@@ -35,7 +35,7 @@ fn nodes(
 }
 
 /// As the type pg_lsn has it.
-fn lsn(raw: Option<i64>) -> Option<Lsn> {
+pub fn lsn(raw: Option<i64>) -> Option<Lsn> {
     raw.map(|raw| Lsn(raw.cast_unsigned()))
 }
 

@@ -2,6 +2,7 @@
 
 use super::arguments;
 use super::call::called;
+use crate::error::Result;
 use crate::workflow::leave::{self, Request};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -16,13 +17,24 @@ fn remove_node(
 ) -> std::result::Result<(), ErrorReport> {
     called(fcinfo, "spock.remove_node", |local| {
         let request = Request {
-            target: arguments::node_name("target_node_name", target_node_name)?,
-            target_dsn: target_node_dsn
-                .map(|dsn| arguments::dsn("target_node_dsn", Some(dsn)))
-                .transpose()?,
             verbose: verbose_mode.unwrap_or(true),
-            force: force.unwrap_or(false),
+            ..request(target_node_name, target_node_dsn, force)?
         };
         leave::remove_node(local, request)
+    })
+}
+
+pub fn request(
+    target_node_name: Option<&str>,
+    target_node_dsn: Option<&str>,
+    force: Option<bool>,
+) -> Result<Request> {
+    Ok(Request {
+        target: arguments::node_name("target_node_name", target_node_name)?,
+        target_dsn: target_node_dsn
+            .map(|dsn| arguments::dsn("target_node_dsn", Some(dsn)))
+            .transpose()?,
+        verbose: false,
+        force: force.unwrap_or(false),
     })
 }

@@ -12,6 +12,7 @@ use crate::journal::{Effect, Journal};
 use crate::node::{Local, Member, Node, Statement, server};
 use crate::progress::{self, Work};
 use crate::settings::copy_jobs;
+use crate::step::{Action, Step};
 use std::time::Duration;
 
 /// No bytes are left for later.
@@ -25,6 +26,8 @@ pub struct Copying<'a> {
     /// The new node's database.
     pub database: &'a str,
     pub snapshot: &'a str,
+    /// The engine's own way of keeping applications from writing, and what takes it back.
+    pub engines: Option<[Statement; 2]>,
     pub journal: &'a mut Journal,
     pub engine: &'a dyn Engine,
     pub report: &'a Report,
@@ -69,12 +72,11 @@ impl Copying<'_> {
             .engine
             .copy_plan(self.source, &self.new.name, self.snapshot)?;
         self.create_origin(&plan.origin)?;
-        if !plan.refilled.is_empty() {
-            let undo = server::empty(&plan.refilled).sql;
-            let step = self.intend("rows of tables that are there", &Effect::Statement { undo })?;
-            self.journal.done(step)?;
-        }
-        let step = self.intend("copy structure and data", &Effect::Objects { before })?;
+        let effect = Effect::Objects {
+            before,
+            refilled: plan.refilled.clone(),
+        };
+        let step = self.intend(Action::Copy, &effect)?;
         let copied = self.copy(plan)?;
         self.journal
             .note_copy(copied.tables as u64, copied.rows, copied.bytes)?;
@@ -238,20 +240,20 @@ impl Copying<'_> {
             database: self.database.to_owned(),
             before: before.clone(),
         };
-        let step = self.intend("hold off application writes on the new node", &effect)?;
+        let step = self.intend(Action::HoldOffWritesOfNew, &effect)?;
         server::set_database_read_only(self.database, Some("on")).run(self.new)?;
         self.journal.done(step)?;
         Ok(before)
     }
 
     fn hold_off_by_engine(&mut self) -> Result<Option<Statement>> {
-        let Some([hold, release]) = self.engine.hold_off_writes(self.new, self.database)? else {
+        let Some([hold, release]) = self.engines.clone() else {
             return Ok(None);
         };
         let effect = Effect::Statement {
             undo: release.sql.clone(),
         };
-        let step = self.intend("have the engine hold them off too", &effect)?;
+        let step = self.intend(Action::HoldOffWritesByEngine, &effect)?;
         hold.run(self.new)?;
         self.journal.done(step)?;
         Ok(Some(release))
@@ -261,15 +263,15 @@ impl Copying<'_> {
         let effect = Effect::Origin {
             origin: origin.to_owned(),
         };
-        let step = self.intend("origin of the copied rows", &effect)?;
+        let step = self.intend(Action::Origin, &effect)?;
         // One that an earlier run left is of no use to anyone: positions are not read from it.
         server::drop_origin(origin).run(self.new)?;
         server::create_origin(origin).run(self.new)?;
         self.journal.done(step)
     }
 
-    fn intend(&mut self, what: &str, effect: &Effect) -> Result<i32> {
-        self.journal
-            .intend(self.report.current(), &self.new.name, what, effect)
+    fn intend(&mut self, action: Action, effect: &Effect) -> Result<i32> {
+        let step = Step::new(self.report.current(), &self.new.name, action);
+        self.journal.intend(&step, effect)
     }
 }

@@ -4,6 +4,7 @@ use super::checks::{Checks, Known};
 use super::copying::{Copying, Held};
 use super::findings::Status;
 use super::gather::{Party, Wanted, gather};
+use super::join_plan::{self, Nodes};
 use super::markers::{self, Marker};
 use super::members::{self, each, each_beside_others};
 use super::patience::{Seen, wait_until};
@@ -19,14 +20,13 @@ use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal, Subject};
 use crate::libpq::Dsn;
 use crate::lsn::Position;
-use crate::node::{Local, Member, Node, Session, ask_within, server};
+use crate::node::{Here, Local, Member, Node, Session, ask_within, server};
 use crate::settings;
+use crate::step::{Action, Step};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-const COMMAND: &str = "spock.add_node";
-const PHASES: usize = 9;
-const COPY_PHASE: usize = 6;
+pub const COMMAND: &str = "spock.add_node";
 /// Keys that are told of rows that differ.
 const TOLD_KEYS: usize = 5;
 
@@ -50,8 +50,8 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
     let subject = report::Subject {
         command: COMMAND,
         node: &request.new,
-        phases: PHASES,
-        long_phase: COPY_PHASE,
+        phases: join_plan::PHASES,
+        long_phase: join_plan::COPY,
     };
     let mut report = Report::new(&subject, request.verbose);
     report.phase(&format!(
@@ -63,6 +63,7 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
     join.report
         .phase("check every node before the first change");
     let known = join.check()?;
+    let mut plan = join.plan(&known)?;
     let mut journal = Journal::begin(
         &join.local,
         &Subject {
@@ -72,10 +73,11 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
             source_dsn: &join.request.source_dsn.without_secrets(),
             node: &join.new.name,
         },
+        std::mem::take(&mut plan.steps),
     )?;
     let outcome = join
-        .run(&known, &mut journal)
-        .and_then(|()| journal.end("done", None));
+        .run(&known, &plan, &mut journal)
+        .and_then(|()| journal.finish());
     match outcome {
         Ok(()) => {
             join.report.finished();
@@ -117,7 +119,7 @@ impl Join {
                 name: request.source.clone(),
                 dsn: request.source_dsn.clone(),
             },
-            new: members::local(&request.new, &request.new_dsn, &local),
+            new: members::local(&request.new, &request.new_dsn, &Here::Call(local.clone())),
             change: true,
         };
         let Party {
@@ -195,10 +197,21 @@ impl Join {
         })
     }
 
-    fn run(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
+    fn plan(&mut self, known: &Known) -> Result<join_plan::Plan> {
+        Nodes {
+            engine: &*self.engine,
+            source: &mut self.source,
+            peers: &self.peers,
+            new: &mut self.new,
+            founded: self.founded,
+        }
+        .plan(known)
+    }
+
+    fn run(&mut self, known: &Known, plan: &join_plan::Plan, journal: &mut Journal) -> Result<()> {
         journal.passed("the run is written down")?;
         self.report.phase("create a replication slot on every peer");
-        self.found_cluster(known, journal)?;
+        self.found_cluster(known, plan, journal)?;
         let starts = self.create_peer_slots(journal)?;
 
         self.report
@@ -224,7 +237,7 @@ impl Join {
         let positions = self.positions(&starts, &snapshot)?;
 
         self.report.phase("copy structure and data");
-        self.copy(known, journal, snapshot)?;
+        self.copy(known, plan, journal, snapshot)?;
 
         self.report.phase("attach the new node to every member");
         self.provide(known, journal)?;
@@ -249,7 +262,12 @@ impl Join {
     }
 
     /// A source that is not a node yet becomes a cluster of one.
-    fn found_cluster(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
+    fn found_cluster(
+        &mut self,
+        known: &Known,
+        plan: &join_plan::Plan,
+        journal: &mut Journal,
+    ) -> Result<()> {
         if self.founded {
             return Ok(());
         }
@@ -258,24 +276,14 @@ impl Join {
             self.source.name
         ));
         let phase = self.report.current();
-        let tables = match self.engine.tables_to_prepare() {
-            Some(statement) => statement.run(&mut self.source)?,
-            None => Default::default(),
-        };
-        for row in &tables {
-            let (schema, table) = (row.text(0), row.text(1));
+        for row in &plan.to_prepare {
+            let table = crate::quote::qualified(row.text(0), row.text(1));
             self.report.say(&format!(
-                "table {} of node \"{}\" has no replica identity: it becomes FULL, or updates and deletes would fail",
-                crate::quote::qualified(schema, table),
+                "table {table} of node \"{}\" has no replica identity: it becomes FULL, or updates and deletes would fail",
                 self.source.name
             ));
             let step = journal.intend(
-                phase,
-                &self.source.name,
-                &format!(
-                    "replica identity of {}",
-                    crate::quote::qualified(schema, table)
-                ),
+                &Step::new(phase, &self.source.name, Action::ReplicaIdentity { table }),
                 &Effect::Table {
                     undo: row.text(3).to_owned(),
                 },
@@ -283,12 +291,9 @@ impl Join {
             self.prepare_table(row.text(2))?;
             journal.done(step)?;
         }
-        let step = journal.intend(
-            phase,
-            &self.source.name,
-            &format!("make \"{}\" the first node of a cluster", self.source.name),
-            &Effect::Provider,
-        )?;
+        let node = self.source.name.clone();
+        let step = Step::new(phase, &self.source.name, Action::Found { node });
+        let step = journal.intend(&step, &Effect::Provider)?;
         let identity = Identity {
             member: self.source.member(),
             system_identifier: known.source.system_identifier.clone(),
@@ -349,12 +354,9 @@ impl Join {
         let mut steps = vec![];
         for peer in &self.peers {
             let slot = self.engine.path(&peer.name, &self.new.name).slot;
-            steps.push(journal.intend(
-                self.report.current(),
-                &peer.name,
-                &format!("create slot {slot}"),
-                &Effect::Slot { slot },
-            )?);
+            let action = Action::CreateSlot { slot: slot.clone() };
+            let step = Step::new(self.report.current(), &peer.name, action);
+            steps.push(journal.intend(&step, &Effect::Slot { slot })?);
         }
         let mut starts = BTreeMap::new();
         loop {
@@ -404,7 +406,8 @@ impl Join {
             return Ok(());
         }
         for peer in &self.peers {
-            journal.intend(self.report.current(), &peer.name, "marker", &Effect::Marker)?;
+            let step = Step::new(self.report.current(), &peer.name, Action::Marker);
+            journal.intend(&step, &Effect::Marker)?;
         }
         let markers = markers::emit(&*self.engine, &mut self.peers)?;
         journal.passed("the peers' markers are committed")?;
@@ -446,7 +449,13 @@ impl Join {
         Ok(positions)
     }
 
-    fn copy(&mut self, known: &Known, journal: &mut Journal, snapshot: Snapshot) -> Result<()> {
+    fn copy(
+        &mut self,
+        known: &Known,
+        plan: &join_plan::Plan,
+        journal: &mut Journal,
+        snapshot: Snapshot,
+    ) -> Result<()> {
         self.held = Copying {
             local: &self.local,
             source: &mut self.source,
@@ -454,6 +463,7 @@ impl Join {
             new: &mut self.new,
             database: &known.new.database,
             snapshot: &snapshot.name,
+            engines: plan.engines.clone(),
             journal,
             engine: &*self.engine,
             report: &self.report,
@@ -469,12 +479,8 @@ impl Join {
     fn provide(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
         let new = self.new.name.clone();
-        let step = journal.intend(
-            phase,
-            &new,
-            "make the new node a provider",
-            &Effect::Provider,
-        )?;
+        let step = Step::new(phase, &new, Action::Provide);
+        let step = journal.intend(&step, &Effect::Provider)?;
         let identity = self.new_identity(known)?;
         for statement in self.engine.become_provider(&identity) {
             statement.run(&mut self.new)?;
@@ -486,12 +492,8 @@ impl Join {
         journal.done(step)?;
         for member in self.members() {
             let slot = self.engine.path(&new, &member.name).slot;
-            let step = journal.intend(
-                phase,
-                &new,
-                &format!("create slot {slot}"),
-                &Effect::Slot { slot: slot.clone() },
-            )?;
+            let step = Step::new(phase, &new, Action::CreateSlot { slot: slot.clone() });
+            let step = journal.intend(&step, &Effect::Slot { slot: slot.clone() })?;
             self.create_own_slot(&slot)?;
             journal.done(step)?;
         }
@@ -509,7 +511,8 @@ impl Join {
     /// since an engine may be busy with its workers for a while then.
     fn emit_markers(&mut self, journal: &mut Journal) -> Result<Vec<Marker>> {
         for name in [&self.source.name, &self.new.name] {
-            journal.intend(self.report.current(), name, "marker", &Effect::Marker)?;
+            let step = Step::new(self.report.current(), name, Action::Marker);
+            journal.intend(&step, &Effect::Marker)?;
         }
         let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         let markers = markers::emit(&*self.engine, all)?;
@@ -529,10 +532,9 @@ impl Join {
         let mut steps = vec![];
         for member in &members {
             let path = self.engine.path(&member.name, &new);
+            let provider = member.name.clone();
             steps.push(journal.intend(
-                phase,
-                &new,
-                &format!("subscribe to \"{}\"", member.name),
+                &Step::new(phase, &new, Action::Subscribe { provider }),
                 &Effect::Subscription {
                     subscription: path.subscription.clone(),
                 },
@@ -645,18 +647,15 @@ impl Join {
         let mut steps = vec![];
         for member in std::iter::once(&self.source).chain(&self.peers) {
             let subscription = self.engine.path(&new.name, &member.name).subscription;
+            let provider = new.name.clone();
             steps.push(journal.intend(
-                phase,
-                &member.name,
-                "register the new node",
+                &Step::new(phase, &member.name, Action::Register),
                 &Effect::Registration {
                     member: new.name.clone(),
                 },
             )?);
             steps.push(journal.intend(
-                phase,
-                &member.name,
-                &format!("subscribe to \"{}\"", new.name),
+                &Step::new(phase, &member.name, Action::Subscribe { provider }),
                 &Effect::Subscription { subscription },
             )?);
         }

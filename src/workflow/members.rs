@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Conn, Dsn, Row};
-use crate::node::{Local, Member, Node, Session, Statement, ask, server};
+use crate::node::{Here, Member, Node, Session, Statement, ask, server};
 
 /// Opens a session on each of `members`, all at the same time. Those that cannot be reached are
 /// reported together.
@@ -79,11 +79,11 @@ pub fn identity(node: &mut Node) -> Result<(String, String)> {
 }
 
 /// The node that this server is, worked on through SPI.
-pub fn local(name: &str, dsn: &Dsn, local: &Local) -> Node {
+pub fn local(name: &str, dsn: &Dsn, here: &Here) -> Node {
     Node {
         name: name.to_owned(),
         dsn: dsn.clone(),
-        session: Session::Local(local.clone()),
+        session: here.session(),
     }
 }
 
@@ -128,6 +128,18 @@ pub fn changed_meanwhile(node: &str) -> Error {
         format!("the membership of the cluster of node \"{node}\" has changed this moment"),
         "Run this CALL again.",
     )
+}
+
+/// Takes it for a CALL; for who only looks it has to be free.
+pub fn lock_for<'a>(
+    here: &Here,
+    nodes: impl IntoIterator<Item = &'a mut Node>,
+    purpose: &str,
+) -> Result<()> {
+    match here.changes() {
+        true => lock(nodes, purpose),
+        false => require_unlocked(nodes),
+    }
 }
 
 /// The same without taking it.

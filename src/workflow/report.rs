@@ -21,7 +21,7 @@ pub struct Report {
     phases: usize,
     verbose: bool,
     phase: usize,
-    _told: progress::Call,
+    _told: Option<progress::Call>,
 }
 
 impl Report {
@@ -31,12 +31,23 @@ impl Report {
             phases: subject.phases,
             verbose,
             phase: 0,
-            _told: progress::Call::begin(
+            _told: Some(progress::Call::begin(
                 subject.command,
                 subject.node,
                 subject.phases,
                 subject.long_phase,
-            ),
+            )),
+        }
+    }
+
+    /// For those who only look, who get warnings and nothing else.
+    pub fn looking() -> Self {
+        Self {
+            command: String::new(),
+            phases: 0,
+            verbose: false,
+            phase: 0,
+            _told: None,
         }
     }
 

@@ -19,6 +19,7 @@ use crate::libpq::{Conn, wait};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, server};
 use crate::settings;
+use crate::step::{Action, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -60,9 +61,13 @@ impl Taking<'_> {
     pub fn take(mut self) -> Result<Snapshot> {
         let mut exporter = Conn::open_replication(&self.source.name, &self.source.dsn)?;
         let slot_step = self.journal.intend(
-            self.report.current(),
-            &self.source.name,
-            &format!("create slot {}", self.slot),
+            &Step::new(
+                self.report.current(),
+                &self.source.name,
+                Action::CreateSlot {
+                    slot: self.slot.to_owned(),
+                },
+            ),
             &Effect::Slot {
                 slot: self.slot.to_owned(),
             },
@@ -70,9 +75,7 @@ impl Taking<'_> {
         let pause_step = match self.inbound.is_empty() {
             true => None,
             false => Some(self.journal.intend(
-                self.report.current(),
-                &self.source.name,
-                "pause apply for the moment of the snapshot",
+                &Step::new(self.report.current(), &self.source.name, Action::PauseApply),
                 &Effect::Pause,
             )?),
         };

@@ -171,7 +171,12 @@ pub fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<(
             Some(statement) => forgive_undefined(statement.run(node)),
             None => Ok(()),
         },
-        Effect::Objects { before } => copy::undo(&mut node.session, before),
+        Effect::Objects { before, refilled } => {
+            if !refilled.is_empty() {
+                server::empty(refilled).run(node)?;
+            }
+            copy::undo(&mut node.session, before)
+        }
         other => run_all(node, &statements(engine, other)),
     }
 }

@@ -6,7 +6,7 @@ use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal};
 use crate::libpq::{Conn, Dsn};
-use crate::node::{Local, Member, Node, Session, server};
+use crate::node::{Here, Member, Node, Session, server};
 use crate::workflow::members;
 use crate::workflow::report::Report;
 use crate::workflow::undo::{Undo, drop_slot, revert, run_all};
@@ -15,8 +15,8 @@ const JOIN: &str = "spock.add_node";
 
 /// Called on the half-added node itself, its journal knows what there is to take back. False if there
 /// is no such journal.
-pub fn on_the_new_node(local: &Local, request: &Request, report: &Report) -> Result<bool> {
-    let mut session = Session::Local(local.clone());
+pub fn on_the_new_node(here: &Here, request: &Request, report: &Report) -> Result<bool> {
+    let mut session = here.session();
     let Some(run) = interrupted(&mut session, JOIN, &request.target)? else {
         return Ok(false);
     };
@@ -42,7 +42,7 @@ pub fn on_the_new_node(local: &Local, request: &Request, report: &Report) -> Res
         })?
         .pop()
         .ok_or_else(|| Error::internal("a node was not connected"))?;
-    let mut new = members::local(&request.target, &source.dsn.clone(), local);
+    let mut new = members::local(&request.target, &source.dsn.clone(), here);
     let mut engine = engine::detect(&mut source)?;
     let survey = engine.survey(&mut source)?;
     let others: Vec<Member> = survey
@@ -66,8 +66,8 @@ pub fn on_the_new_node(local: &Local, request: &Request, report: &Report) -> Res
 
 /// Called on a node that has left already, by a removal that was interrupted after that: writes are let
 /// in again. False if there was none.
-pub fn on_the_former_node(local: &Local, request: &Request, report: &Report) -> Result<bool> {
-    let mut me = members::local(&request.target, &Dsn::nowhere(), local);
+pub fn on_the_former_node(here: &Here, request: &Request, report: &Report) -> Result<bool> {
+    let mut me = members::local(&request.target, &Dsn::nowhere(), here);
     let engine = engine::detect(&mut me)?;
     if engine.local_name(&mut me)?.is_some() {
         return Ok(false);
@@ -75,7 +75,7 @@ pub fn on_the_former_node(local: &Local, request: &Request, report: &Report) -> 
     let Some(run) = interrupted(&mut me.session, COMMAND, &request.target)? else {
         return Ok(false);
     };
-    let journal = Journal::reopen(Session::Local(local.clone()), run.run);
+    let journal = Journal::reopen(here.session(), run.run);
     for begun in journal.begun()? {
         if let Effect::ReadOnly { .. } = begun.effect {
             revert(&*engine, &begun.effect, &mut me)?;

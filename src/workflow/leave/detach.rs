@@ -5,6 +5,7 @@ use super::{Hold, Leave};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, Statement, server};
+use crate::step::{Action, Step};
 use crate::workflow::members::each_in_turn;
 use crate::workflow::undo::drop_slot;
 
@@ -18,11 +19,11 @@ impl Leave {
         let mut steps = vec![];
         let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
         for name in &names {
-            let what = format!("detach \"{}\"", self.target);
-            steps.push(journal.go_on(phase, name, &what)?);
+            let node = self.target.clone();
+            steps.push(journal.go_on(&Step::new(phase, name, Action::Detach { node }))?);
         }
         if self.leaving.is_some() {
-            steps.push(journal.go_on(phase, &self.target, "leave")?);
+            steps.push(journal.go_on(&Step::new(phase, &self.target, Action::Leave))?);
         }
         self.remember_debts()?;
         journal.passed("debts are remembered")?;

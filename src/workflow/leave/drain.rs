@@ -7,6 +7,7 @@ use crate::libpq::wait;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, server};
 use crate::settings;
+use crate::step::{Action, Step};
 use crate::workflow::markers;
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
@@ -23,6 +24,8 @@ impl Leave {
         let since = self.leaving_now()?;
         self.end_sessions(&since)?;
         journal.passed("sessions of applications are ended")?;
+        let marker = Step::new(self.report.current(), &self.target, Action::Marker);
+        journal.intend(&marker, &Effect::Marker)?;
         loop {
             self.barrier(journal)?;
             if self.end_sessions(&since)? == 0 {
@@ -60,7 +63,8 @@ impl Leave {
             database: hold.database.clone(),
             before: hold.read_only.clone(),
         };
-        let step = journal.intend(phase, &target, "hold off application writes", &effect)?;
+        let step = Step::new(phase, &target, Action::HoldOffWrites);
+        let step = journal.intend(&step, &effect)?;
         server::set_database_read_only(&hold.database, Some("on")).run(leaving)?;
         journal.done(step)?;
         Ok(hold)
@@ -70,7 +74,7 @@ impl Leave {
     /// were.
     fn end_sessions(&mut self, since: &str) -> Result<usize> {
         let own_pid = match self.here == self.target {
-            true => self.local.query(&server::backend_pid().sql, &[])?,
+            true => self.session.query(&server::backend_pid().sql, &[])?,
             false => Default::default(),
         };
         let own_pid = own_pid.first().map_or("0", |row| row.text(0)).to_owned();
@@ -97,10 +101,9 @@ impl Leave {
     }
 
     /// A commit behind everything else, seen on every survivor.
-    fn barrier(&mut self, journal: &mut Journal) -> Result<()> {
+    fn barrier(&mut self, journal: &Journal) -> Result<()> {
         let states = self.inbound_states()?;
         let target = self.target.clone();
-        journal.intend(self.report.current(), &target, "marker", &Effect::Marker)?;
         let engine = &*self.engine;
         let markers = markers::emit(engine, self.leaving.as_mut())?;
         journal.passed("the leaving node's marker is committed")?;

@@ -5,7 +5,7 @@ use super::{Leave, Request, interrupted_removals};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
-use crate::node::{Local, Member, Node, server};
+use crate::node::{Here, Member, Node, server};
 use crate::workflow::members::{self, each};
 use crate::workflow::report::Report;
 
@@ -21,8 +21,8 @@ pub enum Standing {
 }
 
 impl Leave {
-    pub fn connect(local: Local, request: &Request, report: Report) -> Result<Self> {
-        let mut me = members::local("", &Dsn::nowhere(), &local);
+    pub fn connect(session: Here, request: &Request, report: Report) -> Result<Self> {
+        let mut me = members::local("", &Dsn::nowhere(), &session);
         let mut engine = engine::detect(&mut me)?;
         let Some(here) = engine.local_name(&mut me)? else {
             return Err(Error::refused(
@@ -58,7 +58,7 @@ impl Leave {
             registered: registered.first(),
             here: &here,
             own: &own,
-            resumed: !interrupted_removals(&local, &request.target)?.is_empty(),
+            resumed: !interrupted_removals(&session, &request.target)?.is_empty(),
         };
         let (mut leaving, unreachable) = match finding.leaving(&mut me)? {
             Found::Reached(node) => (Some(*node), None),
@@ -66,7 +66,8 @@ impl Leave {
         };
         members::require_superuser(survivors.iter_mut().chain(leaving.as_mut()))?;
         let purpose = format!("remove_node {}", request.target);
-        members::lock(leaving.iter_mut().chain(survivors.iter_mut()), &purpose)?;
+        let all = leaving.iter_mut().chain(survivors.iter_mut());
+        members::lock_for(&session, all, &purpose)?;
         if !engine.survey(&mut me)?.is_as(&survey) {
             return Err(members::changed_meanwhile(&here));
         }
@@ -85,7 +86,7 @@ impl Leave {
         engine.learn(&mut asked, &absent)?;
         Ok(Self {
             engine,
-            local,
+            session,
             report,
             target: request.target.clone(),
             force: request.force,
@@ -120,7 +121,7 @@ impl Leave {
         if self.is_half_added()? {
             return Ok(Standing::HalfAdded);
         }
-        if !interrupted_removals(&self.local, &self.target)?.is_empty() {
+        if !interrupted_removals(&self.session, &self.target)?.is_empty() {
             return Ok(Standing::Gone);
         }
         let mut members: Vec<&str> = self.survivors.iter().map(|n| n.name.as_str()).collect();

@@ -6,6 +6,7 @@ mod detach;
 mod drain;
 mod find;
 
+use super::plan::{Planned, refuse_interrupted_join};
 use super::report::{self, Report};
 use super::summary;
 use super::undo::Undo;
@@ -13,8 +14,9 @@ use crate::engine::{Engine, Path};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal, Subject};
 use crate::libpq::{Dsn, wait};
-use crate::node::{Local, Member, Node, Session, server};
+use crate::node::{Here, Local, Member, Node, Reader, server};
 use crate::settings;
+use crate::step::{Action, Step};
 use find::Standing;
 use std::time::{Duration, Instant};
 
@@ -47,14 +49,15 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
         "lock the membership of the cluster that \"{}\" leaves",
         request.target
     ));
-    if abandon::on_the_new_node(&local, &request, &report)?
-        || abandon::on_the_former_node(&local, &request, &report)?
+    let session = Here::Call(local.clone());
+    if abandon::on_the_new_node(&session, &request, &report)?
+        || abandon::on_the_former_node(&session, &request, &report)?
     {
         return Ok(());
     }
-    let mut leave = Leave::connect(local, &request, report)?;
+    let mut leave = Leave::connect(session, &request, report)?;
     match leave.standing()? {
-        Standing::Member => leave.run(begun),
+        Standing::Member => leave.run(&local, begun),
         Standing::HalfAdded => leave.abandon(),
         Standing::Owed => leave.settle_debts(),
         Standing::Gone => {
@@ -66,9 +69,34 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
     }
 }
 
+/// What [`remove_node`] would do; nothing is changed.
+pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
+    let here = Here::Look(reader.clone());
+    refuse_interrupted_join(&here)?;
+    let mut leave = Leave::connect(here, request, Report::looking())?;
+    let what = match leave.standing()? {
+        Standing::Member => {
+            let resumed = leave.earlier_runs()?.iter().any(|e| e.detached);
+            leave.check(resumed)?;
+            if leave.leaving.is_none() && !resumed {
+                leave.compare_survivors()?;
+            }
+            return Ok(leave.steps().into_iter().map(Planned::from).collect());
+        }
+        Standing::HalfAdded => "was half added: the CALL takes back what its join did",
+        Standing::Owed => "has left: the CALL has those forget it that were down then",
+        Standing::Gone => "has left already",
+    };
+    Err(Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        format!("node \"{}\" {what}", request.target),
+        "That is not planned: run CALL spock.remove_node.",
+    ))
+}
+
 struct Leave {
     engine: Box<dyn Engine>,
-    local: Local,
+    session: Here,
     report: Report,
     target: String,
     force: bool,
@@ -93,24 +121,14 @@ struct Hold {
 }
 
 impl Leave {
-    fn run(&mut self, begun: Instant) -> Result<()> {
+    fn run(&mut self, local: &Local, begun: Instant) -> Result<()> {
         let earlier = self.earlier_runs()?;
         self.report
             .phase(&format!("check that \"{}\" can leave", self.target));
         let resumed = earlier.iter().any(|e| e.detached);
-        let findings = self.findings(resumed)?;
-        if !findings.is_empty() {
-            if !self.force {
-                return Err(Error::Checks(findings));
-            }
-            for finding in &findings {
-                let what = format!("node \"{}\": {}", finding.node, finding.message);
-                self.report
-                    .warn(&what, "force := true goes on all the same.");
-            }
-        }
+        self.check(resumed)?;
         let mut journal = Journal::begin(
-            &self.local,
+            local,
             &Subject {
                 command: COMMAND,
                 engine: self.engine.label(),
@@ -118,6 +136,7 @@ impl Leave {
                 source_dsn: "",
                 node: &self.target,
             },
+            self.steps(),
         )?;
         let held = earlier.into_iter().find_map(|e| e.hold);
         let hold = match self.before_detaching(&mut journal, held, resumed) {
@@ -127,7 +146,7 @@ impl Leave {
         let ended = self
             .detach(&mut journal, hold.as_ref())
             .and_then(|()| journal.passed("the node is detached"))
-            .and_then(|()| journal.end("done", None))
+            .and_then(|()| journal.finish())
             .and_then(|()| self.end_earlier_runs());
         if let Err(first) = ended {
             // If that cannot be written either, the run stays without an end, which is the same.
@@ -159,6 +178,38 @@ impl Leave {
             begun.elapsed().as_secs_f64()
         ));
         Ok(())
+    }
+
+    fn check(&mut self, resumed: bool) -> Result<()> {
+        let findings = self.findings(resumed)?;
+        if !self.force && !findings.is_empty() {
+            return Err(Error::Checks(findings));
+        }
+        for finding in &findings {
+            let what = format!("node \"{}\": {}", finding.node, finding.message);
+            self.report
+                .warn(&what, "force := true goes on all the same.");
+        }
+        Ok(())
+    }
+
+    /// What is going to be done, in the order of the journal.
+    fn steps(&self) -> Vec<Step> {
+        let mut steps = vec![];
+        if self.leaving.is_some() {
+            for action in [Action::HoldOffWrites, Action::Marker] {
+                steps.push(Step::new(DRAIN_PHASE, &self.target, action));
+            }
+        }
+        for survivor in &self.survivors {
+            let node = self.target.clone();
+            let action = Action::Detach { node };
+            steps.push(Step::new(DETACH_PHASE, &survivor.name, action));
+        }
+        if self.leaving.is_some() {
+            steps.push(Step::new(DETACH_PHASE, &self.target, Action::Leave));
+        }
+        steps
     }
 
     fn before_detaching(
@@ -312,8 +363,8 @@ impl Leave {
     /// Removals of the same node that were begun here and did not come to their end.
     fn earlier_runs(&self) -> Result<Vec<Earlier>> {
         let mut found = vec![];
-        for run in interrupted_removals(&self.local, &self.target)? {
-            let journal = Journal::reopen(Session::Local(self.local.clone()), run.run);
+        for run in interrupted_removals(&self.session, &self.target)? {
+            let journal = Journal::reopen(self.session.session(), run.run);
             let hold = journal.begun()?.into_iter().find_map(|b| match b.effect {
                 Effect::ReadOnly { database, before } => Some(Hold {
                     database,
@@ -325,25 +376,27 @@ impl Leave {
                 hold,
                 detached: journal.furthest_phase()? >= DETACH_PHASE,
             });
-            self.report.say(&format!(
-                "going on with the removal that was interrupted (run {})",
-                run.run
-            ));
+            if self.session.changes() {
+                self.report.say(&format!(
+                    "going on with the removal that was interrupted (run {})",
+                    run.run
+                ));
+            }
         }
         Ok(found)
     }
 
     fn end_earlier_runs(&self) -> Result<()> {
-        for run in interrupted_removals(&self.local, &self.target)? {
-            Journal::reopen(Session::Local(self.local.clone()), run.run).end("done", None)?;
+        for run in interrupted_removals(&self.session, &self.target)? {
+            Journal::reopen(self.session.session(), run.run).end("done", None)?;
         }
         Ok(())
     }
 }
 
 /// Removals of `target` that were begun on this node and have no end.
-fn interrupted_removals(local: &Local, target: &str) -> Result<Vec<Interrupted>> {
-    let all = Journal::interrupted(&mut Session::Local(local.clone()))?;
+fn interrupted_removals(here: &Here, target: &str) -> Result<Vec<Interrupted>> {
+    let all = Journal::interrupted(&mut here.session())?;
     Ok(all
         .into_iter()
         .filter(|run| run.command == COMMAND && run.node == target)

@@ -7,8 +7,7 @@
 //! - a row that only the target has was deleted by the failed node, unless the target's is the work of a
 //!   survivor that came later: that cannot be told, and is listed.
 
-use super::replay::Held;
-use super::{Gap, Recovery};
+use super::{Filling, Gap, Recovery};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, server};
@@ -16,6 +15,7 @@ use crate::quote::qualified;
 use crate::replay::content::{Difference, Version, newest_of};
 use crate::replay::pgoutput::{Message, Relation};
 use crate::replay::{Applier, Catalog, Rendering};
+use crate::step::{Action, Step};
 use crate::workflow::verify;
 use std::collections::BTreeMap;
 
@@ -31,17 +31,18 @@ enum Verdict {
 
 impl Recovery {
     /// Makes the target what the source is, as far as the failed node is concerned.
-    pub fn compare(&mut self, gap: &Gap, journal: &mut Journal) -> Result<()> {
-        if self.request.skip_lsn.is_some() || !gap.whole {
-            return Err(Error::refused(
-                SqlState::INVALID_PARAMETER_VALUE,
-                "without a recovery slot all or nothing can be brought over",
-                "Leave skip_lsn, stop_lsn and stop_timestamp null.",
-            ));
-        }
+    pub fn compare(&mut self, filling: &Filling, journal: &mut Journal) -> Result<()> {
+        let gap = &filling.gap;
         let origin_here = self.origin_of_target(gap)?;
         let own_schemas = self.engine.own_schemas();
-        let mut session = self.hold(gap, &origin_here, Held::Failed, journal)?;
+        let mut session = self.hold(filling, &origin_here, journal)?;
+        let (failed, source) = (self.request.failed.clone(), gap.source.clone());
+        let step = Step::new(
+            self.report.current(),
+            &gap.target,
+            Action::Compare { failed, source },
+        );
+        let step = journal.go_on(&step)?;
         let catalog = Catalog::read(&mut session)?;
         let mut applier = Applier::begin(&mut session)?;
         let source = self.survivors.iter_mut().find(|n| n.name == gap.source);
@@ -49,8 +50,13 @@ impl Recovery {
         let tables = verify::tables(&*self.engine, source)?;
         let last = self.last_seen_of_failed(gap, &tables)?;
         let (mut brought, mut deleted, mut unknown) = (0, 0, vec![]);
-        for table in &tables {
+        for (i, table) in tables.iter().enumerate() {
             let name = qualified(&table.schema, &table.name);
+            self.report.now(&format!(
+                "comparing table {} of {}: {name}",
+                i + 1,
+                tables.len()
+            ));
             let found = self.settled_differences(gap, table)?;
             // One transaction of the failed node has one time.
             let mut by_time: BTreeMap<i64, Vec<Message>> = BTreeMap::new();
@@ -94,6 +100,7 @@ impl Recovery {
         server::advance_origin_to(&origin_here, gap.to.lsn()).run(&mut session)?;
         journal.passed("the progress is moved")?;
         self.note_end(gap)?;
+        journal.done(step)?;
         self.report.say(&format!(
             "node \"{}\" has got {brought} rows and lost {deleted} by comparison with node \"{}\"",
             gap.target, gap.source
@@ -115,6 +122,18 @@ impl Recovery {
             );
         }
         Ok(())
+    }
+
+    /// Transactions are not told apart where contents are compared.
+    pub fn require_whole(&self, gap: &Gap) -> Result<()> {
+        if self.request.skip_lsn.is_none() && gap.whole {
+            return Ok(());
+        }
+        Err(Error::refused(
+            SqlState::INVALID_PARAMETER_VALUE,
+            "without a recovery slot all or nothing can be brought over",
+            "Leave skip_lsn, stop_lsn and stop_timestamp null.",
+        ))
     }
 
     fn settled_differences(&mut self, gap: &Gap, table: &Relation) -> Result<Vec<Difference>> {

@@ -5,7 +5,9 @@ mod content;
 mod replay;
 mod standing;
 
+use super::estimate::Estimate;
 use super::members;
+use super::plan::{Planned, refuse_interrupted};
 use super::report::{self, Report};
 use super::undo::Undo;
 use super::verify;
@@ -14,7 +16,8 @@ use crate::error::{Error, Result, SqlState};
 use crate::journal::{Journal, Subject};
 use crate::libpq::{Conn, Dsn};
 use crate::lsn::{Lsn, Position};
-use crate::node::{Local, Node, Session, server};
+use crate::node::{Here, Local, Node, Reader, Session, server};
+use crate::step::{Action, Step};
 use std::time::Instant;
 
 const COMMAND: &str = "spock.recover_run";
@@ -64,7 +67,7 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
         "lock the membership of the cluster that \"{}\" was in",
         request.failed
     ));
-    let mut recovery = Recovery::connect(local, request, report)?;
+    let mut recovery = Recovery::connect(Here::Call(local.clone()), request, report)?;
     recovery.clean_up_interrupted()?;
     recovery.report.phase("compare what the survivors have");
     let plan = recovery.plan()?;
@@ -75,14 +78,15 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
         ));
         return Ok(());
     }
-    let mut journal = recovery.begin(&plan[0])?;
-    for gap in &plan {
-        if let Err(first) = recovery.fill(gap, &mut journal) {
+    let plan = recovery.ways(plan)?;
+    let mut journal = recovery.begin(&local, &plan)?;
+    for filling in &plan {
+        if let Err(first) = recovery.fill(filling, &mut journal) {
             return Err(recovery.take_back(&journal, first));
         }
     }
     journal.passed("all is done")?;
-    journal.end("done", None)?;
+    journal.finish()?;
     if recovery.request.verify {
         recovery.verify()?;
     }
@@ -100,29 +104,49 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
 pub fn phase_clone(local: Local, request: Request) -> Result<String> {
     let mut report = of("spock.recover_phase_clone", PHASES, &request);
     report.phase("lock the membership");
-    let mut recovery = Recovery::connect(local, request, report)?;
+    let mut recovery = Recovery::connect(Here::Call(local.clone()), request, report)?;
     recovery.clean_up_interrupted()?;
     recovery.report.phase("compare what the survivors have");
     let plan = recovery.plan()?;
-    let Some(gap) = plan.first() else {
+    let Some(gap) = plan.into_iter().next() else {
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             "nothing is missing",
             "Ask CALL spock.recover_precheck(...) first.",
         ));
     };
-    let slot = recovery.check_slot(gap)?;
-    let mut journal = recovery.begin(gap)?;
-    match recovery.bring(gap, &slot, &mut journal) {
+    let slot = recovery.check_slot(&gap)?;
+    let filling = recovery.filling(gap, Way::Slot(slot.clone()))?;
+    let mut journal = recovery.begin(&local, std::slice::from_ref(&filling))?;
+    match recovery.bring(&filling, &slot, &mut journal) {
         Ok(clone) => Ok(clone),
         Err(first) => Err(recovery.take_back(&journal, first)),
     }
 }
 
+/// What [`recover_run`] would do; nothing is changed.
+pub fn plan(reader: &Reader, request: Request) -> Result<Vec<Planned>> {
+    let here = Here::Look(reader.clone());
+    refuse_interrupted(&here)?;
+    let mut recovery = Recovery::connect(here, request, Report::looking())?;
+    let gaps = recovery.plan()?;
+    let fillings = recovery.ways(gaps)?;
+    let mut planned: Vec<Planned> = vec![];
+    for filling in &fillings {
+        let steps = recovery.steps(std::slice::from_ref(filling));
+        planned.extend(steps.into_iter().map(Planned::from));
+        if let (Some(last), Way::Slot(_)) = (planned.last_mut(), &filling.way) {
+            let (from, to) = (filling.gap.from.lsn().0, filling.gap.to.lsn().0);
+            last.estimate = Some(Estimate::of_replay(to.saturating_sub(from)));
+        }
+    }
+    Ok(planned)
+}
+
 /// Lets go of what [`phase_clone`] left.
 pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let report = of("spock.recover_finalize", 1, &request);
-    let mut recovery = Recovery::connect(local, request, report)?;
+    let mut recovery = Recovery::connect(Here::Call(local.clone()), request, report)?;
     let exists = server::slots_named(&[clone.to_owned()]);
     let slots = members::each(&mut recovery.survivors, |_| exists.clone())?;
     if slots.iter().all(|rows| rows.is_empty()) {
@@ -141,7 +165,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
 /// Whether `target` lacks something of the failed node that `source` has; changes nothing.
 pub fn recovery_needed(local: Local, request: Request) -> Result<bool> {
     let report = of("spock.recover_precheck", 1, &request);
-    let mut recovery = Recovery::connect(local, request, report)?;
+    let mut recovery = Recovery::connect(Here::Call(local.clone()), request, report)?;
     let plan = recovery.plan()?;
     for gap in &plan {
         recovery.report.say(&gap.to_string());
@@ -167,6 +191,22 @@ pub struct Gap {
     whole: bool,
 }
 
+/// Where what is missing comes from.
+pub enum Way {
+    /// A recovery slot of the source, which has kept it all.
+    Slot(String),
+    /// Its contents, because of that.
+    Comparison(Error),
+}
+
+/// How a gap is going to be filled.
+pub struct Filling {
+    gap: Gap,
+    way: Way,
+    /// The subscriptions of the target that stand still meanwhile.
+    held: Vec<String>,
+}
+
 impl std::fmt::Display for Gap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
@@ -179,7 +219,7 @@ impl std::fmt::Display for Gap {
 
 pub struct Recovery {
     engine: Box<dyn Engine>,
-    local: Local,
+    session: Here,
     /// The node that the CALL runs on.
     here: String,
     report: Report,
@@ -207,17 +247,61 @@ impl Recovery {
             })
     }
 
+    /// How each gap is going to be filled.
+    fn ways(&mut self, gaps: Vec<Gap>) -> Result<Vec<Filling>> {
+        let mut all = vec![];
+        for gap in gaps {
+            let way = match self.check_slot(&gap) {
+                Ok(slot) => Way::Slot(slot),
+                Err(why) if why.sqlstate() == SqlState::NOT_IN_PREREQUISITE_STATE => {
+                    self.require_whole(&gap)?;
+                    Way::Comparison(why)
+                }
+                Err(error) => return Err(error),
+            };
+            all.push(self.filling(gap, way)?);
+        }
+        Ok(all)
+    }
+
+    /// What is going to be done, in the order of the journal.
+    fn steps(&self, fillings: &[Filling]) -> Vec<Step> {
+        let mut steps = vec![];
+        for filling in fillings {
+            let gap = &filling.gap;
+            let (failed, source) = (self.request.failed.clone(), gap.source.clone());
+            let mut add = |node: &str, action| steps.push(Step::new(PHASES, node, action));
+            if let Way::Slot(slot) = &filling.way {
+                add(&gap.source, Action::CloneSlot { slot: slot.clone() });
+            }
+            for subscription in filling.held.clone() {
+                add(&gap.target, Action::HoldSubscription { subscription });
+            }
+            let bring = match filling.way {
+                Way::Slot(_) => {
+                    add(&gap.target, Action::NoteRecovery);
+                    Action::Replay { failed, source }
+                }
+                Way::Comparison(_) => Action::Compare { failed, source },
+            };
+            add(&gap.target, bring);
+        }
+        steps
+    }
+
     /// Begins the journal, and the phase that changes something.
-    fn begin(&mut self, gap: &Gap) -> Result<Journal> {
+    fn begin(&mut self, local: &Local, fillings: &[Filling]) -> Result<Journal> {
+        let source = fillings.first().map_or("", |f| &f.gap.source);
         let journal = Journal::begin(
-            &self.local,
+            local,
             &Subject {
                 command: COMMAND,
                 engine: self.engine.label(),
-                source: &gap.source,
+                source,
                 source_dsn: "",
                 node: &self.request.failed,
             },
+            self.steps(fillings),
         )?;
         self.report
             .phase("bring over what is missing, transaction by transaction");
@@ -250,8 +334,8 @@ impl Recovery {
                 elsewhere.push((node.name.clone(), node.dsn.clone()));
             }
         }
-        let local = self.local.clone();
-        self.clean_up_by(state, "", || Ok(Session::Local(local.clone())))?;
+        let session = self.session.clone();
+        self.clean_up_by(state, "", || Ok(session.session()))?;
         for (name, dsn) in elsewhere {
             let open = || Conn::open(&name, &dsn).map(Session::Remote);
             self.clean_up_by(state, &format!(" on node \"{name}\""), open)?;

@@ -1,7 +1,8 @@
 //! One survivor gets what another has kept: decoded from the recovery slot there, applied here under the
 //! failed node's origin with its positions and times, so that data and progress move together.
 
-use super::{Gap, Recovery};
+use super::{Filling, Gap, Recovery, Way};
+use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
 use crate::libpq::Conn;
@@ -9,6 +10,7 @@ use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Session, Statement, server};
 use crate::progress::{self, Work};
 use crate::replay::{Applier, Catalog, Rendering, Transactions, pgoutput::Message};
+use crate::step::{Action, Step};
 use crate::workflow::markers;
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
@@ -30,14 +32,6 @@ enum Under {
     Repeated,
     /// It is not to get it, or will by itself.
     Unwanted,
-}
-
-/// Which subscriptions of the target are held.
-pub enum Held {
-    /// The one to the failed node, whose origin is used.
-    Failed,
-    /// All: nothing may come in between.
-    All,
 }
 
 /// How the transactions of the source are told apart.
@@ -67,25 +61,53 @@ struct Brought {
 }
 
 impl Recovery {
-    pub fn fill(&mut self, gap: &Gap, journal: &mut Journal) -> Result<()> {
-        match self.check_slot(gap) {
-            Ok(slot) => drop(self.bring(gap, &slot, journal)?),
-            Err(why) if why.sqlstate() == SqlState::NOT_IN_PREREQUISITE_STATE => {
-                self.report
-                    .say(&format!("{gap}; their contents are compared: {why}"));
-                self.compare(gap, journal)?;
+    pub fn fill(&mut self, filling: &Filling, journal: &mut Journal) -> Result<()> {
+        match &filling.way {
+            Way::Slot(slot) => drop(self.bring(filling, slot, journal)?),
+            Way::Comparison(why) => {
+                self.report.say(&format!(
+                    "{}; their contents are compared: {why}",
+                    filling.gap
+                ));
+                self.compare(filling, journal)?;
             }
-            Err(error) => return Err(error),
         }
         self.release(journal)
     }
 
+    /// Which subscriptions of the target have to stand still: with a slot all, since nothing may come in
+    /// between; else the one to the failed node, whose origin is used. Those that do so already are left
+    /// alone.
+    pub fn filling(&mut self, gap: Gap, way: Way) -> Result<Filling> {
+        let mut paths = vec![self.engine.path(&self.request.failed, &gap.target)];
+        if let Way::Slot(_) = way {
+            let others = self.survivors.iter().filter(|n| n.name != gap.target);
+            paths.extend(others.map(|n| self.engine.path(&n.name, &gap.target)));
+        }
+        let states = self.engine.subscriptions();
+        let states = states.run(self.survivor(&gap.target)?)?;
+        let states = crate::engine::subscription_states(&states)?;
+        let enabled = |name: &String| states.iter().any(|s| s.name == *name && s.enabled);
+        let held = paths
+            .into_iter()
+            .map(|path| path.subscription)
+            .filter(enabled)
+            .collect();
+        Ok(Filling { gap, way, held })
+    }
+
     /// Brings over what the target lacks. The clone, whose name is the answer, and the subscription are
     /// still held then.
-    pub fn bring(&mut self, gap: &Gap, slot: &str, journal: &mut Journal) -> Result<String> {
+    pub fn bring(
+        &mut self,
+        filling: &Filling,
+        slot: &str,
+        journal: &mut Journal,
+    ) -> Result<String> {
+        let gap = &filling.gap;
         self.report.say(&gap.to_string());
         let clone = self.clone_slot(gap, slot, journal)?;
-        let brought = self.replay(gap, &clone, journal)?;
+        let brought = self.replay(filling, &clone, journal)?;
         self.report.say(&format!(
             "node \"{}\" has got {} transactions with {} changes of \"{}\" from node \"{}\"",
             gap.target, brought.transactions, brought.changes, self.request.failed, gap.source
@@ -140,9 +162,13 @@ impl Recovery {
         }
         let phase = self.report.current();
         let step = journal.intend(
-            phase,
-            &gap.source,
-            &format!("clone slot {slot}"),
+            &Step::new(
+                phase,
+                &gap.source,
+                Action::CloneSlot {
+                    slot: slot.to_owned(),
+                },
+            ),
             &Effect::Slot {
                 slot: clone.clone(),
             },
@@ -167,14 +193,15 @@ impl Recovery {
         Ok(clone)
     }
 
-    fn replay(&mut self, gap: &Gap, clone: &str, journal: &mut Journal) -> Result<Brought> {
+    fn replay(&mut self, filling: &Filling, clone: &str, journal: &mut Journal) -> Result<Brought> {
+        let gap = &filling.gap;
         let request = self.request.clone();
         let decoding = self.engine.decoding();
         let own_schemas = self.engine.own_schemas();
         // What the target has written is with the source first, and what the source has is on disk.
         self.send_to_source(gap)?;
         let ours = self.origin_of_target(gap)?;
-        let mut session = self.hold(gap, &ours, Held::All, journal)?;
+        let mut session = self.hold(filling, &ours, journal)?;
         let origins = self.origins(gap)?;
         // A session of a call that was killed may have gone on for a while.
         let from = match origins.of_failed {
@@ -185,6 +212,15 @@ impl Recovery {
             None => gap.from.clone(),
         };
         self.note_begin(gap, journal)?;
+        let step = Step::new(
+            self.report.current(),
+            &gap.target,
+            Action::Replay {
+                failed: request.failed.clone(),
+                source: gap.source.clone(),
+            },
+        );
+        let step = journal.go_on(&step)?;
         let source = self.survivor(&gap.source)?;
         server::flush_wal().run(source)?;
         let mut reader = Conn::open(&gap.source, &source.dsn)?;
@@ -282,6 +318,7 @@ impl Recovery {
         journal.passed("the progress is moved")?;
         self.note_end(gap)?;
         journal.passed("the target has all")?;
+        journal.done(step)?;
         Ok(brought)
     }
 
@@ -289,8 +326,8 @@ impl Recovery {
     /// whichever node, repeats what others did to it, and no recovery slot gives that up before.
     fn note_begin(&mut self, gap: &Gap, journal: &mut Journal) -> Result<()> {
         let failed = self.request.failed.clone();
-        let phase = self.report.current();
-        let step = journal.go_on(phase, &gap.target, "note that a recovery has begun")?;
+        let step = Step::new(self.report.current(), &gap.target, Action::NoteRecovery);
+        let step = journal.go_on(&step)?;
         let target = self.survivor(&gap.target)?;
         server::note_recovery(&failed, gap.since.lsn()).run(target)?;
         journal.done(step)
@@ -390,20 +427,18 @@ impl Recovery {
 
     /// Holds subscriptions of the target, and opens a session that writes as the one to the failed node
     /// would. What the held ones would have brought meanwhile comes when they are let go.
-    pub fn hold(
-        &mut self,
-        gap: &Gap,
-        origin: &str,
-        which: Held,
-        journal: &mut Journal,
-    ) -> Result<Node> {
+    pub fn hold(&mut self, filling: &Filling, origin: &str, journal: &mut Journal) -> Result<Node> {
         let phase = self.report.current();
-        let mut paths = vec![self.engine.path(&self.request.failed, &gap.target)];
-        if let Held::All = which {
-            let others = self.survivors.iter().filter(|n| n.name != gap.target);
-            paths.extend(others.map(|n| self.engine.path(&n.name, &gap.target)));
-        }
-        let (states, ending) = (self.engine.subscriptions(), self.engine.workers_ending());
+        let gap = &filling.gap;
+        let mut providers = vec![self.request.failed.clone()];
+        let others = self.survivors.iter().filter(|n| n.name != gap.target);
+        providers.extend(others.map(|n| n.name.clone()));
+        let paths: Vec<Path> = providers
+            .iter()
+            .map(|provider| self.engine.path(provider, &gap.target))
+            .filter(|path| filling.held.contains(&path.subscription))
+            .collect();
+        let ending = self.engine.workers_ending();
         let commit_as = self.engine.commit_as(&self.request.failed);
         let statements: Vec<(String, Statement, Statement)> = paths
             .iter()
@@ -416,15 +451,13 @@ impl Recovery {
             })
             .collect();
         let target = self.survivor(&gap.target)?;
-        let states = crate::engine::subscription_states(&states.run(target)?)?;
         for (subscription, enable, disable) in statements {
-            if !states.iter().any(|s| s.name == subscription && s.enabled) {
-                continue;
-            }
             let step = journal.intend(
-                phase,
-                &gap.target,
-                &format!("hold subscription {subscription}"),
+                &Step::new(
+                    phase,
+                    &gap.target,
+                    Action::HoldSubscription { subscription },
+                ),
                 &Effect::Statement {
                     undo: enable.inlined(),
                 },

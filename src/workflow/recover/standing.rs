@@ -5,7 +5,7 @@ use crate::engine::{self, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::lsn::{Lsn, Position};
-use crate::node::{Local, Member, Node};
+use crate::node::{Here, Member, Node};
 use crate::settings;
 use crate::workflow::members::each;
 use crate::workflow::report::Report;
@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 impl Recovery {
-    pub fn connect(local: Local, request: Request, report: Report) -> Result<Self> {
-        let mut me = members::local("", &Dsn::nowhere(), &local);
+    pub fn connect(session: Here, request: Request, report: Report) -> Result<Self> {
+        let mut me = members::local("", &Dsn::nowhere(), &session);
         let mut engine = engine::detect(&mut me)?;
         let Some(here) = engine.local_name(&mut me)? else {
             return Err(Error::refused(
@@ -89,12 +89,12 @@ impl Recovery {
             }
         }
         let purpose = format!("recover_run {}", request.failed);
-        members::lock(&mut survivors, &purpose)?;
+        members::lock_for(&session, &mut survivors, &purpose)?;
         let mut asked: Vec<&mut Node> = survivors.iter_mut().collect();
         engine.learn(&mut asked, std::slice::from_ref(&failed))?;
         let mut recovery = Self {
             engine,
-            local,
+            session,
             here,
             report,
             request,

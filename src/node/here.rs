@@ -1,0 +1,29 @@
+//! The session on this server, whoever asks: a CALL, which changes things, or a function, which looks.
+
+use super::{Local, Reader, Session};
+use crate::error::Result;
+use crate::libpq::Rows;
+
+#[derive(Clone)]
+pub enum Here {
+    Call(Local),
+    Look(Reader),
+}
+
+impl Here {
+    pub fn session(&self) -> Session {
+        match self {
+            Self::Call(local) => Session::Local(local.clone()),
+            Self::Look(reader) => Session::Reader(reader.clone()),
+        }
+    }
+
+    pub fn query(&self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.session().query(sql, params)
+    }
+
+    /// Whether something is going to be changed.
+    pub fn changes(&self) -> bool {
+        matches!(self, Self::Call(_))
+    }
+}

@@ -1,0 +1,170 @@
+//! The steps of a join.
+
+use super::checks::{Checks, Known};
+use super::estimate::Estimate;
+use super::findings::Status;
+use super::gather::{Party, Wanted, gather};
+use super::join::Request;
+use super::members;
+use super::plan::{Planned, refuse_interrupted};
+use super::report::Report;
+use crate::copy::Indexes;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::libpq::Rows;
+use crate::node::{Here, Member, Node, Reader, Statement, server};
+use crate::quote::qualified;
+use crate::step::{Action, Step};
+
+pub const PHASES: usize = 9;
+const SLOTS: usize = 3;
+const BARRIER: usize = 4;
+const SNAPSHOT: usize = 5;
+pub const COPY: usize = 6;
+const ATTACH: usize = 7;
+const REVERSE: usize = 8;
+
+/// What a join is going to do, and what it has found out for that.
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// Tables of a source that becomes a node, as [`Engine::tables_to_prepare`] tells them.
+    pub to_prepare: Rows,
+    /// As of [`Engine::hold_off_writes`].
+    pub engines: Option<[Statement; 2]>,
+}
+
+/// The nodes of a join.
+pub struct Nodes<'a> {
+    pub engine: &'a dyn Engine,
+    pub source: &'a mut Node,
+    pub peers: &'a [Node],
+    pub new: &'a mut Node,
+    pub founded: bool,
+}
+
+impl Nodes<'_> {
+    /// The steps, in the order of the journal.
+    pub fn plan(self, known: &Known) -> Result<Plan> {
+        let engine = self.engine;
+        let (source, new) = (self.source.name.clone(), self.new.name.clone());
+        let peers = || self.peers.iter().map(|peer| peer.name.as_str());
+        let members = || std::iter::once(source.as_str()).chain(peers());
+        let slot = |from: &str, to: &str| Action::CreateSlot {
+            slot: engine.path(from, to).slot,
+        };
+        let mut steps = vec![];
+        let mut add = |phase, node: &str, action| steps.push(Step::new(phase, node, action));
+
+        let to_prepare = match engine.tables_to_prepare().filter(|_| !self.founded) {
+            Some(statement) => statement.run(self.source)?,
+            None => Rows::default(),
+        };
+        for row in &to_prepare {
+            let table = qualified(row.text(0), row.text(1));
+            add(SLOTS, &source, Action::ReplicaIdentity { table });
+        }
+        if !self.founded {
+            let node = source.clone();
+            add(SLOTS, &source, Action::Found { node });
+        }
+        for peer in peers() {
+            add(SLOTS, peer, slot(peer, &new));
+        }
+        for peer in peers() {
+            add(BARRIER, peer, Action::Marker);
+        }
+        add(SNAPSHOT, &source, slot(&source, &new));
+        if !self.peers.is_empty() {
+            add(SNAPSHOT, &source, Action::PauseApply);
+        }
+        add(COPY, &new, Action::HoldOffWritesOfNew);
+        let engines = engine.hold_off_writes(self.new, &known.new.database)?;
+        if engines.is_some() {
+            add(COPY, &new, Action::HoldOffWritesByEngine);
+        }
+        add(COPY, &new, Action::Origin);
+        add(COPY, &new, Action::Copy);
+        add(ATTACH, &new, Action::Provide);
+        for member in members() {
+            add(ATTACH, &new, slot(&new, member));
+        }
+        for node in [&source, &new] {
+            add(ATTACH, node, Action::Marker);
+        }
+        for provider in members() {
+            let provider = provider.to_owned();
+            add(ATTACH, &new, Action::Subscribe { provider });
+        }
+        for member in members() {
+            let provider = new.clone();
+            add(REVERSE, member, Action::Register);
+            add(REVERSE, member, Action::Subscribe { provider });
+        }
+        Ok(Plan {
+            steps,
+            to_prepare,
+            engines,
+        })
+    }
+}
+
+/// What `add_node` would do; nothing is changed. What it would refuse is refused here too.
+pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
+    let here = Here::Look(reader.clone());
+    refuse_interrupted(&here)?;
+    let Party {
+        engine,
+        mut source,
+        mut peers,
+        mut new,
+        founded,
+        registered_as,
+        ..
+    } = gather(Wanted {
+        source: Member {
+            name: request.source.clone(),
+            dsn: request.source_dsn.clone(),
+        },
+        new: members::local(&request.new, &request.new_dsn, &here),
+        change: false,
+    })?;
+    let report = Report::looking();
+    let known = Checks {
+        engine: &*engine,
+        source: &mut source,
+        peers: &mut peers,
+        new: &mut new,
+        founded,
+        registered_as: &registered_as,
+    }
+    .run(|o| {
+        if o.status == Status::Warning {
+            let what = format!("node \"{}\": {}", o.node, o.found);
+            report.warn(&what, &o.remedy);
+        }
+    })?;
+    let copy = estimate(&*engine, &mut source, &new.name)?;
+    let plan = Nodes {
+        engine: &*engine,
+        source: &mut source,
+        peers: &peers,
+        new: &mut new,
+        founded,
+    }
+    .plan(&known)?;
+    let mut planned: Vec<Planned> = plan.steps.into_iter().map(Planned::from).collect();
+    if let Some(step) = planned.iter_mut().find(|p| p.step.action == Action::Copy) {
+        step.estimate = Some(copy);
+    }
+    Ok(planned)
+}
+
+fn estimate(engine: &dyn Engine, source: &mut Node, new: &str) -> Result<Estimate> {
+    // A snapshot to read the tables in; the session that has it ends here.
+    let mut exporter = members::own_session(&source.member())?;
+    server::begin_reading().run(&mut exporter)?;
+    let snapshot = server::export_snapshot().run(&mut exporter)?;
+    let copy = engine.copy_plan(source, new, snapshot.one()?.text(0))?;
+    let indexes = Indexes::of(&mut source.session)?;
+    Ok(Estimate::of_copy(&copy.tables, &indexes))
+}

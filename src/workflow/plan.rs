@@ -1,0 +1,47 @@
+//! What a CALL would do, told without doing it.
+
+use super::estimate::Estimate;
+use crate::error::{Error, Result, SqlState};
+use crate::journal::{Interrupted, Journal};
+use crate::node::Here;
+use crate::step::Step;
+
+/// A step with how much it has to do, where that can be told.
+pub struct Planned {
+    pub step: Step,
+    pub estimate: Option<Estimate>,
+}
+
+impl From<Step> for Planned {
+    fn from(step: Step) -> Self {
+        Self {
+            step,
+            estimate: None,
+        }
+    }
+}
+
+/// A CALL takes back first what an interrupted one has left, and what is there until then would spoil a plan.
+pub fn refuse_interrupted(here: &Here) -> Result<()> {
+    refuse(here, |_| true)
+}
+
+/// The same before a removal, which goes on with a removal that was interrupted.
+pub fn refuse_interrupted_join(here: &Here) -> Result<()> {
+    refuse(here, |run| run.command == super::join::COMMAND)
+}
+
+fn refuse(here: &Here, concerned: impl Fn(&Interrupted) -> bool) -> Result<()> {
+    let runs = Journal::interrupted(&mut here.session())?;
+    match runs.iter().find(|run| concerned(run)) {
+        None => Ok(()),
+        Some(run) => Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "run {} on this node, {} of node \"{}\", has no end",
+                run.run, run.command, run.node
+            ),
+            "If it is not under way, the next CALL takes it back before it does anything else.",
+        )),
+    }
+}
