@@ -3,98 +3,31 @@
 
 mod common;
 
-use common::{Running, assert_failed, fingerprint, quick, wait_mesh, wait_no_sessions};
-use lab::load::LoadOptions;
-use lab::{
-    CallFailed, Called, Cluster, Load, Server, ServerOptions, assert_same_content, load,
-    quote_literal, wait_quiet,
+use common::recovery::{
+    CONTENT, On, Victim, assert_nothing_held, assert_nothing_to_do, call, form, keep,
+    killed_in_the_middle, killed_under_load, options, recover, remove, rows, wait_protected,
 };
-
-const CONTENT: &str = "
-CREATE TABLE crash_test (id int PRIMARY KEY, data text, big text);
-CREATE TABLE debit (id int PRIMARY KEY, amount int NOT NULL);
-CREATE TABLE credit (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, amount int NOT NULL);
-CREATE TABLE journal (at int, what text);
-CREATE TABLE scratch (id bigint PRIMARY KEY);
-";
-
-fn options() -> ServerOptions {
-    quick().set("track_commit_timestamp", "on")
-}
+use common::{assert_failed, fingerprint};
+use lab::{
+    CallFailed, Cluster, Load, Server, assert_same_content, load, quote_literal, wait_quiet,
+};
 
 /// A mesh whose members all keep a recovery slot.
 fn mesh(members: usize) -> Cluster {
-    mesh_with(members, &options())
+    On::Native.mesh(members)
 }
 
 /// A mesh that keeps no recovery slots.
 fn mesh_without_slots(members: usize) -> Cluster {
-    form(members, &options())
+    On::Native.mesh_without_slots(members)
 }
 
-fn form(members: usize, options: &ServerOptions) -> Cluster {
-    let cluster = Cluster::start_with(members, options);
-    cluster.form_mesh(members, &format!("{CONTENT}{}", load::SCHEMA));
-    wait_mesh(&cluster.all());
-    cluster
-}
-
-fn mesh_with(members: usize, options: &ServerOptions) -> Cluster {
-    let cluster = form(members, options);
-    for node in cluster.all() {
-        node.sql("SELECT zodan.keep_recovery_slot()");
-    }
-    wait_protected(&cluster.all());
-    cluster
-}
-
-/// Waits until each node keeps what the others may lack of each.
-fn wait_protected(nodes: &[&Server]) {
-    for node in nodes {
-        node.wait_for(
-            "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL",
-            &(nodes.len() - 1).to_string(),
-        );
-    }
-}
-
-fn call(failed: &str, source: Option<&Server>, target: Option<&Server>, more: &str) -> String {
-    let name = |node: Option<&Server>| node.map_or("NULL".into(), |n| quote_literal(n.name()));
-    let dsn = |node: Option<&Server>| node.map_or("NULL".into(), |n| quote_literal(&n.dsn()));
-    format!(
-        "CALL spock.recover_run(failed_node_name := {}, source_node_name := {}, source_dsn := {},
-                                target_node_name := {}, target_dsn := {}{more})",
-        quote_literal(failed),
-        name(source),
-        dsn(source),
-        name(target),
-        dsn(target)
-    )
-}
-
-fn recover(here: &Server, failed: &str) -> Called {
-    here.call(&call(failed, None, None, ""))
-        .unwrap_or_else(|failed| panic!("{failed}"))
+fn suspend(subscriber: &Server, provider: &Server) {
+    On::Native.suspend(subscriber, provider);
 }
 
 fn refused(here: &Server, sql: &str) -> CallFailed {
     here.sql_error(sql)
-}
-
-/// From now on `subscriber` gets nothing from `provider`.
-fn suspend(subscriber: &Server, provider: &Server) {
-    let name = format!("sub_{}_{}", provider.name(), subscriber.name());
-    subscriber.sql(&format!("ALTER SUBSCRIPTION {name} DISABLE"));
-    subscriber.wait_for(
-        &format!(
-            "SELECT count(*) FROM pg_stat_subscription WHERE subname = '{name}' AND pid IS NOT NULL"
-        ),
-        "0",
-    );
-}
-
-fn rows(node: &Server) -> String {
-    node.value("SELECT count(*) FROM crash_test")
 }
 
 /// n1 dies when n3 has 90 of its rows and n2 has 20, with updates and deletes among what n2 lacks.
@@ -159,21 +92,10 @@ fn the_papers_example_by_its_own_statements() {
         "1"
     );
     assert_eq!(n2.value(&precheck), "f");
-    let again = recover(n2, "n1");
-    assert!(
-        again
-            .notices
-            .iter()
-            .any(|n| n.message == "nothing to do: every survivor has the same of \"n1\""),
-        "{again:?}"
-    );
-    n2.call("CALL spock.remove_node('n1')")
-        .unwrap_or_else(|failed| panic!("{failed}"));
+    assert_nothing_to_do(&recover(n2, "n1"));
+    remove(n2, "n1");
+    assert_nothing_held(&[n2, n3]);
     for node in [n2, n3] {
-        assert_eq!(
-            node.value("SELECT string_agg(slot_name, ' ' ORDER BY 1) FROM pg_replication_slots WHERE slot_name LIKE '%clone%'"),
-            ""
-        );
         node.sql(&format!(
             "INSERT INTO crash_test VALUES (2000 + {}, 'after', NULL)",
             node.port()
@@ -233,236 +155,62 @@ fn the_stricter_form_and_the_parts() {
     assert_same_content(&[n2, n3]);
 }
 
-/// Random, but the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-}
-
-/// n1 is killed while all write, and its survivors have got different parts of it.
-fn killed_under_load(cluster: &Cluster, seed: u64) {
-    let mut dice = Dice(seed);
-    let n1 = cluster.n(1);
-    let survivors: Vec<&Server> = cluster.all()[1..].to_vec();
-    let busy = LoadOptions {
-        writers: 1,
-        rate: Some(200),
-    };
-    let doomed = Load::start_with(&[n1], &busy);
-    let living = Load::start_with(&survivors, &busy);
-    // Some get the rest of it, some do not.
-    let ahead = dice.below(survivors.len() as u64) as usize;
-    for (i, node) in survivors.iter().enumerate() {
-        doomed.wait_commits(5 + dice.below(30));
-        if i != ahead {
-            suspend(node, n1);
-        }
-        n1.sql(
-            "BEGIN; INSERT INTO scratch SELECT generate_series(1, 20); TRUNCATE scratch; COMMIT",
-        );
-        n1.sql("INSERT INTO scratch SELECT generate_series(1, 10)");
-        n1.sql("TRUNCATE scratch");
-    }
-    doomed.wait_commits(5 + dice.below(50));
-    n1.crash();
-    drop(doomed.stop());
-    let here = survivors[dice.below(survivors.len() as u64) as usize];
-    living.wait_commits(10);
-    recover(here, "n1");
-    living.wait_commits(10);
-    let report = living.stop();
-    assert!(report.failures.is_empty(), "{report}");
-    wait_quiet(&survivors);
-    assert_same_content(&survivors);
-    for node in &survivors {
-        report.assert_present_on(node);
-    }
-    here.call("CALL spock.remove_node('n1')")
-        .unwrap_or_else(|failed| panic!("{failed}"));
-}
-
 #[test]
 fn ten_times_three_nodes_under_load() {
     for seed in 0..10 {
-        killed_under_load(&mesh(3), seed);
+        killed_under_load(On::Native, &mesh(3), 3, seed);
     }
 }
 
 #[test]
 fn ten_times_three_nodes_under_load_by_comparison() {
     for seed in 20..30 {
-        killed_under_load(&mesh_without_slots(3), seed);
+        killed_under_load(On::Native, &mesh_without_slots(3), 3, seed);
     }
 }
 
 #[test]
 fn ten_times_five_nodes_under_load_by_comparison() {
     for seed in 30..40 {
-        killed_under_load(&mesh_without_slots(5), seed);
+        killed_under_load(On::Native, &mesh_without_slots(5), 5, seed);
     }
 }
 
 #[test]
 fn ten_times_five_nodes_under_load() {
     for seed in 10..20 {
-        killed_under_load(&mesh(5), seed);
+        killed_under_load(On::Native, &mesh(5), 5, seed);
     }
 }
 
-/// A survivor has changed rows that the other one had not got: it could do nothing with the changes then.
 #[test]
 fn later_changes_of_a_survivor_stay() {
-    let cluster = mesh(3);
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n1.sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 5) i");
-    wait_quiet(&cluster.all());
-    suspend(n2, n1);
-    n1.sql("INSERT INTO crash_test SELECT i, 'new', NULL FROM generate_series(11, 15) i");
-    n1.sql("UPDATE crash_test SET data = 'of n1' WHERE id IN (1, 2)");
-    n3.wait_for("SELECT count(*) FROM crash_test WHERE data = 'of n1'", "2");
-    n1.crash();
-    n3.sql("UPDATE crash_test SET data = 'of n3' WHERE id IN (1, 11)");
-    n3.sql("DELETE FROM crash_test WHERE id = 12");
-    n2.sql("UPDATE crash_test SET data = 'of n2' WHERE id = 2");
-    wait_quiet(&[n2, n3]);
-    recover(n2, "n1");
-    wait_quiet(&[n2, n3]);
-    assert_same_content(&[n2, n3]);
-    assert_eq!(
-        n2.value("SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test WHERE data <> 'old'"),
-        "1 of n3, 2 of n2, 11 of n3, 13 new, 14 new, 15 new"
-    );
+    common::recovery::later_changes_of_a_survivor_stay(On::Native);
 }
 
-/// What n1 moved between two tables in one transaction is never seen half moved.
 #[test]
 fn no_transaction_is_torn() {
-    let cluster = mesh(3);
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    suspend(n2, n1);
-    n1.sql(
-        "DO $$ BEGIN FOR i IN 1..3000 LOOP
-              INSERT INTO debit VALUES (i, i); INSERT INTO credit (amount) VALUES (i); COMMIT;
-            END LOOP; END $$",
-    );
-    n3.wait_for("SELECT count(*) FROM debit", "3000");
-    n1.crash();
-    let run = Running::start(n3, &call("n1", None, None, ""));
-    let mut seen = 0;
-    while !run.is_finished() {
-        let sums = n2.value("SELECT (SELECT sum(amount) FROM debit) IS NOT DISTINCT FROM (SELECT sum(amount) FROM credit)");
-        assert_eq!(sums, "t");
-        seen += 1;
-    }
-    run.succeeds();
-    assert!(seen > 0, "nobody looked");
-    assert_same_content(&[n2, n3]);
-}
-
-/// Holds the replay up in its middle, at one row of the target.
-fn hold_row(target: &Server) -> lab::postgres::Client {
-    let mut holder = target.client_named("holder");
-    holder
-        .batch_execute("BEGIN; INSERT INTO debit VALUES (500, 0)")
-        .expect("hold a row");
-    holder
+    common::recovery::no_transaction_is_torn(On::Native);
 }
 
 #[test]
 fn what_is_killed_in_the_middle_is_finished_by_the_next_call() {
-    for victim in ["backend", "target", "source"] {
-        let cluster = mesh(3);
-        let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-        suspend(n2, n1);
-        n1.sql(
-            "DO $$ BEGIN FOR i IN 1..1000 LOOP
-                  INSERT INTO debit VALUES (i, i); INSERT INTO credit (amount) VALUES (i); COMMIT;
-                END LOOP; END $$",
-        );
-        n3.wait_for("SELECT count(*) FROM debit", "1000");
-        n1.crash();
-        // The coordinator is the one that does not fall.
-        let here = if victim == "target" { n3 } else { n2 };
-        let holder = hold_row(n2);
-        let run = Running::start(here, &call("n1", None, None, ""));
-        n2.wait_for("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted", "t");
-        match victim {
-            "backend" => {
-                here.sql(&format!("SELECT pg_terminate_backend({}, 10000)", run.pid));
-                run.ends_terminated();
-            }
-            "target" => {
-                n2.crash();
-                let failed = run.fails();
-                assert_eq!(failed.code(), "08006", "{failed}");
-                n2.boot();
-            }
-            _ => {
-                n3.crash();
-                drop(holder);
-                let failed = run.fails();
-                assert!(["08006", "08001"].contains(&failed.code()), "{failed}");
-                n3.boot();
-                n3.sql("SELECT zodan.keep_recovery_slot()");
-                finish(here, n2, n3, &cluster);
-                continue;
-            }
-        }
-        drop(holder);
-        finish(here, n2, n3, &cluster);
+    for victim in [Victim::Backend, Victim::Target, Victim::Source] {
+        killed_in_the_middle(On::Native, victim);
     }
 }
 
-fn finish(here: &Server, n2: &Server, n3: &Server, cluster: &Cluster) {
-    wait_no_sessions(&[n2, n3]);
-    recover(here, "n1");
-    wait_quiet(&[n2, n3]);
-    assert_same_content(&[n2, n3]);
-    assert_eq!(n2.value("SELECT count(*), sum(amount) FROM credit"), "1000");
-    assert_eq!(
-        n3.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%clone%'"),
-        "0"
-    );
-    assert!(!cluster.n(1).is_running());
+#[test]
+fn what_is_interrupted_before_its_end_is_finished_from_another_node() {
+    common::recovery::interrupted_before_its_end(On::Native);
 }
 
 #[test]
 fn two_nodes_died_and_nobody_has_all() {
-    let cluster = mesh(4);
-    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
-    // n3 is ahead for n1, n4 for n2.
-    suspend(n4, n1);
-    suspend(n3, n2);
-    n1.sql("INSERT INTO debit SELECT i, 1 FROM generate_series(1, 30) i");
-    n2.sql("INSERT INTO debit SELECT i, 2 FROM generate_series(101, 140) i");
-    n3.wait_for("SELECT count(*) FROM debit", "30");
-    n4.wait_for("SELECT count(*) FROM debit", "40");
-    n1.crash();
-    n2.crash();
-    recover(n3, "n1");
-    recover(n3, "n2");
-    assert_same_content(&[n3, n4]);
-    assert_eq!(n3.value("SELECT count(*) FROM debit"), "70");
-    let failed = n3.sql_error("CALL spock.remove_node('n1')");
-    assert_eq!(failed.code(), "08001", "n2 cannot be reached: {failed}");
-    for (gone, force) in [("n1", true), ("n2", false)] {
-        n3.call(&format!(
-            "CALL spock.remove_node('{gone}', force := {force})"
-        ))
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    }
-    for node in [n3, n4] {
+    let cluster = common::recovery::two_nodes_died(On::Native);
+    for node in &cluster.all()[2..] {
         assert_eq!(node.value("SELECT count(*) FROM zodan.owed"), "0");
     }
-    n4.sql("INSERT INTO debit VALUES (1000, 4)");
-    n3.wait_for("SELECT count(*) FROM debit", "71");
 }
 
 #[test]
@@ -519,27 +267,14 @@ fn only_a_part_is_brought_when_asked() {
 }
 
 #[test]
+fn a_living_node_is_refused_and_equal_survivors_are_left_alone() {
+    common::recovery::living_and_equal(On::Native);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let cluster = mesh(3);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    let before = fingerprint(&cluster.all());
-    assert_failed(
-        &refused(n2, &call("n1", None, None, "")),
-        "55006",
-        "node \"n1\" is alive: it answers",
-        "With force := true it is treated as dead.",
-    );
-    let forced = n2
-        .call(&call("n1", None, None, ", force := true"))
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    assert!(
-        forced
-            .notices
-            .iter()
-            .any(|n| n.message.starts_with("nothing to do")),
-        "{forced:?}"
-    );
-    before.assert_same_now(&cluster.all());
     suspend(n2, n1);
     n1.sql("INSERT INTO debit VALUES (1, 1)");
     n3.wait_for("SELECT count(*) FROM debit", "1");
@@ -653,7 +388,8 @@ fn wait_log(server: &Server, text: &str) {
 
 #[test]
 fn a_slot_that_holds_too_much_gives_up_and_says_so() {
-    let cluster = mesh_with(3, &options().set("zodan.recovery_slot_max_wal", "4MB"));
+    let cluster = form(3, &options().set("zodan.recovery_slot_max_wal", "4MB"));
+    keep(&cluster.all());
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     suspend(n2, n1);
     n1.sql(
@@ -709,14 +445,7 @@ fn without_a_slot_the_contents_are_compared() {
     assert_eq!(rows(n2), "92");
     let times = "SELECT string_agg(id || ' ' || pg_xact_commit_timestamp(xmin), ',' ORDER BY id) FROM crash_test WHERE id < 5000";
     assert_eq!(n2.value(times), n3.value(times));
-    let again = recover(n3, "n1");
-    assert!(
-        again
-            .notices
-            .iter()
-            .any(|n| n.message == "nothing to do: every survivor has the same of \"n1\""),
-        "{again:?}"
-    );
+    assert_nothing_to_do(&recover(n3, "n1"));
 }
 
 /// What the function finds, and what the procedures say when they are asked to look.

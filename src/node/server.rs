@@ -537,7 +537,7 @@ const UNFINISHED: &str = "'^zodan_recovering_([0-9A-F]+/[0-9A-F]+)_(.*)$'";
 pub fn note_recovery(failed: &str, lsn: Lsn) -> Statement {
     Statement::new(
         format!(
-            "SELECT pg_replication_origin_create(concat_ws('_', 'zodan_recovering', $2::pg_lsn, $1))
+            "SELECT pg_replication_origin_create(concat_ws('_', 'zodan_recovering', $2::pg_lsn, $1::text))
               WHERE NOT EXISTS (SELECT FROM pg_replication_origin
                                  WHERE (regexp_match(roname, {UNFINISHED}))[2] = $1)"
         ),

@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // each of the test programs uses its part of this
 
+pub mod recovery;
+
 use lab::postgres::{CancelToken, Client, NoTls, SimpleQueryMessage};
 use lab::server::{Notices, PATIENCE};
 use lab::{CallFailed, Called, Server, ServerOptions, digest, explain, quote_literal};
