@@ -9,14 +9,15 @@ CREATE FUNCTION spock.health_report(
     OUT status    text,
     OUT found     text,
     OUT wanted    text,
-    OUT remedy    text)
+    OUT remedy    text,
+    OUT statement text)
 RETURNS SETOF record
 LANGUAGE c VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'health_report_wrapper';
 REVOKE ALL ON FUNCTION spock.health_report(text, text, text, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION spock.health_report(text, text, text, text, text) IS
-    'What the checks find: with pre, on the new node, exactly those of spock.add_node; with post, or without a new node, whether the mesh of the source''s cluster is whole. status: ok, warning, failed. Changes nothing';
+    'What the checks find: with pre, on the new node, exactly those of spock.add_node; with post, or without a new node, whether the mesh of the source''s cluster is whole. status: ok, warning, failed. statement: the remedy as a statement to run on that node, where there is one. Changes nothing';
 
 -- It commits nothing, so it may have a SET clause.
 CREATE PROCEDURE spock.health_check(

@@ -99,7 +99,7 @@ CREATE TABLE zodan.run (
     message        text
 );
 REVOKE ALL ON zodan.run FROM PUBLIC;
-COMMENT ON TABLE zodan.run IS 'One row for each CALL on this node, kept as history';
+COMMENT ON TABLE zodan.run IS 'One row for each CALL on this node, kept as history for zodan.history_days';
 COMMENT ON COLUMN zodan.run.source_dsn IS 'How the source was reached, without passwords';
 COMMENT ON COLUMN zodan.run.state IS 'running (or interrupted, if no session holds its lock), done, undone (failed and cleaned up), failed (failed, and something is left to clean up)';
 COMMENT ON COLUMN zodan.run.apply_pause_ms IS 'How long the source did not apply changes of its peers, in milliseconds: the longest attempt';

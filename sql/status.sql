@@ -81,6 +81,28 @@ REVOKE ALL ON FUNCTION spock.show_all_subscription_status() FROM PUBLIC;
 COMMENT ON FUNCTION spock.show_all_subscription_status() IS
     'Every subscription that the mesh needs, by subscriber, in the columns of the Z0DAN tutorial; status as in spock.cluster_status(). replication_sets are publications on the native engine';
 
+-- The same as the public scripts have it, for statements that are written for them. They commit nothing, so they may have a SET
+-- clause; they connect to where they are told to, so they do not run as their owner.
+CREATE PROCEDURE spock.show_all_nodes(
+    cluster_dsn text,
+    verb        boolean DEFAULT true)
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tell_all_nodes_wrapper';
+REVOKE ALL ON PROCEDURE spock.show_all_nodes(text, boolean) FROM PUBLIC;
+COMMENT ON PROCEDURE spock.show_all_nodes(text, boolean) IS
+    'Prints the members of the cluster that cluster_dsn leads to, and whether each is up; with verb := false it only fails where there is no cluster';
+
+CREATE PROCEDURE spock.show_all_subscription_status(
+    cluster_dsn text,
+    verb        boolean DEFAULT true)
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tell_all_subscription_status_wrapper';
+REVOKE ALL ON PROCEDURE spock.show_all_subscription_status(text, boolean) FROM PUBLIC;
+COMMENT ON PROCEDURE spock.show_all_subscription_status(text, boolean) IS
+    'Prints every subscription of the cluster that cluster_dsn leads to, and its state; with verb := false it only fails where there is no cluster';
+
 CREATE FUNCTION spock.topology(format text DEFAULT 'text') RETURNS SETOF text
 LANGUAGE c VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET timezone = 'UTC'

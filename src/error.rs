@@ -9,6 +9,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct SqlState([u8; 5]);
 
 impl SqlState {
+    pub const OK: Self = Self(*b"00000");
     pub const NULL_VALUE_NOT_ALLOWED: Self = Self(*b"22004");
     pub const INVALID_PARAMETER_VALUE: Self = Self(*b"22023");
     pub const NAME_TOO_LONG: Self = Self(*b"42622");
@@ -96,6 +97,8 @@ pub struct Finding {
     pub state: SqlState,
     pub message: String,
     pub hint: String,
+    /// What mends it when it is run on the node, where there is such a statement.
+    pub statement: Option<String>,
 }
 
 impl Finding {
@@ -110,7 +113,13 @@ impl Finding {
             state,
             message: message.into(),
             hint: hint.into(),
+            statement: None,
         }
+    }
+
+    pub fn mended_by(mut self, statement: impl Into<String>) -> Self {
+        self.statement = Some(statement.into());
+        self
     }
 }
 

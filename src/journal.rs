@@ -7,6 +7,7 @@ use crate::fault;
 use crate::libpq::Rows;
 use crate::node::{Local, Session};
 use crate::progress;
+use crate::settings;
 use crate::step::Step;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -102,6 +103,15 @@ pub struct Journal {
 impl Journal {
     /// The journal of a run of these steps: it takes no other, and none in another order.
     pub fn begin(local: &Local, subject: &Subject, plan: Vec<Step>) -> Result<Self> {
+        if let Some(days) = settings::history_days() {
+            // What failed, or was interrupted, has still to be undone or gone on with.
+            local.query(
+                "DELETE FROM zodan.run USING zodan.unreplicated()
+                  WHERE state IN ('done', 'undone')
+                    AND ended_at < clock_timestamp() - make_interval(days => $1::integer)",
+                &[&days.to_string()],
+            )?;
+        }
         let rows = local.query(
             "INSERT INTO zodan.run (command, engine, source_node, source_dsn, node)
              SELECT $1, $2, $3, $4, $5 FROM zodan.unreplicated() RETURNING id",

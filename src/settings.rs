@@ -12,6 +12,7 @@ static SLOT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static RECOVERY_SLOTS: GucSetting<bool> = GucSetting::<bool>::new(true);
 static RECOVERY_SLOT_MAX_WAL: GucSetting<i32> = GucSetting::<i32>::new(10_240);
 static STATUS_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2_500);
+static HISTORY_DAYS: GucSetting<i32> = GucSetting::<i32>::new(365);
 static COPY_JOBS: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 /// Registers the settings; called once, when the library is loaded.
@@ -84,6 +85,16 @@ pub fn define() {
         GucContext::Userset,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_int_guc(
+        c"zodan.history_days",
+        c"For how many days runs that have ended are kept in zodan.run and zodan.step.",
+        c"The next CALL that changes something deletes older ones, save those that have left something to clean up. -1 keeps all.",
+        &HISTORY_DAYS,
+        -1,
+        36_500,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
     fault::define();
     // SAFETY: a static C string; after this an unknown zodan.* setting is an error.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"zodan".as_ptr()) };
@@ -120,6 +131,11 @@ pub fn recovery_slot_max_wal() -> Option<u64> {
     u64::try_from(RECOVERY_SLOT_MAX_WAL.get())
         .ok()
         .map(|megabytes| megabytes << 20)
+}
+
+/// `None` is for ever.
+pub fn history_days() -> Option<u32> {
+    u32::try_from(HISTORY_DAYS.get()).ok()
 }
 
 pub fn status_timeout() -> Duration {

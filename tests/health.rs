@@ -120,12 +120,30 @@ fn what_the_report_finds_is_what_the_join_refuses_with() {
     );
     before.assert_same_now(&cluster.all());
 
-    n1.sql("SELECT pg_drop_replication_slot('sub_n1_n3')");
-    n2.configure("max_wal_senders", "10");
+    // What a statement can mend is mended by the one that the report has.
+    let mending: Vec<[String; 2]> = n3
+        .rows(&format!(
+            "SELECT node, statement FROM spock.health_report({}) WHERE statement IS NOT NULL ORDER BY 1, 2",
+            arguments(n1, n3, "pre")
+        ))
+        .into_iter()
+        .map(|row| [0, 1].map(|i| row[i].clone().unwrap_or_default()))
+        .collect();
+    assert_eq!(
+        mending,
+        [
+            ["n2", "ALTER SUBSCRIPTION \"sub_n1_n2\" ENABLE"],
+            ["n2", "ALTER SYSTEM SET max_wal_senders = '2'"],
+            ["n3", "CREATE ROLE \"somebody\""],
+        ]
+    );
+    for [node, statement] in &mending {
+        let server = cluster.all().into_iter().find(|s| s.name() == node);
+        server.expect("a node of that name").sql(statement);
+    }
     n2.restart();
-    n2.sql("ALTER SUBSCRIPTION sub_n1_n2 ENABLE");
     wait_mesh(&cluster.first(2));
-    n3.sql("CREATE ROLE somebody");
+    n1.sql("SELECT pg_drop_replication_slot('sub_n1_n3')");
     assert_one_truth(n1, n3, &["empty"]);
     n3.sql("DROP TABLE mine");
 

@@ -323,3 +323,87 @@ fn refusals_and_rights() {
         "text, dot or mermaid",
     );
 }
+
+/// The procedures of the public scripts, by their own statements.
+#[test]
+fn the_public_scripts_procedures() {
+    let cluster = mesh(3);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let outsider = Server::start("outsider");
+    outsider.sql("CREATE EXTENSION zodan");
+    let call = |name: &str, dsn: &str, more: &str| {
+        format!("CALL spock.{name}({}{more})", lab::quote_literal(dsn))
+    };
+    let said = |server: &Server, sql: &str| -> Vec<String> {
+        let called = server.call(sql).unwrap_or_else(|failed| panic!("{failed}"));
+        called.notices.iter().map(|n| n.message.clone()).collect()
+    };
+    let dsn = n1.dsn();
+    // From anywhere.
+    for server in [n2, &outsider] {
+        let nodes = said(server, &call("show_all_nodes", &dsn, ", true"));
+        assert_eq!(nodes.len(), 6, "{nodes:?}");
+        assert!(
+            nodes[3].starts_with(" n2        | NY       | USA     | "),
+            "{nodes:?}"
+        );
+        assert!(
+            nodes[3].contains("password=********") && nodes[3].contains("| up, PostgreSQL "),
+            "{nodes:?}"
+        );
+        assert_eq!(nodes[5], "3 nodes, 3 up");
+        assert!(!nodes.concat().contains(SECRET), "{nodes:?}");
+    }
+    n1.wait_for(
+        "SELECT string_agg(DISTINCT state, ' ') FROM spock.cluster_status()",
+        "replicating",
+    );
+    n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
+    let paths = said(
+        &outsider,
+        &call("show_all_subscription_status", &dsn, ", true"),
+    );
+    assert_eq!(
+        paths[..5],
+        [
+            " node_name | subscription_name | status      | provider_node",
+            "-----------+-------------------+-------------+---------------",
+            " n1        | sub_n2_n1         | replicating | n2",
+            " n1        | sub_n3_n1         | replicating | n3",
+            " n2        | sub_n1_n2         | disabled    | n1",
+        ],
+        "{paths:?}"
+    );
+    assert_eq!(paths[8], "6 subscriptions, 5 replicating");
+    // Their default is to tell; without, only an error is.
+    assert_eq!(said(n2, &call("show_all_nodes", &dsn, "")).len(), 6);
+    for name in ["show_all_nodes", "show_all_subscription_status"] {
+        assert_eq!(said(n2, &call(name, &dsn, ", false")), [""; 0]);
+        let refused = n2.sql_error(&call(name, &outsider.dsn(), ", true"));
+        assert_failed(
+            &refused,
+            "55000",
+            "the database is no node of a cluster",
+            "any node of the cluster",
+        );
+        assert_failed(
+            &n2.sql_error(&format!("CALL spock.{name}(NULL)")),
+            "22004",
+            "argument cluster_dsn must not be null",
+            "cluster_dsn",
+        );
+        let unreachable = n2.sql_error(&call(name, "host=127.0.0.1 port=1 dbname=x", ""));
+        assert_eq!(unreachable.code(), "08001", "{unreachable}");
+        assert!(
+            unreachable.message().contains("Connection refused"),
+            "{unreachable}"
+        );
+        n2.sql("CREATE ROLE nobody; GRANT USAGE ON SCHEMA spock TO nobody");
+        assert_eq!(
+            n2.sql_error(&format!("SET ROLE nobody; {}", call(name, &dsn, "")))
+                .code(),
+            "42501"
+        );
+        n2.sql("DROP OWNED BY nobody; DROP ROLE nobody");
+    }
+}

@@ -94,16 +94,19 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
         .into_iter()
         .filter(|r| !roles.contains(r))
     {
-        findings.push(Finding::new(
-            &target.name,
-            SqlState::UNDEFINED_OBJECT,
-            format!(
-                "role {} is missing, which the structure of node \"{}\" names",
-                ident(&role),
-                source.name
-            ),
-            "Create the roles as they are on the source; pg_dumpall --roles-only prints them.",
-        ));
+        findings.push(
+            Finding::new(
+                &target.name,
+                SqlState::UNDEFINED_OBJECT,
+                format!(
+                    "role {} is missing, which the structure of node \"{}\" names",
+                    ident(&role),
+                    source.name
+                ),
+                "Create the roles as they are on the source; pg_dumpall --roles-only prints them.",
+            )
+            .mended_by(format!("CREATE ROLE {}", ident(&role))),
+        );
     }
 
     let spaces = first(target, "SELECT spcname FROM pg_catalog.pg_tablespace", &[])?;

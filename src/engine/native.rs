@@ -520,4 +520,5 @@ fn extension_missing(node: &str) -> Finding {
         "the extension zodan is not installed in the database",
         "Run CREATE EXTENSION zodan in the database of every member and of the new node.",
     )
+    .mended_by("CREATE EXTENSION zodan")
 }

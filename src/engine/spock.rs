@@ -834,7 +834,8 @@ impl Spock {
                         source.name
                     ),
                     format!("Run CREATE EXTENSION {} there.", crate::quote::ident(name)),
-                ));
+                )
+                .mended_by(format!("CREATE EXTENSION {}", crate::quote::ident(name))));
             }
         }
         for (table, extension) in extension_tables(source)? {
@@ -888,6 +889,7 @@ fn not_installed(node: &str) -> Finding {
         "the extension spock is not installed in the database",
         "Run CREATE EXTENSION spock there.",
     )
+    .mended_by("CREATE EXTENSION spock")
 }
 
 /// What Spock leaves out of the structure that it copies itself.

@@ -575,6 +575,25 @@ pub fn flush_wal() -> Statement {
     Statement::new("SELECT pg_logical_emit_message(true, 'zodan', '')", &[])
 }
 
+/// Sets a setting of the whole server, where it takes effect with a reload or a restart.
+pub fn set_server_setting(setting: &str, value: &str) -> Statement {
+    let value = match setting {
+        // A list; its elements are names, not one text.
+        "output_plugin_libraries" => value.to_owned(),
+        _ => crate::quote::literal(value),
+    };
+    Statement::new(format!("ALTER SYSTEM SET {setting} = {value}"), &[])
+}
+
+/// Ends the sessions with these pids.
+pub fn end_sessions(pids: &[&str]) -> Statement {
+    let pids = pids.join(", ");
+    Statement::new(
+        format!("SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[{pids}]) pid"),
+        &[],
+    )
+}
+
 /// The pid of this session.
 pub fn backend_pid() -> Statement {
     Statement::new("SELECT pg_backend_pid()", &[])

@@ -81,6 +81,7 @@ fn health_report(
             name!(found, String),
             name!(wanted, String),
             name!(remedy, String),
+            name!(statement, Option<String>),
         ),
     >,
     ErrorReport,
@@ -106,6 +107,7 @@ fn health_report(
             o.found,
             o.wanted,
             o.remedy,
+            o.statement,
         )
     })))
 }

@@ -1,8 +1,10 @@
 //! `spock.cluster_status()` and its sisters: what the cluster is like.
 
+use super::arguments;
 use crate::error::{Error, Result, SqlState};
-use crate::node::Reader;
+use crate::node::{HiddenContext, Reader, hide_statement};
 use crate::workflow::status::{self, Course, Format, Mesh, Registered, Seen};
+use crate::{raw_code, rim};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -194,6 +196,52 @@ fn show_all_subscription_status() -> std::result::Result<
     };
     let rows: Vec<_> = mesh.courses.iter().map(row).collect();
     Ok(TableIterator::new(rows))
+}
+
+/// What the two procedures have in common: the text hidden, which may hold a password, a superuser, and
+/// one line after the other.
+fn told(
+    name: &str,
+    cluster_dsn: Option<&str>,
+    verb: Option<bool>,
+    lines: impl FnOnce(&Mesh) -> Vec<String>,
+) -> std::result::Result<(), ErrorReport> {
+    let context = HiddenContext::hide();
+    hide_statement(&format!("CALL {name}(...)"));
+    (|| {
+        arguments::superuser(name)?;
+        Reader::enter(&format!("CALL {name}"))?;
+        let mesh = status::look_by(&arguments::dsn("cluster_dsn", cluster_dsn)?)?;
+        if verb.unwrap_or(true) {
+            lines(&mesh).iter().for_each(|line| rim::notice(line));
+        }
+        Ok(())
+    })()
+    .inspect_err(|e: &Error| raw_code::keep(e.sqlstate()))?;
+    context.show();
+    Ok(())
+}
+
+#[pg_extern(sql = "")]
+fn tell_all_nodes(
+    cluster_dsn: Option<&str>,
+    verb: Option<bool>,
+) -> std::result::Result<(), ErrorReport> {
+    told(
+        "spock.show_all_nodes",
+        cluster_dsn,
+        verb,
+        status::nodes_told,
+    )
+}
+
+#[pg_extern(sql = "")]
+fn tell_all_subscription_status(
+    cluster_dsn: Option<&str>,
+    verb: Option<bool>,
+) -> std::result::Result<(), ErrorReport> {
+    let name = "spock.show_all_subscription_status";
+    told(name, cluster_dsn, verb, status::subscriptions_told)
 }
 
 #[pg_extern(sql = "")]

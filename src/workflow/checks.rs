@@ -184,7 +184,7 @@ impl Checks<'_> {
             let wrong = (facts.wal_level != "logical").then(|| {
                 let hint = "Set wal_level = logical in postgresql.conf and restart the server.";
                 let message = format!("wal_level is {}, not logical", facts.wal_level);
-                unfit(name, message, hint.into())
+                unfit(name, message, hint.into()).mended_by(set("wal_level", "logical"))
             });
             wal_level.look(name, facts.wal_level.as_str(), wrong);
             let lists = |list: &String| {
@@ -192,10 +192,14 @@ impl Checks<'_> {
                 listed.any(|p| p == plugin || p == "*")
             };
             let missing = facts.output_plugins.as_ref().filter(|list| !lists(list));
-            let missing = missing.map(|_| {
+            let missing = missing.map(|list| {
                 let message = format!("output_plugin_libraries does not list {plugin}");
                 let hint = format!("Add {plugin} to output_plugin_libraries and reload.");
+                let mut listed: Vec<&str> = list.split(',').map(str::trim).collect();
+                listed.retain(|library| !library.is_empty());
+                listed.push(plugin);
                 unfit(name, message, hint)
+                    .mended_by(set("output_plugin_libraries", &listed.join(", ")))
             });
             let found = match &facts.output_plugins {
                 Some(list) => list.as_str(),
@@ -249,6 +253,7 @@ impl Checks<'_> {
                             budget.used + count
                         ),
                     )
+                    .mended_by(set(setting, &(budget.used + count).to_string()))
                 });
                 check.look(name, found.as_str(), short);
                 checks.push(check);
@@ -439,12 +444,19 @@ impl Checks<'_> {
                     Some(_) => continue,
                 };
                 may_pass &= state.is_some_and(|s| s.enabled);
-                findings.push(Finding::new(
+                let finding = Finding::new(
                     subscriber,
                     SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!("subscription {} from node \"{provider}\" {trouble}", path.subscription),
+                    format!(
+                        "subscription {} from node \"{provider}\" {trouble}",
+                        path.subscription
+                    ),
                     "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.",
-                ));
+                );
+                findings.push(match state {
+                    Some(s) if !s.enabled => finding.mended_by(self.engine.enable(&path).inlined()),
+                    _ => finding,
+                });
             }
         }
         Ok((findings, may_pass))
@@ -601,13 +613,17 @@ impl Checks<'_> {
         let pids: Vec<&str> = others.iter().map(|r| r.text(0)).collect();
         match pids.is_empty() {
             true => sessions.passed(&self.new.name, "none"),
-            false => sessions.warned(
-                &self.new.name,
-                format!(
-                    "other sessions are in its database: pid {}",
-                    pids.join(", ")
-                ),
-                "If one of them writes before the CALL has ended, the join fails.",
+            false => sessions.warned_of(
+                Finding::new(
+                    &self.new.name,
+                    SqlState::OK,
+                    format!(
+                        "other sessions are in its database: pid {}",
+                        pids.join(", ")
+                    ),
+                    "If one of them writes before the CALL has ended, the join fails.",
+                )
+                .mended_by(server::end_sessions(&pids).inlined()),
             ),
         }
         let mut wal = Check::new("max_slot_wal_keep_size", "-1");
@@ -615,28 +631,41 @@ impl Checks<'_> {
         for (name, facts) in self.all(known) {
             match facts.max_slot_wal_keep_size {
                 ..0 => wal.passed(name, "-1"),
-                size => wal.warned(
-                    name,
-                    format!(
-                        "max_slot_wal_keep_size is {size} MB; if the copy takes so long that more WAL is written, the new node's slot is lost and the join fails"
-                    ),
-                    "Set it to -1 for the time of the join if the source is large.",
+                size => wal.warned_of(
+                    Finding::new(
+                        name,
+                        SqlState::OK,
+                        format!(
+                            "max_slot_wal_keep_size is {size} MB; if the copy takes so long that more WAL is written, the new node's slot is lost and the join fails"
+                        ),
+                        "Set it to -1 for the time of the join if the source is large.",
+                    )
+                    .mended_by(set("max_slot_wal_keep_size", "-1")),
                 ),
             }
             match facts.idle_slot_timeout {
                 ..=0 => idle.passed(name, "0"),
-                seconds => idle.warned(
-                    name,
-                    format!(
-                        "idle_replication_slot_timeout is {seconds} s; a copy that takes longer loses the new node's slot and the join fails"
-                    ),
-                    "Set it to 0 for the time of the join if the source is large.",
+                seconds => idle.warned_of(
+                    Finding::new(
+                        name,
+                        SqlState::OK,
+                        format!(
+                            "idle_replication_slot_timeout is {seconds} s; a copy that takes longer loses the new node's slot and the join fails"
+                        ),
+                        "Set it to 0 for the time of the join if the source is large.",
+                    )
+                    .mended_by(set("idle_replication_slot_timeout", "0")),
                 ),
             }
         }
         let checks = [objects, sessions, wal, idle];
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
     }
+}
+
+/// What sets a setting of the whole server; whether it takes a reload or a restart, the hint says.
+fn set(setting: &str, value: &str) -> String {
+    server::set_server_setting(setting, value).inlined()
 }
 
 /// It limits the origins too, before PostgreSQL 18.

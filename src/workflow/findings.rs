@@ -1,6 +1,6 @@
 //! Checks with a name, and what each of them has found on each node.
 
-use crate::error::Finding;
+use crate::error::{Finding, SqlState};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -28,6 +28,8 @@ pub struct Outcome {
     pub found: String,
     pub wanted: String,
     pub remedy: String,
+    /// The remedy as a statement to run on the node, where it is one.
+    pub statement: Option<String>,
     /// Of a check that has failed: what a CALL refuses with.
     pub finding: Option<Finding>,
 }
@@ -50,17 +52,20 @@ impl Check {
 
     /// The node is as it should be, with what was found there.
     pub fn passed(&mut self, node: &str, found: impl Into<String>) {
-        self.add(node, Status::Ok, found.into(), String::new(), None);
+        self.add(Status::Ok, Finding::new(node, SqlState::OK, found, ""));
     }
 
     pub fn failed(&mut self, finding: Finding) {
-        let (node, found) = (finding.node.clone(), finding.message.clone());
-        let remedy = finding.hint.clone();
-        self.add(&node, Status::Failed, found, remedy, Some(finding));
+        self.add(Status::Failed, finding);
     }
 
     pub fn warned(&mut self, node: &str, found: impl Into<String>, remedy: impl Into<String>) {
-        self.add(node, Status::Warning, found.into(), remedy.into(), None);
+        self.warned_of(Finding::new(node, SqlState::OK, found, remedy));
+    }
+
+    /// As [`Self::warned`], with more that can be said.
+    pub fn warned_of(&mut self, finding: Finding) {
+        self.add(Status::Warning, finding);
     }
 
     /// One look at one node.
@@ -93,22 +98,16 @@ impl Check {
         self.outcomes
     }
 
-    fn add(
-        &mut self,
-        node: &str,
-        status: Status,
-        found: String,
-        remedy: String,
-        finding: Option<Finding>,
-    ) {
+    fn add(&mut self, status: Status, finding: Finding) {
         self.outcomes.push(Outcome {
-            node: node.to_owned(),
+            node: finding.node.clone(),
             check: self.name,
             status,
-            found,
+            found: finding.message.clone(),
             wanted: self.wanted.clone(),
-            remedy,
-            finding,
+            remedy: finding.hint.clone(),
+            statement: finding.statement.clone(),
+            finding: (status == Status::Failed).then_some(finding),
         });
     }
 }

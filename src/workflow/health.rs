@@ -8,7 +8,7 @@ use super::members;
 use super::report::table;
 use super::sequences::Ahead;
 use super::status::{Mesh, Seen, look_from};
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Path};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::Journal;
 use crate::libpq::{Rows, scrub};
@@ -42,6 +42,7 @@ pub fn check(reader: &Reader, request: Request) -> Result<Vec<Outcome>> {
         for text in [&mut outcome.found, &mut outcome.remedy] {
             *text = scrub(text);
         }
+        outcome.statement = outcome.statement.as_deref().map(scrub);
     }
     Ok(outcomes)
 }
@@ -130,6 +131,7 @@ fn not_made(node: &str) -> Outcome {
         found: "not made, since what has failed comes first".into(),
         wanted: String::new(),
         remedy: "Mend what has failed, then check again.".into(),
+        statement: None,
         finding: None,
     }
 }
@@ -212,7 +214,7 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
     }
     outcomes.extend(registries(&*engine, &mesh, &name, &registry)?);
     outcomes.extend(sequences(&mesh)?);
-    outcomes.extend(paths(&mesh));
+    outcomes.extend(paths(&*engine, &mesh));
     Ok(())
 }
 
@@ -333,7 +335,7 @@ fn differences(there: &Rows, here: &Rows) -> Vec<String> {
 }
 
 /// Every path of the mesh, its slot and its lag.
-fn paths(mesh: &Mesh) -> Vec<Outcome> {
+fn paths(engine: &dyn Engine, mesh: &Mesh) -> Vec<Outcome> {
     let mut replicates = Check::new("subscriptions", "replicating");
     let mut wal = Check::new("slots", "reserved: within max_wal_size");
     let mut lag = Check::new("lag", "less than 59 s, or 0 bytes");
@@ -348,12 +350,22 @@ fn paths(mesh: &Mesh) -> Vec<Outcome> {
             trouble.unwrap_or_default()
         );
         let broken = (course.state != "replicating").then(|| {
-            Finding::new(
+            let finding = Finding::new(
                 subscriber,
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 found.as_str(),
                 "The logs of the subscriber and of the provider say more; see spock.cluster_status().",
-            )
+            );
+            match (course.state.as_str(), &course.subscription) {
+                ("disabled", Some(name)) => {
+                    let path = Path {
+                        subscription: name.clone(),
+                        ..Path::by_rule(provider, subscriber)
+                    };
+                    finding.mended_by(engine.enable(&path).inlined())
+                }
+                _ => finding,
+            }
         });
         replicates.look(subscriber, found.as_str(), broken);
         let Some(slot) = &course.slot else { continue };

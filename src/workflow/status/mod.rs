@@ -10,6 +10,8 @@ use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, Row, Rows, scrub};
 use crate::node::{Member, Node, Reader, Session, glance, server};
 use crate::settings;
+use crate::workflow::members;
+use crate::workflow::report::table;
 
 /// A member as the registry of this node has it.
 pub struct Registered {
@@ -100,6 +102,16 @@ pub fn look(reader: &Reader) -> Result<Mesh> {
     let mut here = this_node(reader)?;
     let engine = engine::detect(&mut here)?;
     look_from(&*engine, &mut here)
+}
+
+/// Asks every member that the registry of the node has that `dsn` leads to.
+pub fn look_by(dsn: &Dsn) -> Result<Mesh> {
+    let mut node = members::own_session(&Member {
+        name: dsn.redacted(),
+        dsn: dsn.clone(),
+    })?;
+    let engine = engine::detect(&mut node)?;
+    look_from(&*engine, &mut node)
 }
 
 /// Asks every member that the registry of `node` has.
@@ -288,4 +300,61 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
         slot: slot.cloned(),
         trouble: trouble.map(|t| scrub(&t)),
     }
+}
+
+/// The members as a person reads them, and how many there are.
+pub fn nodes_told(mesh: &Mesh) -> Vec<String> {
+    let row = |m: &Seen| {
+        let (registered, standing) = (&m.registered, m.standing.as_ref());
+        vec![
+            registered.name.clone(),
+            registered.location.clone(),
+            registered.country.clone(),
+            match &registered.dsn {
+                Ok(dsn) => dsn.redacted(),
+                Err(why) => why.clone(),
+            },
+            match standing {
+                Ok(standing) => format!("up, PostgreSQL {}", standing.version),
+                Err(why) => one_line(&format!("down: {why}")),
+            },
+        ]
+    };
+    let rows: Vec<Vec<String>> = mesh.members.iter().map(row).collect();
+    let mut lines = table(
+        &["node_name", "location", "country", "if_dsn", "status"],
+        &rows,
+    );
+    let up = mesh.members.iter().filter(|m| m.standing.is_ok()).count();
+    lines.push(format!("{} nodes, {up} up", rows.len()));
+    lines
+}
+
+/// The subscriptions as a person reads them, and how many replicate.
+pub fn subscriptions_told(mesh: &Mesh) -> Vec<String> {
+    let name = |member: usize| mesh.members[member].registered.name.clone();
+    let row = |c: &Course| {
+        let trouble = c.trouble.as_ref().map(|t| format!(": {t}"));
+        vec![
+            name(c.subscriber),
+            c.subscription.clone().unwrap_or_else(|| "none".into()),
+            one_line(&format!("{}{}", c.state, trouble.unwrap_or_default())),
+            name(c.provider),
+        ]
+    };
+    let rows: Vec<Vec<String>> = mesh.courses.iter().map(row).collect();
+    let heading = ["node_name", "subscription_name", "status", "provider_node"];
+    let mut lines = table(&heading, &rows);
+    let working = |c: &&Course| c.state == "replicating";
+    let working = mesh.courses.iter().filter(working).count();
+    lines.push(format!(
+        "{} subscriptions, {working} replicating",
+        rows.len()
+    ));
+    lines
+}
+
+/// A message of libpq may have several.
+fn one_line(text: &str) -> String {
+    scrub(text).split_whitespace().collect::<Vec<_>>().join(" ")
 }
