@@ -19,7 +19,9 @@ impl Pace {
     pub fn add(&mut self, at: Instant, done: u64) {
         let looks = &mut self.0;
         // The last look is moved on until it is far enough from the one before it.
-        if looks.len() > 1 && at - looks[looks.len() - 2].0 < APART {
+        if let [.., before, last] = &*looks.make_contiguous()
+            && last.0 - before.0 < APART
+        {
             looks.pop_back();
         }
         looks.push_back((at, done));

@@ -415,7 +415,7 @@ mod tests {
     fn values(params: &[Param]) -> String {
         let value = |param: &Param| match param {
             Param::Null => "null".into(),
-            Param::Text(text) => format!("{text:?}"),
+            Param::Text(text) => format!("{:?}", text.to_string_lossy()),
             Param::Time(time) => time.to_string(),
         };
         params.iter().map(value).collect::<Vec<_>>().join(", ")
