@@ -37,15 +37,12 @@ fn old_runs_are_deleted_by_the_next_call() {
         .unwrap_or_else(|failed| panic!("{failed}"));
     // Its end is of today.
     assert_eq!(n2.value(runs), "1 done t, 4 undone t, 5 done t");
-    let leave = |settings: &str| {
-        n1.sql(&format!(
-            "UPDATE zodan.run SET ended_at = ended_at - interval '3 days'; {settings}"
-        ));
-    };
-    leave("");
+    let old = "UPDATE zodan.run SET ended_at = ended_at - interval '3 days'";
+    n1.sql(old);
     n1.call("CALL spock.remove_node('n2')")
         .unwrap_or_else(|failed| panic!("{failed}"));
-    leave("ALTER SYSTEM SET zodan.history_days = -1");
+    n1.sql(old);
+    n1.configure("zodan.history_days", "-1");
     n1.reload();
     n1.call("CALL spock.remove_node('n1')")
         .unwrap_or_else(|failed| panic!("{failed}"));
