@@ -119,14 +119,15 @@ fn recoveries_follow_their_plans() {
                     plan,
                     [
                         format!("1 | 3 | n3 | clone slot {slot}"),
-                        "2 | 3 | n2 | hold subscription sub_n3_n2".into(),
-                        "3 | 3 | n2 | note that a recovery has begun".into(),
-                        "4 | 3 | n2 | bring over what \"n3\" has kept of \"n1\"".into(),
+                        "2 | 3 | n2 | marker".into(),
+                        "3 | 3 | n2 | hold subscription sub_n3_n2".into(),
+                        "4 | 3 | n2 | note that a recovery has begun".into(),
+                        "5 | 3 | n2 | bring over what \"n3\" has kept of \"n1\"".into(),
                     ]
                 );
                 assert_eq!(
                     n3.value(&format!(
-                        "SELECT bytes > 0 AND seconds > 0 FROM ({}) p WHERE step = 4",
+                        "SELECT bytes > 0 AND seconds > 0 FROM ({}) p WHERE step = 5",
                         plan_of(call)
                     )),
                     "t"

@@ -203,6 +203,8 @@ pub enum Way {
 pub struct Filling {
     gap: Gap,
     way: Way,
+    /// Whether the source gets what the target writes: it has to have all of it first.
+    sends: bool,
     /// The subscriptions of the target that stand still meanwhile.
     held: Vec<String>,
 }
@@ -273,6 +275,9 @@ impl Recovery {
             let mut add = |node: &str, action| steps.push(Step::new(PHASES, node, action));
             if let Way::Slot(slot) = &filling.way {
                 add(&gap.source, Action::CloneSlot { slot: slot.clone() });
+            }
+            if filling.sends {
+                add(&gap.target, Action::Marker);
             }
             for subscription in filling.held.clone() {
                 add(&gap.target, Action::HoldSubscription { subscription });

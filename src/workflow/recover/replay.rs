@@ -38,6 +38,8 @@ enum Under {
 struct Origins {
     /// What those of the failed node bear on the source.
     failed: String,
+    /// What the source's own bear, where they bear anything.
+    source: Option<String>,
     /// How far the target has applied the failed node, and the source.
     of_failed: Option<Lsn>,
     of_source: Option<Lsn>,
@@ -84,16 +86,28 @@ impl Recovery {
             let others = self.survivors.iter().filter(|n| n.name != gap.target);
             paths.extend(others.map(|n| self.engine.path(&n.name, &gap.target)));
         }
-        let states = self.engine.subscriptions();
-        let states = states.run(self.survivor(&gap.target)?)?;
-        let states = crate::engine::subscription_states(&states)?;
-        let enabled = |name: &String| states.iter().any(|s| s.name == *name && s.enabled);
+        let back = self.engine.path(&gap.target, &gap.source).subscription;
+        let sends = matches!(way, Way::Slot(_)) && self.enabled(&gap.source)?.contains(&back);
+        let enabled = self.enabled(&gap.target)?;
         let held = paths
             .into_iter()
             .map(|path| path.subscription)
-            .filter(enabled)
+            .filter(|subscription| enabled.contains(subscription))
             .collect();
-        Ok(Filling { gap, way, held })
+        Ok(Filling {
+            gap,
+            way,
+            sends,
+            held,
+        })
+    }
+
+    /// The subscriptions of a survivor that are enabled.
+    fn enabled(&mut self, survivor: &str) -> Result<Vec<String>> {
+        let states = self.engine.subscriptions();
+        let states = states.run(self.survivor(survivor)?)?;
+        let states = crate::engine::subscription_states(&states)?.into_iter();
+        Ok(states.filter(|s| s.enabled).map(|s| s.name).collect())
     }
 
     /// Brings over what the target lacks. The clone, whose name is the answer, and the subscription are
@@ -199,7 +213,7 @@ impl Recovery {
         let decoding = self.engine.decoding();
         let own_schemas = self.engine.own_schemas();
         // What the target has written is with the source first, and what the source has is on disk.
-        self.send_to_source(gap)?;
+        self.send_to_source(filling, journal)?;
         let ours = self.origin_of_target(gap)?;
         let mut session = self.hold(filling, &ours, journal)?;
         let origins = self.origins(gap)?;
@@ -255,6 +269,7 @@ impl Recovery {
                         Under::Unwanted
                     };
                 }
+                Message::Origin { name, .. } if Some(&name) == origins.source.as_ref() => {}
                 Message::Origin { name, end } => {
                     under = match origins.target_has(&name, end) {
                         true => Under::Repeatable,
@@ -342,17 +357,14 @@ impl Recovery {
     }
 
     /// A marker of the target is applied on the source, where the source subscribes to it.
-    fn send_to_source(&mut self, gap: &Gap) -> Result<()> {
-        let path = self.engine.path(&gap.target, &gap.source);
-        let states = self.engine.subscriptions();
-        let source = self.survivor(&gap.source)?;
-        let states = crate::engine::subscription_states(&states.run(source)?)?;
-        if !states
-            .iter()
-            .any(|s| s.name == path.subscription && s.enabled)
-        {
+    fn send_to_source(&mut self, filling: &Filling, journal: &mut Journal) -> Result<()> {
+        if !filling.sends {
             return Ok(());
         }
+        let gap = &filling.gap;
+        let path = self.engine.path(&gap.target, &gap.source);
+        let step = Step::new(self.report.current(), &gap.target, Action::Marker);
+        let step = journal.intend(&step, &Effect::Marker)?;
         let engine = &*self.engine;
         let (mut target, mut source) = (vec![], None);
         for node in &mut self.survivors {
@@ -364,6 +376,7 @@ impl Recovery {
         }
         let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
         let markers = markers::emit(engine, target.iter_mut().map(|n| &mut **n))?;
+        journal.done(step)?;
         markers::wait(engine, source, &mut target, &markers, &[path], "")
     }
 
@@ -389,6 +402,7 @@ impl Recovery {
             .map(|name| (name.clone(), mark(name)))
             .collect();
         let failed_mark = mark(&failed);
+        let own_mark = engine.written_as(&engine.path(&gap.source, &gap.target));
         let inbound: Vec<(String, String)> = names
             .iter()
             .chain([&failed])
@@ -406,6 +420,8 @@ impl Recovery {
         let mut others = BTreeMap::new();
         let source = self.survivor(&gap.source)?;
         let failed = failed_mark.run(source)?.one()?.text(0).to_owned();
+        let own = own_mark.run(source)?;
+        let own = own.first().map(|row| row.text(0).to_owned());
         for (name, mark) in marks {
             let rows = mark.run(source)?;
             let Some(row) = rows.first() else { continue };
@@ -418,6 +434,7 @@ impl Recovery {
         }
         Ok(Origins {
             failed,
+            source: own,
             of_failed,
             of_source,
             others,
