@@ -206,6 +206,11 @@ fn what_is_interrupted_before_its_end_is_finished_from_another_node() {
 }
 
 #[test]
+fn a_truncate_takes_what_it_took_on_the_source() {
+    common::recovery::truncate_takes_what_it_took_on_the_source(On::Native);
+}
+
+#[test]
 fn two_nodes_died_and_nobody_has_all() {
     let cluster = common::recovery::two_nodes_died(On::Native);
     for node in &cluster.all()[2..] {

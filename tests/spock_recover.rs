@@ -158,6 +158,12 @@ fn what_is_interrupted_before_its_end_is_finished_from_another_node() {
 }
 
 #[test]
+fn a_truncate_takes_what_it_took_on_the_source() {
+    let Some(on) = on_spock() else { return };
+    recovery::truncate_takes_what_it_took_on_the_source(on);
+}
+
+#[test]
 fn two_nodes_died_and_nobody_has_all() {
     let Some(on) = on_spock() else { return };
     recovery::two_nodes_died(on);

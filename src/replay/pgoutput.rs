@@ -54,6 +54,19 @@ pub enum Message {
     Other,
 }
 
+impl Message {
+    /// The tables that it changes.
+    pub fn tables(&self) -> &[u32] {
+        match self {
+            Self::Insert { relation, .. }
+            | Self::Update { relation, .. }
+            | Self::Delete { relation, .. } => std::slice::from_ref(relation),
+            Self::Truncate { relations } => relations,
+            _ => &[],
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relation {
     pub id: u32,

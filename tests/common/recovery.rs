@@ -468,3 +468,27 @@ pub fn interrupted_before_its_end(on: On) {
     assert_nothing_held(&[n2, n3]);
     assert_nothing_to_do(&recover(n2, "n1"));
 }
+
+/// n1's TRUNCATE comes to n3 between two rows of n2 that are both older.
+pub fn truncate_takes_what_it_took_on_the_source(on: On) {
+    let cluster = on.mesh(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n2.sql("INSERT INTO scratch VALUES (1)");
+    wait_quiet(&[n1, n2, n3]);
+    on.suspend(n3, n2);
+    on.suspend(n2, n1);
+    n2.sql("INSERT INTO scratch VALUES (2)");
+    n1.sql("TRUNCATE scratch; INSERT INTO scratch VALUES (3)");
+    n3.wait_for("SELECT string_agg(id::text, ' ') FROM scratch", "3");
+    n1.crash();
+    on.resume(n3, n2);
+    n2.sql("INSERT INTO scratch VALUES (4)");
+    wait_quiet(&[n2, n3]);
+    recover(n2, "n1");
+    wait_quiet(&[n2, n3]);
+    assert_same_content(&[n2, n3]);
+    assert_eq!(
+        n2.value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM scratch"),
+        "2 3 4"
+    );
+}

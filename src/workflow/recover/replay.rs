@@ -55,6 +55,29 @@ impl Origins {
     }
 }
 
+/// What the failed node's transactions were about.
+#[derive(Default)]
+struct Touched {
+    rows: HashSet<u64>,
+    /// Of these any row: one that had come to the source behind the TRUNCATE went with it on the target, if it
+    /// had been written before.
+    truncated: HashSet<u32>,
+}
+
+impl Touched {
+    fn add(&mut self, change: &Message, rows: Vec<u64>) {
+        self.rows.extend(rows);
+        if let Message::Truncate { relations } = change {
+            self.truncated.extend(relations);
+        }
+    }
+
+    fn has(&self, change: &Message, rows: &[u64]) -> bool {
+        let truncated = change.tables().iter().any(|t| self.truncated.contains(t));
+        rows.iter().any(|row| self.rows.contains(row) || truncated)
+    }
+}
+
 /// What a replay brought.
 #[derive(Default)]
 struct Brought {
@@ -244,7 +267,7 @@ impl Recovery {
         let mut rendering = Rendering::new(Catalog::read(&mut session)?, own_schemas);
         let mut applier = Applier::begin(&mut session)?;
         let mut transactions = Transactions::peek(&mut reader, &gap.source, clone, &decoding)?;
-        let mut touched = HashSet::new();
+        let mut touched = Touched::default();
         let mut at = from.clone();
         let (mut time, mut under) = (0, Under::Unwanted);
         while let Some(message) = transactions.next()? {
@@ -288,20 +311,19 @@ impl Recovery {
                     let rows = rendering.rows_of(&change);
                     match under {
                         Under::Missing => {
-                            touched.extend(rows);
+                            touched.add(&change, rows);
                             rendering.change(&change)?;
                             brought.changes += 1;
                         }
-                        Under::Had => touched.extend(rows),
+                        Under::Had => touched.add(&change, rows),
                         Under::Repeatable | Under::Repeated
-                            if rendering.has_timestamps()
-                                && rows.iter().any(|r| touched.contains(r)) =>
+                            if rendering.has_timestamps() && touched.has(&change, &rows) =>
                         {
                             if let Under::Repeatable = under {
                                 rendering.begin(at.lsn(), time);
                                 under = Under::Repeated;
                             }
-                            touched.extend(rows);
+                            touched.rows.extend(rows);
                             rendering.change(&change)?;
                         }
                         _ => {}
