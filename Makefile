@@ -28,8 +28,9 @@ test: install ## Run all tests; ARGS="--test NAME" for some
 test-spock: install ## Run the suites for pgEdge Spock against a PostgreSQL that has it
 	@. tools/env; cargo test $$features $(patsubst tests/%.rs,--test %,$(wildcard tests/spock_*.rs)) $(ARGS) -- --nocapture
 
-test-faults: install ## Try every fault at every point of a join and a removal, on Spock too where there is one
-	@. tools/env; ZODAN_FAULTS=all cargo test $$features --test faults --test spock_faults $(ARGS) -- --nocapture
+test-faults: install ## Try every fault at every point of a join, a removal and a recovery, on Spock too where it is
+	@. tools/env; ZODAN_FAULTS=all cargo test $$features --test faults --test faults_recover --test spock_faults \
+		$(ARGS) -- --nocapture
 
 demo: install ## Start a small cluster and add a node to it
 	@. tools/env; cargo run --release -p lab -- demo $(ARGS)

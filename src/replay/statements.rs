@@ -195,7 +195,8 @@ impl Rendering {
                 ),
             };
         }
-        self.add(change, sql)
+        self.add(change, sql);
+        Ok(())
     }
 
     fn update(&mut self, relation: u32, old: Option<&Tuple>, new: &Tuple) -> Result<()> {
@@ -222,7 +223,8 @@ impl Rendering {
             row(relation, old.unwrap_or(new), &mut change)?,
             self.not_newer(&mut change)
         );
-        self.add(change, sql)
+        self.add(change, sql);
+        Ok(())
     }
 
     fn delete(&mut self, relation: u32, old: &Tuple) -> Result<()> {
@@ -236,7 +238,8 @@ impl Rendering {
             row(relation, old, &mut change)?,
             self.not_newer(&mut change)
         );
-        self.add(change, sql)
+        self.add(change, sql);
+        Ok(())
     }
 
     /// What was written after it stays, so the rows go one by one where it is known when they were.
@@ -250,7 +253,8 @@ impl Rendering {
         }
         if !self.catalog.timestamps {
             let sql = format!("TRUNCATE ONLY {}", names.join(", ONLY "));
-            return self.add(Change::default(), sql);
+            self.add(Change::default(), sql);
+            return Ok(());
         }
         for table in names {
             let mut change = Change::default();
@@ -258,14 +262,13 @@ impl Rendering {
                 "DELETE FROM ONLY {table} AS z WHERE {}",
                 self.not_newer(&mut change)
             );
-            self.add(change, sql)?;
+            self.add(change, sql);
         }
         Ok(())
     }
 
-    fn add(&mut self, change: Change, sql: String) -> Result<()> {
+    fn add(&mut self, change: Change, sql: String) {
         self.rendered.push(Change { sql, ..change });
-        Ok(())
     }
 
     /// "The row is not newer than the transaction under way."
