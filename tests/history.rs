@@ -16,7 +16,7 @@ fn old_runs_are_deleted_by_the_next_call() {
     n2.sql(
         "INSERT INTO zodan.run (command, engine, source_node, node, state, started_at, ended_at)
          SELECT 'spock.remove_node', 'native', 'n2', 'n7', state, now() - age, now() - age
-           FROM (VALUES ('done', interval '364 days'), ('done', '366 days'), ('undone', '366 days'), ('failed', '366 days'))
+           FROM (VALUES ('done', interval '364 days'), ('done', '366 days'), ('undone', '366 days'))
                  v (state, age);
          INSERT INTO zodan.step (run_id, step, phase, node, description)
          SELECT id, 1, 3, 'n7', 'marker' FROM zodan.run",
@@ -30,21 +30,27 @@ fn old_runs_are_deleted_by_the_next_call() {
         "Drop them",
     );
     n2.sql("DROP TABLE there");
-    // The failed run is cleaned up first, and has an end then.
-    assert_eq!(n2.value(runs), "1 done t, 2 done t, 3 undone t, 4 undone t");
-    n2.sql("UPDATE zodan.run SET state = 'failed' WHERE id = 4");
+    // Nothing was begun.
+    let kept = "1 done t, 2 done t, 3 undone t";
+    assert_eq!(n2.value(runs), kept);
     n2.call(&Call::of(n2, n1).sql())
         .unwrap_or_else(|failed| panic!("{failed}"));
-    // Its end is of today.
-    assert_eq!(n2.value(runs), "1 done t, 4 undone t, 5 done t");
-    let old = "UPDATE zodan.run SET ended_at = ended_at - interval '3 days'";
-    n1.sql(old);
-    n1.call("CALL spock.remove_node('n2')")
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    n1.sql(old);
-    n1.configure("zodan.history_days", "-1");
-    n1.reload();
-    n1.call("CALL spock.remove_node('n1')")
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    assert_eq!(n1.value("SELECT count(*) FROM zodan.run"), "2");
+    assert_eq!(n2.value(runs), "1 done t, 4 done t");
+
+    // What has still to be gone on with stays, and all stays where that is wanted.
+    n1.sql(
+        "INSERT INTO zodan.run (command, engine, source_node, node, state, started_at, ended_at)
+         SELECT 'spock.remove_node', 'native', 'n1', 'n8', state, now() - interval '9 years', now() - interval '9 years'
+           FROM unnest('{done,failed}'::text[]) state",
+    );
+    for (days, target, left) in [("-1", "n2", "done failed done"), ("0", "n1", "failed done")] {
+        n1.configure("zodan.history_days", days);
+        n1.reload();
+        n1.call(&format!("CALL spock.remove_node('{target}')"))
+            .unwrap_or_else(|failed| panic!("{failed}"));
+        assert_eq!(
+            n1.value("SELECT string_agg(state, ' ' ORDER BY id) FROM zodan.run"),
+            left
+        );
+    }
 }

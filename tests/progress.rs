@@ -194,7 +194,15 @@ fn failures_are_seen_to_have_ended() {
         "unfinished 2",
     );
     hang.release();
-    n2.call(&call).unwrap_or_else(|failed| panic!("{failed}"));
+    let verbose = call.replace("new_node_name :=", "verb := true, new_node_name :=");
+    let called = n2
+        .call(&verbose)
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    let told = called
+        .notices
+        .iter()
+        .any(|n| n.message == "    table \"public\".\"t\": 1 rows, 0 kB");
+    assert!(told, "{called:?}");
     assert_eq!(
         row(n2, "SELECT state, percent, rows_done FROM zodan.progress"),
         "done|100.00|1"

@@ -192,10 +192,13 @@ impl Copying<'_> {
         report.now("building indexes");
         progress::new_pace();
         let session = &mut self.new.session;
+        let mut done = 0;
         archive.restore_after_data(&target, copy_jobs(), || {
             let built = indexes.built(session)?;
+            // What is being built counts by a guess of its size.
+            done = built.bytes.max(done);
             let all = Work {
-                bytes_done: tables.bytes_done + built.bytes,
+                bytes_done: tables.bytes_done + done,
                 bytes_total: tables.bytes_total + indexes.bytes,
                 ..tables
             };

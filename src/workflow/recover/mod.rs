@@ -17,6 +17,7 @@ use crate::journal::{Journal, Subject};
 use crate::libpq::{Conn, Dsn};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Here, Local, Node, Reader, Session, server};
+use crate::progress::Work;
 use crate::step::{Action, Step};
 use std::time::Instant;
 
@@ -136,8 +137,8 @@ pub fn plan(reader: &Reader, request: Request) -> Result<Vec<Planned>> {
         let steps = recovery.steps(std::slice::from_ref(filling));
         planned.extend(steps.into_iter().map(Planned::from));
         if let (Some(last), Way::Slot(_)) = (planned.last_mut(), &filling.way) {
-            let (from, to) = (filling.gap.from.lsn().0, filling.gap.to.lsn().0);
-            last.estimate = Some(Estimate::of_replay(to.saturating_sub(from)));
+            let bytes = filling.gap.bytes_to(&filling.gap.to);
+            last.estimate = Some(Estimate::of_replay(bytes));
         }
     }
     Ok(planned)
@@ -191,6 +192,13 @@ pub struct Gap {
     whole: bool,
 }
 
+impl Gap {
+    /// Bytes of the failed node's WAL from where the target lacks something.
+    fn bytes_to(&self, position: &Position) -> u64 {
+        position.lsn().0.saturating_sub(self.from.lsn().0)
+    }
+}
+
 /// Where what is missing comes from.
 pub enum Way {
     /// A recovery slot of the source, which has kept it all.
@@ -228,6 +236,8 @@ pub struct Recovery {
     request: Request,
     /// The members that answer, the failed one not among them.
     survivors: Vec<Node>,
+    /// What has been brought over, of what there is to bring over.
+    done: Work,
 }
 
 impl Recovery {
@@ -296,6 +306,8 @@ impl Recovery {
 
     /// Begins the journal, and the phase that changes something.
     fn begin(&mut self, local: &Local, fillings: &[Filling]) -> Result<Journal> {
+        let replays = fillings.iter().filter(|f| matches!(f.way, Way::Slot(_)));
+        self.done.bytes_total = replays.map(|f| f.gap.bytes_to(&f.gap.to)).sum();
         let source = fillings.first().map_or("", |f| &f.gap.source);
         let journal = Journal::begin(
             local,

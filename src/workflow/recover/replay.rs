@@ -303,7 +303,7 @@ impl Recovery {
                 Message::Commit => {
                     if matches!(under, Under::Missing | Under::Repeated) {
                         rendering.commit()?;
-                        tell(gap, &at, &brought);
+                        self.tell(gap, &at, &brought);
                     }
                 }
                 Message::Other => {}
@@ -356,6 +356,8 @@ impl Recovery {
         self.note_end(gap)?;
         journal.passed("the target has all")?;
         journal.done(step)?;
+        self.done.bytes_done += gap.bytes_to(&gap.to);
+        self.done.rows_done += brought.changes;
         Ok(brought)
     }
 
@@ -376,6 +378,16 @@ impl Recovery {
         let target = self.survivor(&gap.target)?;
         server::forget_unfinished(Some(&failed)).run(target)?;
         Ok(())
+    }
+
+    /// What is done, in bytes of the failed node's WAL.
+    fn tell(&self, gap: &Gap, at: &Position, brought: &Brought) {
+        let work = Work {
+            bytes_done: self.done.bytes_done + gap.bytes_to(at),
+            rows_done: self.done.rows_done + brought.changes,
+            ..self.done
+        };
+        progress::work(work, (0, Duration::ZERO), vec![]);
     }
 
     /// A marker of the target is applied on the source, where the source subscribes to it.
@@ -562,16 +574,4 @@ impl Recovery {
         }
         Ok(())
     }
-}
-
-/// What is done, in bytes of the failed node's WAL.
-fn tell(gap: &Gap, at: &Position, brought: &Brought) {
-    let since = |to: &Position| to.lsn().0.saturating_sub(gap.from.lsn().0);
-    let work = Work {
-        bytes_done: since(at),
-        bytes_total: since(&gap.to),
-        rows_done: brought.changes,
-        rows_total: None,
-    };
-    progress::work(work, (0, Duration::ZERO), vec![]);
 }

@@ -99,6 +99,7 @@ impl Recovery {
             report,
             request,
             survivors,
+            done: Default::default(),
         };
         recovery.refuse_living(&failed)?;
         Ok(recovery)
