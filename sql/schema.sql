@@ -38,11 +38,13 @@ CREATE TABLE zodan.node (
     location          text,
     country           text,
     info              jsonb,
-    joined_at         timestamptz NOT NULL DEFAULT now()
+    joined_at         timestamptz NOT NULL DEFAULT now(),
+    number            integer NOT NULL UNIQUE CHECK (number >= 0)
 );
 REVOKE ALL ON zodan.node FROM PUBLIC;
 COMMENT ON TABLE zodan.node IS 'Members of a cluster on PostgreSQL''s own replication; the same on every member';
 COMMENT ON COLUMN zodan.node.dsn IS 'Connection string by which the other members subscribe to this one; may hold a password';
+COMMENT ON COLUMN zodan.node.number IS 'No other node of the cluster has it or had it: it says which part of each divided sequence is this node''s';
 COMMENT ON COLUMN zodan.node.system_identifier IS 'With database: what is behind the name, so that no other is taken for it';
 
 CREATE TABLE zodan.local_node (

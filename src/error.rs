@@ -31,6 +31,8 @@ impl SqlState {
     pub const QUERY_CANCELED: Self = Self(*b"57014");
     pub const EXTERNAL_ROUTINE_EXCEPTION: Self = Self(*b"38000");
     pub const INTERNAL_ERROR: Self = Self(*b"XX000");
+    /// zodan's own: a change of the membership that a minority would make.
+    pub const NO_MAJORITY: Self = Self(*b"ZD001");
 
     /// The state a server sent; anything that is not five characters of `[0-9A-Z]` becomes XX000.
     pub fn parse(text: &str) -> Self {
@@ -174,6 +176,17 @@ pub enum Error {
         hint: String,
     },
 
+    /// Too few members answer to change the membership. `away` says who does not, and why.
+    #[error(
+        "only {reached} of the {members} members of the cluster can be reached, which is no majority"
+    )]
+    NoMajority {
+        reached: usize,
+        members: usize,
+        away: Vec<String>,
+        hint: String,
+    },
+
     #[error("{}", checks_message(.0))]
     Checks(Vec<Finding>),
 
@@ -248,6 +261,7 @@ impl Error {
             | Self::Refused { state, .. }
             | Self::Interrupted { state, .. } => *state,
             Self::Connect { .. } => SqlState::UNABLE_TO_CONNECT,
+            Self::NoMajority { .. } => SqlState::NO_MAJORITY,
             Self::Remote(remote) => remote.state,
             Self::Lost { .. } => SqlState::CONNECTION_FAILURE,
             Self::Checks(findings) => findings
@@ -279,6 +293,7 @@ impl Error {
                     .join("\n"),
             ),
             Self::Stalled { detail, .. } if !detail.is_empty() => Some(detail.clone()),
+            Self::NoMajority { away, .. } if !away.is_empty() => Some(away.join("\n")),
             Self::NotUndone { first, .. } | Self::Unfinished { first, .. } => first.detail(),
             _ => None,
         }
@@ -289,6 +304,7 @@ impl Error {
             Self::Argument { hint, .. }
             | Self::Connect { hint, .. }
             | Self::Refused { hint, .. }
+            | Self::NoMajority { hint, .. }
             | Self::Stalled { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
             Self::Local { hint, .. } => hint.clone(),
             Self::Remote(remote) => remote.hint.clone(),

@@ -2,6 +2,7 @@
 //! and again after it, so that whoever comes later knows what may have to be undone.
 
 use crate::copy::Inventory;
+use crate::engine::SequencePolicy;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::libpq::Rows;
@@ -24,7 +25,11 @@ pub enum Effect {
     /// The node has been made a provider: publication and registry.
     Provider,
     /// A row about `member` in the registry of the node.
-    Registration { member: String },
+    Registration {
+        member: String,
+        /// How the cluster divided its sequences before, if that changed with it.
+        divided_before: Option<(SequencePolicy, i32)>,
+    },
     /// Apply is paused on the node.
     Pause,
     /// Markers of the node.

@@ -30,9 +30,19 @@ extension_sql_file!(
     requires = ["schema"]
 );
 extension_sql_file!(
+    "../sql/membership.sql",
+    name = "membership",
+    requires = ["native"]
+);
+extension_sql_file!(
+    "../sql/sequences.sql",
+    name = "sequences",
+    requires = ["membership"]
+);
+extension_sql_file!(
     "../sql/add_node.sql",
     name = "add_node",
-    requires = ["schema", "native", "progress"]
+    requires = ["sequences", "progress"]
 );
 extension_sql_file!(
     "../sql/remove_node.sql",
@@ -52,9 +62,14 @@ extension_sql_file!(
 );
 extension_sql_file!("../sql/plan.sql", name = "plan", requires = ["recovery"]);
 extension_sql_file!(
+    "../sql/last_update.sql",
+    name = "last_update",
+    requires = ["recovery"]
+);
+extension_sql_file!(
     "../sql/verify.sql",
     name = "verify",
-    requires = ["recovery", "plan"],
+    requires = ["last_update", "plan"],
     finalize
 );
 

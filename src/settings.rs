@@ -1,6 +1,8 @@
 //! The settings of zodan, all of them `zodan.*`.
 
+use crate::engine;
 use crate::fault;
+use pgrx::PostgresGucEnum;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
 use std::ffi::CStr;
@@ -13,7 +15,22 @@ static RECOVERY_SLOTS: GucSetting<bool> = GucSetting::<bool>::new(true);
 static RECOVERY_SLOT_MAX_WAL: GucSetting<i32> = GucSetting::<i32>::new(10_240);
 static STATUS_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2_500);
 static HISTORY_DAYS: GucSetting<i32> = GucSetting::<i32>::new(365);
+static SEQUENCE_POLICY: GucSetting<SequencePolicy> =
+    GucSetting::<SequencePolicy>::new(SequencePolicy::Copy);
+static SEQUENCE_PARTS: GucSetting<i32> = GucSetting::<i32>::new(32);
+static REQUIRE_MAJORITY: GucSetting<bool> = GucSetting::<bool>::new(true);
 static COPY_JOBS: GucSetting<i32> = GucSetting::<i32>::new(0);
+
+/// As `engine::SequencePolicy`.
+#[derive(Clone, Copy, PostgresGucEnum)]
+enum SequencePolicy {
+    #[name = c"copy"]
+    Copy,
+    #[name = c"stride"]
+    Stride,
+    #[name = c"range"]
+    Range,
+}
 
 /// Registers the settings; called once, when the library is loaded.
 pub fn define() {
@@ -95,6 +112,32 @@ pub fn define() {
         GucContext::Userset,
         GucFlags::default(),
     );
+    GucRegistry::define_enum_guc(
+        c"zodan.sequence_policy",
+        c"How a join divides the values of sequences among the members of a cluster.",
+        c"With copy a cluster that divides them already goes on to; one that does not gives the new node copies.",
+        &SEQUENCE_POLICY,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"zodan.sequence_parts",
+        c"Into how many parts the first join that divides sequences does so.",
+        c"Every node that ever joins the cluster needs one. Strides become more when they run out, ranges do not.",
+        &SEQUENCE_PARTS,
+        2,
+        1024,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"zodan.require_majority",
+        c"Whether the membership changes only with a majority of the members reachable.",
+        c"Off only when the others are lost for good: if they live, there are two clusters then.",
+        &REQUIRE_MAJORITY,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
     fault::define();
     // SAFETY: a static C string; after this an unknown zodan.* setting is an error.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"zodan".as_ptr()) };
@@ -120,6 +163,22 @@ pub fn connect_timeout() -> Duration {
 pub fn no_progress_timeout() -> Option<Duration> {
     let limit = Duration::from_millis(NO_PROGRESS_TIMEOUT.get() as u64);
     (!limit.is_zero()).then_some(limit)
+}
+
+pub fn sequence_policy() -> engine::SequencePolicy {
+    match SEQUENCE_POLICY.get() {
+        SequencePolicy::Copy => engine::SequencePolicy::Copy,
+        SequencePolicy::Stride => engine::SequencePolicy::Stride,
+        SequencePolicy::Range => engine::SequencePolicy::Range,
+    }
+}
+
+pub fn sequence_parts() -> i32 {
+    SEQUENCE_PARTS.get()
+}
+
+pub fn require_majority() -> bool {
+    REQUIRE_MAJORITY.get()
 }
 
 pub fn recovery_slots() -> bool {

@@ -14,6 +14,8 @@ pub enum Action {
     Found {
         node: String,
     },
+    /// The node gets its part of the values of sequences.
+    DivideSequences,
     CreateSlot {
         slot: String,
     },
@@ -55,6 +57,7 @@ impl fmt::Display for Action {
         match self {
             Self::ReplicaIdentity { table } => write!(f, "replica identity of {table}"),
             Self::Found { node } => write!(f, "make \"{node}\" the first node of a cluster"),
+            Self::DivideSequences => f.write_str("divide its sequences"),
             Self::CreateSlot { slot } => write!(f, "create slot {slot}"),
             Self::Marker => f.write_str("marker"),
             Self::PauseApply => f.write_str("pause apply for the moment of the snapshot"),
@@ -92,6 +95,7 @@ impl Action {
                 "it has none, and updates and deletes of a published table fail without"
             }
             Self::Found { .. } => "the source is in no cluster yet",
+            Self::DivideSequences => "no two members are to draw the same value",
             Self::CreateSlot { .. } => {
                 "from here on the node keeps what it commits for the one that will subscribe"
             }
@@ -131,6 +135,7 @@ impl Action {
         match self {
             Self::ReplicaIdentity { .. } => "the replica identity that it had before",
             Self::Found { .. } | Self::Provide => "the node stops being one",
+            Self::DivideSequences => "the sequences become what they were",
             Self::CreateSlot { .. } | Self::CloneSlot { .. } => "the slot is dropped",
             Self::Marker => "markers are deleted",
             Self::PauseApply => "apply resumes, at the latest after some seconds by itself",

@@ -48,6 +48,10 @@ impl Engine for Native {
         (counted, [&*peers.to_string(); 7].join(" "))
     }
 
+    fn membership(&self) -> &'static str {
+        "SELECT registry::text FROM zodan.registry()"
+    }
+
     fn left(&self) -> &'static str {
         "SELECT concat_ws(' ',
             (SELECT string_agg(subname, ' ') FROM pg_subscription),

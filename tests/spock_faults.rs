@@ -58,6 +58,10 @@ impl Engine for Spock {
         (counted, [&*peers.to_string(); 7].join(" "))
     }
 
+    fn membership(&self) -> &'static str {
+        "SELECT string_agg(node_name, ' ' ORDER BY node_name) FROM spock.node"
+    }
+
     fn left(&self) -> &'static str {
         "SELECT concat_ws(' ',
             (SELECT string_agg(sub_name, ' ') FROM spock.subscription),

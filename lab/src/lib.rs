@@ -26,6 +26,7 @@ pub mod digest;
 pub mod dirs;
 pub mod extension;
 pub mod load;
+pub mod network;
 pub mod pg;
 mod ports;
 pub mod proxy;
@@ -39,6 +40,7 @@ mod template;
 pub use cluster::{Cluster, add_node};
 pub use digest::{assert_same_content, digest};
 pub use load::{Load, Report};
+pub use network::Network;
 pub use postgres;
 pub use quiet::{wait_quiet, wait_quiet_within};
 pub use server::{

@@ -1,9 +1,13 @@
 //! What replicates the cluster. The workflow is one; an engine says what "subscription", "slot",
 //! "marker" and "progress" mean on its servers.
 
+pub mod division;
 pub mod names;
 mod native;
+mod registry;
 mod spock;
+
+pub use registry::{Registry, SequencePolicy};
 
 use crate::copy;
 use crate::error::{Finding, Result};
@@ -166,20 +170,33 @@ pub trait Engine {
     /// column because of which the statement is of no use, if there is one.
     fn tables_to_prepare(&self) -> Option<Statement>;
 
-    /// Makes `identity` known to the node. `None` where a subscription does that by itself.
-    fn register(&self, identity: &Identity) -> Option<Statement>;
-    /// Makes the node forget `name`, and what it left there.
+    /// `name, registry`: which member the node is, and its registry as one value; no row where it is none.
+    /// `None` where the engine makes nodes known to each other by itself.
+    fn membership(&self) -> Option<Statement> {
+        None
+    }
+    /// Makes `registry` that of the node, unless it has a newer one; whether it is then.
+    fn adopt(&self, _registry: &Registry) -> Result<Option<Statement>> {
+        Ok(None)
+    }
+    /// Makes the node forget what `name` left there, and with Spock who it was.
     fn unregister(&self, name: &str) -> Vec<Statement>;
     /// `name, location, country, dsn, system_identifier, database, info, joined_at, id` of every member,
     /// as the node knows them.
     fn registry(&self) -> Statement;
 
+    /// Makes the later of two updates of a row of the table stay, or leaves it to whichever comes last; whether
+    /// that changed anything. `None` where the engine resolves conflicts itself.
+    fn last_update_wins(&self, _table: &str, _wanted: bool) -> Option<Statement> {
+        None
+    }
+
     /// Keeps a debt on a node. `None` where the engine has no place for it.
     fn owe(&self, _debt: &Debt) -> Option<Statement> {
         None
     }
-    /// The debts from the removal of `removed` that the node knows of.
-    fn debts(&self, _node: &mut Node, _removed: &str) -> Result<Vec<Debt>> {
+    /// The debts that the node knows of.
+    fn debts(&self, _node: &mut Node) -> Result<Vec<Debt>> {
         Ok(vec![])
     }
     /// Forgets what is owed to `member` from the removal of `removed`.

@@ -1,6 +1,7 @@
 //! PostgreSQL's own logical replication, `origin = none`, as the cluster's engine.
 
-use super::{CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Survey};
+use super::registry::parse_dsn;
+use super::{CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Registry, Survey};
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
@@ -56,19 +57,7 @@ impl Engine for Native {
             if row.bool(2) {
                 own = Some(name.clone());
             }
-            let dsn = Dsn::parse(row.text(1)).map_err(|bad| {
-                Error::refused(
-                    SqlState::INVALID_PARAMETER_VALUE,
-                    format!(
-                        "the connection string of node \"{name}\" in zodan.node {}",
-                        bad.problem()
-                    ),
-                    format!(
-                        "Correct it in zodan.node on every member, \"{}\" among them.",
-                        source.name
-                    ),
-                )
-            })?;
+            let dsn = parse_dsn(&name, row.text(1))?;
             members.push(Member { name, dsn });
         }
         match own {
@@ -182,7 +171,6 @@ impl Engine for Native {
     fn become_provider(&self, identity: &Identity) -> Vec<Statement> {
         vec![
             Statement::new("CREATE PUBLICATION zodan FOR ALL TABLES", &[]),
-            insert_node(identity),
             Statement::new(
                 "INSERT INTO zodan.local_node (name) SELECT $1 FROM zodan.unreplicated()",
                 &[&identity.member.name],
@@ -196,6 +184,8 @@ impl Engine for Native {
             "DROP PUBLICATION IF EXISTS zodan;
              DELETE FROM zodan.marker USING zodan.unreplicated();
              DELETE FROM zodan.node USING zodan.unreplicated();
+             DELETE FROM zodan.membership USING zodan.unreplicated();
+             DELETE FROM zodan.sequence USING zodan.unreplicated();
              DELETE FROM zodan.local_node USING zodan.unreplicated()",
             &[],
         )]
@@ -236,18 +226,34 @@ impl Engine for Native {
         ))
     }
 
-    fn register(&self, identity: &Identity) -> Option<Statement> {
-        Some(insert_node(identity))
+    fn membership(&self) -> Option<Statement> {
+        Some(Statement::new(
+            "SELECT local_name, registry FROM zodan.registry()",
+            &[],
+        ))
+    }
+
+    fn adopt(&self, registry: &Registry) -> Result<Option<Statement>> {
+        Ok(Some(Statement::new(
+            "SELECT zodan.adopt_registry($1::jsonb)",
+            &[&registry.to_text()?],
+        )))
     }
 
     fn unregister(&self, name: &str) -> Vec<Statement> {
         [
             "DELETE FROM zodan.marker USING zodan.unreplicated() WHERE node = $1",
             "DELETE FROM zodan.owed USING zodan.unreplicated() WHERE member = $1",
-            "DELETE FROM zodan.node USING zodan.unreplicated() WHERE name = $1",
         ]
         .map(|sql| Statement::new(sql, &[name]))
         .to_vec()
+    }
+
+    fn last_update_wins(&self, table: &str, wanted: bool) -> Option<Statement> {
+        Some(Statement::new(
+            "SELECT zodan.set_last_update_wins($1::regclass, $2::boolean)",
+            &[table, if wanted { "true" } else { "false" }],
+        ))
     }
 
     fn owe(&self, debt: &Debt) -> Option<Statement> {
@@ -263,12 +269,12 @@ impl Engine for Native {
         ))
     }
 
-    fn debts(&self, node: &mut Node, removed: &str) -> Result<Vec<Debt>> {
+    fn debts(&self, node: &mut Node) -> Result<Vec<Debt>> {
         let rows = node.query(
-            "SELECT o.member, coalesce(n.dsn, o.dsn), o.effect
+            "SELECT o.member, coalesce(n.dsn, o.dsn), o.effect, o.removed
                FROM zodan.owed o LEFT JOIN zodan.node n ON n.name = o.member
-              WHERE o.removed = $1 ORDER BY o.recorded_at, o.effect",
-            &[removed],
+              ORDER BY o.recorded_at, o.effect",
+            &[],
         )?;
         rows.iter()
             .map(|row| {
@@ -279,7 +285,7 @@ impl Engine for Native {
                         name: row.text(0).to_owned(),
                         dsn,
                     },
-                    removed: removed.to_owned(),
+                    removed: row.text(3).to_owned(),
                     effect: row.text(2).to_owned(),
                 })
             })
@@ -489,24 +495,6 @@ impl Engine for Native {
     fn mirror(&self, _source: &mut Node, _new: &mut Node) -> Result<Vec<String>> {
         Ok(vec![]) // the publication is for all tables
     }
-}
-
-fn insert_node(identity: &Identity) -> Statement {
-    Statement::new(
-        "INSERT INTO zodan.node (name, dsn, system_identifier, database, location, country, info,
-                                 joined_at)
-         SELECT $1, $2, $3, $4, $5, $6, $7::jsonb, $8::timestamptz FROM zodan.unreplicated()",
-        &[
-            &identity.member.name,
-            &identity.member.dsn.expose(),
-            &identity.system_identifier,
-            &identity.database,
-            &identity.location,
-            &identity.country,
-            &identity.info,
-            &identity.joined_at,
-        ],
-    )
 }
 
 /// The class of the advisory lock that says "the coordinator of this pause lives"; `zodp` in ASCII.

@@ -332,10 +332,6 @@ impl Engine for Spock {
         None
     }
 
-    fn register(&self, _identity: &Identity) -> Option<Statement> {
-        None // creating a subscription does it
-    }
-
     fn unregister(&self, name: &str) -> Vec<Statement> {
         vec![Statement::new(
             "SELECT spock.node_drop($1::name, true)",

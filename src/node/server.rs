@@ -145,6 +145,11 @@ pub fn now() -> Statement {
     Statement::new("SELECT clock_timestamp()", &[])
 }
 
+/// A value that nobody has had.
+pub fn unique_id() -> Statement {
+    Statement::new("SELECT gen_random_uuid()", &[])
+}
+
 /// The advisory lock that whoever changes the membership holds on every member; `zodm` in ASCII.
 /// Session level, so it vanishes with the session.
 const MEMBERSHIP_LOCK: &str = "2054120557, 1";
@@ -158,6 +163,11 @@ pub fn try_membership_lock(purpose: &str) -> Statement {
         ),
         &[purpose],
     )
+}
+
+/// The opposite.
+pub fn membership_unlock() -> Statement {
+    Statement::new(format!("SELECT pg_advisory_unlock({MEMBERSHIP_LOCK})"), &[])
 }
 
 /// `pid, application name, address, since` of who holds the membership lock.
@@ -455,6 +465,32 @@ pub fn standing(inbound: &Statement) -> Statement {
 /// table lock makes everybody after it wait too.
 pub fn without_queueing(statement: &str) -> Statement {
     Statement::new(format!("SET LOCAL lock_timeout = '20ms'; {statement}"), &[])
+}
+
+/// As [`without_queueing`], and the transaction stays open until [`commit`] or [`rollback`].
+pub fn held(statement: &str) -> Statement {
+    Statement::new(
+        format!("BEGIN; SET LOCAL lock_timeout = '20ms'; {statement}"),
+        &[],
+    )
+}
+
+pub fn commit() -> Statement {
+    Statement::new("COMMIT", &[])
+}
+
+pub fn rollback() -> Statement {
+    Statement::new("ROLLBACK", &[])
+}
+
+/// The name of a table, quoted.
+pub fn table_name(oid: u32) -> Statement {
+    Statement::new(
+        "SELECT format('%I.%I', n.nspname, c.relname)
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.oid = $1::oid AND c.relkind IN ('r', 'p')",
+        &[&oid.to_string()],
+    )
 }
 
 /// The slot that keeps what other nodes may still need of the nodes that this one subscribes to.

@@ -7,6 +7,7 @@ mod add_node;
 mod arguments;
 mod call;
 mod health;
+mod last_update;
 mod native;
 mod plan;
 mod progress;

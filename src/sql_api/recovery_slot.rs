@@ -175,6 +175,7 @@ fn keep() -> Result<()> {
             Kept::Yes => {}
             Kept::NoNode => return Ok(()),
             Kept::GivenUp(why) => pgrx::warning!("zodan: {why}"),
+            Kept::CaughtUp(what) => pgrx::log!("zodan: {what}"),
         }
         wait::on_latch(LOOK)?;
     }

@@ -1,5 +1,6 @@
 //! The checks before the first change. Everything found is reported together.
 
+use super::division::Division;
 use super::findings::{Check, Outcome, failures};
 use super::members::each;
 use crate::copy;
@@ -70,6 +71,7 @@ impl Checks<'_> {
                 checks.push(self.check_identities()?);
                 checks.push(self.check_mesh()?);
                 checks.push(self.check_names()?);
+                checks.push(self.check_division()?);
                 checks.push(self.check_reachability(known)?);
                 checks.push(self.check_empty()?);
                 let check = Check::new(
@@ -165,6 +167,19 @@ impl Checks<'_> {
             format!("ready for the engine {}", self.engine.label()),
         );
         Ok(check.all(names.iter().map(String::as_str), findings))
+    }
+
+    fn check_division(&mut self) -> Result<Check> {
+        let check = Check::new(
+            "sequence policy",
+            "the cluster's, and a part for the new node",
+        );
+        let findings = match Division::wanted(self.engine, self.source) {
+            Ok(_) => vec![],
+            Err(Error::Checks(findings)) => findings,
+            Err(error) => return Err(error),
+        };
+        Ok(check.all([self.source.name.as_str()], findings))
     }
 
     fn check_servers(&self, known: &Known) -> Vec<Check> {

@@ -1,6 +1,6 @@
 //! The nodes of a join: found, connected, and told apart.
 
-use super::members;
+use super::{members, membership};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Member, Node};
@@ -45,10 +45,12 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
     hold(vec![&mut loopback])?;
 
     let mut engine = engine::detect(&mut source)?;
-    let survey = engine.survey(&mut source)?;
+    let reached = membership::reach(&*engine, &mut source, None)?;
+    reached.require_member(&source.name)?;
+    reached.require_half()?;
     let mut peers = vec![];
     let mut registered_as = vec![];
-    for mut member in members::connect(&survey.members)? {
+    for mut member in members::all(reached.answers)? {
         let identity = members::identity(&mut member)?;
         if member.name == source.name {
             // What the cluster's own subscriptions use, not what this CALL was given.
@@ -66,10 +68,13 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
     members::require_superuser(&mut peers)?;
     hold(std::iter::once(&mut source).chain(&mut peers).collect())?;
     // Who they are was asked before nobody else could change it.
-    if !engine.survey(&mut source)?.is_as(&survey) {
+    if !engine.survey(&mut source)?.is_as(&reached.own) {
         return Err(members::changed_meanwhile(&source.name));
     }
     let mut all: Vec<&mut Node> = std::iter::once(&mut source).chain(&mut peers).collect();
+    if change {
+        membership::settle(&*engine, &mut all, reached.registry.as_ref())?;
+    }
     engine.prepare(&mut all, &mut new)?;
     Ok(Party {
         engine,
@@ -77,7 +82,7 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
         peers,
         new,
         loopback,
-        founded: survey.founded,
+        founded: reached.survey.founded,
         registered_as,
     })
 }

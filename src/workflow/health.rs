@@ -8,7 +8,7 @@ use super::members;
 use super::report::table;
 use super::sequences::Ahead;
 use super::status::{Mesh, Seen, look_from};
-use crate::engine::{self, Engine, Path};
+use crate::engine::{self, Engine, Path, Registry};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::Journal;
 use crate::libpq::{Rows, scrub};
@@ -226,22 +226,49 @@ fn registries(
     registry: &Rows,
 ) -> Result<Vec<Outcome>> {
     let mut check = Check::new("registry", format!("as on node \"{first}\""));
+    let generations = generations(engine, mesh)?;
+    let newest = generations.values().copied().max();
     for (member, answer) in ask_again(mesh, &engine.registry())? {
-        let differences = match answer {
+        let mut differences = match answer {
             Ok(rows) => differences(registry, &rows),
             Err(error) => vec![error.to_string()],
         };
+        let behind = generations.get(&member).filter(|g| newest > Some(**g));
+        if let (Some(own), Some(newest)) = (behind, newest) {
+            differences.push(format!("has generation {own} of {newest}"));
+        }
         let wrong = (!differences.is_empty()).then(|| {
             Finding::new(
                 &member,
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 differences.join(", "),
-                "Find out which of the two is right, and correct the other.",
+                match behind {
+                    Some(_) => {
+                        "It was away, and catches up with the next CALL or by its own keeper."
+                    }
+                    None => "Find out which of the two is right, and correct the other.",
+                },
             )
         });
         check.look(&member, format!("{} members", registry.len()), wrong);
     }
     Ok(check.outcomes())
+}
+
+/// The generations of the registries of all that answer, where the engine has such.
+fn generations(engine: &dyn Engine, mesh: &Mesh) -> Result<BTreeMap<String, i64>> {
+    let Some(question) = engine.membership() else {
+        return Ok(BTreeMap::new());
+    };
+    let mut all = BTreeMap::new();
+    for (member, answer) in ask_again(mesh, &question)? {
+        // Who does not answer any more is told of with its registry.
+        let Ok(rows) = answer else { continue };
+        if let Some(row) = rows.first() {
+            all.insert(member, Registry::parse(row.text(1))?.generation);
+        }
+    }
+    Ok(all)
 }
 
 /// Asks those that have answered already.

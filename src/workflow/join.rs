@@ -2,11 +2,13 @@
 
 use super::checks::{Checks, Known};
 use super::copying::{Copying, Held};
+use super::division::Division;
 use super::findings::Status;
 use super::gather::{Party, Wanted, gather};
 use super::join_plan::{self, Nodes};
 use super::markers::{self, Marker};
 use super::members::{self, each, each_beside_others};
+use super::membership;
 use super::patience::{Seen, wait_until};
 use super::report::{self, Report};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
@@ -110,6 +112,8 @@ struct Join {
     /// When the new node became a provider, the same in every registry.
     joined_at: String,
     held: Held,
+    /// How sequences are divided; `None` if every member has copies.
+    division: Option<Division>,
 }
 
 impl Join {
@@ -144,6 +148,7 @@ impl Join {
             registered_as,
             joined_at: String::new(),
             held: Held::default(),
+            division: None,
         })
     }
 
@@ -181,7 +186,7 @@ impl Join {
     }
 
     fn check(&mut self) -> Result<Known> {
-        Checks {
+        let known = Checks {
             engine: &*self.engine,
             source: &mut self.source,
             peers: &mut self.peers,
@@ -194,7 +199,9 @@ impl Join {
                 let what = format!("node \"{}\": {}", o.node, o.found);
                 self.report.warn(&what, &o.remedy);
             }
-        })
+        })?;
+        self.division = Division::wanted(&*self.engine, &mut self.source)?;
+        Ok(known)
     }
 
     fn plan(&mut self, known: &Known) -> Result<join_plan::Plan> {
@@ -204,6 +211,7 @@ impl Join {
             peers: &self.peers,
             new: &mut self.new,
             founded: self.founded,
+            divides: self.division.is_some(),
         }
         .plan(known)
     }
@@ -212,6 +220,10 @@ impl Join {
         journal.passed("the run is written down")?;
         self.report.phase("create a replication slot on every peer");
         self.found_cluster(known, plan, journal)?;
+        if let Some(division) = self.division {
+            let (source, peers) = (&mut self.source, &mut self.peers);
+            division.divide_members(&*self.engine, source, peers, journal, &self.report)?;
+        }
         let starts = self.create_peer_slots(journal)?;
 
         self.report
@@ -306,6 +318,7 @@ impl Join {
         for statement in self.engine.become_provider(&identity) {
             statement.run(&mut self.source)?;
         }
+        membership::found(&*self.engine, &mut self.source, &identity)?;
         self.founded = true;
         journal.done(step)
     }
@@ -489,6 +502,9 @@ impl Join {
         for told in self.engine.mirror(&mut self.source, &mut self.new)? {
             self.report.step(&told);
         }
+        if let Some(division) = self.division {
+            division.divide_new(&mut self.source, &mut self.new)?;
+        }
         journal.done(step)?;
         for member in self.members() {
             let slot = self.engine.path(&new, &member.name).slot;
@@ -652,6 +668,7 @@ impl Join {
                 &Step::new(phase, &member.name, Action::Register),
                 &Effect::Registration {
                     member: new.name.clone(),
+                    divided_before: self.division.map(|d| d.before),
                 },
             )?);
             steps.push(journal.intend(
@@ -659,23 +676,13 @@ impl Join {
                 &Effect::Subscription { subscription },
             )?);
         }
-        // The registry of the new node goes with the effect that made it a provider.
-        for row in &self.engine.registry().run(&mut self.source)? {
-            if let Some(statement) = self.engine.register(&identity_of(row)?) {
-                statement.run(&mut self.new)?;
-            }
-        }
-        journal.passed("the new node has the registry")?;
-        let identity = self.new_identity(known)?;
+        self.register(known)?;
+        journal.passed("every registry has the new node")?;
         let engine = &*self.engine;
         let path = |member: &Node| engine.path(&new.name, &member.name);
         let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
             .chain(&mut self.peers)
             .collect();
-        if let Some(statement) = engine.register(&identity) {
-            each(members.iter_mut().map(|m| &mut **m), |_| statement.clone())?;
-        }
-        journal.passed("every registry has the new node")?;
         each(members.iter_mut().map(|m| &mut **m), |m| {
             engine.subscribe(&path(m), &new)
         })?;
@@ -685,6 +692,26 @@ impl Join {
             journal.done(step)?;
         }
         Ok(())
+    }
+
+    /// One change of the membership, the same on every member and on the new node.
+    fn register(&mut self, known: &Known) -> Result<()> {
+        if self.engine.membership().is_none() {
+            return Ok(());
+        }
+        let identity = self.new_identity(known)?;
+        let registry = membership::of(&*self.engine, &mut self.source)?;
+        let registry = registry.ok_or_else(|| Error::internal("the source has no registry"))?;
+        let mut next = registry.with(&identity, membership::now());
+        if let Some(division) = self.division {
+            next.sequence_policy = division.policy;
+            next.sequence_parts = division.parts;
+        }
+        // By the sessions that hold the membership lock.
+        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.loopback);
+        membership::announce(&*self.engine, &mut all, &next)?
+            .into_iter()
+            .collect()
     }
 
     /// The marker of each node has arrived on every other, and every subscription is connected.
@@ -727,7 +754,9 @@ impl Join {
     }
 
     fn finish(&mut self) -> Result<()> {
-        copy::sequences::catch_up(&mut self.source.session, &mut self.new.session)?;
+        if self.division.is_none() {
+            copy::sequences::catch_up(&mut self.source.session, &mut self.new.session)?;
+        }
         let engine = &*self.engine;
         for drift in engine.drift(&mut self.source, &mut self.new)? {
             self.report.warn(&drift.what, &drift.remedy);
@@ -762,20 +791,4 @@ fn nodes<'a>(source: &'a mut Node, peers: &'a mut [Node], new: &'a mut Node) -> 
         .chain(std::iter::once(source))
         .chain(peers)
         .collect()
-}
-
-fn identity_of(row: &crate::libpq::Row) -> Result<Identity> {
-    let name = row.text(0).to_owned();
-    let dsn = Dsn::parse(row.text(3)).map_err(|bad| {
-        Error::internal(format!("zodan.node: dsn of \"{name}\" {}", bad.problem()))
-    })?;
-    Ok(Identity {
-        member: Member { name, dsn },
-        location: row.text(1).to_owned(),
-        country: row.text(2).to_owned(),
-        system_identifier: row.text(4).to_owned(),
-        database: row.text(5).to_owned(),
-        info: row.text(6).to_owned(),
-        joined_at: row.text(7).to_owned(),
-    })
 }

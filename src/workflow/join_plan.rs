@@ -1,6 +1,7 @@
 //! The steps of a join.
 
 use super::checks::{Checks, Known};
+use super::division::Division;
 use super::estimate::Estimate;
 use super::findings::Status;
 use super::gather::{Party, Wanted, gather};
@@ -40,6 +41,7 @@ pub struct Nodes<'a> {
     pub peers: &'a [Node],
     pub new: &'a mut Node,
     pub founded: bool,
+    pub divides: bool,
 }
 
 impl Nodes<'_> {
@@ -66,6 +68,9 @@ impl Nodes<'_> {
         if !self.founded {
             let node = source.clone();
             add(SLOTS, &source, Action::Found { node });
+        }
+        for member in members().filter(|_| self.divides) {
+            add(SLOTS, member, Action::DivideSequences);
         }
         for peer in peers() {
             add(SLOTS, peer, slot(peer, &new));
@@ -144,12 +149,14 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         }
     })?;
     let copy = estimate(&*engine, &mut source, &new.name)?;
+    let divides = Division::wanted(&*engine, &mut source)?.is_some();
     let plan = Nodes {
         engine: &*engine,
         source: &mut source,
         peers: &peers,
         new: &mut new,
         founded,
+        divides,
     }
     .plan(&known)?;
     let mut planned: Vec<Planned> = plan.steps.into_iter().map(Planned::from).collect();

@@ -1,5 +1,6 @@
 //! Keeps the recovery slot of a node: it holds what some other member may still lack of a third, and
-//! no more.
+//! no more. It has sessions on all members anyway, so it also sees when the membership changed while the
+//! node was away, and lets it catch up.
 //!
 //! A sample is a place in this node's WAL, and how far each provider had been applied when everything before
 //! that place was finished. So what a provider committed after that is behind the place, and once every
@@ -7,6 +8,7 @@
 //! is moved after the commit is in the WAL.
 
 use super::members::connect_each;
+use super::membership::{catch_up, known, removed};
 use super::unfinished::unfinished;
 use crate::engine::{Engine, subscription_states};
 use crate::error::{Error, Result};
@@ -37,6 +39,8 @@ pub enum Kept {
     NoNode,
     /// What had to be given up because the slot held too much WAL.
     GivenUp(String),
+    /// The node was away when the membership changed.
+    CaughtUp(String),
 }
 
 pub struct Keeper {
@@ -67,6 +71,14 @@ impl Keeper {
             self.forget()?;
             return Ok(Kept::NoNode);
         }
+        let members = self.engine.survey(&mut self.here)?.members;
+        self.connect_peers(&members)?;
+        if let Some(generation) = self.catch_up()? {
+            return Ok(Kept::CaughtUp(format!(
+                "node \"{}\" has caught up with the membership of generation {generation}",
+                self.here.name
+            )));
+        }
         let slot = self.slot()?;
         match server::slot_state(&slot).run(&mut self.here)?.first() {
             None => self.create(&slot)?,
@@ -82,14 +94,13 @@ impl Keeper {
             Some(_) => {}
         }
         self.sample()?;
-        let survey = self.engine.survey(&mut self.here)?;
-        let names: Vec<String> = survey.members.iter().map(|m| m.name.clone()).collect();
+        let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         server::keep_recovery_of(&names).run(&mut self.here)?;
         if let Some(oldest) = self.samples.front().cloned() {
             // Behind the slot's start, whatever the others have.
             server::protect(&oldest.progress, false).run(&mut self.here)?;
         }
-        let applied = self.applied_by_others(&survey.members)?;
+        let applied = self.applied_by_others(&members)?;
         let needed_by_none = |sample: &Sample| {
             sample.progress.iter().all(|(provider, lsn)| {
                 names
@@ -168,8 +179,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// What the other members have applied; one that does not answer is not in it.
-    fn applied_by_others(&mut self, members: &[Member]) -> Result<BTreeMap<String, Progress>> {
+    /// Sessions on the other members; one that does not answer has none.
+    fn connect_peers(&mut self, members: &[Member]) -> Result<()> {
         let missing: Vec<Member> = members
             .iter()
             .filter(|m| m.name != self.here.name)
@@ -191,6 +202,47 @@ impl Keeper {
                 Err(_) => drop(self.peers.remove(&member.name)),
             }
         }
+        Ok(())
+    }
+
+    /// Takes over a newer registry of another member, with all that belongs to it; its generation.
+    fn catch_up(&mut self) -> Result<Option<i64>> {
+        let mut nodes: Vec<&mut Node> = std::iter::once(&mut self.here)
+            .chain(self.peers.values_mut())
+            .collect();
+        let mut registries = known(&*self.engine, &mut nodes).into_iter();
+        let Some(own) = registries.next().transpose()?.flatten() else {
+            return Ok(None);
+        };
+        let mut newest = own.clone();
+        for theirs in registries.flatten().flatten() {
+            if theirs.is_newer_than(&newest) {
+                newest = theirs;
+            }
+        }
+        if !newest.is_newer_than(&own) {
+            return Ok(None);
+        }
+        // Somebody who changes the membership at this moment sees to it.
+        let lock = server::try_membership_lock(SESSION).run(nodes[0])?;
+        if !lock.one()?.bool(0) {
+            return Ok(None);
+        }
+        let name = nodes[0].name.clone();
+        let member = newest.has_same(&name, &own);
+        let caught_up = match member {
+            true => catch_up(&*self.engine, &mut nodes, 0, &newest).map(|_| newest.generation),
+            false => Err(removed(&name, &own, &newest)),
+        };
+        server::membership_unlock().run(nodes[0])?;
+        if !member {
+            self.forget()?;
+        }
+        caught_up.map(Some)
+    }
+
+    /// What the other members have applied; one that does not answer is not in it.
+    fn applied_by_others(&mut self, members: &[Member]) -> Result<BTreeMap<String, Progress>> {
         let mut asked: Vec<&mut Node> = self.peers.values_mut().collect();
         asked.push(&mut self.here);
         self.engine.learn(&mut asked, &[])?;

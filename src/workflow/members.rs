@@ -7,9 +7,14 @@ use crate::node::{Here, Member, Node, Session, Statement, ask, server};
 /// Opens a session on each of `members`, all at the same time. Those that cannot be reached are
 /// reported together.
 pub fn connect(members: &[Member]) -> Result<Vec<Node>> {
+    all(members.iter().cloned().zip(connect_each(members)).collect())
+}
+
+/// The sessions of all; those that cannot be reached are reported together.
+pub fn all(answers: Vec<(Member, Result<Node>)>) -> Result<Vec<Node>> {
     let mut nodes = vec![];
     let mut failed = vec![];
-    for (member, answer) in members.iter().zip(connect_each(members)) {
+    for (member, answer) in answers {
         match answer {
             Ok(node) => nodes.push(node),
             Err(error @ Error::Interrupted { .. }) => return Err(error),
@@ -17,7 +22,7 @@ pub fn connect(members: &[Member]) -> Result<Vec<Node>> {
         }
     }
     if failed.len() > 1 {
-        let finding = |(member, error): (&Member, Error)| {
+        let finding = |(member, error): (Member, Error)| {
             let hint = error.hint().unwrap_or_default();
             Finding::new(&member.name, error.sqlstate(), error.to_string(), hint)
         };

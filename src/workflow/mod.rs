@@ -3,6 +3,7 @@
 
 mod checks;
 mod copying;
+mod division;
 mod estimate;
 pub mod findings;
 mod gather;
@@ -10,9 +11,11 @@ pub mod health;
 pub mod join;
 pub mod join_plan;
 pub mod keeper;
+pub mod last_update;
 pub mod leave;
 mod markers;
 pub mod members;
+mod membership;
 mod patience;
 pub mod plan;
 pub mod recover;

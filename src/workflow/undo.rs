@@ -1,5 +1,6 @@
 //! Taking back what a run did, in reverse, wherever a node can be reached.
 
+use super::membership::retire;
 use super::patience::{Seen, wait_until};
 use crate::copy;
 use crate::engine::Engine;
@@ -127,28 +128,35 @@ impl Undo<'_> {
         if self.name_taken && begun.node != self.new {
             return Ok(());
         }
-        let node = nodes
-            .iter_mut()
-            .find(|n| n.name == begun.node)
-            .ok_or_else(|| {
-                Error::refused(
-                    SqlState::UNDEFINED_OBJECT,
-                    format!("node \"{}\" is not known here any more", begun.node),
-                    "",
-                )
-            })?;
-        reconnect(node)?;
-        match self.undo_on(begun, node) {
+        let unknown = || {
+            Error::refused(
+                SqlState::UNDEFINED_OBJECT,
+                format!("node \"{}\" is not known here any more", begun.node),
+                "",
+            )
+        };
+        let at = nodes.iter().position(|n| n.name == begun.node);
+        let at = at.ok_or_else(unknown)?;
+        reconnect(nodes[at])?;
+        match self.undo_on(begun, nodes, at) {
             // The session had been lost without anybody noticing.
-            Err(_) if !node.session.is_usable() => {
-                reconnect(node)?;
-                self.undo_on(begun, node)
+            Err(_) if !nodes[at].session.is_usable() => {
+                reconnect(nodes[at])?;
+                self.undo_on(begun, nodes, at)
             }
             answer => answer,
         }
     }
 
-    fn undo_on(&self, begun: &Begun, node: &mut Node) -> Result<()> {
+    fn undo_on(&self, begun: &Begun, nodes: &mut [&mut Node], at: usize) -> Result<()> {
+        if let Effect::Registration {
+            member,
+            divided_before,
+        } = &begun.effect
+        {
+            retire(self.engine, nodes, member, *divided_before, &begun.node)?;
+        }
+        let node = &mut *nodes[at];
         // The run made the source the first node of a cluster, and others have joined it since.
         let founding = matches!(begun.effect, Effect::Provider | Effect::Table { .. });
         if founding && begun.node != self.new && self.has_other_members(node)? {
@@ -187,7 +195,7 @@ pub fn statements(engine: &dyn Engine, effect: &Effect) -> Vec<Statement> {
         Effect::Slot { slot } => vec![server::drop_slot(slot)],
         Effect::Subscription { subscription } => engine.unsubscribe(subscription),
         Effect::Provider => engine.cease_provider(),
-        Effect::Registration { member } => engine.unregister(member),
+        Effect::Registration { member, .. } => engine.unregister(member),
         Effect::Pause => vec![engine.resume()],
         Effect::Origin { origin } => vec![server::drop_origin(origin)],
         Effect::ReadOnly { database, before } => {

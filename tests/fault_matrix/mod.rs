@@ -36,6 +36,9 @@ pub trait Engine: Sync {
     /// What is counted on a member that has a path from and to each of `peers` others, and the counts.
     fn paths(&self, peers: usize) -> (&'static str, String);
 
+    /// What every member has to know the same: a query.
+    fn membership(&self) -> &'static str;
+
     /// What of a node is left in a database that is none any more: a query for a text that should be empty.
     fn left(&self) -> &'static str;
 
@@ -228,6 +231,12 @@ impl World {
         let (counted, wanted) = self.engine.paths(members.len() - 1);
         for server in members {
             server.wait_for(counted, &wanted);
+        }
+        let known = members[0].value(self.engine.membership());
+        assert!(!known.is_empty());
+        for server in members {
+            let here = server.value(self.engine.membership());
+            assert_eq!(here, known, "{}", server.name());
         }
     }
 

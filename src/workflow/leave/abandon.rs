@@ -8,6 +8,7 @@ use crate::journal::{Effect, Interrupted, Journal};
 use crate::libpq::{Conn, Dsn};
 use crate::node::{Here, Member, Node, Session, server};
 use crate::workflow::members;
+use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
 use crate::workflow::undo::{Undo, drop_slot, revert, run_all};
 
@@ -44,16 +45,15 @@ pub fn on_the_new_node(here: &Here, request: &Request, report: &Report) -> Resul
         .ok_or_else(|| Error::internal("a node was not connected"))?;
     let mut new = members::local(&request.target, &source.dsn.clone(), here);
     let mut engine = engine::detect(&mut source)?;
-    let survey = engine.survey(&mut source)?;
-    let others: Vec<Member> = survey
-        .members
-        .into_iter()
-        .filter(|m| m.name != source.name && m.name != request.target)
-        .collect();
-    let mut nodes = members::connect(&others)?;
+    let reached = reach(&*engine, &mut source, Some(&request.target))?;
+    reached.require_member(&source.name)?;
+    let mut nodes = members::all(reached.answers)?;
+    nodes.retain(|node| node.name != source.name);
     nodes.insert(0, source);
     let purpose = format!("remove_node {}", request.target);
     members::lock(std::iter::once(&mut new).chain(&mut nodes), &purpose)?;
+    let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
+    settle(&*engine, &mut all, reached.registry.as_ref())?;
     engine.learn(&mut nodes.iter_mut().collect::<Vec<_>>(), &[])?;
     let mut all: Vec<&mut Node> = std::iter::once(&mut new).chain(&mut nodes).collect();
     take_back(&*engine, session, &run, report, &mut all)?;

@@ -23,6 +23,7 @@ impl Leave {
             Effect::Slot { slot: to.slot },
             Effect::Registration {
                 member: self.target.clone(),
+                divided_before: None,
             },
         ]
     }
@@ -64,10 +65,12 @@ impl Leave {
 
     /// What earlier removals of the target owe.
     pub fn debts(&mut self) -> Result<Vec<Debt>> {
-        match self.survivors.first_mut() {
-            Some(here) => self.engine.debts(here, &self.target),
-            None => Ok(vec![]),
-        }
+        let Some(here) = self.survivors.first_mut() else {
+            return Ok(vec![]);
+        };
+        let mut debts = self.engine.debts(here)?;
+        debts.retain(|debt| debt.removed == self.target);
+        Ok(debts)
     }
 
     /// Pays what earlier removals of the target owe.

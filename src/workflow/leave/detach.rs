@@ -7,11 +7,12 @@ use crate::journal::Journal;
 use crate::node::{Node, Statement, server};
 use crate::step::{Action, Step};
 use crate::workflow::members::each_in_turn;
+use crate::workflow::membership::{announce, now};
 use crate::workflow::undo::drop_slot;
 
 impl Leave {
     /// Every part of it may have been done by a run before this one. The registries come last: they
-    /// are what the next run would start from.
+    /// are what the next run would start from. After them nothing is left to do but on the leaving node.
     pub fn detach(&mut self, journal: &mut Journal, hold: Option<&Hold>) -> Result<()> {
         self.report
             .phase(&format!("detach \"{}\" from every member", self.target));
@@ -34,7 +35,9 @@ impl Leave {
         self.drop_slots()?;
         journal.passed("slots are dropped")?;
         self.report.step("replication slots dropped");
-        self.forget_elsewhere(hold)?;
+        self.cease(hold, false)?;
+        journal.passed("the node has ceased to be one")?;
+        self.forget()?;
         self.report.step("registries of the other nodes changed");
         journal.passed("the other nodes have forgotten")?;
         self.report.phase(&format!(
@@ -43,7 +46,7 @@ impl Leave {
         ));
         self.prove()?;
         journal.passed("it is proved that nothing is left")?;
-        self.forget_here(hold)?;
+        self.cease(hold, true)?;
         for step in steps {
             journal.done(step)?;
         }
@@ -61,33 +64,35 @@ impl Leave {
             .collect()
     }
 
-    /// Registries and the leaving node itself, save the node that the CALL runs on.
-    fn forget_elsewhere(&mut self, hold: Option<&Hold>) -> Result<()> {
-        let forget = self.engine.unregister(&self.target);
-        let last = self.last_of_leaving(hold);
-        let here = &self.here;
-        let leaving = self.leaving.as_mut().filter(|node| node.name != *here);
-        let others = self.survivors.iter_mut().filter(|n| n.name != *here);
-        each_in_turn(
-            others
-                .map(|node| (node, forget.clone()))
-                .chain(leaving.map(|node| (node, last))),
-        )
+    /// The leaving node is none any more. Before the others forget how to reach it; or last of all, if the CALL
+    /// runs on it: from its registry and its journal the next CALL would start.
+    fn cease(&mut self, hold: Option<&Hold>, last: bool) -> Result<()> {
+        let statements = self.last_of_leaving(hold);
+        let own = self.here == self.target;
+        let leaving = self.leaving.as_mut().filter(|_| own == last);
+        each_in_turn(leaving.map(|node| (node, statements)))
     }
 
-    /// The node that the CALL runs on comes last: from its registry and its journal the next CALL
-    /// would go on.
-    fn forget_here(&mut self, hold: Option<&Hold>) -> Result<()> {
-        let forget = self.engine.unregister(&self.target);
-        let last = self.last_of_leaving(hold);
-        let here = &self.here;
-        let leaving = self.leaving.as_mut().filter(|node| node.name == *here);
-        let survivor = self.survivors.iter_mut().filter(|n| n.name == *here);
-        each_in_turn(
-            survivor
-                .map(|node| (node, forget.clone()))
-                .chain(leaving.map(|node| (node, last))),
-        )
+    /// One change of the membership, the same on every member that can be reached.
+    fn forget(&mut self) -> Result<()> {
+        let statements = self.engine.unregister(&self.target);
+        let survivors = self.survivors.iter_mut();
+        each_in_turn(survivors.map(|node| (node, statements.clone())))?;
+        let Some(registry) = self.registry.as_ref().filter(|r| r.has(&self.target)) else {
+            return Ok(());
+        };
+        let next = registry.without(&self.target, now());
+        let standing = &self.standing;
+        let mut members: Vec<&mut Node> = self
+            .survivors
+            .iter_mut()
+            .filter(|n| standing.contains(&n.name))
+            .collect();
+        announce(&*self.engine, &mut members, &next)?
+            .into_iter()
+            .collect::<Result<()>>()?;
+        self.registry = Some(next);
+        Ok(())
     }
 
     fn drop_subscriptions(&mut self) -> Result<()> {
@@ -152,7 +157,7 @@ impl Leave {
                 found("origin", row.text(0));
             }
             for row in &self.engine.registry().run(node)? {
-                if row.text(0) == self.target && name != self.here {
+                if row.text(0) == self.target {
                     found("registry entry", &self.target);
                 }
             }

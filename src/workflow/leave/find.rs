@@ -7,7 +7,9 @@ use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Here, Member, Node, server};
 use crate::workflow::members::{self, each};
+use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
+use std::cell::RefCell;
 
 /// What the target is to the cluster.
 pub enum Standing {
@@ -33,29 +35,33 @@ impl Leave {
         };
         me.name = here.clone();
         let own = members::identity(&mut me)?;
-        let survey = engine.survey(&mut me)?;
-        let (registered, others): (Vec<Member>, Vec<Member>) = survey
-            .members
-            .iter()
-            .cloned()
-            .partition(|m| m.name == request.target);
-        let (mut survivors, mut away) = (vec![], vec![]);
-        for (member, answer) in others.iter().zip(members::connect_each(&others)) {
+        let mut reached = reach(&*engine, &mut me, None)?;
+        if here != request.target {
+            reached.require_member(&here)?;
+        }
+        // One that was removed while it was away leaves by its own registry.
+        let is_target = |m: &&Member| m.name == request.target;
+        let registered = reached.survey.members.iter().find(is_target);
+        let registered = registered.or_else(|| reached.own.members.iter().find(is_target));
+        let (mut survivors, mut away, mut by_registry) = (vec![], vec![], None);
+        reached.standing.remove(&request.target);
+        for (member, answer) in reached.answers {
             match answer {
+                answer if member.name == request.target => by_registry = Some(answer),
                 Ok(mut node) if node.name == here => {
                     same(&own, &mut node, "the registry")?;
                     survivors.insert(0, node);
                 }
                 Ok(node) => survivors.push(node),
-                Err(error @ Error::Interrupted { .. }) => return Err(error),
                 Err(error) if member.name == here => return Err(error),
-                Err(error) => away.push((member.clone(), error)),
+                Err(error) => away.push((member, error)),
             }
         }
         let finding = Finding {
             engine: &*engine,
             request,
-            registered: registered.first(),
+            registered,
+            by_registry: RefCell::new(by_registry),
             here: &here,
             own: &own,
             resumed: !interrupted_removals(&session, &request.target)?.is_empty(),
@@ -68,15 +74,26 @@ impl Leave {
         let purpose = format!("remove_node {}", request.target);
         let all = leaving.iter_mut().chain(survivors.iter_mut());
         members::lock_for(&session, all, &purpose)?;
-        if !engine.survey(&mut me)?.is_as(&survey) {
+        if !engine.survey(&mut me)?.is_as(&reached.own) {
             return Err(members::changed_meanwhile(&here));
+        }
+        let mut all: Vec<&mut Node> = survivors.iter_mut().collect();
+        // A plan only looks.
+        let newest = reached.registry.as_ref().filter(|_| session.changes());
+        let caught_up = settle(&*engine, &mut all, newest)?;
+        let mut forgotten_late = false;
+        for (member, forgotten) in &caught_up {
+            for gone in forgotten {
+                report.say(&format!("node \"{member}\" has forgotten \"{gone}\" too"));
+            }
+            forgotten_late |= forgotten.contains(&request.target);
         }
         let mut asked: Vec<&mut Node> = survivors.iter_mut().chain(leaving.as_mut()).collect();
         let mut absent: Vec<Member> = away.iter().map(|(member, _)| member.clone()).collect();
         if !asked.iter().any(|node| node.name == request.target) {
             absent.push(Member {
                 name: request.target.clone(),
-                dsn: match (registered.first(), &request.target_dsn) {
+                dsn: match (registered, &request.target_dsn) {
                     (Some(known), _) => known.dsn.clone(),
                     (None, Some(given)) => given.clone(),
                     (None, None) => Dsn::nowhere(),
@@ -96,6 +113,9 @@ impl Leave {
             leaving,
             unreachable,
             known_to: vec![],
+            standing: reached.standing,
+            registry: reached.registry,
+            forgotten_late,
         })
     }
 
@@ -114,8 +134,7 @@ impl Leave {
         if leaving_is_node || self.known_to.contains(&self.here) {
             return Ok(Standing::Member);
         }
-        // A member to whom it is owed may still have the node in its registry.
-        if !self.debts()?.is_empty() {
+        if self.forgotten_late || !self.debts()?.is_empty() {
             return Ok(Standing::Owed);
         }
         if self.is_half_added()? {
@@ -148,6 +167,8 @@ struct Finding<'a> {
     engine: &'a dyn Engine,
     request: &'a Request,
     registered: Option<&'a Member>,
+    /// A session by the registry's connection string, or why there is none; used once.
+    by_registry: RefCell<Option<Result<Node>>>,
     here: &'a str,
     own: &'a (String, String),
     /// A removal that was begun here may have made the target a database like any other.
@@ -221,6 +242,11 @@ impl Finding<'_> {
     }
 
     fn open(&self, dsn: &Dsn) -> Result<Node> {
+        if self.registered.is_some_and(|known| known.dsn == *dsn)
+            && let Some(answer) = self.by_registry.take()
+        {
+            return answer;
+        }
         members::connect_each(&[Member {
             name: self.request.target.clone(),
             dsn: dsn.clone(),

@@ -6,11 +6,12 @@ mod detach;
 mod drain;
 mod find;
 
+use super::membership::{Quorum, no_majority};
 use super::plan::{Planned, refuse_interrupted_join};
 use super::report::{self, Report};
 use super::summary;
 use super::undo::Undo;
-use crate::engine::{Engine, Path};
+use crate::engine::{Engine, Path, Registry};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal, Subject};
 use crate::libpq::{Dsn, wait};
@@ -18,6 +19,7 @@ use crate::node::{Here, Local, Member, Node, Reader, server};
 use crate::settings;
 use crate::step::{Action, Step};
 use find::Standing;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const COMMAND: &str = "spock.remove_node";
@@ -76,8 +78,9 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     let mut leave = Leave::connect(here, request, Report::looking())?;
     let what = match leave.standing()? {
         Standing::Member => {
-            let resumed = leave.earlier_runs()?.iter().any(|e| e.detached);
-            leave.check(resumed)?;
+            let earlier = leave.earlier_runs()?;
+            let resumed = earlier.iter().any(|e| e.detached);
+            leave.check(&earlier)?;
             if leave.leaving.is_none() && !resumed {
                 leave.compare_survivors()?;
             }
@@ -112,6 +115,11 @@ struct Leave {
     unreachable: Option<Error>,
     /// The survivors that have it in their registry.
     known_to: Vec<String>,
+    /// The survivors that are members in their own view.
+    standing: BTreeSet<String>,
+    registry: Option<Registry>,
+    /// A member that had been away has paid what it owed from the removal of the target.
+    forgotten_late: bool,
 }
 
 /// What the leaving node's database was set to before writes were held off.
@@ -126,7 +134,7 @@ impl Leave {
         self.report
             .phase(&format!("check that \"{}\" can leave", self.target));
         let resumed = earlier.iter().any(|e| e.detached);
-        self.check(resumed)?;
+        self.check(&earlier)?;
         let mut journal = Journal::begin(
             local,
             &Subject {
@@ -180,8 +188,13 @@ impl Leave {
         Ok(())
     }
 
-    fn check(&mut self, resumed: bool) -> Result<()> {
-        let findings = self.findings(resumed)?;
+    fn check(&mut self, earlier: &[Earlier]) -> Result<()> {
+        let resumed = earlier.iter().any(|e| e.detached);
+        // It is here to cease to be a node, or did so in an earlier run.
+        let ceased = earlier.iter().any(|e| e.detached && e.hold.is_some());
+        let torn = self.quorum(self.leaving.is_some() || ceased)?;
+        let mut findings = self.findings(resumed)?;
+        findings.extend(torn);
         if !self.force && !findings.is_empty() {
             return Err(Error::Checks(findings));
         }
@@ -248,6 +261,42 @@ impl Leave {
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
         nodes.extend(self.leaving.as_mut());
         undo.give_up(first, &mut nodes)
+    }
+
+    /// Whether enough members are here to take one out. With half of them there may be two halves that each take
+    /// the other for dead: only who knows better goes on.
+    fn quorum(&self, target_knows: bool) -> Result<Option<Finding>> {
+        let Some(registry) = self.registry.as_ref().filter(|r| r.has(&self.target)) else {
+            return Ok(None);
+        };
+        let members = registry.size();
+        let reached = self.standing.len() + usize::from(target_knows);
+        let away = self
+            .away
+            .iter()
+            .map(|(member, error)| (&member.name, error));
+        let target = self.unreachable.iter().map(|error| (&self.target, error));
+        let quorum = Quorum::of(reached, members);
+        if quorum == Quorum::Majority {
+            return Ok(None);
+        }
+        let torn = no_majority(reached, members, away.chain(target));
+        if !settings::require_majority() {
+            self.report.warn(
+                &torn.to_string(),
+                "zodan.require_majority is off. If the others live, there are two clusters now.",
+            );
+            return Ok(None);
+        }
+        if quorum == Quorum::Half && !target_knows {
+            return Ok(Some(Finding::new(
+                &self.here,
+                torn.sqlstate(),
+                torn.to_string(),
+                "Make the others reachable and run the CALL again. Only if they are dead: with force := true half of the members are enough.",
+            )));
+        }
+        Err(torn)
     }
 
     /// What stands in the way of an exact removal.

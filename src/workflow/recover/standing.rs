@@ -8,6 +8,7 @@ use crate::lsn::{Lsn, Position};
 use crate::node::{Here, Member, Node};
 use crate::settings;
 use crate::workflow::members::each;
+use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
 use crate::workflow::unfinished::unfinished;
 use std::collections::BTreeMap;
@@ -25,8 +26,10 @@ impl Recovery {
             ));
         };
         me.name = here.clone();
-        let survey = engine.survey(&mut me)?;
-        let (failed, others): (Vec<Member>, Vec<Member>) = survey
+        let reached = reach(&*engine, &mut me, Some(&request.failed))?;
+        reached.require_member(&here)?;
+        let (failed, others): (Vec<Member>, Vec<Member>) = reached
+            .survey
             .members
             .into_iter()
             .partition(|m| m.name == request.failed);
@@ -50,25 +53,30 @@ impl Recovery {
                 state: SqlState::INVALID_PARAMETER_VALUE,
             });
         }
-        let mut wanted = others;
-        for (name, dsn) in [
-            (&request.source, &request.source_dsn),
-            (&request.target, &request.target_dsn),
-        ] {
-            if let (Some(name), Some(dsn)) = (name, dsn)
-                && let Some(member) = wanted.iter_mut().find(|m| m.name == *name)
-            {
-                member.dsn = dsn.clone();
-            }
-        }
-        let named =
-            |name: &str| [&request.source, &request.target].contains(&&Some(name.to_owned()));
+        let given = |name: &str| {
+            let named = [
+                (&request.source, &request.source_dsn),
+                (&request.target, &request.target_dsn),
+            ];
+            let found = named
+                .into_iter()
+                .find(|(n, _)| n.as_deref() == Some(name))?;
+            Some(found.1.clone())
+        };
         let mut survivors = vec![];
-        for (member, answer) in wanted.iter().zip(members::connect_each(&wanted)) {
+        for (member, answer) in reached.answers {
+            let named = given(&member.name);
+            let answer = match named.clone().flatten() {
+                Some(dsn) => members::own_session(&Member {
+                    name: member.name.clone(),
+                    dsn,
+                }),
+                None => answer,
+            };
             match answer {
                 Ok(node) => survivors.push(node),
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
-                Err(error) if named(&member.name) || member.name == here => return Err(error),
+                Err(error) if named.is_some() || member.name == here => return Err(error),
                 Err(error) => report.warn(
                     &format!("node \"{}\" is left out: {error}", member.name),
                     "Run the CALL again when it can be reached.",
@@ -91,6 +99,9 @@ impl Recovery {
         let purpose = format!("recover_run {}", request.failed);
         members::lock_for(&session, &mut survivors, &purpose)?;
         let mut asked: Vec<&mut Node> = survivors.iter_mut().collect();
+        // A plan only looks.
+        let newest = reached.registry.as_ref().filter(|_| session.changes());
+        settle(&*engine, &mut asked, newest)?;
         engine.learn(&mut asked, std::slice::from_ref(&failed))?;
         let mut recovery = Self {
             engine,

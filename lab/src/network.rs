@@ -1,0 +1,93 @@
+//! A network of servers that falls apart: between any two of them there is a proxy for either direction.
+//!
+//! Each server has a service file of its own, so that one connection string leads each of them by its own proxy.
+
+use crate::cluster::Cluster;
+use crate::dirs;
+use crate::ports::{self, Port};
+use crate::proxy::Proxy;
+use crate::server::{CallFailed, Called, Server, ServerOptions, quote_literal};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use tempfile::TempDir;
+
+/// The servers of a cluster and what is between them.
+pub struct Network {
+    /// Dropped before the proxies, and those before the service files.
+    pub cluster: Cluster,
+    /// By the names of the server that connects and of the one that it connects to.
+    links: BTreeMap<(String, String), (Port, Proxy)>,
+    _services: TempDir,
+}
+
+impl Network {
+    /// Starts `n` servers; `options` is given the server's name.
+    pub fn start(n: usize, options: impl Fn(&str) -> ServerOptions + Sync) -> Network {
+        let services = dirs::scratch("services-");
+        let file = |name: &str| services.path().join(name);
+        let cluster = Cluster::start_each(n, |name| {
+            options(name).env("PGSERVICEFILE", &file(name).display().to_string())
+        });
+        let mut links = BTreeMap::new();
+        for from in cluster.all() {
+            let mut sections = String::new();
+            for to in cluster.all() {
+                let mut port = to.port();
+                if from.name() != to.name() {
+                    let (front, listener) = ports::reserve();
+                    port = front.number;
+                    let between = (from.name().to_owned(), to.name().to_owned());
+                    links.insert(between, (front, Proxy::start(listener, to.port())));
+                }
+                let name = to.name();
+                writeln!(sections, "[{name}]\nhost=127.0.0.1\nport={port}").expect("a string");
+            }
+            fs::write(file(from.name()), sections).expect("write a service file");
+        }
+        Network {
+            cluster,
+            links,
+            _services: services,
+        }
+    }
+
+    /// The connection string of a server, for every other.
+    pub fn dsn(&self, server: &Server) -> String {
+        format!("service={} user=postgres dbname=postgres", server.name())
+    }
+
+    /// The call that adds `new` to the cluster that `source` is in.
+    pub fn add_node_call(&self, new: &Server, source: &Server) -> String {
+        format!(
+            "CALL spock.add_node({}, {}, {}, {})",
+            quote_literal(source.name()),
+            quote_literal(&self.dsn(source)),
+            quote_literal(new.name()),
+            quote_literal(&self.dsn(new))
+        )
+    }
+
+    /// Adds `new` to the cluster that `source` is in, from a session on `new`.
+    pub fn add_node(&self, new: &Server, source: &Server) -> Result<Called, CallFailed> {
+        new.call(&self.add_node_call(new, source))
+    }
+
+    /// Nothing goes through any more between the named servers and all others, in either direction, and nobody
+    /// is told.
+    pub fn part(&self, island: &[&str]) {
+        let inside = |name: &String| island.contains(&name.as_str());
+        for ((from, to), (_, proxy)) in &self.links {
+            if inside(from) != inside(to) {
+                proxy.cut();
+            }
+        }
+    }
+
+    /// The network is whole again.
+    pub fn heal(&self) {
+        for (_, proxy) in self.links.values() {
+            proxy.uncut();
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Of two updates of a row the later one stays, on every member: the guard is installed on all of them in one go.
+
+use super::members;
+use super::membership::{reach, settle};
+use super::patience::{Seen, wait_until};
+use crate::engine;
+use crate::error::{Error, Result, SqlState};
+use crate::node::{Member, Node, Statement, ask, server};
+
+const HINT: &str = "End the transactions that hold locks on the table.";
+
+/// Installs the guard on the table, or takes it away; the number of members that it was changed on. `own` is the
+/// node that the call runs on, `command` what its sessions are called.
+pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32> {
+    let mut here = members::own_session(own)?;
+    let engine = engine::detect(&mut here)?;
+    let reached = reach(&*engine, &mut here, None)?;
+    reached.require_member(&own.name)?;
+    let name = server::table_name(table).run(&mut here)?;
+    let Some(name) = name.first().map(|row| row.text(0).to_owned()) else {
+        return Err(Error::Argument {
+            argument: "relation",
+            problem: "is no table of this database".into(),
+            hint: "Give the name of a table.".into(),
+            state: SqlState::UNDEFINED_TABLE,
+        });
+    };
+    let statement = engine.last_update_wins(&name, wanted).ok_or_else(|| {
+        Error::refused(
+            SqlState::FEATURE_NOT_SUPPORTED,
+            format!("{command} is for clusters on PostgreSQL's own replication"),
+            "Spock lets the last update win by itself: see spock.conflict_resolution.",
+        )
+    })?;
+    let mut nodes = members::all(reached.answers)?;
+    members::require_superuser(&mut nodes)?;
+    // A node that is joining gets the structure that the source had before.
+    members::lock(&mut nodes, command)?;
+    let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
+    settle(&*engine, &mut all, reached.registry.as_ref())?;
+    wait_until(&own.name, &format!("locking {name}"), HINT, || {
+        on_all(&statement, &mut nodes)
+    })
+}
+
+/// On all members at the same time or on none, with the table locked everywhere meanwhile: what one of them sends
+/// with the new column is applied where it is there too.
+fn on_all(statement: &Statement, nodes: &mut [Node]) -> Result<Seen<i32>> {
+    let held = server::held(&statement.inlined());
+    let answers = ask(nodes.iter_mut().map(|n| held.clone().on(n)).collect());
+    let end = match answers.iter().all(Result::is_ok) {
+        true => server::commit(),
+        false => server::rollback(),
+    };
+    members::each(&mut *nodes, |_| end.clone())?;
+    let mut changed = 0;
+    for answer in answers {
+        match answer {
+            Ok(rows) => changed += i32::from(rows.first().is_some_and(|row| row.bool(0))),
+            Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
+                return Ok(Seen::Pending("the table is in use".into()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Seen::Done(changed))
+}

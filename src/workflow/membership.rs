@@ -1,0 +1,401 @@
+//! The membership as the members that can be reached know it: the newest registry, whether they are a majority,
+//! and how a change reaches them. An engine that makes nodes known to each other by itself has no generations,
+//! and nothing of this is done for it.
+
+use super::members::{changed_meanwhile, connect_each};
+use super::undo::revert;
+use crate::engine::{Debt, Engine, Identity, Registry, SequencePolicy, Survey};
+use crate::error::{Error, Result, SqlState};
+use crate::journal::Effect;
+use crate::node::{Member, Node, ask, server};
+use crate::settings;
+use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The members, found from one node on.
+pub struct Reached {
+    /// As that node knows them.
+    pub own: Survey,
+    /// As the newest registry has them.
+    pub survey: Survey,
+    pub registry: Option<Registry>,
+    own_registry: Option<Registry>,
+    /// Every member but the one that was spared, with a session or why there is none.
+    pub answers: Vec<(Member, Result<Node>)>,
+    /// Those that answer and are members in their own view.
+    pub standing: BTreeSet<String>,
+}
+
+/// Opens a session on every member but `spared`. A member that was away knows them by an old registry: whoever
+/// answers may know a newer one, and so more members.
+pub fn reach(engine: &dyn Engine, start: &mut Node, spared: Option<&str>) -> Result<Reached> {
+    let own = engine.survey(start)?;
+    let own_registry = of(engine, start)?;
+    let mut registry = own_registry.clone();
+    let mut members = own.members.clone();
+    let mut answers: Vec<(Member, Result<Node>)> = vec![];
+    let mut standing = BTreeSet::new();
+    loop {
+        let as_known = |a: &Member, b: &Member| a.name == b.name && a.dsn == b.dsn;
+        answers.retain(|(known, _)| members.iter().any(|m| as_known(m, known)));
+        let missing: Vec<Member> = members
+            .iter()
+            .filter(|m| spared != Some(m.name.as_str()))
+            .filter(|m| !answers.iter().any(|(known, _)| known.name == m.name))
+            .cloned()
+            .collect();
+        for (member, answer) in missing.iter().zip(connect_each(&missing)) {
+            if let Err(error @ Error::Interrupted { .. }) = answer {
+                return Err(error);
+            }
+            answers.push((member.clone(), answer));
+        }
+        let Some(newest) = &mut registry else { break };
+        standing = look(engine, newest, &mut answers)?;
+        let found = newest.members()?;
+        let same =
+            found.len() == members.len() && found.iter().zip(&members).all(|(a, b)| as_known(a, b));
+        if same {
+            break;
+        }
+        members = found;
+    }
+    answers.sort_by_key(|(known, _)| members.iter().position(|m| m.name == known.name));
+    Ok(Reached {
+        survey: Survey {
+            members,
+            founded: own.founded,
+        },
+        own,
+        registry,
+        own_registry,
+        answers,
+        standing,
+    })
+}
+
+/// Asks those that answer for their registries, and takes the newest. Who is a member in its own view.
+fn look(
+    engine: &dyn Engine,
+    newest: &mut Registry,
+    answers: &mut [(Member, Result<Node>)],
+) -> Result<BTreeSet<String>> {
+    let mut standing = BTreeSet::new();
+    let mut lost = vec![];
+    let mut nodes: Vec<&mut Node> = answers
+        .iter_mut()
+        .filter_map(|(_, answer)| answer.as_mut().ok())
+        .collect();
+    let registries = known(engine, &mut nodes);
+    for (node, theirs) in nodes.iter().zip(registries) {
+        match theirs {
+            Ok(Some(theirs)) if theirs.cluster == newest.cluster => {
+                standing.insert(node.name.clone());
+                if theirs.is_newer_than(newest) {
+                    *newest = theirs;
+                }
+            }
+            Ok(_) => {}
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(error) => lost.push((node.name.clone(), error)),
+        }
+    }
+    for (name, error) in lost {
+        if let Some((_, answer)) = answers.iter_mut().find(|(m, _)| m.name == name) {
+            *answer = Err(error);
+        }
+    }
+    Ok(standing)
+}
+
+impl Reached {
+    /// A node that was removed while it was away still takes itself for a member.
+    pub fn require_member(&self, start: &str) -> Result<()> {
+        let (Some(newest), Some(own)) = (&self.registry, &self.own_registry) else {
+            return Ok(());
+        };
+        if newest.has_same(start, own) {
+            return Ok(());
+        }
+        Err(removed(start, own, newest))
+    }
+
+    /// Fewer than half of the members change nothing.
+    pub fn require_half(&self) -> Result<()> {
+        let Some(registry) = &self.registry else {
+            return Ok(());
+        };
+        match Quorum::of(self.standing.len(), registry.size()) {
+            Quorum::Minority if settings::require_majority() => Err(no_majority(
+                self.standing.len(),
+                registry.size(),
+                self.away(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The members that do not answer, and why.
+    fn away(&self) -> impl Iterator<Item = (&String, &Error)> {
+        self.answers
+            .iter()
+            .filter_map(|(member, answer)| Some((&member.name, answer.as_ref().err()?)))
+    }
+}
+
+pub fn removed(name: &str, own: &Registry, newest: &Registry) -> Error {
+    Error::Refused {
+        state: SqlState::NOT_IN_PREREQUISITE_STATE,
+        message: format!("node \"{name}\" was removed from the cluster while it was away"),
+        detail: Some(format!(
+            "Its registry has generation {}; the members have generation {}, without it.",
+            own.generation, newest.generation
+        )),
+        hint: format!(
+            "On it, CALL spock.remove_node({}) makes it a database like any other.",
+            crate::quote::literal(name)
+        ),
+    }
+}
+
+/// What `reached` of some members are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quorum {
+    Majority,
+    Half,
+    Minority,
+}
+
+impl Quorum {
+    pub fn of(reached: usize, members: usize) -> Self {
+        match (2 * reached).cmp(&members) {
+            std::cmp::Ordering::Greater => Self::Majority,
+            std::cmp::Ordering::Equal => Self::Half,
+            std::cmp::Ordering::Less => Self::Minority,
+        }
+    }
+}
+
+pub fn no_majority<'a>(
+    reached: usize,
+    members: usize,
+    away: impl IntoIterator<Item = (&'a String, &'a Error)>,
+) -> Error {
+    let told = |(name, error): (&String, &Error)| format!("Node \"{name}\": {error}");
+    Error::NoMajority {
+        reached,
+        members,
+        away: away.into_iter().map(told).collect(),
+        hint: "Make the others reachable and run the CALL again, or run it where most of them are. Only if they are lost for good: SET zodan.require_majority = off.".into(),
+    }
+}
+
+/// The registry as each of `nodes` has it; `None` of one that is no member in its own view, or not under its
+/// name.
+pub fn known(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Vec<Result<Option<Registry>>> {
+    let Some(question) = engine.membership() else {
+        return nodes.iter().map(|_| Ok(None)).collect();
+    };
+    let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+    let questions = nodes.iter_mut().map(|n| question.clone().on(n)).collect();
+    ask(questions)
+        .into_iter()
+        .zip(names)
+        .map(|(answer, name)| match answer {
+            Ok(rows) => match rows.first() {
+                Some(row) if row.text(0) == name => Registry::parse(row.text(1)).map(Some),
+                _ => Ok(None),
+            },
+            // The extension is not there any more.
+            Err(error) if error.is_undefined() => Ok(None),
+            Err(error) => Err(error),
+        })
+        .collect()
+}
+
+/// The registry as `node`, a member, has it.
+pub fn of(engine: &dyn Engine, node: &mut Node) -> Result<Option<Registry>> {
+    known(engine, &mut [node])
+        .pop()
+        .transpose()
+        .map(Option::flatten)
+}
+
+/// Whoever is behind `newest` catches up. The caller holds the membership lock of `nodes`. The members that did,
+/// each with the removed nodes that it has forgotten with that.
+pub fn settle(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    newest: Option<&Registry>,
+) -> Result<Vec<(String, BTreeSet<String>)>> {
+    let Some(newest) = newest else {
+        return Ok(vec![]);
+    };
+    let registries: Vec<Option<Registry>> =
+        known(engine, nodes).into_iter().collect::<Result<_>>()?;
+    let mut caught_up = vec![];
+    for (i, theirs) in registries.into_iter().enumerate() {
+        let Some(theirs) = theirs else { continue };
+        if theirs.is_newer_than(newest) {
+            return Err(changed_meanwhile(&nodes[i].name));
+        }
+        if newest.is_newer_than(&theirs) && newest.has_same(&nodes[i].name, &theirs) {
+            let forgotten = catch_up(engine, nodes, i, newest)?;
+            caught_up.push((nodes[i].name.clone(), forgotten));
+        }
+    }
+    Ok(caught_up)
+}
+
+/// One of `nodes` was away when the membership changed: it pays what it owes since, and takes the registry over.
+/// The removed nodes that it has forgotten with that.
+pub fn catch_up(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    behind: usize,
+    newest: &Registry,
+) -> Result<BTreeSet<String>> {
+    let name = nodes[behind].name.clone();
+    let mut owed: Vec<Debt> = vec![];
+    for node in nodes.iter_mut() {
+        for debt in engine.debts(node)? {
+            let same = |d: &Debt| d.removed == debt.removed && d.effect == debt.effect;
+            if debt.member.name == name && !owed.iter().any(same) {
+                owed.push(debt);
+            }
+        }
+    }
+    for debt in &owed {
+        revert(engine, &Effect::parse(&debt.effect)?, nodes[behind])?;
+    }
+    announce(engine, &mut [&mut *nodes[behind]], newest)?
+        .pop()
+        .unwrap_or(Ok(()))?;
+    let removed: BTreeSet<String> = owed.into_iter().map(|debt| debt.removed).collect();
+    for gone in &removed {
+        if let Some(statement) = engine.forgive(gone, &name) {
+            super::members::each(nodes.iter_mut().map(|n| &mut **n), |_| statement.clone())?;
+        }
+    }
+    Ok(removed)
+}
+
+/// Gives `next` to those of `nodes` that are members by it, all at the same time; the answers are in their order.
+pub fn announce(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    next: &Registry,
+) -> Result<Vec<Result<()>>> {
+    let Some(statement) = engine.adopt(next)? else {
+        return Ok(nodes.iter().map(|_| Ok(())).collect());
+    };
+    let members: Vec<bool> = nodes.iter().map(|n| next.has(&n.name)).collect();
+    let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+    let questions = nodes
+        .iter_mut()
+        .filter(|n| next.has(&n.name))
+        .map(|n| statement.clone().on(n))
+        .collect();
+    let mut answers = ask(questions).into_iter();
+    let answer = |(name, member): (String, bool)| match member.then(|| answers.next()).flatten() {
+        Some(answer) => match answer?.one()?.bool(0) {
+            true => Ok(()),
+            false => Err(changed_meanwhile(&name)),
+        },
+        None => Ok(()),
+    };
+    Ok(names.into_iter().zip(members).map(answer).collect())
+}
+
+/// The first member of a cluster, which has no other.
+pub fn found(engine: &dyn Engine, first: &mut Node, identity: &Identity) -> Result<()> {
+    if engine.membership().is_none() {
+        return Ok(());
+    }
+    let cluster = server::unique_id().run(first)?;
+    let registry = Registry::founded(cluster.one()?.text(0), identity, now());
+    announce(engine, &mut [first], &registry)?
+        .pop()
+        .unwrap_or(Ok(()))
+}
+
+/// Takes `name` out of the registries of those of `nodes` that have a session. An error if they are no majority,
+/// or if `on`, one of them, still has it. Its coming may have changed how sequences are divided.
+pub fn retire(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    name: &str,
+    divided_before: Option<(SequencePolicy, i32)>,
+    on: &str,
+) -> Result<()> {
+    let mut usable: Vec<&mut Node> = nodes
+        .iter_mut()
+        .map(|n| &mut **n)
+        .filter(|n| n.session.is_usable())
+        .collect();
+    let mut newest: Option<Registry> = None;
+    let mut standing = vec![];
+    let registries = known(engine, &mut usable);
+    for (node, theirs) in usable.iter().zip(registries) {
+        match theirs {
+            Ok(Some(theirs)) => {
+                standing.push(node.name.clone());
+                if newest.as_ref().is_none_or(|n| theirs.is_newer_than(n)) {
+                    newest = Some(theirs);
+                }
+            }
+            Ok(None) => {}
+            Err(error) if node.name == on || matches!(error, Error::Interrupted { .. }) => {
+                return Err(error);
+            }
+            // Its own step says so.
+            Err(_) => {}
+        }
+    }
+    let Some(mut next) = newest else {
+        return Ok(());
+    };
+    standing.retain(|n| next.has(n));
+    if next.has(name) {
+        let quorum = Quorum::of(standing.len(), next.size());
+        if quorum != Quorum::Majority && settings::require_majority() {
+            return Err(no_majority(standing.len(), next.size(), []));
+        }
+        next = next.without(name, now());
+        if let Some((policy, parts)) = divided_before {
+            (next.sequence_policy, next.sequence_parts) = (policy, parts);
+        }
+    }
+    usable.retain(|n| standing.contains(&n.name));
+    let answers = announce(engine, &mut usable, &next)?;
+    for (node, answer) in usable.iter().zip(answers) {
+        match answer {
+            Err(error) if node.name == on || matches!(error, Error::Interrupted { .. }) => {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+pub fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_micros() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Quorum;
+
+    #[test]
+    fn half_is_no_majority() {
+        assert_eq!(Quorum::of(1, 1), Quorum::Majority);
+        assert_eq!(Quorum::of(1, 2), Quorum::Half);
+        assert_eq!(Quorum::of(2, 3), Quorum::Majority);
+        assert_eq!(Quorum::of(2, 4), Quorum::Half);
+        assert_eq!(Quorum::of(2, 5), Quorum::Minority);
+        assert_eq!(Quorum::of(3, 5), Quorum::Majority);
+    }
+}
