@@ -219,7 +219,7 @@ mod tests {
         assert!(there == registry && there.has_same("n1", &registry));
         assert_eq!(
             there.members().unwrap()[0].dsn.expose(),
-            "host=h password=hunter2"
+            identity("n1").member.dsn.expose()
         );
     }
 }

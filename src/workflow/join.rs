@@ -8,7 +8,7 @@ use super::gather::{Party, Wanted, gather};
 use super::join_plan::{self, Nodes};
 use super::markers::{self, Marker};
 use super::members::{self, each, each_beside_others};
-use super::membership;
+use super::membership::{self, announce};
 use super::patience::{Seen, wait_until};
 use super::report::{self, Report};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
@@ -17,7 +17,7 @@ use super::undo::Undo;
 use super::verify;
 use super::waiting_slots;
 use crate::copy;
-use crate::engine::{Engine, Identity, Path};
+use crate::engine::{Engine, Identity, Path, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal, Subject};
 use crate::libpq::Dsn;
@@ -676,8 +676,7 @@ impl Join {
                 &Effect::Subscription { subscription },
             )?);
         }
-        self.register(known)?;
-        journal.passed("every registry has the new node")?;
+        self.register(known, journal)?;
         let engine = &*self.engine;
         let path = |member: &Node| engine.path(&new.name, &member.name);
         let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
@@ -694,10 +693,28 @@ impl Join {
         Ok(())
     }
 
-    /// One change of the membership, the same on every member and on the new node.
-    fn register(&mut self, known: &Known) -> Result<()> {
+    /// One change of the membership, the same on the new node and on every member, by the sessions that hold the
+    /// membership lock.
+    fn register(&mut self, known: &Known, journal: &Journal) -> Result<()> {
+        let next = self.next_registry(known)?;
+        let engine = &*self.engine;
+        let tell = |nodes: &mut [&mut Node]| match &next {
+            Some(next) => announce(engine, nodes, next)?.into_iter().collect(),
+            None => Ok(()),
+        };
+        tell(&mut [&mut self.loopback])?;
+        journal.passed("the new node has the registry")?;
+        let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
+            .chain(&mut self.peers)
+            .collect();
+        tell(&mut members)?;
+        journal.passed("every registry has the new node")
+    }
+
+    /// With the new node; `None` where the engine makes it known by itself.
+    fn next_registry(&mut self, known: &Known) -> Result<Option<Registry>> {
         if self.engine.membership().is_none() {
-            return Ok(());
+            return Ok(None);
         }
         let identity = self.new_identity(known)?;
         let registry = membership::of(&*self.engine, &mut self.source)?;
@@ -707,11 +724,7 @@ impl Join {
             next.sequence_policy = division.policy;
             next.sequence_parts = division.parts;
         }
-        // By the sessions that hold the membership lock.
-        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.loopback);
-        membership::announce(&*self.engine, &mut all, &next)?
-            .into_iter()
-            .collect()
+        Ok(Some(next))
     }
 
     /// The marker of each node has arrived on every other, and every subscription is connected.
