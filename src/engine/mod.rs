@@ -252,6 +252,11 @@ pub trait Engine {
     /// Creates the subscription of `path`, disabled and without copy.
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement;
     fn disable(&self, path: &Path) -> Statement;
+    /// The same where no worker is applying; no answer otherwise. `None` where a worker that is told to end
+    /// ends between two transactions.
+    fn disable_idle(&self, _path: &Path) -> Option<Statement> {
+        None
+    }
     /// The replication origin of the subscription of `path`, on its subscriber.
     fn origin(&self, path: &Path) -> Statement;
     /// How a recovery slot is made and read.

@@ -643,6 +643,20 @@ impl Engine for Spock {
         )
     }
 
+    fn disable_idle(&self, path: &Path) -> Option<Statement> {
+        // A worker that is told to end in the middle of a transaction leaves that as one that has failed,
+        // and the next worker discards it. One that loses its connection does not, and stays away for
+        // spock.restart_delay_default.
+        Some(Statement::new(
+            "SELECT spock.sub_disable($1::name, true)
+              WHERE NOT EXISTS (
+                    SELECT FROM spock.subscription s, pg_database d, pg_stat_activity a
+                     WHERE s.sub_name = $1 AND d.datname = current_database()
+                       AND a.backend_type = format('spock apply %s:%s', d.oid, s.sub_id))",
+            &[&path.subscription],
+        ))
+    }
+
     fn origin(&self, path: &Path) -> Statement {
         Statement::new(
             "SELECT sub_slot_name FROM spock.subscription WHERE sub_name = $1",

@@ -491,18 +491,8 @@ impl Recovery {
             .collect();
         let ending = self.engine.workers_ending();
         let commit_as = self.engine.commit_as(&self.request.failed);
-        let statements: Vec<(String, Statement, Statement)> = paths
-            .iter()
-            .map(|p| {
-                (
-                    p.subscription.clone(),
-                    self.engine.enable(p),
-                    self.engine.disable(p),
-                )
-            })
-            .collect();
-        let target = self.survivor(&gap.target)?;
-        for (subscription, enable, disable) in statements {
+        for path in paths {
+            let subscription = path.subscription.clone();
             let step = journal.intend(
                 &Step::new(
                     phase,
@@ -510,12 +500,13 @@ impl Recovery {
                     Action::HoldSubscription { subscription },
                 ),
                 &Effect::Statement {
-                    undo: enable.inlined(),
+                    undo: self.engine.enable(&path).inlined(),
                 },
             )?;
-            disable.run(target)?;
+            self.disable(&path)?;
             journal.done(step)?;
         }
+        let target = self.survivor(&gap.target)?;
         wait_until(
             &gap.target,
             "waiting for its apply workers to end",
@@ -556,6 +547,33 @@ impl Recovery {
             }
         }
         Ok(applier)
+    }
+
+    /// Disables a subscription of a survivor.
+    fn disable(&mut self, path: &Path) -> Result<()> {
+        let (plain, idle) = (self.engine.disable(path), self.engine.disable_idle(path));
+        let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
+        let (provider, subscriber) = (at(&path.provider), at(&path.subscriber));
+        // The failed node sends nothing that could be cut in two.
+        let (Some(idle), Some(provider)) = (idle, provider) else {
+            plain.run(self.survivor(&path.subscriber)?)?;
+            return Ok(());
+        };
+        let subscriber = subscriber.ok_or_else(|| Error::internal("a node was not connected"))?;
+        wait_until(
+            &path.subscriber,
+            &format!("disabling subscription {}", path.subscription),
+            "See its log.",
+            || {
+                server::end_slot_user(&path.slot).run(&mut self.survivors[provider])?;
+                Ok(
+                    match idle.run(&mut self.survivors[subscriber])?.is_empty() {
+                        true => Seen::Pending("its worker is there".into()),
+                        false => Seen::Done(()),
+                    },
+                )
+            },
+        )
     }
 
     /// Lets go of what was held: the clone and the subscription.
