@@ -3,10 +3,12 @@
 
 mod common;
 mod fault_matrix;
+#[path = "fault_matrix/membership.rs"]
+mod membership;
 
 use common::quick;
-use fault_matrix::Engine;
 use lab::{Cluster, Server};
+use membership::{Engine, try_all};
 
 struct Native;
 
@@ -77,5 +79,5 @@ impl Engine for Native {
 
 #[test]
 fn every_fault_at_every_point_is_survived() {
-    fault_matrix::try_all(&Native);
+    try_all(&Native);
 }

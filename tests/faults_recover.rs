@@ -1,26 +1,24 @@
 //! Whatever goes wrong, at whatever point of a recovery: the survivors go on taking writes, no transaction is torn,
 //! lost or doubled, what the call says is true, and the next call finishes, on either survivor.
 //!
-//! The points are those that a clean run passes, as the product tells them; every point meets every fault. One
-//! cluster goes through many rounds: n1 writes what n3 gets and n2 does not, dies, and comes back when the survivors
-//! are equal. One case in some is tried, or those that `ZODAN_FAULTS` selects: parts of their names, with `|` between
-//! them, or `all`.
+//! One cluster goes through many rounds: n1 writes what n3 gets and n2 does not, dies, and comes back when the
+//! survivors are equal.
 
 mod common;
+mod fault_matrix;
 
 use common::recovery::{
     CONTENT, On, assert_nothing_held, assert_whole, call, keep, options, recover,
 };
-use common::{Fingerprint, Hang, Running, fingerprint, wait_no_sessions};
-use lab::load::LoadOptions;
-use lab::server::Notice;
+use common::{Fingerprint, Hang, Running, wait_no_sessions};
+use fault_matrix::{
+    PANICS, Writers, require_points, select, structure, tell, told, watched, work_through,
+};
 use lab::{
-    CallFailed, Called, Cluster, Load, Server, assert_same_content, load, quote_literal, wait_quiet,
+    CallFailed, Called, Cluster, Server, assert_same_content, load, quote_literal, wait_quiet,
 };
 use std::fmt;
-use std::io::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Clusters that work through the cases side by side.
@@ -28,9 +26,6 @@ const CLUSTERS: usize = 2;
 
 /// One of so many cases is tried where none are asked for.
 const SAMPLE: usize = 8;
-
-/// At one of so many points the server panics too.
-const PANICS: usize = 10;
 
 /// The last point from which a run is taken back.
 const LAST_UNDONE: &str = "within the last change is applied";
@@ -87,7 +82,7 @@ impl fmt::Display for Case {
 }
 
 struct World {
-    cluster: Cluster,
+    cluster: Arc<Cluster>,
     /// The three as they are when all live.
     three: Fingerprint,
     rounds: usize,
@@ -100,16 +95,12 @@ impl World {
             _ => options().proxy(),
         });
         cluster.form_mesh(3, &format!("{CONTENT}{}", load::SCHEMA));
-        let refused = cluster.n(2).client().batch_execute("SET zodan.fault = ''");
-        assert!(
-            refused.is_ok(),
-            "the extension that is installed has no fault points: run make test"
-        );
+        require_points(cluster.n(2));
         keep(&cluster.all());
         wait_quiet(&cluster.all());
         let three = structure(&cluster.all());
         World {
-            cluster,
+            cluster: Arc::new(cluster),
             three,
             rounds: 0,
         }
@@ -208,31 +199,6 @@ impl World {
         wait_quiet(&self.cluster.all());
         assert_same_content(&self.cluster.all());
         self.three.assert_same(&structure(&self.cluster.all()));
-    }
-
-    fn round(&mut self, case: &Case) {
-        self.die();
-        let before = self.tells_the_end(case).then(|| self.held());
-        let writers = Writers::start(&self.survivors());
-        writers.wait_commits(2, None);
-        let outcome = self.strike(case);
-        let crashed = self.crashed(case);
-        writers.wait_commits(2, crashed);
-        if let (Err(failed), Some(before)) = (&outcome, &before) {
-            self.assert_true(case, failed, before, crashed);
-        }
-        self.bring_back();
-        assert_whole(self.n(2));
-        // The next call is made by the one that did not make this one, every second time.
-        let again = match self.rounds % 2 {
-            0 => self.here(case.here),
-            _ => self.other(case.here),
-        };
-        recover(again, "n1");
-        writers.wait_commits(2, crashed);
-        writers.assert_kept(crashed, &self.survivors());
-        assert_nothing_held(&self.survivors());
-        self.revive();
     }
 
     /// Runs the CALL into the fault.
@@ -353,134 +319,62 @@ impl World {
     }
 }
 
-/// The points that a run has told, each once.
-fn told(notices: &[Notice]) -> Vec<String> {
-    let mut points: Vec<String> = vec![];
-    for notice in notices {
-        if let Some(point) = notice.message.strip_prefix("fault point: ")
-            && !points.iter().any(|known| known == point)
-        {
-            points.push(point.into());
-        }
+impl fault_matrix::World for World {
+    type Round = Case;
+
+    fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
     }
-    points
-}
 
-/// What the fingerprint of `servers` has that does not depend on the writers.
-fn structure(servers: &[&Server]) -> Fingerprint {
-    fingerprint(servers).without("content")
-}
-
-/// A writer on each of some nodes.
-struct Writers(Vec<(String, Load)>);
-
-impl Writers {
-    fn start(servers: &[&Server]) -> Writers {
-        let options = LoadOptions {
-            writers: 1,
-            rate: Some(25),
+    fn go(&mut self, case: &Case) {
+        self.die();
+        let before = self.tells_the_end(case).then(|| self.held());
+        let writers = Writers::start(&self.survivors());
+        writers.wait_commits(2, |_| true);
+        let outcome = self.strike(case);
+        let crashed = self.crashed(case);
+        writers.wait_commits(2, |node| Some(node) != crashed);
+        if let (Err(failed), Some(before)) = (&outcome, &before) {
+            self.assert_true(case, failed, before, crashed);
+        }
+        self.bring_back();
+        assert_whole(self.n(2));
+        // The next call is made by the one that did not make this one, every second time.
+        let again = match self.rounds % 2 {
+            0 => self.here(case.here),
+            _ => self.other(case.here),
         };
-        let start =
-            |server: &&Server| (server.name().into(), Load::start_with(&[server], &options));
-        Writers(servers.iter().map(start).collect())
-    }
-
-    /// Those on nodes that did not go down go on.
-    fn wait_commits(&self, n: u64, crashed: Option<&str>) {
-        for (_, load) in self.0.iter().filter(|(node, _)| Some(&**node) != crashed) {
-            load.wait_commits(n);
-        }
-    }
-
-    /// Stops them. Panics if a write failed where nothing was broken, or if not every survivor has all that was
-    /// acknowledged.
-    fn assert_kept(self, crashed: Option<&str>, survivors: &[&Server]) {
-        let reports: Vec<_> = self
-            .0
-            .into_iter()
-            .map(|(node, load)| (node, load.stop()))
-            .collect();
-        wait_quiet(survivors);
-        assert_same_content(survivors);
-        for (node, report) in reports {
-            for survivor in survivors {
-                report.assert_present_on(survivor);
-                assert_whole(survivor);
-            }
-            if Some(&*node) != crashed {
-                assert!(report.failures.is_empty(), "{node}: {report}");
-            }
-        }
-    }
-}
-
-/// Past the capture of the test harness: the line is wanted when all is well.
-fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Works through `open`; what failed.
-fn work(open: &Mutex<Vec<Case>>, failed: &Mutex<Vec<String>>) {
-    let mut world: Option<World> = None;
-    loop {
-        let Some(case) = open.lock().unwrap().pop() else {
-            return;
-        };
-        let began = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            world.get_or_insert_with(World::new).round(&case);
-        }));
-        match outcome {
-            Ok(()) if std::env::var_os("ZODAN_FAULTS").is_some() => {
-                tell(&format!("{:5.1?} {case}", began.elapsed()));
-            }
-            Ok(()) => {}
-            Err(panic) => {
-                world = None;
-                let why = panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-                    .unwrap_or_default();
-                tell(&format!("FAILED {case}\n{why}"));
-                failed.lock().unwrap().push(format!("{case}\n{why}"));
-            }
-        }
+        recover(again, "n1");
+        writers.wait_commits(2, |node| Some(node) != crashed);
+        let touched: Vec<&str> = crashed.into_iter().collect();
+        writers.assert_kept(&touched, &self.survivors());
+        self.survivors().into_iter().for_each(assert_whole);
+        assert_nothing_held(&self.survivors());
+        self.revive();
     }
 }
 
 #[test]
 fn every_fault_at_every_point_of_a_recovery_is_survived() {
-    let wanted = std::env::var("ZODAN_FAULTS").ok();
-    let (wanted, step) = match wanted.as_deref() {
-        None => ("", SAMPLE),
-        Some("all") => ("", 1),
-        Some(parts) => (parts, 1),
-    };
     let began = Instant::now();
-    let mut world = World::new();
+    let points = watched(World::new, |world| {
+        [Here::Target, Here::Source].map(|here| (here, world.points(here)))
+    });
     let mut cases = vec![];
     let mut counts = vec![];
-    for here in [Here::Target, Here::Source] {
-        let (points, undo) = world.points(here);
+    for (here, (points, undo)) in &points {
         let case = |point: &String, fault| Case {
-            here,
+            here: *here,
             point: point.clone(),
             fault,
         };
         let panics = points.iter().step_by(PANICS);
-        let all: Vec<Case> = points
+        let all = points
             .iter()
             .flat_map(|point| FAULTS.map(|fault| case(point, fault)))
             .chain(panics.map(|point| case(point, Fault::Panicked)))
-            .chain(undo.iter().map(|point| case(point, Fault::KilledUndoing)))
-            .filter(|case| {
-                wanted
-                    .split('|')
-                    .any(|part| case.to_string().contains(part))
-            })
-            .step_by(step)
-            .collect();
+            .chain(undo.iter().map(|point| case(point, Fault::KilledUndoing)));
+        let all = select(all, SAMPLE);
         counts.push(format!(
             "Recovery, called on the {here:?}: {} points with {} faults each, {} more in the undo: {} cases",
             points.len(),
@@ -490,24 +384,9 @@ fn every_fault_at_every_point_of_a_recovery_is_survived() {
         ));
         cases.extend(all);
     }
-    drop(world);
-    let (open, failed) = (Mutex::new(cases), Mutex::default());
-    std::thread::scope(|scope| {
-        for _ in 0..CLUSTERS {
-            scope.spawn(|| work(&open, &failed));
-        }
-    });
-    let failed = failed.into_inner().unwrap();
-    if failed.is_empty() {
-        for line in counts {
-            tell(&line);
-        }
-        tell(&format!("all of it took {:.0?}", began.elapsed()));
+    work_through(cases, CLUSTERS, World::new);
+    for line in counts {
+        tell(&line);
     }
-    assert!(
-        failed.is_empty(),
-        "{} cases failed\n\n{}",
-        failed.len(),
-        failed.join("\n\n")
-    );
+    tell(&format!("all of it took {:.0?}", began.elapsed()));
 }

@@ -2,10 +2,12 @@
 
 mod common;
 mod fault_matrix;
+#[path = "fault_matrix/membership.rs"]
+mod membership;
 
-use fault_matrix::Engine;
 use lab::spock::{self, Mesh};
 use lab::{Cluster, Server};
+use membership::{Engine, try_all};
 
 struct Spock;
 
@@ -86,6 +88,6 @@ impl Engine for Spock {
 #[test]
 fn every_fault_at_every_point_is_survived() {
     if spock::announced().is_some() {
-        fault_matrix::try_all(&Spock);
+        try_all(&Spock);
     }
 }
