@@ -28,12 +28,12 @@ fn traces(node: &Server) -> String {
             (SELECT string_agg(if_name || ' ' || if_dsn, ',' ORDER BY if_name) FROM spock.node_interface),
             (SELECT string_agg(set_name, ',' ORDER BY set_name) FROM spock.replication_set),
             (SELECT count(*) FROM spock.local_sync_status),
-            (SELECT string_agg(c.oid::regclass::text, ',' ORDER BY 1) FROM pg_class c
+            (SELECT string_agg(c.oid::regclass::text, ',' ORDER BY c.oid::regclass::text) FROM pg_class c
               WHERE c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'pg_toast'::regnamespace,
                                            'information_schema'::regnamespace)
                 AND c.relnamespace::regnamespace::text NOT LIKE 'pg_%'),
-            (SELECT string_agg(nspname, ',' ORDER BY 1) FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'),
-            (SELECT string_agg(p.oid::regprocedure::text, ',' ORDER BY 1) FROM pg_proc p
+            (SELECT string_agg(nspname, ',' ORDER BY nspname) FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'),
+            (SELECT string_agg(p.oid::regprocedure::text, ',' ORDER BY p.oid::regprocedure::text) FROM pg_proc p
               WHERE pronamespace = 'public'::regnamespace),
             (SELECT string_agg(setconfig::text, ',') FROM pg_db_role_setting))",
     )
