@@ -3,7 +3,8 @@
 //! feature `faults`, which `make test` makes.
 //!
 //! One case in some is tried, or those that `ZODAN_FAULTS` selects: parts of their names, with `|` between them,
-//! or `all`.
+//! or `all`. `ZODAN_FAULTS_PART` is a number: with another one other cases are tried, and so many parts as one
+//! case stands for are all of them.
 
 use crate::common::{Fingerprint, POLL, fingerprint};
 use lab::load::LoadOptions;
@@ -41,17 +42,20 @@ pub trait World {
 
 /// Those of `cases` that are to be tried: every `sample`th, or what `ZODAN_FAULTS` selects.
 pub fn select<C: fmt::Display>(cases: impl Iterator<Item = C>, sample: usize) -> Vec<C> {
-    let wanted = std::env::var("ZODAN_FAULTS").ok();
-    let (wanted, step) = match wanted.as_deref() {
-        None => ("", sample),
-        Some("all") => ("", 1),
-        Some(parts) => (parts, 1),
+    let set = |name| std::env::var(name).ok();
+    let part = set("ZODAN_FAULTS_PART").map_or(0, |part| part.parse().expect("a number"));
+    let wanted = set("ZODAN_FAULTS");
+    let (wanted, skip, step) = match wanted.as_deref() {
+        None => ("", part % sample, sample),
+        Some("all") => ("", 0, 1),
+        Some(parts) => (parts, 0, 1),
     };
     cases
         .filter(|case| {
             let name = case.to_string();
             wanted.split('|').any(|part| name.contains(part))
         })
+        .skip(skip)
         .step_by(step)
         .collect()
 }
