@@ -260,8 +260,11 @@ impl Keeper {
                     progress.insert(member.name.clone(), lsn);
                 }
             }
+            let Ok(unfinished) = unfinished(node) else {
+                continue;
+            };
             // It needs what it had already too, to know what others did to that later.
-            for (failed, from) in unfinished(node)? {
+            for (failed, from) in unfinished {
                 progress
                     .entry(failed)
                     .and_modify(|has| *has = from.min(*has));
