@@ -71,7 +71,7 @@ BEGIN
     END IF;
     RETURN QUERY
         SELECT NULL::integer, r.id, r.command, r.node, CASE r.state WHEN 'running' THEN 'unfinished' ELSE r.state END,
-               (SELECT max(s.phase) FROM zodan.step s WHERE s.run_id = r.id), NULL::integer, NULL, NULL, NULL, r.message,
+               CASE WHEN r.state <> 'done' THEN (SELECT max(s.phase) FROM zodan.step s WHERE s.run_id = r.id) END, NULL::integer, NULL, NULL, NULL, r.message,
                '{}'::text[], CASE r.state WHEN 'done' THEN 100.00 END, NULL::bigint, NULL::bigint, r.copied_rows,
                CASE r.state WHEN 'done' THEN r.copied_rows END, NULL::bigint, NULL::interval, r.started_at,
                (SELECT max(coalesce(s.ended_at, s.started_at)) FROM zodan.step s WHERE s.run_id = r.id), r.ended_at
@@ -88,6 +88,7 @@ COMMENT ON COLUMN zodan.progress.pid IS 'The session that runs the CALL; null if
 COMMENT ON COLUMN zodan.progress.run IS 'Its number in zodan.run; null before there is anything to undo';
 COMMENT ON COLUMN zodan.progress.node IS 'The node that joins, leaves or has failed';
 COMMENT ON COLUMN zodan.progress.state IS 'running; of a run that has ended done, undone or failed as in zodan.run, or unfinished: it was interrupted, or waits for spock.recover_finalize';
+COMMENT ON COLUMN zodan.progress.phase IS 'Of a run that has not done all, the last that it wrote about; null of one that has';
 COMMENT ON COLUMN zodan.progress.step IS 'The step of zodan.step that was begun last, or that is being undone';
 COMMENT ON COLUMN zodan.progress.step_node IS 'Where';
 COMMENT ON COLUMN zodan.progress.activity IS 'What is done within the step, or what it waits for and how far that is; of a run that has failed the error';

@@ -19,9 +19,8 @@ impl Pace {
     pub fn add(&mut self, at: Instant, done: u64) {
         let looks = &mut self.0;
         // The last look is moved on until it is far enough from the one before it.
-        if let [.., before, last] = &*looks.make_contiguous()
-            && last.0 - before.0 < APART
-        {
+        let last = looks.len().saturating_sub(1);
+        if last > 0 && looks[last].0 - looks[last - 1].0 < APART {
             looks.pop_back();
         }
         looks.push_back((at, done));
