@@ -418,12 +418,15 @@ impl Join {
         if self.peers.is_empty() {
             return Ok(());
         }
+        let mut steps = vec![];
         for peer in &self.peers {
             let step = Step::new(self.report.current(), &peer.name, Action::Marker);
-            journal.intend(&step, &Effect::Marker)?;
+            steps.push(journal.intend(&step, &Effect::Marker)?);
         }
         let markers = markers::emit(&*self.engine, &mut self.peers)?;
-        journal.passed("the peers' markers are committed")?;
+        for step in steps {
+            journal.done(step)?;
+        }
         let paths: Vec<Path> = self
             .peers
             .iter()
@@ -526,13 +529,16 @@ impl Join {
     /// it arrives on every other node, or the join has failed. Before any subscription is enabled,
     /// since an engine may be busy with its workers for a while then.
     fn emit_markers(&mut self, journal: &mut Journal) -> Result<Vec<Marker>> {
+        let mut steps = vec![];
         for name in [&self.source.name, &self.new.name] {
             let step = Step::new(self.report.current(), name, Action::Marker);
-            journal.intend(&step, &Effect::Marker)?;
+            steps.push(journal.intend(&step, &Effect::Marker)?);
         }
         let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         let markers = markers::emit(&*self.engine, all)?;
-        journal.passed("every member's marker is committed")?;
+        for step in steps {
+            journal.done(step)?;
+        }
         Ok(markers)
     }
 

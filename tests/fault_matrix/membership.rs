@@ -67,7 +67,7 @@ impl Way {
     fn last_undone(self) -> &'static str {
         match self {
             Way::Join => "within all is done",
-            Way::Removal | Way::OwnRemoval => "within every other node has all",
+            Way::Removal | Way::OwnRemoval => "3 after marker on n4",
         }
     }
 }

@@ -25,11 +25,12 @@ impl Leave {
         self.end_sessions(&since)?;
         journal.passed("sessions of applications are ended")?;
         let marker = Step::new(self.report.current(), &self.target, Action::Marker);
-        journal.intend(&marker, &Effect::Marker)?;
+        let marker = journal.intend(&marker, &Effect::Marker)?;
         loop {
             self.barrier(journal)?;
             if self.end_sessions(&since)? == 0 {
                 journal.passed("every other node has all")?;
+                journal.done(marker)?;
                 return Ok(hold);
             }
         }
