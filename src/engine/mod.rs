@@ -297,6 +297,10 @@ pub trait Engine {
         None
     }
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement>;
+    /// Whether a node forgets a member together with its subscription to it.
+    fn forgets_with_subscription(&self) -> bool {
+        false
+    }
 }
 
 /// The engine that the source's cluster replicates with.

@@ -638,7 +638,7 @@ impl Engine for Spock {
 
     fn disable(&self, path: &Path) -> Statement {
         Statement::new(
-            "SELECT spock.sub_disable($1::name, true)",
+            "SELECT spock.sub_disable(sub_name, true) FROM spock.subscription WHERE sub_name = $1",
             &[&path.subscription],
         )
     }
@@ -732,6 +732,10 @@ impl Engine for Spock {
                FROM spock.subscription s WHERE s.sub_name = $1 AND NOT s.sub_enabled",
             &[&idle.subscription],
         ))
+    }
+
+    fn forgets_with_subscription(&self) -> bool {
+        true // sub_drop drops the provider's node, too, if no other subscription is to it
     }
 
     fn sync_timeout(&self) -> Option<(&'static str, u64)> {

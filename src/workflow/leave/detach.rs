@@ -2,6 +2,7 @@
 
 use super::find::slots_there;
 use super::{Hold, Leave};
+use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, Statement, server};
@@ -64,11 +65,30 @@ impl Leave {
             .collect()
     }
 
+    /// What the node that the CALL runs on does with its subscription to the other end of `path`. Where it would
+    /// forget that node with it, the next CALL could not go on: there it is dropped last.
+    fn let_go(&self, path: &Path) -> Vec<Statement> {
+        match self.engine.forgets_with_subscription() {
+            true => vec![self.engine.disable(path)],
+            false => self.engine.unsubscribe(&path.subscription),
+        }
+    }
+
     /// The leaving node is none any more. Before the others forget how to reach it; or last of all, if the CALL
     /// runs on it: from its registry and its journal the next CALL would start.
     fn cease(&mut self, hold: Option<&Hold>, last: bool) -> Result<()> {
-        let statements = self.last_of_leaving(hold);
         let own = self.here == self.target;
+        let mut statements = vec![];
+        if own && self.engine.forgets_with_subscription() {
+            let engine = &*self.engine;
+            let paths = self.paths();
+            statements.extend(
+                paths
+                    .iter()
+                    .flat_map(|(_, to)| engine.unsubscribe(&to.subscription)),
+            );
+        }
+        statements.extend(self.last_of_leaving(hold));
         let leaving = self.leaving.as_mut().filter(|_| own == last);
         each_in_turn(leaving.map(|node| (node, statements)))
     }
@@ -76,8 +96,22 @@ impl Leave {
     /// One change of the membership, the same on every member that can be reached.
     fn forget(&mut self) -> Result<()> {
         let statements = self.engine.unregister(&self.target);
-        let survivors = self.survivors.iter_mut();
-        each_in_turn(survivors.map(|node| (node, statements.clone())))?;
+        let (here, others): (Vec<_>, Vec<_>) = self
+            .survivors
+            .iter_mut()
+            .partition(|node| node.name == self.here);
+        each_in_turn(others.into_iter().map(|node| (node, statements.clone())))?;
+        let engine = &*self.engine;
+        let target = &self.target;
+        each_in_turn(here.into_iter().map(|node| {
+            let path = engine.path(target, &node.name);
+            let mut all = match engine.forgets_with_subscription() {
+                true => engine.unsubscribe(&path.subscription),
+                false => vec![],
+            };
+            all.extend(statements.clone());
+            (node, all)
+        }))?;
         let Some(registry) = self.registry.as_ref().filter(|r| r.has(&self.target)) else {
             return Ok(());
         };
@@ -98,18 +132,26 @@ impl Leave {
     fn drop_subscriptions(&mut self) -> Result<()> {
         let engine = &*self.engine;
         let target = &self.target;
+        let of = |node: &str, path: &Path| match node == self.here {
+            true => self.let_go(path),
+            false => engine.unsubscribe(&path.subscription),
+        };
         let outbound: Vec<Statement> = self
             .paths()
             .iter()
-            .flat_map(|(_, to)| engine.unsubscribe(&to.subscription))
+            .flat_map(|(_, to)| of(target, to))
             .chain([server::forget_unfinished(None)])
+            .collect();
+        let inbound: Vec<Vec<Statement>> = self
+            .survivors
+            .iter()
+            .map(|node| of(&node.name, &engine.path(target, &node.name)))
             .collect();
         let mut lanes: Vec<(&mut Node, Vec<Statement>)> = self
             .survivors
             .iter_mut()
-            .map(|node| {
-                let path = engine.path(target, &node.name);
-                let mut statements = engine.unsubscribe(&path.subscription);
+            .zip(inbound)
+            .map(|(node, mut statements)| {
                 statements.push(server::forget_unfinished(Some(target)));
                 (node, statements)
             })
