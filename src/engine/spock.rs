@@ -139,6 +139,15 @@ impl Engine for Spock {
             }
         }
         let mut wanted = vec![];
+        // A removal that was cut off may have dropped one end of a path.
+        for subscriber in 0..members.len() {
+            let its_database = database(members[subscriber])?;
+            let its_name = &members[subscriber].name;
+            let providers = members.iter().filter(|m| m.name != *its_name);
+            wanted.extend(
+                providers.map(|m| (m.name.clone(), its_name.clone(), its_database.clone())),
+            );
+        }
         for gone in absent {
             // As libpq defaults it.
             let its_database = gone.dsn.get("dbname").or(gone.dsn.get("user"));
