@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// The promise of the status functions, whatever the members do.
 const IN_TIME: Duration = Duration::from_secs(3);
 
+const FROM_N4: &str =
+    "SELECT state FROM spock.cluster_status() WHERE provider = 'n4' AND subscriber = 'n1'";
+
 const SECRET: &str = "correct-horse";
 
 /// A mesh whose registry has a password, each server behind a proxy.
@@ -107,9 +110,14 @@ fn every_node_gives_the_same_answer() {
 #[test]
 fn the_dead_and_the_silent_are_marked_in_time() {
     let cluster = mesh(5);
-    cluster.n(4).crash();
-    cluster.n(5).cut();
     let n1 = cluster.n(1);
+    cluster.n(4).crash();
+    n1.wait_for(FROM_N4, "down");
+    // The worker starts again and again, and is there for a moment each time.
+    for _ in 0..50 {
+        assert_eq!(table_in_time(n1, FROM_N4), ["down"]);
+    }
+    cluster.n(5).cut();
     // The provider learns of the loss when its reader does not come back.
     n1.wait_for(
         "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE NOT active",

@@ -214,8 +214,9 @@ pub trait Engine {
     /// `name, enabled, working, errors, applied, gave up` of the subscriptions of a node.
     fn subscriptions(&self) -> Statement;
 
-    /// The same for people: `subscription, provider, slot, status, replication_sets, trouble` of each. The
-    /// provider is null where its name follows from that of the subscription.
+    /// The same for people: `subscription, provider, slot, status, heard, replication_sets, trouble` of each. The
+    /// provider is null where its name follows from that of the subscription; heard tells whether the worker that
+    /// runs now has had anything from it, and is null where nobody knows.
     fn inbound(&self) -> Statement;
 
     /// Something on the node that resumes apply when the coordinator is gone, if the engine's pause

@@ -345,7 +345,8 @@ impl Engine for Native {
     }
 
     fn inbound(&self) -> Statement {
-        // What an error was is in no catalog; that there was one is counted.
+        // What an error was is in no catalog; that there was one is counted. A walsender that has nothing to send
+        // greets its reader with a keepalive.
         Statement::new(
             format!(
                 "SELECT x.name AS subscription, NULL::text AS provider, s.subslotname::text AS slot,
@@ -353,6 +354,8 @@ impl Engine for Native {
                              WHEN EXISTS (SELECT FROM pg_subscription_rel r
                                            WHERE r.srsubid = s.oid AND r.srsubstate NOT IN ('r', 's'))
                              THEN 'syncing' ELSE 'replicating' END AS status,
+                        (SELECT bool_or(w.received_lsn IS NOT NULL) FROM pg_stat_subscription w
+                          WHERE w.subid = s.oid AND w.relid IS NULL) AS heard,
                         s.subpublications::text[] AS replication_sets,
                         CASE WHEN x.errors > 0
                              THEN format('errors of the apply worker so far: %s (see the log of the subscriber)',

@@ -418,7 +418,7 @@ impl Engine for Spock {
                         CASE WHEN NOT x.enabled THEN 'disabled' WHEN x.working THEN 'replicating'
                              WHEN t.status IN ('initializing', 'syncing', 'synchronizing') THEN t.status
                              ELSE 'down' END AS status,
-                        s.sub_replication_sets AS replication_sets, x.gave_up AS trouble
+                        NULL::boolean AS heard, s.sub_replication_sets AS replication_sets, x.gave_up AS trouble
                    FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
                    JOIN spock.subscription s ON s.sub_name = x.name
                    JOIN spock.local_node l ON l.node_id = s.sub_target

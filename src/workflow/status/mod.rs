@@ -65,6 +65,7 @@ struct Inbound {
     provider: Option<String>,
     slot: Option<String>,
     status: String,
+    heard: Option<bool>,
     replication_sets: Option<Vec<String>>,
     trouble: Option<String>,
 }
@@ -278,6 +279,8 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
                 None => i.status.as_str(),
             }
         }
+        // Where the provider cannot be asked either, it is the subscriber's word alone.
+        (Ok(_), Some(i)) if i.status == "replicating" && i.heard == Some(false) => "down",
         (Ok(_), Some(i)) => &i.status,
     };
     // Spock moves them about.
