@@ -138,23 +138,29 @@ impl Engine for Spock {
                     .insert((path.provider.clone(), path.subscriber.clone()), path);
             }
         }
+        let databases = ask_all(
+            members.iter_mut().map(|m| &mut **m),
+            "SELECT current_database()",
+            &[],
+        )?;
+        let mut known = vec![];
+        for (member, rows) in members.iter().zip(&databases) {
+            known.push((member.name.clone(), rows.one()?.text(0).to_owned()));
+        }
         let mut wanted = vec![];
         // A removal that was cut off may have dropped one end of a path.
-        for subscriber in 0..members.len() {
-            let its_database = database(members[subscriber])?;
-            let its_name = &members[subscriber].name;
-            let providers = members.iter().filter(|m| m.name != *its_name);
-            wanted.extend(
-                providers.map(|m| (m.name.clone(), its_name.clone(), its_database.clone())),
-            );
+        for (subscriber, database) in &known {
+            let providers = known.iter().filter(|(name, _)| name != subscriber);
+            wanted
+                .extend(providers.map(|(p, _)| (p.clone(), subscriber.clone(), database.clone())));
         }
         for gone in absent {
             // As libpq defaults it.
             let its_database = gone.dsn.get("dbname").or(gone.dsn.get("user"));
-            let its_database = its_database.unwrap_or("postgres").to_owned();
-            for member in members.iter_mut() {
-                wanted.push((member.name.clone(), gone.name.clone(), its_database.clone()));
-                wanted.push((gone.name.clone(), member.name.clone(), database(member)?));
+            let its_database = its_database.unwrap_or("postgres");
+            for (member, database) in &known {
+                wanted.push((member.clone(), gone.name.clone(), its_database.to_owned()));
+                wanted.push((gone.name.clone(), member.clone(), database.clone()));
             }
         }
         wanted.retain(|(p, s, _)| !self.paths.contains_key(&(p.clone(), s.clone())));

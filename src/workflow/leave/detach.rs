@@ -74,19 +74,21 @@ impl Leave {
         }
     }
 
+    /// What that leaves for the end.
+    fn drop_last(&self, path: &Path) -> Vec<Statement> {
+        match self.engine.forgets_with_subscription() {
+            true => self.engine.unsubscribe(&path.subscription),
+            false => vec![],
+        }
+    }
+
     /// The leaving node is none any more. Before the others forget how to reach it; or last of all, if the CALL
     /// runs on it: from its registry and its journal the next CALL would start.
     fn cease(&mut self, hold: Option<&Hold>, last: bool) -> Result<()> {
         let own = self.here == self.target;
         let mut statements = vec![];
-        if own && self.engine.forgets_with_subscription() {
-            let engine = &*self.engine;
-            let paths = self.paths();
-            statements.extend(
-                paths
-                    .iter()
-                    .flat_map(|(_, to)| engine.unsubscribe(&to.subscription)),
-            );
+        if own {
+            statements.extend(self.paths().iter().flat_map(|(_, to)| self.drop_last(to)));
         }
         statements.extend(self.last_of_leaving(hold));
         let leaving = self.leaving.as_mut().filter(|_| own == last);
@@ -96,22 +98,14 @@ impl Leave {
     /// One change of the membership, the same on every member that can be reached.
     fn forget(&mut self) -> Result<()> {
         let statements = self.engine.unregister(&self.target);
+        let mut on_here = self.drop_last(&self.engine.path(&self.target, &self.here));
+        on_here.extend(statements.clone());
         let (here, others): (Vec<_>, Vec<_>) = self
             .survivors
             .iter_mut()
             .partition(|node| node.name == self.here);
         each_in_turn(others.into_iter().map(|node| (node, statements.clone())))?;
-        let engine = &*self.engine;
-        let target = &self.target;
-        each_in_turn(here.into_iter().map(|node| {
-            let path = engine.path(target, &node.name);
-            let mut all = match engine.forgets_with_subscription() {
-                true => engine.unsubscribe(&path.subscription),
-                false => vec![],
-            };
-            all.extend(statements.clone());
-            (node, all)
-        }))?;
+        each_in_turn(here.into_iter().map(|node| (node, on_here.clone())))?;
         let Some(registry) = self.registry.as_ref().filter(|r| r.has(&self.target)) else {
             return Ok(());
         };
