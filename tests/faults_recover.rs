@@ -10,13 +10,12 @@ mod fault_matrix;
 use common::recovery::{
     CONTENT, On, assert_nothing_held, assert_whole, call, keep, options, recover,
 };
-use common::{Fingerprint, Hang, Running, wait_no_sessions};
+use common::{Fingerprint, Running, wait_no_sessions};
 use fault_matrix::{
-    PANICS, Writers, require_points, select, structure, tell, told, watched, work_through,
+    Blow, PANICS, Writers, require_points, select, strike, structure, tell, told, watched,
+    work_through,
 };
-use lab::{
-    CallFailed, Called, Cluster, Server, assert_same_content, load, quote_literal, wait_quiet,
-};
+use lab::{CallFailed, Called, Cluster, Server, assert_same_content, load, wait_quiet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -203,53 +202,21 @@ impl World {
 
     /// Runs the CALL into the fault.
     fn strike(&self, case: &Case) -> Result<Called, CallFailed> {
-        let here = self.here(case.here);
-        let sql = call("n1", None, None, "");
-        let action = match case.fault {
-            Fault::Error => "error",
-            Fault::Killed | Fault::KilledUndoing => "kill",
-            Fault::Panicked => "panic",
-            _ => "hang",
-        };
         let before = match case.fault {
             Fault::KilledUndoing => format!("error {LAST_UNDONE}; "),
             _ => String::new(),
         };
-        let arm = format!(
-            "SET zodan.fault = {}",
-            quote_literal(&format!("{before}{action} {}", case.point))
-        );
-        if action != "hang" {
-            let outcome = Running::start_after(here, &arm, &sql).join();
-            match &outcome {
-                Ok(_) => panic!("the point was not reached"),
-                Err(failed) if case.fault == Fault::Error => assert_eq!(
-                    failed.message(),
-                    format!("fault: {}", case.point),
-                    "{failed}"
-                ),
-                Err(failed) => assert!(["", "XX000"].contains(&failed.code()), "{failed}"),
-            }
-            return outcome;
-        }
-        let held = Hang::hold(here);
-        let running = Running::start_after(here, &arm, &sql);
-        held.wait(&running);
-        match case.fault {
-            Fault::Cancelled => {
-                // Released meanwhile, it might go on for a while before it sees the cancel request.
-                running.cancel();
-                return running.join();
-            }
-            Fault::TargetCrashed => self.n(2).crash(),
-            Fault::SourceCrashed => self.n(3).crash(),
-            Fault::PeerSevered => self.other(case.here).sever(),
-            Fault::Error | Fault::Killed | Fault::Panicked | Fault::KilledUndoing => {
-                unreachable!("they do not hang")
-            }
-        }
-        held.release();
-        running.join()
+        let blow = match case.fault {
+            Fault::Error => Blow::Error,
+            Fault::Cancelled => Blow::Cancel,
+            Fault::Killed | Fault::KilledUndoing => Blow::Kill,
+            Fault::Panicked => Blow::Panic,
+            Fault::TargetCrashed => Blow::Elsewhere(Box::new(|| self.n(2).crash())),
+            Fault::SourceCrashed => Blow::Elsewhere(Box::new(|| self.n(3).crash())),
+            Fault::PeerSevered => Blow::Elsewhere(Box::new(|| self.other(case.here).sever())),
+        };
+        let call = call("n1", None, None, "");
+        strike(self.here(case.here), &call, &before, &case.point, blow)
     }
 
     /// The survivor whose server went down. A backend that is killed takes all others with it.

@@ -1,11 +1,12 @@
 //! Joins and removals: three nodes to four and back, one case on either way. What a case leaves behind is found
 //! when the three are compared with what they were before.
 
-use crate::common::{Fingerprint, Hang, Running, wait_no_sessions};
+use crate::common::{Fingerprint, Running, wait_no_sessions};
 use crate::fault_matrix::{
-    PANICS, Writers, require_points, select, structure, tell, told, watched, work_through,
+    Blow, PANICS, Writers, require_points, select, strike, structure, tell, told, watched,
+    work_through,
 };
-use lab::{CallFailed, Called, Cluster, Server, load, quote_literal, wait_quiet};
+use lab::{CallFailed, Called, Cluster, Server, load, wait_quiet};
 use std::fmt;
 use std::iter;
 use std::sync::{Arc, Mutex};
@@ -239,55 +240,22 @@ impl World {
 
     /// Runs the CALL into the fault.
     fn strike(&self, case: &Case) -> Result<Called, CallFailed> {
-        let here = self.here(case.way);
-        let action = match case.fault {
-            Fault::Error => "error",
-            Fault::Killed | Fault::KilledUndoing => "kill",
-            Fault::Panicked => "panic",
-            _ => "hang",
-        };
         let before = match case.fault {
             Fault::KilledUndoing => format!("error {}; ", case.way.last_undone()),
             _ => String::new(),
         };
-        let arm = format!(
-            "SET zodan.fault = {}",
-            quote_literal(&format!("{before}{action} {}", case.point))
-        );
-        if action != "hang" {
-            let outcome = Running::start_after(here, &arm, &self.call(case.way)).join();
-            match &outcome {
-                Ok(_) => panic!("the point was not reached"),
-                Err(failed) if case.fault == Fault::Error => {
-                    assert_eq!(
-                        failed.message(),
-                        format!("fault: {}", case.point),
-                        "{failed}"
-                    );
-                }
-                Err(failed) => assert!(["", "XX000"].contains(&failed.code()), "{failed}"),
-            }
-            return outcome;
-        }
-        let held = Hang::hold(here);
-        let call = Running::start_after(here, &arm, &self.call(case.way));
-        held.wait(&call);
-        match case.fault {
-            Fault::Cancelled => {
-                // Released meanwhile, it might go on for a while before it sees the cancel request.
-                call.cancel();
-                return call.join();
-            }
-            Fault::SubjectCrashed => self.n(4).crash(),
-            Fault::FirstCrashed => self.n(1).crash(),
-            Fault::PeerCrashed => self.n(2).crash(),
-            Fault::PeerSevered => self.n(2).sever(),
-            Fault::Error | Fault::Killed | Fault::Panicked | Fault::KilledUndoing => {
-                unreachable!("they do not hang")
-            }
-        }
-        held.release();
-        call.join()
+        let blow = match case.fault {
+            Fault::Error => Blow::Error,
+            Fault::Cancelled => Blow::Cancel,
+            Fault::Killed | Fault::KilledUndoing => Blow::Kill,
+            Fault::Panicked => Blow::Panic,
+            Fault::SubjectCrashed => Blow::Elsewhere(Box::new(|| self.n(4).crash())),
+            Fault::FirstCrashed => Blow::Elsewhere(Box::new(|| self.n(1).crash())),
+            Fault::PeerCrashed => Blow::Elsewhere(Box::new(|| self.n(2).crash())),
+            Fault::PeerSevered => Blow::Elsewhere(Box::new(|| self.n(2).sever())),
+        };
+        let (here, call) = (self.here(case.way), self.call(case.way));
+        strike(here, &call, &before, &case.point, blow)
     }
 
     /// The node whose server went down. A backend that is killed takes all others with it.

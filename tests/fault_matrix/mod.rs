@@ -6,10 +6,12 @@
 //! or `all`. `ZODAN_FAULTS_PART` is a number: with another one other cases are tried, and so many parts as one
 //! case stands for are all of them.
 
-use crate::common::{Fingerprint, POLL, fingerprint};
+use crate::common::{Fingerprint, Hang, POLL, Running, fingerprint};
 use lab::load::LoadOptions;
 use lab::server::Notice;
-use lab::{Cluster, Load, Server, assert_same_content, wait_quiet};
+use lab::{
+    CallFailed, Called, Cluster, Load, Server, assert_same_content, quote_literal, wait_quiet,
+};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write;
@@ -67,6 +69,67 @@ pub fn require_points(server: &Server) {
         refused.is_ok(),
         "the extension that is installed has no fault points: run make test"
     );
+}
+
+/// What happens to a CALL at a point.
+pub enum Blow<'a> {
+    Error,
+    Kill,
+    Panic,
+    Cancel,
+    /// To somebody else, while it hangs there.
+    Elsewhere(Box<dyn FnOnce() + 'a>),
+}
+
+/// Runs `call` on `here` into the blow at `point`; `before` is what `zodan.fault` has to do earlier, if anything.
+pub fn strike(
+    here: &Server,
+    call: &str,
+    before: &str,
+    point: &str,
+    blow: Blow,
+) -> Result<Called, CallFailed> {
+    let action = match blow {
+        Blow::Error => "error",
+        Blow::Kill => "kill",
+        Blow::Panic => "panic",
+        Blow::Cancel | Blow::Elsewhere(_) => "hang",
+    };
+    let arm = format!(
+        "SET zodan.fault = {}",
+        quote_literal(&format!("{before}{action} {point}"))
+    );
+    let hang = || {
+        let held = Hang::hold(here);
+        let call = Running::start_after(here, &arm, call);
+        held.wait(&call);
+        (held, call)
+    };
+    match blow {
+        Blow::Cancel => {
+            // Released meanwhile, it might go on for a while before it sees the cancel request.
+            let (_held, call) = hang();
+            call.cancel();
+            call.join()
+        }
+        Blow::Elsewhere(happen) => {
+            let (held, call) = hang();
+            happen();
+            held.release();
+            call.join()
+        }
+        Blow::Error | Blow::Kill | Blow::Panic => {
+            let outcome = Running::start_after(here, &arm, call).join();
+            match &outcome {
+                Ok(_) => panic!("the point was not reached"),
+                Err(failed) if matches!(blow, Blow::Error) => {
+                    assert_eq!(failed.message(), format!("fault: {point}"), "{failed}");
+                }
+                Err(failed) => assert!(["", "XX000"].contains(&failed.code()), "{failed}"),
+            }
+            outcome
+        }
+    }
 }
 
 /// Runs `body` in a new world, watched.
