@@ -201,11 +201,21 @@ fn failures_are_seen_to_have_ended() {
     let called = n2
         .call(&verbose)
         .unwrap_or_else(|failed| panic!("{failed}"));
-    let told = called
-        .notices
-        .iter()
-        .any(|n| n.message == "    table \"public\".\"t\": 1 rows, 0 kB");
-    assert!(told, "{called:?}");
+    let told = |text: &str| {
+        let notice = called.notices.iter().find(|n| n.message.ends_with(text));
+        let notice = notice.unwrap_or_else(|| panic!("not told: {text}: {called:?}"));
+        notice.message.strip_suffix(text).unwrap_or_default()
+    };
+    let digits = |time: &str| time.replace(|c: char| c.is_ascii_digit(), "9");
+    let table = told("     table \"public\".\"t\": 1 rows, 0 kB");
+    assert_eq!(digits(table), "99:99:99.9");
+    let begins = [
+        "6 of 9: copy structure and data",
+        "9 of 9: prove that every change arrives everywhere",
+    ]
+    .map(|phase| told(&format!(" phase {phase}")));
+    assert_eq!(begins.map(digits), ["99:99:99.9"; 2]);
+    assert!(begins[0] <= table && table <= begins[1], "{called:?}");
     assert_eq!(
         row(n2, "SELECT state, percent, rows_done FROM zodan.progress"),
         "done|100.00|1"

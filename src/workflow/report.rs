@@ -3,6 +3,7 @@
 use crate::node::show_activity;
 use crate::progress;
 use crate::rim;
+use std::time::{Duration, Instant};
 
 /// What a call is, for those who look at it from elsewhere.
 pub struct Subject<'a> {
@@ -14,9 +15,10 @@ pub struct Subject<'a> {
     pub long_phase: usize,
 }
 
-/// Speaks to the caller: one NOTICE per phase, with `verbose` one per step too. The phase also
-/// shows in `pg_stat_activity.query` of the calling session, and in `zodan.progress`.
+/// Speaks to the caller: one NOTICE per phase, with `verbose` one per step too, each with the time since the
+/// CALL began. The phase also shows in `pg_stat_activity.query` of the calling session, and in `zodan.progress`.
 pub struct Report {
+    began: Instant,
     command: String,
     phases: usize,
     verbose: bool,
@@ -27,6 +29,7 @@ pub struct Report {
 impl Report {
     pub fn new(subject: &Subject<'_>, verbose: bool) -> Self {
         Self {
+            began: Instant::now(),
             command: subject.command.to_owned(),
             phases: subject.phases,
             verbose,
@@ -43,6 +46,7 @@ impl Report {
     /// For those who only look, who get warnings and nothing else.
     pub fn looking() -> Self {
         Self {
+            began: Instant::now(),
             command: String::new(),
             phases: 0,
             verbose: false,
@@ -56,7 +60,7 @@ impl Report {
         let text = format!("phase {} of {}: {what}", self.phase, self.phases);
         progress::phase(self.phase, what);
         show_activity(&format!("CALL {} {text}", self.command));
-        rim::notice(&text);
+        rim::notice(&format!("{} {text}", clock(self.began.elapsed())));
     }
 
     /// The number of the phase that is under way.
@@ -71,7 +75,7 @@ impl Report {
 
     pub fn step(&self, what: &str) {
         if self.verbose {
-            rim::notice(&format!("    {what}"));
+            rim::notice(&format!("{}     {what}", clock(self.began.elapsed())));
         }
     }
 
@@ -95,6 +99,18 @@ impl Report {
     pub fn warn(&self, what: &str, hint: &str) {
         rim::warning(what, hint);
     }
+}
+
+/// Hours, minutes, seconds and tenths, of one width.
+fn clock(time: Duration) -> String {
+    let tenths = time.as_millis() / 100;
+    let (seconds, tenths) = (tenths / 10, tenths % 10);
+    format!(
+        "{:02}:{:02}:{:02}.{tenths}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
 }
 
 /// Rows under a heading, in columns as psql prints them.
@@ -136,6 +152,14 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    #[test]
+    fn a_time_is_read_as_on_a_clock() {
+        let clock = |millis| super::clock(std::time::Duration::from_millis(millis));
+        assert_eq!(clock(0), "00:00:00.0");
+        assert_eq!(clock(59_999), "00:00:59.9");
+        assert_eq!(clock(2 * 3_600_000 + 61_200), "02:01:01.2");
+    }
 
     #[test]
     fn columns_are_aligned() {
