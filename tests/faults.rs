@@ -7,10 +7,14 @@ mod fault_matrix;
 mod membership;
 
 use common::quick;
-use lab::{Cluster, Server};
+use lab::{Cluster, Server, ServerOptions};
 use membership::{Engine, try_all};
+use std::collections::BTreeSet;
 
 struct Native;
+
+/// The join divides the sequences of all members, once and for good.
+struct Dividing;
 
 impl Engine for Native {
     fn clusters(&self) -> usize {
@@ -18,12 +22,7 @@ impl Engine for Native {
     }
 
     fn start(&self, content: &str) -> Cluster {
-        let cluster = Cluster::start_each(4, |name| match name {
-            "n2" => quick().proxy(),
-            _ => quick(),
-        });
-        cluster.form_mesh(3, content);
-        cluster
+        start(quick(), content)
     }
 
     fn wait_replicating(&self, members: &[&Server]) {
@@ -77,7 +76,67 @@ impl Engine for Native {
     }
 }
 
+fn start(n4: ServerOptions, content: &str) -> Cluster {
+    let cluster = Cluster::start_each(4, |name| match name {
+        "n2" => quick().proxy(),
+        "n4" => n4.clone(),
+        _ => quick(),
+    });
+    cluster.form_mesh(3, content);
+    cluster
+}
+
+impl Engine for Dividing {
+    fn start(&self, content: &str) -> Cluster {
+        start(quick().set("zodan.sequence_policy", "stride"), content)
+    }
+
+    fn changes_members(&self) -> bool {
+        true
+    }
+
+    fn assert_joined(&self, members: &[&Server]) {
+        let drawn = |server: &&Server| server.value("SELECT nextval('number') % 32");
+        let parts: BTreeSet<String> = members.iter().map(drawn).collect();
+        assert_eq!(parts.len(), members.len(), "{parts:?}");
+        for server in members {
+            let step =
+                server.value("SELECT increment_by FROM pg_sequences WHERE sequencename = 'number'");
+            assert_eq!(step, "32", "{}", server.name());
+        }
+    }
+
+    fn clusters(&self) -> usize {
+        Native.clusters()
+    }
+
+    fn wait_replicating(&self, members: &[&Server]) {
+        Native.wait_replicating(members);
+    }
+
+    fn paths(&self, peers: usize) -> (&'static str, String) {
+        Native.paths(peers)
+    }
+
+    fn membership(&self) -> &'static str {
+        Native.membership()
+    }
+
+    fn left(&self) -> &'static str {
+        Native.left()
+    }
+
+    fn renew(&self, server: &Server) {
+        Native.renew(server);
+    }
+}
+
+#[test]
+fn every_fault_while_sequences_are_divided_is_survived() {
+    try_all(&Dividing, Some("divide"));
+}
+
 #[test]
 fn every_fault_at_every_point_is_survived() {
-    try_all(&Native);
+    try_all(&Native, None);
 }

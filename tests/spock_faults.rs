@@ -88,6 +88,6 @@ impl Engine for Spock {
 #[test]
 fn every_fault_at_every_point_is_survived() {
     if spock::announced().is_some() {
-        try_all(&Spock);
+        try_all(&Spock, None);
     }
 }

@@ -359,6 +359,7 @@ const TOPICS: &[(&str, &str)] = &[
         "SELECT to_jsonb(a) FROM pg_attribute a WHERE attrelid >= 16384",
     ),
     ("defaults", "SELECT to_jsonb(d) FROM pg_attrdef d WHERE oid >= 16384"),
+    ("sequences", "SELECT to_jsonb(s) FROM pg_sequence s WHERE seqrelid >= 16384"),
     ("constraints", "SELECT to_jsonb(c) FROM pg_constraint c WHERE oid >= 16384"),
     ("triggers", "SELECT to_jsonb(t) FROM pg_trigger t WHERE oid >= 16384"),
     ("rules", "SELECT to_jsonb(r) FROM pg_rewrite r WHERE oid >= 16384"),
@@ -384,7 +385,7 @@ const TOPICS: &[(&str, &str)] = &[
     ),
 ];
 
-const RECORDS: [&str; 11] = [
+const RECORDS: [&str; 12] = [
     "spock.node",
     "spock.node_interface",
     "spock.local_node",
@@ -395,6 +396,7 @@ const RECORDS: [&str; 11] = [
     "zodan.node",
     "zodan.local_node",
     "zodan.marker",
+    "zodan.sequence",
     "zodan.paused_subscription",
 ];
 

@@ -23,9 +23,6 @@ use std::time::{Duration, Instant};
 /// At one of so many points the server panics too.
 pub const PANICS: usize = 10;
 
-/// A cluster is replaced after so many rounds: what the writers leave makes every round longer.
-const ROUNDS: usize = 40;
-
 /// A round takes a few seconds. Each of its waits has an end, but a CALL may wait without one if it is at fault.
 const ROUND: Duration = Duration::from_secs(300);
 
@@ -37,6 +34,11 @@ pub trait World {
     type Round: fmt::Display + Send;
 
     fn cluster(&self) -> &Arc<Cluster>;
+
+    /// For how many rounds a cluster is used: what the writers leave makes every one longer.
+    fn rounds(&self) -> usize {
+        40
+    }
 
     /// Panics where the product fails. What a round leaves behind is found there too.
     fn go(&mut self, round: &Self::Round);
@@ -172,7 +174,10 @@ fn work<W: World>(
         let Some(round) = open.lock().unwrap().pop_front() else {
             return;
         };
-        if world.as_ref().is_some_and(|(_, rounds)| *rounds >= ROUNDS) {
+        if world
+            .as_ref()
+            .is_some_and(|(world, rounds)| *rounds >= world.rounds())
+        {
             world = None;
         }
         let began = Instant::now();
