@@ -20,18 +20,10 @@ impl Engine for Spock {
     fn start(&self, content: &str) -> Cluster {
         let mesh = Mesh {
             content,
-            settings: &[
-                ("wal_retrieve_retry_interval", "100ms"),
-                ("max_worker_processes", "40"),
-            ],
             proxied: &["n2"],
             ..Mesh::default()
         };
-        let cluster = mesh.start(3);
-        for node in cluster.first(3) {
-            node.sql("CREATE EXTENSION zodan");
-        }
-        cluster
+        mesh.start_with_extension(3)
     }
 
     fn wait_replicating(&self, members: &[&Server]) {

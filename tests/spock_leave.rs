@@ -4,7 +4,7 @@ mod common;
 
 use common::{Running, assert_failed, wait_no_sessions};
 use lab::load::LoadOptions;
-use lab::spock::{self, Mesh};
+use lab::spock;
 use lab::{
     Called, Cluster, Load, Server, add_node, assert_same_content, load, quote_literal, wait_quiet,
 };
@@ -18,21 +18,7 @@ CREATE TABLE pair_b (id int PRIMARY KEY, amount int);
 
 /// A mesh of `members`, and one server more; `None` without Spock.
 fn mesh(members: usize) -> Option<Cluster> {
-    spock::announced()?;
-    let content = format!("{}{CONTENT}", load::SCHEMA);
-    let mesh = Mesh {
-        content: &content,
-        settings: &[
-            ("wal_retrieve_retry_interval", "100ms"),
-            ("max_worker_processes", "40"),
-        ],
-        ..Mesh::default()
-    };
-    let cluster = mesh.start(members);
-    for node in cluster.all() {
-        node.sql("CREATE EXTENSION IF NOT EXISTS zodan");
-    }
-    Some(cluster)
+    spock::mesh(members, &format!("{}{CONTENT}", load::SCHEMA))
 }
 
 fn remove(here: &Server, target: &str) -> Called {

@@ -3,28 +3,17 @@
 #[path = "common/plan.rs"]
 mod plan;
 
-use lab::Cluster;
 use lab::cluster::add_node_call;
-use lab::spock::{self, Mesh};
+use lab::spock;
 use plan::follow;
 
-fn mesh(members: usize) -> Option<Cluster> {
-    spock::announced()?;
-    let mesh = Mesh {
-        content: "CREATE TABLE t (i int PRIMARY KEY); INSERT INTO t VALUES (1)",
-        settings: &[("wal_retrieve_retry_interval", "100ms")],
-        ..Mesh::default()
-    };
-    let cluster = mesh.start(members);
-    for node in cluster.all() {
-        node.sql("CREATE EXTENSION IF NOT EXISTS zodan");
-    }
-    Some(cluster)
-}
+const CONTENT: &str = "CREATE TABLE t (i int PRIMARY KEY); INSERT INTO t VALUES (1)";
 
 #[test]
 fn a_join_and_removals_follow_their_plans() {
-    let Some(cluster) = mesh(2) else { return };
+    let Some(cluster) = spock::mesh(2, CONTENT) else {
+        return;
+    };
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     follow(n3, &add_node_call(n3, "n3", n1, "n1"));
     follow(n1, "CALL spock.remove_node('n3')");
@@ -34,7 +23,9 @@ fn a_join_and_removals_follow_their_plans() {
 
 #[test]
 fn a_recovery_follows_its_plan() {
-    let Some(cluster) = mesh(3) else { return };
+    let Some(cluster) = spock::mesh(3, CONTENT) else {
+        return;
+    };
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     n2.sql("SELECT spock.sub_disable('sub_n1_n2', true)");
     n2.wait_for(

@@ -1,22 +1,10 @@
 //! What a DBA sees of a Spock cluster, in the same functions and columns as of any other.
 
-use lab::spock::{self, Mesh};
-use lab::{Cluster, Server, quote_literal};
+use lab::spock;
+use lab::{Server, quote_literal};
 use std::time::{Duration, Instant};
 
-fn mesh(members: usize) -> Option<Cluster> {
-    spock::announced()?;
-    let mesh = Mesh {
-        content: "CREATE TABLE t (i int PRIMARY KEY)",
-        settings: &[("wal_retrieve_retry_interval", "100ms")],
-        ..Mesh::default()
-    };
-    let cluster = mesh.start(members);
-    for node in cluster.all() {
-        node.sql("CREATE EXTENSION IF NOT EXISTS zodan");
-    }
-    Some(cluster)
-}
+const CONTENT: &str = "CREATE TABLE t (i int PRIMARY KEY)";
 
 fn table(server: &Server, query: &str) -> Vec<String> {
     let line = |row: Vec<Option<String>>| {
@@ -30,7 +18,9 @@ const STATES: &str = "SELECT string_agg(provider || ' ' || subscriber || ' ' || 
 
 #[test]
 fn the_cluster_before_and_after_a_join() {
-    let Some(cluster) = mesh(2) else { return };
+    let Some(cluster) = spock::mesh(2, CONTENT) else {
+        return;
+    };
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     n1.wait_for(STATES, "n2 n1 replicating, n1 n2 replicating");
     let arguments = |check: &str| {

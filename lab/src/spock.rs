@@ -36,7 +36,9 @@ pub fn options() -> ServerOptions {
     let options = ServerOptions::default()
         .set("shared_preload_libraries", "spock")
         .set("track_commit_timestamp", "on")
-        .set("shared_buffers", "32MB");
+        .set("shared_buffers", "32MB")
+        .set("max_worker_processes", "40")
+        .set("wal_retrieve_retry_interval", "100ms");
     // Servers with this setting load no plugin that it does not name.
     if pg::has_setting("output_plugin_libraries") {
         options.set(
@@ -46,6 +48,17 @@ pub fn options() -> ServerOptions {
     } else {
         options
     }
+}
+
+/// A mesh of `members` that begins with `content`, and one server more, all with the extension zodan; `None`, and a
+/// word that the test is skipped, without Spock.
+pub fn mesh(members: usize, content: &str) -> Option<Cluster> {
+    announced()?;
+    let mesh = Mesh {
+        content,
+        ..Mesh::default()
+    };
+    Some(mesh.start_with_extension(members))
 }
 
 /// What a mesh is to be like.
@@ -93,6 +106,15 @@ impl Mesh<'_> {
         }
         self.form(&cluster.first(members));
         cluster.n(members + 1).sql("CREATE EXTENSION zodan");
+        cluster
+    }
+
+    /// The same with the extension zodan on every server.
+    pub fn start_with_extension(&self, members: usize) -> Cluster {
+        let cluster = self.start(members);
+        for member in cluster.first(members) {
+            member.sql("CREATE EXTENSION zodan");
+        }
         cluster
     }
 

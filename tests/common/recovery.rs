@@ -37,7 +37,11 @@ impl On {
     pub fn mesh_without_slots(self, members: usize) -> Cluster {
         match self {
             On::Native => form(members, &options()),
-            On::Spock => spock_mesh(members),
+            On::Spock => Mesh {
+                content: &content(),
+                ..Mesh::default()
+            }
+            .start_with_extension(members),
         }
     }
 
@@ -86,28 +90,15 @@ impl On {
     }
 }
 
+fn content() -> String {
+    format!("{}{CONTENT}", load::SCHEMA)
+}
+
 /// A native mesh.
 pub fn form(members: usize, options: &ServerOptions) -> Cluster {
     let cluster = Cluster::start_with(members, options);
-    cluster.form_mesh(members, &format!("{CONTENT}{}", load::SCHEMA));
+    cluster.form_mesh(members, &content());
     wait_mesh(&cluster.all());
-    cluster
-}
-
-fn spock_mesh(members: usize) -> Cluster {
-    let content = format!("{}{CONTENT}", load::SCHEMA);
-    let mesh = Mesh {
-        content: &content,
-        settings: &[
-            ("wal_retrieve_retry_interval", "100ms"),
-            ("max_worker_processes", "40"),
-        ],
-        ..Mesh::default()
-    };
-    let cluster = mesh.start(members);
-    for node in cluster.first(members) {
-        node.sql("CREATE EXTENSION IF NOT EXISTS zodan");
-    }
     cluster
 }
 
