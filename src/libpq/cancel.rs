@@ -40,12 +40,12 @@ extern "C-unwind" fn at_exit(_code: c_int, _arg: pg_sys::Datum) {
     }
 }
 
-/// Asks the server to cancel what `conn` runs. Never raises and never waits longer than `limit`: it
-/// is called from destructors and from the exit hook.
+/// Asks the server to cancel what `conn` runs. False if it was silent until `limit`. Never raises and never
+/// waits longer: it is called from destructors and from the exit hook.
 ///
 /// `PQcancelCreate` came with libpq 17. It is looked up at run time, so that one build also loads
 /// beside an older libpq, where the blocking `PQcancel` has to do.
-pub fn request(conn: *mut pq::PGconn, limit: Duration) {
+pub fn request(conn: *mut pq::PGconn, limit: Duration) -> bool {
     use pq::PostgresPollingStatusType as Polling;
     type Create = unsafe extern "C" fn(*mut pq::PGconn) -> *mut pq::PGcancelConn;
     type Step = unsafe extern "C" fn(*mut pq::PGcancelConn) -> c_int;
@@ -68,12 +68,13 @@ pub fn request(conn: *mut pq::PGconn, limit: Duration) {
                 pq::PQcancel(handle, why.as_mut_ptr(), why.len() as c_int);
                 pq::PQfreeCancel(handle);
             }
-            return;
+            return true;
         };
         let handle = create(conn);
         if handle.is_null() {
-            return;
+            return true;
         }
+        let mut heard = true;
         let deadline = Instant::now() + limit;
         if start(handle) != 0 {
             loop {
@@ -84,12 +85,14 @@ pub fn request(conn: *mut pq::PGconn, limit: Duration) {
                 };
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
+                    heard = false;
                     break;
                 }
                 wait::undisturbed(socket(handle), events, left);
             }
         }
         finish(handle);
+        heard
     }
 }
 

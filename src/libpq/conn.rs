@@ -13,6 +13,9 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{NonNull, null};
 use std::time::{Duration, Instant};
 
+/// What libpq says when it gives a connection up for want of memory. There is no code for that.
+const NO_BUFFER: &str = "cannot allocate memory";
+
 /// What every session of ours is set to, whatever the role or database says: names resolve to
 /// pg_catalog alone, values print the same everywhere, and no statement text of ours reaches the
 /// server's log, since some texts cannot help holding connection strings.
@@ -416,7 +419,10 @@ impl Conn {
         if !self.busy {
             return;
         }
-        cancel::request(self.raw(), Duration::from_secs(2));
+        if !cancel::request(self.raw(), Duration::from_secs(2)) {
+            // A node that takes no new connection does not answer on the old one either.
+            return self.abandon();
+        }
         let deadline = Instant::now() + Duration::from_secs(2);
         // SAFETY: an open connection.
         let pipeline =
@@ -444,9 +450,7 @@ impl Conn {
                         return;
                     }
                     if status.is_none() && !self.is_usable() {
-                        self.broken = true;
-                        self.busy = false;
-                        return;
+                        return self.abandon();
                     }
                     if status == Some(pq::ExecStatusType::PGRES_COPY_OUT) {
                         match self.drain_copy() {
@@ -454,9 +458,7 @@ impl Conn {
                             // Still copying: "not busy" then means only that rows may be taken.
                             Drained::More => break,
                             Drained::Failed => {
-                                self.broken = true;
-                                self.busy = false;
-                                return;
+                                return self.abandon();
                             }
                         }
                     }
@@ -468,12 +470,16 @@ impl Conn {
                 };
                 wait::undisturbed(self.socket(), events, left);
                 if left.is_zero() || pq::PQconsumeInput(self.raw()) == 0 {
-                    self.broken = true;
-                    self.busy = false;
-                    return;
+                    return self.abandon();
                 }
             }
         }
+    }
+
+    /// Nobody waits for its answers any more, and nothing is asked of it.
+    fn abandon(&mut self) {
+        self.broken = true;
+        self.busy = false;
     }
 
     /// Throws away the rows that have arrived.
@@ -518,12 +524,24 @@ impl Conn {
         let reason = self.message();
         let reason = if reason.is_empty() {
             "the session is closed".into()
+        } else if reason.contains(NO_BUFFER) {
+            return Self::no_memory("out of memory".into());
         } else {
             reason
         };
         Error::Lost {
             node: self.node.clone(),
             reason,
+        }
+    }
+
+    /// For what a node has sent.
+    pub(super) fn no_memory(message: String) -> Error {
+        Error::Local {
+            state: SqlState::OUT_OF_MEMORY,
+            message,
+            detail: None,
+            hint: Some("A row takes about three times its size in memory on the new node.".into()),
         }
     }
 
@@ -756,8 +774,7 @@ impl<'a> Running<'a> {
     /// The node may be one that does not answer at all, so the cancel request is hardly waited for.
     fn give_up(&mut self, limit: Duration) {
         cancel::request(self.conn.raw(), Duration::from_millis(50));
-        self.conn.broken = true;
-        self.conn.busy = false;
+        self.conn.abandon();
         self.finish_with(Error::Deadline {
             node: self.conn.node.clone(),
             what: "the answer".into(),

@@ -1,7 +1,7 @@
 //! `COPY ... TO STDOUT`, a row at a time, never waiting where Ctrl-C could not end it.
 
 use super::Conn;
-use crate::error::{Error, Result, SqlState};
+use crate::error::{Error, Result};
 use pq_sys as pq;
 use std::ffi::c_char;
 use std::ops::Deref;
@@ -71,14 +71,7 @@ impl<'a> CopyOut<'a> {
             (-1, _) => self.finish().map(|()| Ready::End),
             _ if !self.conn.is_usable() => Err(self.conn.lost()),
             // libpq refuses a row that it has no memory for, and stays where it is.
-            _ => Err(Error::Local {
-                state: SqlState::OUT_OF_MEMORY,
-                message: self.conn.message(),
-                detail: None,
-                hint: Some(
-                    "A row takes about three times its size in memory on the new node.".into(),
-                ),
-            }),
+            _ => Err(Conn::no_memory(self.conn.message())),
         }
     }
 
