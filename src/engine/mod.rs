@@ -10,7 +10,7 @@ mod spock;
 pub use registry::{Registry, SequencePolicy};
 
 use crate::copy;
-use crate::error::{Finding, Result};
+use crate::error::{Error, Finding, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement};
 use crate::replay::Decoding;
@@ -298,6 +298,10 @@ pub trait Engine {
         None
     }
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement>;
+    /// An error of the engine's own with the code that PostgreSQL has for such.
+    fn coded(&self, error: Error) -> Error {
+        error
+    }
     /// Whether a node forgets a member together with its subscription to it.
     fn forgets_with_subscription(&self) -> bool {
         false
@@ -323,10 +327,7 @@ pub fn subscription_states(rows: &crate::libpq::Rows) -> Result<Vec<Subscription
                 errors: row.parse(3)?,
                 applied: row
                     .get(4)
-                    .map(|lsn| {
-                        lsn.parse()
-                            .map_err(|()| crate::error::Error::internal("not an LSN"))
-                    })
+                    .map(|lsn| lsn.parse().map_err(|()| Error::internal("not an LSN")))
                     .transpose()?,
                 gave_up: row.get(5).map(str::to_owned),
             })

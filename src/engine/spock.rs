@@ -749,6 +749,22 @@ impl Engine for Spock {
         ))
     }
 
+    fn coded(&self, error: Error) -> Error {
+        match error {
+            // Spock itself connects to a provider that a node is to subscribe to.
+            Error::Remote(mut remote)
+                if remote.state == SqlState::INTERNAL_ERROR
+                    && remote
+                        .message
+                        .starts_with("could not connect to the postgresql server") =>
+            {
+                remote.state = SqlState::UNABLE_TO_CONNECT;
+                Error::Remote(remote)
+            }
+            other => other,
+        }
+    }
+
     fn forgets_with_subscription(&self) -> bool {
         true // sub_drop drops the provider's node, too, if no other subscription is to it
     }

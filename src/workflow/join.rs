@@ -788,8 +788,9 @@ impl Join {
         Ok(())
     }
 
-    /// Undoes the run and returns the error to raise: the first one, unchanged.
+    /// Undoes the run and returns the error to raise, which is the first one.
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
+        let first = self.engine.coded(first);
         self.report.say(&format!("failed, undoing: {first}"));
         let undo = Undo {
             engine: &*self.engine,
