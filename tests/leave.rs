@@ -200,6 +200,25 @@ fn a_killed_node_is_removed_from_any_survivor() {
     }
 }
 
+/// The one that kept it went with the server.
+#[test]
+fn a_recovery_slot_that_nobody_keeps_goes_with_its_node() {
+    for here in [1, 3] {
+        let cluster = mesh(3, 0);
+        let n3 = cluster.n(3);
+        n3.sql("SELECT zodan.keep_recovery_slot()");
+        n3.wait_for(
+            "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'spk%'",
+            "spk_recovery_postgres",
+        );
+        n3.crash();
+        n3.boot();
+        wait_mesh(&cluster.all());
+        remove(cluster.n(here), n3);
+        assert_left(n3);
+    }
+}
+
 /// An empty database in place of the one that there is.
 fn renew(server: &Server) {
     let name = server.database();

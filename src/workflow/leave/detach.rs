@@ -7,7 +7,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, Statement, server};
 use crate::step::{Action, Step};
-use crate::workflow::members::each_in_turn;
+use crate::workflow::members::{each_in_turn, identity};
 use crate::workflow::membership::{announce, now};
 use crate::workflow::undo::drop_slot;
 
@@ -91,8 +91,13 @@ impl Leave {
             statements.extend(self.paths().iter().flat_map(|(_, to)| self.drop_last(to)));
         }
         statements.extend(self.last_of_leaving(hold));
-        let leaving = self.leaving.as_mut().filter(|_| own == last);
-        each_in_turn(leaving.map(|node| (node, statements)))
+        let Some(leaving) = self.leaving.as_mut().filter(|_| own == last) else {
+            return Ok(());
+        };
+        // Its keeper sees to that by itself, where one runs.
+        let database = identity(leaving)?.1;
+        drop_slot(leaving, &server::recovery_slot(&database))?;
+        each_in_turn([(leaving, statements)])
     }
 
     /// One change of the membership, the same on every member that can be reached.
