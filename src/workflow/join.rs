@@ -269,7 +269,7 @@ impl Join {
         self.finish()?;
         journal.passed("the markers are removed")?;
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
-        summary::show(&*self.engine, &mut all, &self.report)?;
+        summary::show(&*self.engine, &mut all, &[], &self.report)?;
         journal.passed("all is done")
     }
 

@@ -7,12 +7,18 @@ use crate::error::Result;
 use crate::libpq::Dsn;
 use crate::node::Node;
 
-/// Tells what `members` are now. The first of them is asked for the list of nodes.
-pub fn show(engine: &dyn Engine, members: &mut [&mut Node], report: &Report) -> Result<()> {
+/// Tells what `members` are now, and how they get on with those who are `away`. The first of them is asked for the
+/// list of nodes.
+pub fn show(
+    engine: &dyn Engine,
+    members: &mut [&mut Node],
+    away: &[String],
+    report: &Report,
+) -> Result<()> {
     if let Some(first) = members.first_mut() {
         show_nodes(engine, first, report)?;
     }
-    show_subscriptions(engine, members, report)?;
+    show_subscriptions(engine, members, away, report)?;
     show_lag(engine, members, report)
 }
 
@@ -36,6 +42,7 @@ fn show_nodes(engine: &dyn Engine, node: &mut Node, report: &Report) -> Result<(
 fn show_subscriptions(
     engine: &dyn Engine,
     members: &mut [&mut Node],
+    away: &[String],
     report: &Report,
 ) -> Result<()> {
     let names: Vec<String> = members.iter().map(|n| n.name.clone()).collect();
@@ -45,7 +52,7 @@ fn show_subscriptions(
     let mut rows = vec![];
     for (subscriber, answer) in names.iter().zip(&answers) {
         let states = subscription_states(answer)?;
-        for provider in names.iter().filter(|p| *p != subscriber) {
+        for provider in names.iter().chain(away).filter(|p| *p != subscriber) {
             let path = engine.path(provider, subscriber);
             let working = states
                 .iter()

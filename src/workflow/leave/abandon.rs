@@ -148,7 +148,7 @@ impl Leave {
     /// Takes the join back by the journal of the target, and then by name what no journal tells of.
     pub fn abandon(&mut self) -> Result<()> {
         self.report.say(&format!(
-            "node \"{}\" is no member: removing what an interrupted join left of it",
+            "node \"{}\" is no member: removing what is left of it",
             self.target
         ));
         if let Some((member, error)) = self.away.first() {

@@ -167,7 +167,8 @@ impl Leave {
         self.report.finished();
         let mut all: Vec<&mut Node> = self.survivors.iter_mut().collect();
         // It has left, whatever can be told of the others.
-        if let Err(error) = summary::show(&*self.engine, &mut all, &self.report) {
+        let away: Vec<String> = self.away.iter().map(|(m, _)| m.name.clone()).collect();
+        if let Err(error) = summary::show(&*self.engine, &mut all, &away, &self.report) {
             let what = format!("the other nodes could not be listed: {error}");
             self.report.warn(&what, "Look after them.");
         }
@@ -302,12 +303,16 @@ impl Leave {
     /// What stands in the way of an exact removal.
     fn findings(&mut self, resumed: bool) -> Result<Vec<Finding>> {
         let mut findings = vec![];
+        let later = match self.engine.membership() {
+            Some(_) => "what is owed to it is kept for later",
+            None => "the statements that it needs later are told",
+        };
         for (member, error) in &self.away {
             findings.push(Finding::new(
                 &member.name,
                 error.sqlstate(),
                 format!("it cannot be reached, so nobody knows whether it has all of \"{}\": {error}", self.target),
-                "Make it reachable and run the CALL again. With force := true it is left out, and what is owed to it is kept for later.",
+                format!("Make it reachable and run the CALL again. With force := true it is left out, and {later}."),
             ));
         }
         let connected = self.still_connected()?;

@@ -144,6 +144,15 @@ pub fn plan(reader: &Reader, request: Request) -> Result<Vec<Planned>> {
     Ok(planned)
 }
 
+/// A run that has no end.
+#[derive(Clone, Copy)]
+enum Open {
+    /// Its CALL did not come to one.
+    Interrupted,
+    /// It was meant to go on until [`finalize`].
+    Finalized,
+}
+
 /// Lets go of what [`phase_clone`] left.
 pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let report = of("spock.recover_finalize", 1, &request);
@@ -158,7 +167,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
             state: SqlState::UNDEFINED_OBJECT,
         });
     }
-    recovery.clean_up("done")?;
+    recovery.clean_up(Open::Finalized)?;
     recovery.report.say("nothing is held any more");
     Ok(())
 }
@@ -340,11 +349,11 @@ impl Recovery {
     }
 
     fn clean_up_interrupted(&mut self) -> Result<()> {
-        self.clean_up("undone")
+        self.clean_up(Open::Interrupted)
     }
 
-    /// Lets go of what runs that have no end hold, whichever survivor they ran on, and ends them as `state`.
-    fn clean_up(&mut self, state: &str) -> Result<()> {
+    /// Lets go of what runs that have no end hold, whichever survivor they ran on.
+    fn clean_up(&mut self, open: Open) -> Result<()> {
         let mut elsewhere = vec![];
         for node in &mut self.survivors {
             if node.name != self.here && server::has_journal().run(node)?.one()?.bool(0) {
@@ -352,30 +361,33 @@ impl Recovery {
             }
         }
         let session = self.session.clone();
-        self.clean_up_by(state, "", || Ok(session.session()))?;
+        self.clean_up_by(open, "", || Ok(session.session()))?;
         for (name, dsn) in elsewhere {
-            let open = || Conn::open(&name, &dsn).map(Session::Remote);
-            self.clean_up_by(state, &format!(" on node \"{name}\""), open)?;
+            let session = || Conn::open(&name, &dsn).map(Session::Remote);
+            self.clean_up_by(open, &format!(" on node \"{name}\""), session)?;
         }
         Ok(())
     }
 
-    /// The same by one journal, which `open` opens a session to.
+    /// The same by one journal, which `session` opens a session to.
     fn clean_up_by(
         &mut self,
-        state: &str,
+        open: Open,
         place: &str,
-        open: impl Fn() -> Result<Session>,
+        session: impl Fn() -> Result<Session>,
     ) -> Result<()> {
-        for dead in Journal::interrupted(&mut open()?)? {
+        for dead in Journal::interrupted(&mut session()?)? {
             if dead.command != COMMAND {
                 continue;
             }
-            self.report.say(&format!(
-                "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {}{place})",
-                dead.command, dead.node, dead.run
-            ));
-            let journal = Journal::reopen(open()?, dead.run);
+            let (run, node) = (format!("run {}{place}", dead.run), &dead.node);
+            self.report.say(&match open {
+                Open::Finalized => format!("letting go of what {run} of the recovery of node \"{node}\" holds"),
+                Open::Interrupted => format!(
+                    "cleaning up after the CALL {COMMAND} for node \"{node}\" that was interrupted ({run})"
+                ),
+            });
+            let journal = Journal::reopen(session()?, dead.run);
             let undo = Undo {
                 engine: &*self.engine,
                 journal: &journal,
@@ -383,6 +395,10 @@ impl Recovery {
                 name_taken: false,
             };
             let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+            let state = match open {
+                Open::Finalized => "done",
+                Open::Interrupted => "undone",
+            };
             undo.clean_up(dead.run, state, &mut nodes)?;
         }
         Ok(())
