@@ -47,9 +47,14 @@ pub struct Facts {
     pub database_size: u64,
 }
 
+/// Which running server it is. Those made from one image have the same system identifier, and may have been started
+/// in the same microsecond, but not with the same port on one machine.
+const SERVER: &str = "concat_ws(' ', system_identifier, extract(epoch FROM pg_postmaster_start_time()), current_setting('port'))";
+
 pub fn facts() -> Statement {
     Statement::new(
-        "SELECT current_setting('server_version_num'),
+        format!(
+            "SELECT current_setting('server_version_num'),
                 pg_is_in_recovery(),
                 c.system_identifier,
                 current_database(),
@@ -78,9 +83,10 @@ pub fn facts() -> Statement {
                 (SELECT setting FROM pg_settings WHERE name = 'idle_replication_slot_timeout'),
                 current_setting('output_plugin_libraries', true),
                 pg_database_size(current_database()),
-                c.system_identifier || ' ' || extract(epoch FROM pg_postmaster_start_time())
+                {SERVER}
            FROM pg_control_system() c, pg_database d
-          WHERE d.datname = current_database()",
+          WHERE d.datname = current_database()"
+        ),
         &[],
     )
 }
@@ -116,12 +122,10 @@ impl Facts {
     }
 }
 
-/// Which running server and which database this session is on. Servers made from one image have the
-/// same system identifier; that they were started in the same microsecond too is not to be feared.
+/// Which running server and which database this session is on.
 pub fn identity() -> Statement {
     Statement::new(
-        "SELECT system_identifier || ' ' || extract(epoch FROM pg_postmaster_start_time()),
-                current_database() FROM pg_control_system()",
+        format!("SELECT {SERVER}, current_database() FROM pg_control_system()"),
         &[],
     )
 }
