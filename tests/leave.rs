@@ -593,6 +593,21 @@ fn what_is_owed_to_a_member_that_is_down_is_paid_by_the_next_call() {
                 && n.message == "node \"n3\" still has to forget \"n4\""),
         "{forced:?}"
     );
+    let told: Vec<String> = forced
+        .notices
+        .iter()
+        .filter(|n| n.message.contains("| sub_"))
+        .map(|n| n.message.replace(' ', ""))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "n1|sub_n2_n1|replicating|n2",
+            "n1|sub_n3_n1|down|n3",
+            "n2|sub_n1_n2|replicating|n1",
+            "n2|sub_n3_n2|down|n3",
+        ]
+    );
     assert_left(n4);
     for node in [n1, n2] {
         assert_eq!(

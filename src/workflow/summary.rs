@@ -54,13 +54,17 @@ fn show_subscriptions(
         let states = subscription_states(answer)?;
         for provider in names.iter().chain(away).filter(|p| *p != subscriber) {
             let path = engine.path(provider, subscriber);
-            let working = states
-                .iter()
-                .any(|s| s.name == path.subscription && s.working);
+            let status = match states.iter().find(|s| s.name == path.subscription) {
+                None => "missing",
+                Some(state) if !state.enabled => "disabled",
+                // The worker of one that is away is there for a moment with every new try.
+                Some(state) if state.working && !away.contains(provider) => "replicating",
+                Some(_) => "down",
+            };
             rows.push(vec![
                 subscriber.clone(),
                 path.subscription,
-                if working { "replicating" } else { "down" }.to_owned(),
+                status.to_owned(),
                 provider.clone(),
             ]);
         }
