@@ -3,7 +3,7 @@
 
 use crate::common::{Fingerprint, Running, wait_no_sessions};
 use crate::fault_matrix::{
-    Blow, PANICS, Writers, require_points, select, strike, structure, tell, told, watched,
+    Blow, PANICS, ROUNDS, Writers, require_points, select, strike, structure, tell, told, watched,
     work_through,
 };
 use lab::{CallFailed, Called, Cluster, Server, load, wait_quiet};
@@ -359,7 +359,11 @@ impl crate::fault_matrix::World for World {
     }
 
     fn rounds(&self) -> usize {
-        if self.engine.changes_members() { 1 } else { 40 }
+        if self.engine.changes_members() {
+            1
+        } else {
+            ROUNDS
+        }
     }
 
     fn go(&mut self, round: &Round) {

@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 /// At one of so many points the server panics too.
 pub const PANICS: usize = 10;
 
+/// A cluster is replaced after so many rounds: what the writers leave makes every round longer.
+pub const ROUNDS: usize = 40;
+
 /// A round takes a few seconds. Each of its waits has an end, but a CALL may wait without one if it is at fault.
 const ROUND: Duration = Duration::from_secs(300);
 
@@ -35,9 +38,9 @@ pub trait World {
 
     fn cluster(&self) -> &Arc<Cluster>;
 
-    /// For how many rounds a cluster is used: what the writers leave makes every one longer.
+    /// For how many rounds a cluster is used.
     fn rounds(&self) -> usize {
-        40
+        ROUNDS
     }
 
     /// Panics where the product fails. What a round leaves behind is found there too.
