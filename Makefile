@@ -1,7 +1,7 @@
 # Every target works from a fresh clone: tools/setup installs what is missing, tools/env finds it.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-spock test-faults demo demo-down demo-crash bench-join bench-recover lint typecheck clean
+.PHONY: help setup build install test test-spock test-faults test-setup demo demo-down demo-crash bench-join bench-recover lint typecheck clean
 
 export RUST_TEST_THREADS ?= 2
 
@@ -23,20 +23,20 @@ install: build ## Install the extension into that PostgreSQL
 	@tools/install
 
 test: install ## Run all tests; ARGS="--test NAME" for some
-	@. tools/env; cargo test --workspace $$features $(ARGS)
+	@tools/test --workspace $(ARGS)
 
 test-spock: install ## Run the suites for pgEdge Spock against a PostgreSQL that has it
-	@. tools/env; cargo test $$features $(patsubst tests/%.rs,--test %,$(wildcard tests/spock_*.rs)) $(ARGS) -- --nocapture
+	@tools/test $(patsubst tests/%.rs,--test %,$(wildcard tests/spock_*.rs)) $(ARGS) -- --nocapture
 
 test-faults: install ## Try every fault at every point of a join, a removal and a recovery, on Spock too where it is
-	@. tools/env; ZODAN_FAULTS=all cargo test $$features --test faults --test faults_recover --test spock_faults \
+	@ZODAN_FAULTS=all tools/test --test faults --test faults_recover --test spock_faults \
 		$(ARGS) -- --nocapture
 
 demo: install ## Start a small cluster and add a node to it
 	@. tools/env; cargo run --release -p lab -- demo $(ARGS)
 
-demo-down: ## Stop the demo and remove it
-	@. tools/env; cargo run --release -p lab -- demo-down
+demo-down: ## Stop the demo and remove it, whatever PostgreSQL it runs on
+	@. tools/lib.sh; cargo run --release -p lab -- demo-down
 
 demo-crash: install ## Let a node die, and make its survivors equal
 	@. tools/env; cargo run --release -p lab -- demo-crash
@@ -51,6 +51,9 @@ lint: setup ## Check the formatting, and run clippy
 	@cargo fmt --version >/dev/null && cargo clippy --version >/dev/null || rustup component add rustfmt clippy
 	@. tools/env; cargo fmt --all --check; \
 		for more in "" "--features faults"; do cargo clippy --workspace --all-targets $$features $$more -- -D warnings; done
+
+test-setup: ## Test where set-up gets its PostgreSQL from, without a network
+	@tests/setup/run
 
 typecheck: setup ## Check that it compiles for PostgreSQL 15 to 18
 	@tools/typecheck

@@ -167,11 +167,14 @@ find_pg() {
             fi
         done
     done
-    for candidate in "$cache"/postgresql-17/bin/pg_config "$cache"/pgrx/17.*/pgrx-install/bin/pg_config; do
-        if [ -x "$candidate" ]; then
-            echo "$candidate"
-            return
-        fi
+    for major in $majors; do
+        for candidate in "$cache/postgresql-$major/bin/pg_config" \
+            "$cache/pgrx/$major".*/pgrx-install/bin/pg_config; do
+            if [ -x "$candidate" ] && [ -z "$(pg_lacks "$candidate")" ]; then
+                echo "$candidate"
+                return
+            fi
+        done
     done
     return 1
 }
@@ -192,6 +195,12 @@ find_cargo_pgrx() {
         fi
     done
     return 1
+}
+
+install_cargo_pgrx() {
+    local root=${cached_cargo_pgrx%/bin/*}
+    say "Installing cargo-pgrx $pgrx_version into $root (3 to 7 minutes, once)"
+    cargo install -q cargo-pgrx --version "=$pgrx_version" --locked --root "$root"
 }
 
 # --- the account of the servers ------------------------------------------------------------------
