@@ -6,7 +6,7 @@ use crate::engine::SequencePolicy;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::libpq::Rows;
-use crate::node::{Local, Session};
+use crate::node::{Local, Session, Statement};
 use crate::progress;
 use crate::settings;
 use crate::step::Step;
@@ -319,8 +319,14 @@ impl Journal {
 
     /// The run has done all that was planned.
     pub fn finish(&self) -> Result<()> {
+        self.finish_with(&[])
+    }
+
+    /// As [`Journal::finish`], together with statements on this server, without parameters, in one
+    /// transaction: they hold if and only if the run can no longer be undone.
+    pub fn finish_with(&self, last: &[Statement]) -> Result<()> {
         match self.plan.front() {
-            None => self.end("done", None),
+            None => self.end_with(last, "done", None),
             Some(left) => Err(Error::internal(format!(
                 "{left:?} was planned and not done"
             ))),
@@ -328,13 +334,20 @@ impl Journal {
     }
 
     pub fn end(&self, state: &str, error: Option<&Error>) -> Result<()> {
+        self.end_with(&[], state, error)
+    }
+
+    fn end_with(&self, last: &[Statement], state: &str, error: Option<&Error>) -> Result<()> {
         let sqlstate = error.map_or(String::new(), |e| e.sqlstate().to_string());
         let message = error.map_or(String::new(), |e| crate::libpq::scrub(&e.to_string()));
+        let last: String = last.iter().map(|s| format!("{};\n", s.sql)).collect();
         self.query(
-            "UPDATE zodan.run SET state = $2, ended_at = clock_timestamp(),
+            &format!(
+                "{last}UPDATE zodan.run SET state = $2, ended_at = clock_timestamp(),
                     sqlstate = coalesce(nullif($3, ''), sqlstate),
                     message = coalesce(nullif($4, ''), message)
-               FROM zodan.unreplicated() WHERE id = $1::bigint",
+               FROM zodan.unreplicated() WHERE id = $1::bigint"
+            ),
             &[&self.run.to_string(), state, &sqlstate, &message],
         )?;
         Ok(())

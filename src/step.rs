@@ -26,6 +26,7 @@ pub enum Action {
     Origin,
     Copy,
     Provide,
+    LetApplyWrite,
     Subscribe {
         provider: String,
     },
@@ -66,6 +67,7 @@ impl fmt::Display for Action {
             Self::Origin => f.write_str("origin of the copied rows"),
             Self::Copy => f.write_str("copy structure and data"),
             Self::Provide => f.write_str("make the new node a provider"),
+            Self::LetApplyWrite => f.write_str("let apply workers write"),
             Self::Subscribe { provider } => write!(f, "subscribe to \"{provider}\""),
             Self::Register => f.write_str("register the new node"),
             Self::HoldOffWrites => f.write_str("hold off application writes"),
@@ -106,11 +108,14 @@ impl Action {
                 "snapshot and progress of the source belong together only while nothing is applied"
             }
             Self::HoldOffWritesOfNew | Self::HoldOffWritesByEngine => {
-                "what is written before the new node's slots exist would be on no other node"
+                "what is written before the join is proved could be lost with it"
             }
             Self::Origin => "copied rows are not to be sent back to where they come from",
             Self::Copy => "what the source has, as of the snapshot",
             Self::Provide => "the others are to get what is written there",
+            Self::LetApplyWrite => {
+                "applications are still held off, and statements that apply runs would be too"
+            }
             Self::Subscribe { .. } => "to get what that node writes, from where the copy ends",
             Self::Register => "every member knows all members",
             Self::HoldOffWrites => "what it writes from here on would reach nobody",
@@ -139,9 +144,10 @@ impl Action {
             Self::CreateSlot { .. } | Self::CloneSlot { .. } => "the slot is dropped",
             Self::Marker => "markers are deleted",
             Self::PauseApply => "apply resumes, at the latest after some seconds by itself",
-            Self::HoldOffWritesOfNew | Self::HoldOffWritesByEngine | Self::HoldOffWrites => {
-                "the setting of the database that was there before"
-            }
+            Self::HoldOffWritesOfNew
+            | Self::HoldOffWritesByEngine
+            | Self::LetApplyWrite
+            | Self::HoldOffWrites => "the setting that was there before",
             Self::Origin => "the origin is dropped",
             Self::Copy => "all that was not there before is dropped",
             Self::Subscribe { .. } => "the subscription is dropped",

@@ -235,6 +235,13 @@ pub trait Engine {
         Ok(None)
     }
 
+    /// Whether apply workers run statements beside the changes of rows, so that they fail in a database whose
+    /// sessions are read-only.
+    fn apply_runs_statements(&self, source: &mut Node) -> Result<bool>;
+    /// The role whose settings the sessions of apply workers begin with, where the subscriptions are made by the
+    /// session that is asked.
+    fn apply_role(&self) -> Statement;
+
     fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan>;
     /// Gives the copied structure the role it has in replication on the source. Returns what to
     /// tell.

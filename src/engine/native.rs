@@ -479,6 +479,23 @@ impl Engine for Native {
         )]
     }
 
+    fn apply_runs_statements(&self, source: &mut Node) -> Result<bool> {
+        // Triggers that fire for replicated rows may run any.
+        let rows = source.query(
+            "SELECT EXISTS (SELECT FROM pg_trigger t
+                              JOIN pg_proc p ON p.oid = t.tgfoid
+                              JOIN pg_namespace n ON n.oid = p.pronamespace
+                             WHERE t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal
+                               AND n.nspname <> 'zodan')",
+            &[],
+        )?;
+        Ok(rows.one()?.bool(0))
+    }
+
+    fn apply_role(&self) -> Statement {
+        Statement::new("SELECT current_user", &[])
+    }
+
     fn copy_plan(&self, source: &mut Node, _new: &str, snapshot: &str) -> Result<CopyPlan> {
         let source = copy::Source {
             node: &source.name,

@@ -485,6 +485,16 @@ impl Engine for Spock {
         }))
     }
 
+    fn apply_runs_statements(&self, _source: &mut Node) -> Result<bool> {
+        // DDL that is replicated, and before 6.0 batches of rows.
+        Ok(true)
+    }
+
+    fn apply_role(&self) -> Statement {
+        // Its workers name no role, which makes them the bootstrap superuser.
+        Statement::new("SELECT rolname FROM pg_roles WHERE oid = 10", &[])
+    }
+
     fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan> {
         let mut replicated: BTreeMap<(String, String), Vec<SetTable>> = BTreeMap::new();
         for table in set_tables(source)? {

@@ -339,6 +339,35 @@ pub fn set_database_read_only(database: &str, value: Option<&str>) -> Statement 
     )
 }
 
+/// The same for new sessions of one role in the database.
+pub fn set_role_read_only(role: &str, database: &str, value: Option<&str>) -> Statement {
+    let (role, database) = (crate::quote::ident(role), crate::quote::ident(database));
+    let value = value.map(crate::quote::literal);
+    Statement::new(
+        match value {
+            Some(value) => format!(
+                "ALTER ROLE {role} IN DATABASE {database} SET default_transaction_read_only = {value}"
+            ),
+            None => format!(
+                "ALTER ROLE {role} IN DATABASE {database} RESET default_transaction_read_only"
+            ),
+        },
+        &[],
+    )
+}
+
+/// The value of `default_transaction_read_only` that is set for the role in the database, if there is one.
+pub fn role_read_only(role: &str) -> Statement {
+    Statement::new(
+        "SELECT split_part(c, '=', 2)
+           FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+                JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) c
+          WHERE d.datname = current_database() AND r.rolname = $1
+            AND c LIKE 'default\\_transaction\\_read\\_only=%'",
+        &[role],
+    )
+}
+
 /// The tables of this database that belong to its users, as `schema.table`.
 pub fn user_tables() -> Statement {
     Statement::new(
@@ -385,6 +414,26 @@ pub fn other_sessions() -> Statement {
             AND pid <> pg_backend_pid() AND application_name NOT LIKE 'zodan%'
           ORDER BY pid",
         &[],
+    )
+}
+
+/// Sessions in this database whose part in the row counters is not known yet for all that they have done before
+/// `since`: `pid, user, application`. A session adds what it has counted at the end of a transaction, but only
+/// when a second has passed since it did so last, and at the latest when it has been idle for ten seconds
+/// (PGSTAT_MIN_INTERVAL and PGSTAT_IDLE_INTERVAL of the server's pgstat.c).
+pub fn sessions_uncounted(since: &str) -> Statement {
+    Statement::new(
+        "SELECT pid, usename, application_name FROM pg_stat_activity
+          WHERE datname = current_database() AND pid <> pg_backend_pid()
+            AND application_name NOT LIKE 'zodan%'
+            AND backend_type NOT LIKE 'zodan%' AND backend_type NOT LIKE 'autovacuum%'
+            AND backend_type NOT IN ('walsender', 'parallel worker')
+            AND backend_start < $1::timestamptz
+            AND NOT (state = 'idle'
+                     AND (state_change > $1::timestamptz + interval '1100 ms'
+                          OR clock_timestamp() > state_change + interval '10500 ms'))
+          ORDER BY pid",
+        &[since],
     )
 }
 

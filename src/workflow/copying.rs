@@ -40,6 +40,8 @@ pub struct Held {
     pub read_only: Option<String>,
     /// What takes back the engine's own way of keeping applications from writing.
     pub engines: Option<Statement>,
+    /// What takes back that apply workers may write meanwhile.
+    pub apply: Option<Statement>,
     /// Rows inserted and changed in the database if nobody but the copy wrote; `None` where the
     /// server does not count.
     expected: Option<(u64, u64)>,
@@ -62,7 +64,7 @@ fn rows_written(node: &mut Node) -> Result<Option<(u64, u64)>> {
 
 impl Copying<'_> {
     /// Copies, with application writes on the new node held off. They stay so: the caller lets them
-    /// in again when the new node provides, by [`Held`].
+    /// in when the join is proved, by [`Held`].
     pub fn run(mut self) -> Result<Held> {
         let before = copy::inventory(&mut self.new.session)?;
         let written = rows_written(self.new)?;
@@ -93,6 +95,7 @@ impl Copying<'_> {
         Ok(Held {
             read_only,
             engines,
+            apply: None,
             expected,
         })
     }

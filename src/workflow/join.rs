@@ -20,9 +20,9 @@ use crate::copy;
 use crate::engine::{Engine, Identity, Path, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal, Subject};
-use crate::libpq::Dsn;
+use crate::libpq::{Dsn, Rows};
 use crate::lsn::Position;
-use crate::node::{Here, Local, Member, Node, Session, ask_within, server};
+use crate::node::{Here, Local, Member, Node, Session, Statement, ask_within, server};
 use crate::settings;
 use crate::step::{Action, Step};
 use std::collections::BTreeMap;
@@ -79,7 +79,7 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
     )?;
     let outcome = join
         .run(&known, &plan, &mut journal)
-        .and_then(|()| journal.finish());
+        .and_then(|()| journal.finish_with(&join.opening(&known)));
     match outcome {
         Ok(()) => {
             join.report.finished();
@@ -253,6 +253,9 @@ impl Join {
 
         self.report.phase("attach the new node to every member");
         self.provide(known, journal)?;
+        if plan.apply_writes {
+            self.let_apply_write(known, journal)?;
+        }
         let markers = self.emit_markers(journal)?;
         self.attach(journal, &positions)?;
 
@@ -516,8 +519,27 @@ impl Join {
             self.create_own_slot(&slot)?;
             journal.done(step)?;
         }
-        self.release_writes(known)?;
-        journal.passed("writes are let in again")
+        self.look_for_writes()?;
+        journal.passed("nobody else has written")
+    }
+
+    /// The statements that apply workers run beside the changes of rows must not be held off with those of the
+    /// applications.
+    fn let_apply_write(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
+        let rows = self.engine.apply_role().run(&mut self.loopback)?;
+        let role = rows.one()?.text(0).to_owned();
+        let before = server::role_read_only(&role).run(&mut self.new)?;
+        let before = before.first().map(|row| row.text(0).to_owned());
+        let database = &known.new.database;
+        let close = server::set_role_read_only(&role, database, before.as_deref());
+        let step = Step::new(self.report.current(), &self.new.name, Action::LetApplyWrite);
+        let effect = Effect::Statement {
+            undo: close.sql.clone(),
+        };
+        let step = journal.intend(&step, &effect)?;
+        server::set_role_read_only(&role, database, Some("off")).run(&mut self.new)?;
+        self.held.apply = Some(close);
+        journal.done(step)
     }
 
     fn members(&self) -> Vec<Member> {
@@ -631,34 +653,46 @@ impl Join {
         }
     }
 
-    /// Puts the database's own setting back. What was written before by sessions that did not heed
-    /// it would be missing on the other nodes, so it ends the join.
-    fn release_writes(&mut self, known: &Known) -> Result<()> {
+    /// Lets applications write on the new node. Only together with the end of the run: what they write must
+    /// not be undone with it.
+    fn opening(&self, known: &Known) -> Vec<Statement> {
         let before = self.held.read_only.as_deref();
-        server::set_database_read_only(&known.new.database, before).run(&mut self.new)?;
-        if let Some(release) = &self.held.engines {
-            release.run(&mut self.new)?;
-        }
-        if !self.held.written_by_others(&mut self.new)? {
+        let database = server::set_database_read_only(&known.new.database, before);
+        let engines = [&self.held.engines, &self.held.apply];
+        let engines = engines.into_iter().flatten().cloned();
+        engines.chain([database]).collect()
+    }
+
+    /// What applications have written before the slots of the new node were there, in sessions that do not heed
+    /// the setting, would be missing on the other nodes, so it ends the join.
+    fn look_for_writes(&mut self) -> Result<()> {
+        let since = self.now()?;
+        let hint = "End these sessions, or their transactions, and keep applications away from the new node until the CALL has ended.";
+        let name = self.new.name.clone();
+        let (new, held) = (&mut self.new, &self.held);
+        let written = wait_until(
+            &name,
+            "knowing what other sessions have written",
+            hint,
+            || {
+                // In this order: who is not counted now may be by the time the counters are read.
+                let uncounted = server::sessions_uncounted(&since).run(new)?;
+                Ok(match (held.written_by_others(new)?, uncounted.first()) {
+                    (false, Some(_)) => Seen::Pending(sessions_told(&uncounted)),
+                    (written, _) => Seen::Done(written),
+                })
+            },
+        )?;
+        if !written {
             return Ok(());
         }
         let sessions = server::other_sessions().run(&mut self.new)?;
-        let sessions: Vec<String> = sessions
-            .iter()
-            .map(|r| {
-                format!(
-                    "pid {} (user \"{}\", application \"{}\")",
-                    r.text(0),
-                    r.text(1),
-                    r.text(2)
-                )
-            })
-            .collect();
         Err(Error::Refused {
             state: SqlState::NOT_IN_PREREQUISITE_STATE,
             message: "applications wrote on the new node before it was a node".into(),
-            detail: (!sessions.is_empty())
-                .then(|| format!("Sessions in its database: {}.", sessions.join(", "))),
+            detail: sessions
+                .first()
+                .map(|_| format!("Sessions in its database: {}.", sessions_told(&sessions))),
             hint: "Keep applications away from the new node until the CALL has ended, then run it again.".into(),
         })
     }
@@ -803,6 +837,18 @@ impl Join {
             &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
         )
     }
+}
+
+/// Sessions as `pid, user, application`.
+fn sessions_told(rows: &Rows) -> String {
+    let told: Vec<String> = rows
+        .iter()
+        .map(|r| {
+            let (pid, user, application) = (r.text(0), r.text(1), r.text(2));
+            format!("pid {pid} (user \"{user}\", application \"{application}\")")
+        })
+        .collect();
+    told.join(", ")
 }
 
 /// Every node of the cluster to be, the new one first.

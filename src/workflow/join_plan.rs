@@ -32,6 +32,8 @@ pub struct Plan {
     pub to_prepare: Rows,
     /// As of [`Engine::hold_off_writes`].
     pub engines: Option<[Statement; 2]>,
+    /// As of [`Engine::apply_runs_statements`].
+    pub apply_writes: bool,
 }
 
 /// The nodes of a join.
@@ -93,6 +95,10 @@ impl Nodes<'_> {
         for member in members() {
             add(ATTACH, &new, slot(&new, member));
         }
+        let apply_writes = engine.apply_runs_statements(self.source)?;
+        if apply_writes {
+            add(ATTACH, &new, Action::LetApplyWrite);
+        }
         for node in [&source, &new] {
             add(ATTACH, node, Action::Marker);
         }
@@ -109,6 +115,7 @@ impl Nodes<'_> {
             steps,
             to_prepare,
             engines,
+            apply_writes,
         })
     }
 }
