@@ -3,7 +3,9 @@
 use pgrx::prelude::*;
 
 mod copy;
+mod encoding;
 mod engine;
+mod environment;
 mod error;
 mod fault;
 mod journal;

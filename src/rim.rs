@@ -1,22 +1,28 @@
 //! Where our errors become PostgreSQL's.
 
+use crate::encoding;
 use crate::error::Error;
 use crate::libpq::{scrub, wait};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+/// What may leave: no secret, and only characters that the server takes for what they are.
+fn said(text: &str) -> String {
+    encoding::shown(&scrub(text)).into_owned()
+}
+
 impl From<Error> for ErrorReport {
     fn from(error: Error) -> Self {
         let mut report = ErrorReport::new(
             PgSqlErrorCode::from(error.sqlstate().pack()),
-            scrub(&error.to_string()),
+            said(&error.to_string()),
             "zodan",
         );
         if let Some(detail) = error.detail() {
-            report = report.set_detail(scrub(&detail));
+            report = report.set_detail(said(&detail));
         }
         if let Some(hint) = error.hint() {
-            report = report.set_hint(scrub(&hint));
+            report = report.set_hint(said(&hint));
         }
         report
     }
@@ -26,7 +32,7 @@ impl From<Error> for ErrorReport {
 pub fn notice(text: &str) {
     let report = ErrorReport::new(
         PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
-        scrub(text),
+        said(text),
         "zodan",
     );
     wait::uncancelled(|| report.report(PgLogLevel::NOTICE));
@@ -34,7 +40,7 @@ pub fn notice(text: &str) {
 
 /// Warns the caller, at once.
 pub fn warning(text: &str, hint: &str) {
-    let report = ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, scrub(text), "zodan")
-        .set_hint(scrub(hint));
+    let report =
+        ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, said(text), "zodan").set_hint(said(hint));
     wait::uncancelled(|| report.report(PgLogLevel::WARNING));
 }

@@ -22,7 +22,7 @@ pub type Digest = BTreeMap<String, TableDigest>;
 const SESSION: &str = "
 SET search_path = pg_catalog; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC';
 SET extra_float_digits = 1; SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET xmloption = 'content';
-SET row_security = off; SET client_encoding = 'UTF8';
+SET quote_all_identifiers = off; SET row_security = off; SET client_encoding = 'UTF8';
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 ";
 

@@ -5,6 +5,8 @@ use super::program::Program;
 use super::scratch::Scratch;
 use super::sql::array;
 use super::{OURS, Source, Target, conninfo, snapshot_session};
+use crate::encoding;
+use crate::environment::{self, REFUSABLE};
 use crate::error::Result;
 use crate::libpq::{Conn, Row};
 use crate::node::Session;
@@ -62,7 +64,9 @@ impl Archive {
     ) -> Result<Self> {
         let scratch = Scratch::create()?;
         let mut omit = Omit::default();
-        let named = snapshot_session(source)?.query(
+        let mut session = snapshot_session(source)?;
+        let environment = known(&mut session)?;
+        let named = session.query(
             NAMED,
             &[
                 &array(leave_out.extensions),
@@ -101,7 +105,9 @@ impl Archive {
             .iter()
             .for_each(|name| omit.labels_of("PUBLICATION", name));
 
-        let (connection, environment) = conninfo::of(source.node, source.dsn, &[], &scratch)?;
+        drop(session);
+        let (connection, variables) =
+            conninfo::of(source.node, source.dsn, &environment, &scratch)?;
         let mut arguments: Vec<String> = [
             "--schema-only",
             "--no-subscriptions",
@@ -113,6 +119,7 @@ impl Archive {
         .into();
         // Files of this directory are of no use after a crash.
         arguments.push("--no-sync".into());
+        arguments.push(format!("--encoding={}", encoding::of_database()));
         arguments.push(format!("--snapshot={}", source.snapshot));
         arguments.push(format!("--file={}", scratch.file(DUMP).display()));
         arguments.extend(
@@ -127,7 +134,7 @@ impl Archive {
             node: source.node,
             remote: Some(source.dsn),
             arguments,
-            environment,
+            environment: variables,
         }
         .run()?;
 
@@ -182,12 +189,20 @@ impl Archive {
         beside: impl FnMut() -> Result<()>,
     ) -> Result<()> {
         // Asked first, which also gives a better error than a program's if nobody can connect.
-        let superuser = Conn::open(target.node, target.dsn)?
+        let mut session = Conn::open(target.node, target.dsn)?;
+        let superuser = session
             .query("SELECT current_setting('is_superuser')", &[])?
             .one()?
             .text(0)
             == "on";
-        let settings = restore_settings(target.settings, superuser);
+        let mut settings = known(&mut session)?;
+        drop(session);
+        let no_event_triggers = settings.iter().any(|(name, _)| name == REFUSABLE);
+        settings.extend(restore_settings(
+            target.settings,
+            superuser,
+            no_event_triggers,
+        ));
         let (connection, environment) =
             conninfo::of(target.node, target.dsn, &settings, &self.scratch)?;
         let mut arguments = vec!["--exit-on-error".to_owned(), "--no-password".to_owned()];
@@ -249,22 +264,31 @@ fn preparation(schema: &Row, owner_here: Option<&str>) -> Option<String> {
     }
 }
 
-fn restore_settings(extra: &[(&str, &str)], superuser: bool) -> Vec<(String, String)> {
+/// The settings of all our sessions that the server has.
+fn known(session: &mut Conn) -> Result<Vec<(String, String)>> {
+    let rows = session.query(environment::known(), &[])?;
+    let setting = |row: &Row| (row.text(0).to_owned(), row.text(1).to_owned());
+    Ok(rows.iter().map(setting).collect())
+}
+
+fn restore_settings(
+    extra: &[(&str, &str)],
+    superuser: bool,
+    no_event_triggers: bool,
+) -> Vec<(String, String)> {
     // SAFETY: a setting, read in the only thread.
     let maintenance = unsafe { pg_sys::maintenance_work_mem }.max(LEAST_MAINTENANCE_KB);
     let maintenance = format!("{maintenance}kB");
+    // Before PostgreSQL 17 this keeps event triggers of the usual kind from what the restore does.
+    let as_replica = !no_event_triggers && superuser;
     [
-        ("default_transaction_read_only", "off"),
-        ("statement_timeout", "0"),
-        ("lock_timeout", "0"),
-        ("idle_in_transaction_session_timeout", "0"),
-        ("idle_session_timeout", "0"),
         // Made durable by the next commit of the run itself; what a crash loses, it also undoes.
         ("synchronous_commit", "off"),
         ("client_min_messages", "warning"),
         ("maintenance_work_mem", &maintenance),
     ]
     .iter()
+    .chain(as_replica.then_some(&("session_replication_role", "replica")))
     .chain(if superuser { &UNLOGGED[..] } else { &[] })
     .chain(extra)
     .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))

@@ -1,6 +1,7 @@
 //! How a program of PostgreSQL is told where to connect: what the process list shows holds no secret.
 
 use super::scratch::Scratch;
+use crate::environment;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 
@@ -69,16 +70,18 @@ fn split(dsn: &Dsn, settings: &[(String, String)], inherited: &str) -> Split {
         }
     }
     pairs.push("application_name=zodan".into());
+    // A role that is named in the connection string is meant, one that the login has by default is not.
+    let no_role = environment::option("role", "none");
+    let given = dsn.get("options").unwrap_or(inherited).to_owned();
     let own = settings
         .iter()
-        .map(|(name, value)| format!("-c {}={}", escape(name), escape(value)));
-    let options: Vec<String> = std::iter::once(dsn.get("options").unwrap_or(inherited).to_owned())
+        .map(|(name, value)| environment::option(name, value));
+    let options: Vec<String> = [no_role, given]
+        .into_iter()
         .filter(|o| !o.is_empty())
         .chain(own)
         .collect();
-    if !options.is_empty() {
-        pairs.push(format!("options={}", quote(&options.join(" "))));
-    }
+    pairs.push(format!("options={}", quote(&options.join(" "))));
     Split {
         conninfo: pairs.join(" "),
         password,
@@ -98,18 +101,6 @@ fn fits_in_a_line(value: &str) -> bool {
 
 fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
-/// The server splits `options` at blanks that no backslash precedes.
-fn escape(word: &str) -> String {
-    word.chars()
-        .flat_map(|c| {
-            (c.is_whitespace() || c == '\\')
-                .then_some('\\')
-                .into_iter()
-                .chain([c])
-        })
-        .collect()
 }
 
 fn unpassable(node: &str, keyword: &str, how: &str) -> Error {
@@ -156,16 +147,22 @@ mod tests {
         let conninfo = split(&dsn, &settings(), "-c never=1").conninfo;
         let again = Dsn::parse(&conninfo).unwrap();
         assert_eq!(again.get("dbname"), Some("a'b \\c"));
-        assert_eq!(again.get("options"), Some("-c x=1 -c a.b=x\\ y\\\\"));
+        assert_eq!(
+            again.get("options"),
+            Some("-c role=none -c x=1 -c a.b=x\\ y\\\\")
+        );
         assert_eq!(again.get("application_name"), Some("zodan"));
         let bare = Dsn::parse("host=h").unwrap();
         let inherited = Dsn::parse(&split(&bare, &settings(), "-c old=1").conninfo).unwrap();
-        assert_eq!(inherited.get("options"), Some("-c old=1 -c a.b=x\\ y\\\\"));
+        assert_eq!(
+            inherited.get("options"),
+            Some("-c role=none -c old=1 -c a.b=x\\ y\\\\")
+        );
         assert_eq!(
             Dsn::parse(&split(&bare, &[], "").conninfo)
                 .unwrap()
                 .get("options"),
-            None
+            Some("-c role=none")
         );
     }
 

@@ -32,6 +32,15 @@ const INHERITED: [&str; 9] = [
     "USER",
 ];
 
+/// Those of libpq that set settings of its sessions: we do that.
+const SETTINGS: [&str; 5] = [
+    "PGCLIENTENCODING",
+    "PGDATESTYLE",
+    "PGGEQO",
+    "PGOPTIONS",
+    "PGTZ",
+];
+
 /// A program to run for the sake of `node`.
 pub struct Program<'a> {
     pub name: &'a str,
@@ -329,7 +338,10 @@ fn become_a_program(parent: u32) -> io::Result<()> {
 fn is_inherited(name: &str) -> bool {
     INHERITED.contains(&name)
         || name.starts_with("KRB5")
-        || (name.starts_with("PG") && !name.starts_with("PG_") && name != "PGDATA")
+        || (name.starts_with("PG")
+            && !name.starts_with("PG_")
+            && name != "PGDATA"
+            && !SETTINGS.contains(&name))
 }
 
 /// Where a program of this very server is.
@@ -362,6 +374,7 @@ mod tests {
         }
         for name in [
             "PGDATA",
+            "PGTZ",
             "PG_GRANDPARENT_PID",
             "LC_ALL",
             "LANG",

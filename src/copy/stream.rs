@@ -4,12 +4,13 @@
 use super::guard::guarded;
 use super::shared::Count;
 use super::tables::Table;
+use crate::encoding;
 use crate::error::{Error, Result};
 use crate::libpq::{Chunk, CopyOut, Ready};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use std::cell::Cell;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 
 /// PostgreSQL's `COPY FROM` collects this many rows before it writes them. In the text format it also
@@ -270,7 +271,7 @@ unsafe fn string_node(text: &str) -> Result<*mut c_void> {
 }
 
 unsafe fn pstrdup(text: &str) -> Result<*mut std::ffi::c_char> {
-    let text = CString::new(text).map_err(|_| Error::internal("a name holds a zero byte"))?;
+    let text = encoding::to_server(text)?;
     // SAFETY: a C string.
     Ok(unsafe { pg_sys::pstrdup(text.as_ptr()) })
 }

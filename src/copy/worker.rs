@@ -10,32 +10,20 @@ use super::{begin_in_snapshot, origin};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn, wait};
 use crate::quote::literal;
+use crate::{encoding, environment};
 use pgrx::prelude::*;
 use std::ffi::{CString, c_int};
 
 /// Settings of the remote session beyond those of all our sessions: rows in the order in which they
-/// lie, no more processes over there than workers here, and money that reads the same everywhere.
+/// lie, and no more processes over there than workers here.
 const REMOTE: &str = "
 SELECT set_config('synchronize_seqscans', 'off', false),
-       set_config('max_parallel_workers_per_gather', '0', false),
-       set_config('lc_monetary', 'C', false)";
+       set_config('max_parallel_workers_per_gather', '0', false)";
 
-/// Settings of the local session. The texts of the source are written with the same settings.
-const LOCAL: [(&str, &str); 13] = [
+/// Settings of the local session beyond those.
+const LOCAL: [(&str, &str); 2] = [
     // Tables of extensions have their triggers and foreign keys already, and are copied in any order.
     ("session_replication_role", "replica"),
-    // The database refuses writes of everybody else during the copy.
-    ("default_transaction_read_only", "off"),
-    ("default_transaction_isolation", "read committed"),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("row_security", "off"),
-    ("datestyle", "ISO, YMD"),
-    ("intervalstyle", "postgres"),
-    ("timezone", "UTC"),
-    ("lc_monetary", "C"),
-    ("xmloption", "content"),
     // Made durable by the next commit of the run itself; what a crash loses, it also undoes.
     ("synchronous_commit", "off"),
 ];
@@ -67,6 +55,7 @@ pub extern "C-unwind" fn zodan_copy_worker(argument: pg_sys::Datum) {
     let Some(shared) = Shared::attach(argument.value() as u32) else {
         return;
     };
+    environment::adopt();
     // SAFETY: once per process. The leader is connected to this database as this user, so what could
     // refuse the connection has let the leader pass.
     unsafe {
@@ -128,7 +117,13 @@ fn copy(
     task: &Task,
 ) -> Result<u64> {
     pin(job, dsn, conn, table)?;
-    let stream = Stream::new(conn.copy_out(&table.copy_out(task.range))?, count, table);
+    // The rows come in the encoding of both databases, the statement is UTF-8 still.
+    let copy_out = format!(
+        "SET LOCAL client_encoding = {}; {}",
+        literal(&encoding::of_database()),
+        table.copy_out(task.range)
+    );
+    let stream = Stream::new(conn.copy_out(&copy_out)?, count, table);
     origin::stamp(job.timestamp);
     let rows = store(stream, table)?;
     conn.query("COMMIT", &[])?;
@@ -177,7 +172,7 @@ fn store(stream: Stream<'_>, table: &Table) -> Result<u64> {
         Some((schema, name)) => (schema, name),
         None => (&table.schema, &table.name),
     };
-    let (schema, name) = (c_string(schema)?, c_string(name)?);
+    let (schema, name) = (encoding::to_server(schema)?, encoding::to_server(name)?);
     // SAFETY: the frame of a transaction as background workers make it. On an error the caller aborts
     // the transaction, which closes the relation and gives the user back.
     unsafe {
@@ -212,18 +207,13 @@ fn store(stream: Stream<'_>, table: &Table) -> Result<u64> {
 }
 
 fn set_up(job: &Job) -> Result<()> {
-    // SAFETY: a static name; the settings need no transaction, but the catalog lookups of some do.
+    // SAFETY: the settings need no transaction, but the catalog lookups of some do.
     unsafe {
         pg_sys::StartTransactionCommand();
-        set(
-            "client_encoding",
-            &std::ffi::CStr::from_ptr(pg_sys::GetDatabaseEncodingName()).to_string_lossy(),
-        )?;
+        set("client_encoding", &encoding::of_database())?;
         for (name, value) in LOCAL {
             set(name, value)?;
         }
-        #[cfg(any(feature = "pg17", feature = "pg18"))]
-        set("transaction_timeout", "0")?;
         set("zodan.connect_timeout", &job.connect_timeout.to_string())?;
         set("search_path", &job.search_path)?;
         pg_sys::CommitTransactionCommand();
@@ -232,7 +222,7 @@ fn set_up(job: &Job) -> Result<()> {
 }
 
 fn set(name: &str, value: &str) -> Result<()> {
-    let (name, value) = (c_string(name)?, c_string(value)?);
+    let (name, value) = (c_string(name)?, encoding::to_server(value)?);
     // SAFETY: C strings, copied by the callee.
     unsafe {
         pg_sys::SetConfigOption(
@@ -247,7 +237,7 @@ fn set(name: &str, value: &str) -> Result<()> {
 
 /// What `pg_stat_activity.query` shows.
 fn show(text: &str) {
-    if let Ok(text) = c_string(text) {
+    if let Ok(text) = c_string(&encoding::shown(text)) {
         // SAFETY: a C string, copied by the callee.
         unsafe {
             pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr())

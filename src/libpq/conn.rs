@@ -2,6 +2,8 @@
 
 use super::wait::{self, Interest};
 use super::{CopyOut, Dsn, Rows, cancel, dsn};
+use crate::encoding;
+use crate::environment;
 use crate::error::{Error, Remote, Result, SqlState};
 use crate::settings;
 use pgrx::pg_sys;
@@ -9,6 +11,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pq_sys as pq;
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{NonNull, null};
 use std::time::{Duration, Instant};
@@ -16,26 +19,11 @@ use std::time::{Duration, Instant};
 /// What libpq says when it gives a connection up for want of memory. There is no code for that.
 const NO_BUFFER: &str = "cannot allocate memory";
 
-/// What every session of ours is set to, whatever the role or database says: names resolve to
-/// pg_catalog alone, values print the same everywhere, and no statement text of ours reaches the
-/// server's log, since some texts cannot help holding connection strings.
-const SETUP: &str = "\
-SELECT pg_catalog.set_config(s.name, s.value, false)
-  FROM (VALUES ('search_path', ''), ('row_security', 'off'), ('datestyle', 'ISO, YMD'),
-               ('intervalstyle', 'postgres'), ('timezone', 'UTC'), ('extra_float_digits', '3'),
-               ('bytea_output', 'hex'), ('statement_timeout', '0'), ('lock_timeout', '0'),
-               ('idle_in_transaction_session_timeout', '0'), ('default_transaction_read_only', 'off'),
-               ('default_transaction_isolation', 'read committed'), ('synchronous_commit', 'local'),
-               ('transaction_timeout', '0'), ('idle_session_timeout', '0')) AS s(name, value)
-  JOIN pg_catalog.pg_settings g ON g.name OPERATOR(pg_catalog.=) s.name
-UNION ALL
-SELECT pg_catalog.set_config(s.name, s.value, false)
-  FROM (VALUES ('log_statement', 'none'), ('log_min_duration_statement', '-1'), ('log_duration', 'off'),
-               ('log_min_duration_sample', '-1'), ('log_min_error_statement', 'panic'),
-               ('log_error_verbosity', 'terse'),
-               ('pg_stat_statements.track', 'none'), ('auto_explain.log_min_duration', '-1')) AS s(name, value)
-  JOIN pg_catalog.pg_settings g ON pg_catalog.lower(g.name) OPERATOR(pg_catalog.=) s.name
- WHERE pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'";
+thread_local! {
+    /// The connection strings, without their secrets, that lead to a server before PostgreSQL 17, or to a role that
+    /// is no superuser: what they refuse is not asked of them again.
+    static REFUSED: RefCell<HashSet<String>> = RefCell::default();
+}
 
 type Notices = RefCell<Vec<Notice>>;
 
@@ -52,9 +40,21 @@ pub struct Conn {
     raw: NonNull<pq::PGconn>,
     node: String,
     dsn: Dsn,
+    /// Which running server answered.
+    server: String,
     busy: bool,
     broken: bool,
     notices: Box<Notices>,
+}
+
+/// How a connection is made.
+#[derive(Clone, Default)]
+struct How {
+    /// For the commands of the replication protocol too.
+    replication: bool,
+    limit: Option<Duration>,
+    /// `host, hostaddr, port` of the server that is meant, where the connection string may lead to several.
+    place: Option<[String; 3]>,
 }
 
 /// What is left of a copy whose rows nobody wants any more.
@@ -81,13 +81,13 @@ impl Conn {
 
     /// Connects to several nodes at the same time; the answers are in the order of the question.
     pub fn open_all(nodes: &[(&str, &Dsn)]) -> Vec<Result<Self>> {
-        let mut conns = Self::connect_all(nodes, None, None);
+        let mut conns = Self::connect_all(nodes, &How::default());
         let jobs = conns
             .iter_mut()
             .filter_map(|c| c.as_mut().ok())
             .map(|conn| Job {
                 conn,
-                sql: SETUP,
+                sql: environment::setup(),
                 params: &[],
             })
             .collect();
@@ -95,10 +95,11 @@ impl Conn {
         conns
             .into_iter()
             .map(|conn| {
-                let conn = conn?;
-                setups
+                let mut conn = conn?;
+                let answer = setups
                     .next()
                     .unwrap_or_else(|| Err(Error::internal("no answer")))?;
+                conn.server = answer.one()?.text(0).to_owned();
                 Ok(conn)
             })
             .collect()
@@ -113,8 +114,12 @@ impl Conn {
         connect: Duration,
         answer: Duration,
     ) -> Vec<Result<Rows>> {
-        let mut conns = Self::connect_all(nodes, None, Some(connect));
-        let sql = format!("{SETUP};\n{sql}");
+        let how = How {
+            limit: Some(connect),
+            ..How::default()
+        };
+        let mut conns = Self::connect_all(nodes, &how);
+        let sql = format!("{};\n{sql}", environment::setup());
         let jobs = conns
             .iter_mut()
             .filter_map(|c| c.as_mut().ok())
@@ -138,10 +143,15 @@ impl Conn {
 
     /// A session that also understands the commands of the replication protocol.
     pub fn open_replication(node: &str, dsn: &Dsn) -> Result<Self> {
-        let mut conn = Self::connect_all(&[(node, dsn)], Some("database"), None)
+        let how = How {
+            replication: true,
+            ..How::default()
+        };
+        let mut conn = Self::connect_all(&[(node, dsn)], &how)
             .pop()
             .unwrap_or_else(|| Err(Error::internal("no answer")))?;
-        conn.query(SETUP, &[])?;
+        let answer = conn.query(environment::setup(), &[])?;
+        conn.server = answer.one()?.text(0).to_owned();
         Ok(conn)
     }
 
@@ -224,14 +234,10 @@ impl Conn {
         unsafe { pq::PQsocket(self.raw()) }
     }
 
-    fn connect_all(
-        nodes: &[(&str, &Dsn)],
-        replication: Option<&str>,
-        limit: Option<Duration>,
-    ) -> Vec<Result<Self>> {
+    fn connect_all(nodes: &[(&str, &Dsn)], how: &How) -> Vec<Result<Self>> {
         let mut all: Vec<Connecting> = nodes
             .iter()
-            .map(|(node, dsn)| Connecting::start(node, dsn, replication, limit))
+            .map(|(node, dsn)| Connecting::start(node, dsn, how))
             .collect();
         loop {
             let waiting: Vec<usize> = (0..all.len())
@@ -245,7 +251,7 @@ impl Conn {
             match wait::on_fds(&fds, rest) {
                 Ok(ready) => {
                     for (i, ready) in waiting.into_iter().zip(ready) {
-                        all[i].advance(ready);
+                        all[i].advance(ready, how);
                     }
                 }
                 Err(error) => return nodes.iter().map(|_| Err(error.clone())).collect(),
@@ -381,22 +387,28 @@ impl Conn {
     }
 
     /// Nothing has come on this session for long. That is no harm while the server works on the
-    /// statement, which a session beside this one finds out.
+    /// statement, which a session beside this one finds out. Where another server answers there, as behind a
+    /// proxy, nothing is known.
     pub(super) fn look_after(&mut self, within: Duration) -> Result<()> {
-        let pid = match answers(&self.node, &self.dsn, within)? {
-            Some(mut beside) => {
-                // SAFETY: an open connection.
-                let pid = unsafe { pq::PQbackendPID(self.raw()) }.to_string();
-                beside.query_within(
-                    "SELECT state FROM pg_catalog.pg_stat_activity
-                      WHERE pid OPERATOR(pg_catalog.=) $1::pg_catalog.int4",
-                    &[&pid],
-                    Some(within),
-                )?
-            }
-            None => return Ok(()),
+        let Some(mut beside) = answers(&self.node, &self.dsn, Some(self.place()), within)? else {
+            return Ok(());
         };
-        let reason = match pid.first().map(|row| row.text(0)) {
+        // SAFETY: an open connection.
+        let pid = unsafe { pq::PQbackendPID(self.raw()) }.to_string();
+        let found = beside.query_within(
+            &format!(
+                "SELECT ({}), (SELECT state FROM pg_catalog.pg_stat_activity
+                                WHERE pid OPERATOR(pg_catalog.=) $1::pg_catalog.int4)",
+                environment::SERVER
+            ),
+            &[&pid],
+            Some(within),
+        )?;
+        let found = found.one()?;
+        if found.text(0) != self.server {
+            return Ok(());
+        }
+        let reason = match found.get(1) {
             None => "the server has ended the session",
             Some("idle") => "the server has ended the statement, but its answer does not come",
             Some(_) => return Ok(()),
@@ -409,6 +421,18 @@ impl Conn {
                 node: self.node.clone(),
                 reason: reason.into(),
             }),
+        }
+    }
+
+    /// Where the server of this session is.
+    fn place(&self) -> [String; 3] {
+        // SAFETY: an open connection; the texts are copied.
+        unsafe {
+            [
+                text(pq::PQhost(self.raw())),
+                text(pq::PQhostaddr(self.raw())),
+                text(pq::PQport(self.raw())),
+            ]
         }
     }
 
@@ -499,17 +523,18 @@ impl Conn {
     }
 
     fn relay_notices(&self) {
+        let said = |text: &str| encoding::shown(&dsn::scrub(text)).into_owned();
         for notice in self.notices.take() {
             let mut report = ErrorReport::new(
                 PgSqlErrorCode::from(notice.state.pack()),
-                dsn::scrub(&format!("node \"{}\": {}", self.node, notice.text)),
+                said(&format!("node \"{}\": {}", self.node, notice.text)),
                 "relay_notices",
             );
             if let Some(detail) = notice.detail {
-                report = report.set_detail(dsn::scrub(&detail));
+                report = report.set_detail(said(&detail));
             }
             if let Some(hint) = notice.hint {
-                report = report.set_hint(dsn::scrub(&hint));
+                report = report.set_hint(said(&hint));
             }
             wait::uncancelled(|| report.report(notice.level));
         }
@@ -583,8 +608,18 @@ impl Drop for Conn {
 
 /// A new session on the node, if one can be had; the error says that the node does not answer at all.
 /// One that answers with a refusal, since it is full or starting, is there.
-fn answers(node: &str, dsn: &Dsn, within: Duration) -> Result<Option<Conn>> {
-    match Conn::connect_all(&[(node, dsn)], None, Some(within)).pop() {
+fn answers(
+    node: &str,
+    dsn: &Dsn,
+    place: Option<[String; 3]>,
+    within: Duration,
+) -> Result<Option<Conn>> {
+    let how = How {
+        limit: Some(within),
+        place,
+        ..How::default()
+    };
+    match Conn::connect_all(&[(node, dsn)], &how).pop() {
         Some(Ok(conn)) => Ok(Some(conn)),
         Some(Err(Error::Connect { reason, .. })) if reason == TIMEOUT => Err(Error::Lost {
             node: node.to_owned(),
@@ -601,7 +636,7 @@ fn answers(node: &str, dsn: &Dsn, within: Duration) -> Result<Option<Conn>> {
 /// An error if the node does not answer any more; for those who wait for something that does not
 /// come over a session of ours.
 pub fn must_answer(node: &str, dsn: &Dsn, within: Duration) -> Result<()> {
-    answers(node, dsn, within).map(|_| ())
+    answers(node, dsn, None, within).map(|_| ())
 }
 
 /// How long a session may be silent before its node is looked at, and how long that may take, so that
@@ -807,21 +842,17 @@ enum Connecting {
 }
 
 impl Connecting {
-    fn start(node: &str, dsn: &Dsn, replication: Option<&str>, limit: Option<Duration>) -> Self {
-        match Self::try_start(node, dsn, replication, limit) {
+    fn start(node: &str, dsn: &Dsn, how: &How) -> Self {
+        match Self::try_start(node, dsn, how) {
             Ok(under) => under,
             Err(error) => Self::Done(Err(error)),
         }
     }
 
-    fn try_start(
-        node: &str,
-        dsn: &Dsn,
-        replication: Option<&str>,
-        limit: Option<Duration>,
-    ) -> Result<Self> {
-        // SAFETY: a null-terminated name in static memory.
-        let encoding = unsafe { text(pg_sys::GetDatabaseEncodingName()) };
+    fn try_start(node: &str, dsn: &Dsn, how: &How) -> Result<Self> {
+        let inherited = std::env::var("PGOPTIONS").unwrap_or_default();
+        let all = REFUSED.with_borrow(|refused| !refused.contains(&dsn.without_secrets()));
+        let startup = environment::startup(dsn.get("options").unwrap_or(&inherited), all);
         // Ours first: a later entry of the same keyword wins, and that is the user's.
         let mut options: Vec<(&str, &str)> = vec![
             ("fallback_application_name", "zodan"),
@@ -835,8 +866,19 @@ impl Connecting {
         ];
         options.extend(dsn.options().map(|(keyword, value, _)| (keyword, value)));
         options.push(("application_name", "zodan"));
-        options.push(("client_encoding", &encoding));
-        options.extend(replication.map(|mode| ("replication", mode)));
+        options.push(("client_encoding", "UTF8"));
+        options.push(("options", &startup));
+        if how.replication {
+            options.push(("replication", "database"));
+        }
+        if let Some([host, hostaddr, port]) = &how.place {
+            options.extend([
+                ("host", host.as_str()),
+                ("hostaddr", hostaddr),
+                ("port", port),
+                ("target_session_attrs", "any"),
+            ]);
+        }
         let owned: Vec<(CString, CString)> = options
             .into_iter()
             .map(|(k, v)| Ok((c_string(k)?, c_string(v)?)))
@@ -869,6 +911,7 @@ impl Connecting {
             raw,
             node: node.to_owned(),
             dsn: dsn.clone(),
+            server: String::new(),
             busy: false,
             broken: false,
             notices: Box::default(),
@@ -890,7 +933,7 @@ impl Connecting {
         let mut under = Self::Under {
             conn,
             interest: Interest::WRITE,
-            deadline: match limit {
+            deadline: match how.limit {
                 Some(limit) => Some(Instant::now() + limit),
                 None => (!patience.is_zero()).then(|| Instant::now() + patience * hosts as u32),
             },
@@ -933,12 +976,12 @@ impl Connecting {
                     "Check host, port, database, user and password in the connection string of node \"{node}\", and pg_hba.conf and the state of its server."
                 ),
                 node,
-                reason,
+                reason: one_sentence(&reason),
             }));
         }
     }
 
-    fn advance(&mut self, ready: bool) {
+    fn advance(&mut self, ready: bool, how: &How) {
         let expired = self.rest().is_some_and(|r| r.is_zero());
         let Self::Under { conn, interest, .. } = self else {
             return;
@@ -968,7 +1011,14 @@ impl Connecting {
             }
             _ => {
                 let reason = conn.message();
-                self.fail(reason);
+                let (node, dsn) = (conn.node.clone(), conn.dsn.clone());
+                let address = dsn.without_secrets();
+                let anew = reason.contains(environment::REFUSABLE)
+                    && REFUSED.with_borrow_mut(|refused| refused.insert(address));
+                match anew {
+                    true => *self = Self::start(&node, &dsn, how),
+                    false => self.fail(reason),
+                }
             }
         }
     }
@@ -1065,6 +1115,11 @@ unsafe fn text(pointer: *const c_char) -> String {
 
 fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::internal("a connection option holds a zero byte"))
+}
+
+/// What libpq says of one host after the other, each with an explanation on a line of its own.
+fn one_sentence(reason: &str) -> String {
+    reason.replace("\n\t", " ").replace('\n', "; ")
 }
 
 /// A statement as one line of a message.

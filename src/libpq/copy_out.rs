@@ -26,14 +26,24 @@ impl<'a> CopyOut<'a> {
         while let Some(interest) = conn.flush()? {
             conn.wait(interest)?;
         }
-        let result = conn
-            .next_result()
-            .ok_or_else(|| Error::internal("COPY without a result"))?;
-        if result.status() != pq::ExecStatusType::PGRES_COPY_OUT {
-            let error = conn.remote_error(&result, sql);
-            drop(result);
-            conn.settle();
-            return Err(error);
+        loop {
+            let result = conn
+                .next_result()
+                .ok_or_else(|| Error::internal("COPY without a result"))?;
+            match result.status() {
+                pq::ExecStatusType::PGRES_COPY_OUT => break,
+                // Of a statement before it.
+                pq::ExecStatusType::PGRES_COMMAND_OK => {}
+                _ => {
+                    let error = conn.remote_error(&result, sql);
+                    drop(result);
+                    conn.settle();
+                    return Err(error);
+                }
+            }
+            while let Some(interest) = conn.flush()? {
+                conn.wait(interest)?;
+            }
         }
         Ok(Self {
             conn,

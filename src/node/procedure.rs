@@ -1,11 +1,13 @@
 //! Transaction control for procedures: a token without which nothing local can run or commit.
 
+use crate::encoding;
+use crate::environment::{self, Between};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Rows;
 use crate::raw_code;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
 
@@ -18,6 +20,8 @@ thread_local! {
 /// The right to run statements on this server and to commit them. It can only be had from a CALL
 /// outside a transaction block, and owns that call's non-atomic SPI level.
 pub struct Procedure {
+    /// Put back after the last statement.
+    _between: Between,
     _single_thread: PhantomData<*mut ()>,
 }
 
@@ -42,19 +46,12 @@ impl Procedure {
                 "SPI_connect_ext returned {status}"
             )));
         }
-        // A run that was killed may have left the database read-only, and with it this session. The
-        // setting holds from the next transaction on.
-        // SAFETY: C strings, at the level of SET; then as in `execute`.
-        unsafe {
-            pg_sys::SetConfigOption(
-                c"default_transaction_read_only".as_ptr(),
-                c"off".as_ptr(),
-                pg_sys::GucContext::PGC_USERSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-            );
-            pg_sys::SPI_commit();
-        }
+        end_default_limit();
+        let between = Between::begin();
+        // SAFETY: as in `execute`.
+        unsafe { pg_sys::SPI_commit() };
         Ok(Self {
+            _between: between,
             _single_thread: PhantomData,
         })
     }
@@ -131,7 +128,8 @@ fn blot_out(by: &str) {
 
 /// What `pg_stat_activity.query` shows of this session from now on.
 pub fn show_activity(text: &str) {
-    let text = CString::new(text.replace('\0', "")).unwrap_or_default();
+    let text = encoding::shown(text).replace('\0', "");
+    let text = CString::new(text).unwrap_or_default();
     SHOWN.with_borrow_mut(|shown| {
         *shown = text;
         // SAFETY: the string lives until it is replaced here, and the server resets its pointer
@@ -179,43 +177,50 @@ fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-/// What holds for the local statements of a run, each until its own commit: names resolve to
-/// pg_catalog alone, the journal is on disk before the side effect, and neither parameters nor the
-/// context of messages, where connection strings may stand, are logged.
-const LOCAL_SETTINGS: [(&CStr, &CStr); 4] = [
-    (c"search_path", c""),
-    (c"synchronous_commit", c"local"),
-    (c"auto_explain.log_min_duration", c"-1"),
-    (c"log_error_verbosity", c"terse"),
-];
-
 fn execute(sql: &str, params: &[&str]) -> Result<Rows> {
-    for (name, value) in LOCAL_SETTINGS {
-        // SAFETY: C strings; inside a transaction, at whose end the server takes them back.
-        unsafe {
-            pg_sys::set_config_option(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_LOCAL,
-                true,
-                0,
-                false,
-            );
+    // SAFETY: inside a transaction.
+    unsafe { environment::set_locally() };
+    run(sql, params, false)
+}
+
+/// A statement_timeout that the user has set for this session ends the CALL. One that is set for the role, the database
+/// or the server is meant for statements of another kind, and would end it in the middle of a copy.
+fn end_default_limit() {
+    unsafe extern "C-unwind" {
+        fn disable_timeout(id: c_int, keep_indicator: bool);
+    }
+    /// Of the server's `TimeoutId`.
+    const STATEMENT_TIMEOUT: c_int = 3;
+    // SAFETY: reads a setting, and stops a clock of this process.
+    unsafe {
+        if pg_sys::StatementTimeout > 0 && !is_of_session(c"statement_timeout") {
+            disable_timeout(STATEMENT_TIMEOUT, false);
         }
     }
-    run(sql, params, false)
+}
+
+/// Whether a setting is other than a new session of the user would have it.
+unsafe fn is_of_session(name: &CStr) -> bool {
+    // SAFETY: a setting that there is; texts that the server owns.
+    unsafe {
+        let now = pg_sys::GetConfigOption(name.as_ptr(), false, false);
+        let reset = pg_sys::GetConfigOptionResetString(name.as_ptr());
+        // The first lies in a buffer that is used again.
+        let now = CStr::from_ptr(now).to_owned();
+        now.as_c_str() != CStr::from_ptr(reset)
+    }
 }
 
 /// Runs one statement on the innermost SPI level.
 pub(super) fn run(sql: &str, params: &[&str], read_only: bool) -> Result<Rows> {
-    let text = CString::new(sql).map_err(|_| Error::internal("statement holds a zero byte"))?;
+    let text = encoding::to_server(sql)?;
     let mut types = vec![pg_sys::TEXTOID; params.len()];
     let mut values: Vec<pg_sys::Datum> = params
         .iter()
         .map(|p| {
-            p.into_datum()
+            encoding::to_server(p)?
+                .as_c_str()
+                .into_datum()
                 .ok_or_else(|| Error::internal("a parameter is null"))
         })
         .collect::<Result<_>>()?;
@@ -234,6 +239,10 @@ pub(super) fn run(sql: &str, params: &[&str], read_only: bool) -> Result<Rows> {
             let why = CStr::from_ptr(pg_sys::SPI_result_code_string(status)).to_string_lossy();
             return Err(Error::internal(format!("{why}: {sql}")));
         }
+        // A CALL may run for days and ask every second.
+        for value in values {
+            pg_sys::pfree(value.cast_mut_ptr());
+        }
         let affected = pg_sys::SPI_processed;
         let table = pg_sys::SPI_tuptable;
         let mut rows = vec![];
@@ -244,7 +253,7 @@ pub(super) fn run(sql: &str, params: &[&str], read_only: bool) -> Result<Rows> {
                 rows.push(
                     (1..=columns)
                         .map(|c| value(tuple, (*table).tupdesc, c))
-                        .collect::<Vec<_>>(),
+                        .collect::<Result<Vec<_>>>()?,
                 );
             }
             pg_sys::SPI_freetuptable(table);
@@ -253,15 +262,19 @@ pub(super) fn run(sql: &str, params: &[&str], read_only: bool) -> Result<Rows> {
     }
 }
 
-unsafe fn value(tuple: pg_sys::HeapTuple, desc: pg_sys::TupleDesc, column: i32) -> Option<String> {
+unsafe fn value(
+    tuple: pg_sys::HeapTuple,
+    desc: pg_sys::TupleDesc,
+    column: i32,
+) -> Result<Option<String>> {
     // SAFETY: a live tuple and its descriptor; the text is copied and freed.
     unsafe {
         let text: *mut c_char = pg_sys::SPI_getvalue(tuple, desc, column);
         if text.is_null() {
-            return None;
+            return Ok(None);
         }
-        let owned = CStr::from_ptr(text).to_string_lossy().into_owned();
+        let owned = encoding::from_server(CStr::from_ptr(text))?;
         pg_sys::pfree(text.cast());
-        Some(owned)
+        Ok(Some(owned))
     }
 }

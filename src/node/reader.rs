@@ -1,6 +1,7 @@
 //! The session on this server inside a function: it reads, in the caller's transaction.
 
 use super::procedure;
+use crate::environment;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Rows;
 use pgrx::pg_sys;
@@ -27,6 +28,7 @@ impl Reader {
 
     pub fn query(&self, sql: &str, params: &[&str]) -> Result<Rows> {
         // An error of the server goes through to the caller: there is nothing to take back.
-        Spi::connect(|_| procedure::run(sql, params, true))
+        // SAFETY: in the transaction of the function.
+        Spi::connect(|_| unsafe { environment::within(|| procedure::run(sql, params, true)) })
     }
 }

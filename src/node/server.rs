@@ -590,8 +590,7 @@ pub fn advance_slot(slot: &str, lsn: Lsn) -> Statement {
 pub fn begin_replay(origin: &str) -> Statement {
     Statement::new(
         format!(
-            "SET client_encoding = 'UTF8'; SET session_replication_role = 'replica';
-             SET synchronous_commit = 'off'; SET plan_cache_mode = 'force_generic_plan';
+            "SET session_replication_role = 'replica'; SET synchronous_commit = 'off'; SET plan_cache_mode = 'force_generic_plan';
              SET enable_seqscan = 'off'; SET enable_bitmapscan = 'off'; SET jit = 'off'; SELECT pg_replication_origin_session_setup({})",
             crate::quote::literal(origin)
         ),

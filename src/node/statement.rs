@@ -30,13 +30,26 @@ impl Statement {
     /// The statement as a human runs it, parameters in their places.
     pub fn inlined(&self) -> String {
         let words = self.sql.split_whitespace().collect::<Vec<_>>().join(" ");
-        self.params
-            .iter()
-            .enumerate()
-            .rev() // $10 before $1
-            .fold(words, |text, (i, value)| {
-                text.replace(&format!("${}", i + 1), &crate::quote::literal(value))
-            })
+        let mut parts = words.split('$');
+        let mut text = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let end = part
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(part.len());
+            let (number, rest) = part.split_at(end);
+            let number: usize = number.parse().unwrap_or_default();
+            match number.checked_sub(1).and_then(|i| self.params.get(i)) {
+                Some(value) => {
+                    text.push_str(&crate::quote::literal(value));
+                    text.push_str(rest);
+                }
+                None => {
+                    text.push('$');
+                    text.push_str(part);
+                }
+            }
+        }
+        text
     }
 
     pub fn run(&self, node: &mut Node) -> Result<Rows> {
@@ -55,5 +68,7 @@ mod tests {
         let params: Vec<&str> = params.iter().map(String::as_str).collect();
         let statement = Statement::new("SELECT f($1::name,\n       $10, true)", &params);
         assert_eq!(statement.inlined(), "SELECT f('p''1'::name, 'p''10', true)");
+        let statement = Statement::new("DO $do$ $2 $1 $3 $", &["a $2 $do$", "b $1"]);
+        assert_eq!(statement.inlined(), "DO $do$ 'b $1' 'a $2 $do$' $3 $");
     }
 }

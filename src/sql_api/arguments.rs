@@ -91,14 +91,23 @@ pub fn dsn(argument: &'static str, value: Option<&str>) -> Result<Dsn> {
             "Give a connection string such as 'host=... port=... dbname=... user=...'.",
         ));
     }
-    Dsn::parse(text).map_err(|bad| {
+    let dsn = Dsn::parse(text).map_err(|bad| {
         refused(
             argument,
             SqlState::INVALID_PARAMETER_VALUE,
             bad.problem(),
             "Write it as keyword=value pairs, values with spaces in single quotes, or as a postgresql:// URI with / and @ in the password as %2F and %40.",
         )
-    })
+    })?;
+    if dsn.get("replication").is_some() {
+        return Err(refused(
+            argument,
+            SqlState::INVALID_PARAMETER_VALUE,
+            "asks for the replication protocol",
+            "Leave replication= out: zodan and the subscriptions ask for it where they need it.",
+        ));
+    }
+    Ok(dsn)
 }
 
 #[cfg(test)]
@@ -130,6 +139,12 @@ mod tests {
         let error = dsn("src_dsn", Some("s3cret but not a dsn")).unwrap_err();
         assert_eq!(error.sqlstate().as_str(), "22023");
         assert!(!error.to_string().contains("s3cret") && !error.hint().unwrap().contains("s3cret"));
+        let replication = dsn("new_node_dsn", Some("host=h replication=database")).unwrap_err();
+        assert_eq!(replication.sqlstate().as_str(), "22023");
+        assert_eq!(
+            replication.to_string(),
+            "argument new_node_dsn asks for the replication protocol"
+        );
         assert_eq!(
             dsn("src_dsn", Some("  ")).unwrap_err().to_string(),
             "argument src_dsn must not be empty"

@@ -1,5 +1,6 @@
 //! What the native engine calls on the members of a cluster.
 
+use crate::environment;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
 use crate::node::server;
@@ -96,6 +97,7 @@ pub extern "C-unwind" fn zodan_pause_watchdog(_argument: pg_sys::Datum) {
     let [database, role, coordinator, limit_ms] = numbers[..] else {
         pgrx::error!("zodan pause watchdog started with \"{extra}\"");
     };
+    environment::adopt();
     BackgroundWorker::connect_worker_to_spi_by_oid(
         Some(pg_sys::Oid::from(database)),
         Some(pg_sys::Oid::from(role)),

@@ -2,6 +2,7 @@
 //! preloaded, a keeper for each database that is a node.
 
 use crate::engine;
+use crate::environment;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::node::{Member, Node};
@@ -43,6 +44,7 @@ pub fn start_recovery_launcher() {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn zodan_recovery_launcher(_argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
+    environment::adopt();
     BackgroundWorker::connect_worker_to_spi(Some("postgres"), None);
     loop {
         reload();
@@ -145,6 +147,7 @@ pub extern "C-unwind" fn zodan_recovery_keeper(_argument: pg_sys::Datum) {
     let Ok(database) = BackgroundWorker::get_extra().parse::<u32>() else {
         pgrx::error!("zodan recovery keeper started without a database");
     };
+    environment::adopt();
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(pg_sys::Oid::from(database)), None);
     let mut said = String::new();
     loop {

@@ -261,7 +261,6 @@ impl Recovery {
         let source = self.survivor(&gap.source)?;
         server::flush_wal().run(source)?;
         let mut reader = Conn::open(&gap.source, &source.dsn)?;
-        reader.query("SET client_encoding = 'UTF8'", &[])?;
 
         let mut brought = Brought::default();
         let mut rendering = Rendering::new(Catalog::read(&mut session)?, own_schemas);
