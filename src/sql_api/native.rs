@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
 use crate::node::server;
+use crate::worker;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -88,9 +89,7 @@ fn start_pause_watchdog(coordinator: i32, limit_ms: i32) -> std::result::Result<
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn zodan_pause_watchdog(_argument: pg_sys::Datum) {
-    // SAFETY: in a background worker, before it connects. The default handler ends it on SIGTERM
-    // wherever it waits.
-    unsafe { pg_sys::BackgroundWorkerUnblockSignals() };
+    worker::begin();
     let extra = BackgroundWorker::get_extra().to_owned();
     let numbers: Vec<u32> = extra.split(' ').filter_map(|n| n.parse().ok()).collect();
     let [database, role, coordinator, limit_ms] = numbers[..] else {
@@ -100,6 +99,7 @@ pub extern "C-unwind" fn zodan_pause_watchdog(_argument: pg_sys::Datum) {
         Some(pg_sys::Oid::from(database)),
         Some(pg_sys::Oid::from(role)),
     );
+    worker::fix_names();
     BackgroundWorker::transaction(|| {
         // select, not update: no transaction id while waiting.
         Spi::connect(|client| {
