@@ -3,7 +3,8 @@
 
 -- Fires for what other members send, too. What they send and is older is not applied.
 CREATE FUNCTION zodan.last_update_wins() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     zone text;
     older boolean;
@@ -38,7 +39,8 @@ COMMENT ON FUNCTION zodan.last_update_wins() IS
     'Notes in the column zodan_updated_at when a row was written here, and keeps what another member sends from replacing a later update';
 
 CREATE FUNCTION zodan.set_last_update_wins(target regclass, wanted boolean) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     fires "char" := (SELECT t.tgenabled FROM pg_catalog.pg_trigger t
                       WHERE t.tgrelid = target AND t.tgname = 'zodan_last_update_wins');
@@ -76,13 +78,15 @@ COMMENT ON FUNCTION zodan.set_last_update_wins(regclass, boolean) IS
     'Gives the table of this member the column zodan_updated_at and the trigger zodan_last_update_wins, or takes the trigger away; whether that changed anything; 42804 if the column is there with another type';
 
 CREATE FUNCTION spock.enable_last_update_wins(relation regclass) RETURNS integer
-LANGUAGE c AS 'MODULE_PATHNAME', 'enable_last_update_wins_wrapper';
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'enable_last_update_wins_wrapper';
 REVOKE ALL ON FUNCTION spock.enable_last_update_wins(regclass) FROM PUBLIC;
 COMMENT ON FUNCTION spock.enable_last_update_wins(regclass) IS
     'On every member of a cluster on PostgreSQL''s own replication: of two updates of a row of the table the later one stays; adds the column zodan_updated_at. The number of members where that was not so yet';
 
 CREATE FUNCTION spock.disable_last_update_wins(relation regclass) RETURNS integer
-LANGUAGE c AS 'MODULE_PATHNAME', 'disable_last_update_wins_wrapper';
+LANGUAGE c
+SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'disable_last_update_wins_wrapper';
 REVOKE ALL ON FUNCTION spock.disable_last_update_wins(regclass) FROM PUBLIC;
 COMMENT ON FUNCTION spock.disable_last_update_wins(regclass) IS
     'The opposite; the column stays. The number of members where that was not so yet';

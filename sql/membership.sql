@@ -20,7 +20,8 @@ COMMENT ON COLUMN zodan.membership.sequence_policy IS 'How the members share the
 COMMENT ON COLUMN zodan.membership.sequence_parts IS 'Into how many parts sequences are divided; 1 where they are not';
 
 CREATE FUNCTION zodan.registry() RETURNS TABLE (local_name text, registry jsonb)
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
     SELECT l.name, pg_catalog.jsonb_build_object(
                'cluster', m.cluster, 'generation', m.generation,
                'changed_at', (extract(epoch FROM m.changed_at) * 1000000)::bigint,
@@ -42,7 +43,8 @@ COMMENT ON FUNCTION zodan.registry() IS
 -- 2054120557, 1 is the membership lock: a session that holds it passes, and nobody passes while another one
 -- holds it. So a run that has lost its session cannot get in between.
 CREATE FUNCTION zodan.adopt_registry(registry jsonb) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     held zodan.membership;
     given zodan.membership;

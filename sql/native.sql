@@ -16,7 +16,8 @@ COMMENT ON FUNCTION zodan.start_pause_watchdog(integer, integer) IS
 -- Waits for the coordinator's lock (class 2054120560, "zodp" in ASCII), which is free when the coordinator has resumed or is gone. No
 -- transaction id is held meanwhile: a slot creation would wait for it.
 CREATE FUNCTION zodan.watch_pause(coordinator integer, limit_ms integer) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', limit_ms::text, true);
     BEGIN
@@ -33,7 +34,8 @@ COMMENT ON FUNCTION zodan.watch_pause(integer, integer) IS
     'Body of the watchdog: resumes apply when the coordinating session lets go of its lock, at the latest after limit_ms';
 
 CREATE FUNCTION zodan.pause_apply(subscriptions text[]) RETURNS integer
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     subscription text;
     paused integer := 0;
@@ -59,7 +61,8 @@ COMMENT ON FUNCTION zodan.pause_apply(text[]) IS
 -- The row is deleted first: of two that resume at once (coordinator and watchdog) the second waits
 -- for the first and finds nothing left to do.
 CREATE FUNCTION zodan.resume_apply() RETURNS integer
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     subscription text;
     resumed integer := 0;
@@ -82,7 +85,8 @@ COMMENT ON FUNCTION zodan.resume_apply() IS
 
 -- The connection string is a parameter, so it is in no statement text that pg_stat_activity shows.
 CREATE FUNCTION zodan.create_subscription(subscription text, dsn text, slot text) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     EXECUTE pg_catalog.format(
         'CREATE SUBSCRIPTION %I CONNECTION %L PUBLICATION zodan WITH (slot_name = %L, '
@@ -95,7 +99,8 @@ COMMENT ON FUNCTION zodan.create_subscription(text, text, text) IS
     'Creates a disabled subscription without copy on a slot that exists already';
 
 CREATE FUNCTION zodan.drop_subscription(subscription text) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_subscription s
                  JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
@@ -111,13 +116,19 @@ REVOKE ALL ON FUNCTION zodan.drop_subscription(text) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.drop_subscription(text) IS
     'Drops a subscription of this database without touching the provider''s slot; nothing if there is none';
 
--- The command is known by its text only: at its start the server does not say which extension goes.
+-- The command is known by its text only: at its start the server does not say which extension goes. It fires for everybody
+-- and for every extension, so the text is looked at first, and the rest with the rights of the owner.
 CREATE FUNCTION zodan.keep_member() RETURNS event_trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
-    member text := (SELECT name FROM zodan.local_node);
+    member text;
 BEGIN
-    IF member IS NOT NULL AND pg_catalog.current_query() ~* '\mzodan\M' THEN
+    IF pg_catalog.current_query() !~* '\mextension\M[^;]*\mzodan\M' THEN
+        RETURN;
+    END IF;
+    SELECT l.name INTO member FROM zodan.local_node l;
+    IF member IS NOT NULL THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_in_use',
             MESSAGE = pg_catalog.format('the database is node "%s" of a cluster that needs the extension zodan', member),

@@ -19,7 +19,7 @@ CREATE VIEW zodan.recovery_status AS
       LEFT JOIN zodan.recovery r ON true
       LEFT JOIN pg_catalog.pg_stat_activity k
              ON k.backend_type = 'zodan recovery keeper' AND k.datname = s.database
-     WHERE s.slot_name LIKE 'spk\_recovery\_%' AND s.slot_name NOT LIKE '%\_clone\_%'
+     WHERE s.slot_name LIKE 'spk\_recovery\_%' AND s.slot_name !~ '_clone_[0-9]{1,15}(_t)?$'
        AND s.database = pg_catalog.current_database();
 REVOKE ALL ON zodan.recovery_status FROM PUBLIC;
 COMMENT ON VIEW zodan.recovery_status IS 'The recovery slot of this database, one row for each node that it protects against';
@@ -27,7 +27,8 @@ COMMENT ON COLUMN zodan.recovery_status.retained_bytes IS 'WAL that the slot hol
 COMMENT ON COLUMN zodan.recovery_status.keeper_pid IS 'The background worker that moves the slot; null if none runs';
 
 CREATE FUNCTION zodan.keep_recovery_slot() RETURNS integer
-LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'keep_recovery_slot_wrapper';
+LANGUAGE c STRICT
+SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'keep_recovery_slot_wrapper';
 REVOKE ALL ON FUNCTION zodan.keep_recovery_slot() FROM PUBLIC;
 COMMENT ON FUNCTION zodan.keep_recovery_slot() IS
     'Starts the background worker that makes and keeps the recovery slot of this database until the server stops, unless one runs; returns its pid; 53400 if no worker can be had, 55000 if the database is no node';

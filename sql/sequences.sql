@@ -30,7 +30,8 @@ COMMENT ON COLUMN zodan.sequence.increment IS 'What the sequence had here before
 CREATE FUNCTION zodan.divide_sequence(
     target regclass, policy text, parts integer, part integer, elsewhere jsonb DEFAULT NULL)
 RETURNS jsonb
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     own   zodan.sequence;
@@ -110,7 +111,8 @@ COMMENT ON FUNCTION zodan.divide_sequence(regclass, text, integer, integer, json
     'Makes the sequence give only the values of one part, from its next one on, and returns its row of zodan.sequence; null if it has come to its end; elsewhere is that row of the member that was first; 2200H if nothing is left for the part';
 
 CREATE FUNCTION zodan.restore_sequences(names text[]) RETURNS integer
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     own      zodan.sequence;
     restored integer := 0;

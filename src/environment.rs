@@ -7,7 +7,7 @@
 //! | on a node, over libpq | [`startup`] with the connection, the rest by [`setup`] as its first statement |
 //! | the backend of a CALL | [`set_locally`] for each statement, and [`Between`] for the time between them |
 //! | the backend of a function | [`within`] for each statement |
-//! | a background worker | [`adopt`], before it connects |
+//! | a background worker | [`adopt`], by `worker::begin` |
 //! | `pg_dump`, `pg_restore` | those that [`known`] finds on the server, as `options` of the connection |
 //!
 //! A server that lacks a setting goes without. Names are in lower case here; `pg_settings` has some in another.

@@ -336,6 +336,11 @@ impl Error {
         }
     }
 
+    /// Whether a server has answered that it did not do it. Of a statement that is one transaction nothing is left then.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Remote(_) | Self::Local { .. })
+    }
+
     /// True for what an undo may meet when the thing it removes is gone already.
     pub fn is_undefined(&self) -> bool {
         self.sqlstate().is_undefined()

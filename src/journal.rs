@@ -12,7 +12,7 @@ use crate::settings;
 use crate::step::Step;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// A side effect, as an undo finds it again. Never holds a connection string.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,8 @@ pub struct Begun {
     pub node: String,
     pub description: String,
     pub effect: Effect,
+    /// The step has come to its end: what is there is the run's.
+    pub done: bool,
 }
 
 /// A run that nobody runs any more and that was not ended.
@@ -103,6 +105,8 @@ pub struct Journal {
     next: i32,
     /// What is still to come.
     plan: VecDeque<Step>,
+    /// Steps that somebody else's things stood in the way of, also where that could not be written down.
+    refused: RefCell<BTreeSet<i32>>,
 }
 
 impl Journal {
@@ -135,6 +139,7 @@ impl Journal {
             run,
             next: 1,
             plan: plan.into(),
+            refused: RefCell::default(),
         })
     }
 
@@ -145,6 +150,7 @@ impl Journal {
             run,
             next: i32::MAX,
             plan: VecDeque::new(),
+            refused: RefCell::default(),
         }
     }
 
@@ -180,21 +186,23 @@ impl Journal {
     /// Steps with effects that have not been undone, the last one first.
     pub fn begun(&self) -> Result<Vec<Begun>> {
         let rows = self.query(
-            "SELECT step, node, description, effect FROM zodan.step
+            "SELECT step, node, description, effect, state = 'done' FROM zodan.step
               WHERE run_id = $1::bigint AND effect IS NOT NULL AND state <> 'undone'
               ORDER BY step DESC",
             &[&self.run.to_string()],
         )?;
-        rows.iter()
-            .map(|row| {
-                Ok(Begun {
-                    step: row.parse(0)?,
-                    node: row.text(1).to_owned(),
-                    description: row.text(2).to_owned(),
-                    effect: Effect::parse(row.text(3))?,
-                })
+        let begun = rows.iter().map(|row| {
+            Ok(Begun {
+                step: row.parse(0)?,
+                node: row.text(1).to_owned(),
+                description: row.text(2).to_owned(),
+                effect: Effect::parse(row.text(3))?,
+                done: row.bool(4),
             })
-            .collect()
+        });
+        let mut begun = begun.collect::<Result<Vec<Begun>>>()?;
+        begun.retain(|b| !self.refused.borrow().contains(&b.step));
+        Ok(begun)
     }
 
     /// The last phase that the run wrote about.
@@ -215,6 +223,43 @@ impl Journal {
     /// gone on with.
     pub fn go_on(&mut self, step: &Step) -> Result<i32> {
         self.write(step, "")
+    }
+
+    /// Writes down what is about to be made where somebody else may make something of that name first. Nothing is
+    /// undone before [`Journal::makes`].
+    pub fn announce(&mut self, step: &Step) -> Result<i32> {
+        self.write(step, "")
+    }
+
+    /// From here on `effect` may be there, and is the run's.
+    pub fn makes(&self, step: i32, effect: &Effect) -> Result<()> {
+        self.query(
+            "UPDATE zodan.step SET effect = $3::jsonb FROM zodan.unreplicated()
+              WHERE run_id = $1::bigint AND step = $2::integer",
+            &[&self.run.to_string(), &step.to_string(), &effect.to_text()?],
+        )?;
+        Ok(())
+    }
+
+    /// It was not made: what is there is somebody else's, and is not undone.
+    pub fn refused(&self, step: i32) -> Result<()> {
+        self.refused.borrow_mut().insert(step);
+        self.undone(step)
+    }
+
+    /// Has `make` make the effect of a step that was announced, in one transaction.
+    pub fn make<T>(
+        &self,
+        step: i32,
+        effect: &Effect,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        self.makes(step, effect)?;
+        let made = make();
+        if made.as_ref().is_err_and(Error::is_answer) {
+            self.refused(step)?;
+        }
+        made
     }
 
     fn write(&mut self, intended: &Step, effect: &str) -> Result<i32> {

@@ -20,6 +20,7 @@ mod rim;
 mod settings;
 mod sql_api;
 mod step;
+mod worker;
 mod workflow;
 
 ::pgrx::pg_module_magic!(name, version);

@@ -175,7 +175,7 @@ fn a_minority_changes_nothing_the_majority_does_and_all_are_one_again() {
         "0",
     );
     n4.wait_for(
-        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n4_n5'",
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n4_n5_postgres'",
         "0",
     );
     for node in [n1, n2, n3] {

@@ -428,8 +428,12 @@ fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
     );
 
     let call = Call::of(n3, n1);
-    let hint = "If it is a leftover, drop it";
-    let slots = [(n1, "sub_n1_n3"), (n2, "sub_n2_n3"), (n3, "sub_n3_n2")];
+    let hint = "It was not made by this run, so it is not touched.";
+    let slots = [
+        (n1, "sub_n1_n3_postgres"),
+        (n2, "sub_n2_n3_postgres"),
+        (n3, "sub_n3_n2_postgres"),
+    ];
     for (server, slot) in slots {
         // A slot reserves WAL: its plugin and its user do not matter.
         server.sql(&format!(
@@ -481,10 +485,22 @@ fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
     assert_findings(
         &call.fails_on(n3),
         &[
-            ("42710", "node \"n1\": replication slot sub_n1_n3", hint),
-            ("42710", "node \"n2\": replication slot sub_n2_n3", hint),
+            (
+                "42710",
+                "node \"n1\": replication slot sub_n1_n3_postgres",
+                hint,
+            ),
+            (
+                "42710",
+                "node \"n2\": replication slot sub_n2_n3_postgres",
+                hint,
+            ),
             ("42710", "node \"n2\": subscription sub_n3_n2", hint),
-            ("42710", "node \"n3\": replication slot sub_n3_n2", hint),
+            (
+                "42710",
+                "node \"n3\": replication slot sub_n3_n2_postgres",
+                hint,
+            ),
         ],
     );
     before.still();

@@ -121,7 +121,7 @@ fn the_dead_and_the_silent_are_marked_in_time() {
     // The provider learns of the loss when its reader does not come back.
     n1.wait_for(
         "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE NOT active",
-        "sub_n1_n4",
+        "sub_n1_n4_postgres",
     );
     let nodes = table_in_time(
         n1,
@@ -138,20 +138,20 @@ fn the_dead_and_the_silent_are_marked_in_time() {
     assert_eq!(
         status[..2],
         [
-            "n2|n1|replicating|t|t|sub_n2_n1",
-            "n3|n1|replicating|t|t|sub_n3_n1",
+            "n2|n1|replicating|t|t|sub_n2_n1_postgres",
+            "n3|n1|replicating|t|t|sub_n3_n1_postgres",
         ]
     );
     assert!(
-        status.contains(&"n4|n1|down|f|t|sub_n4_n1".into()),
+        status.contains(&"n4|n1|down|f|t|sub_n4_n1_postgres".into()),
         "{status:?}"
     );
     assert!(
-        status.contains(&"n1|n4|unknown|t|f|sub_n1_n4".into()),
+        status.contains(&"n1|n4|unknown|t|f|sub_n1_n4_postgres".into()),
         "{status:?}"
     );
     assert!(
-        status.contains(&"n1|n5|unknown|t|f|sub_n1_n5".into()),
+        status.contains(&"n1|n5|unknown|t|f|sub_n1_n5_postgres".into()),
         "{status:?}"
     );
     assert_eq!(
@@ -267,12 +267,12 @@ fn what_is_wrong_with_a_path_is_told() {
     );
     cluster.n(1).sql("ALTER SUBSCRIPTION sub_n2_n1 DISABLE");
     cluster.n(2).wait_for(
-        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n2_n1'",
+        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n2_n1_postgres'",
         "f",
     );
     cluster
         .n(2)
-        .sql("SELECT pg_drop_replication_slot('sub_n2_n1')");
+        .sql("SELECT pg_drop_replication_slot('sub_n2_n1_postgres')");
     n1.sql("ALTER SUBSCRIPTION sub_n2_n1 ENABLE");
     n1.wait_for(
         &state("n2 n1"),

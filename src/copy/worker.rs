@@ -7,10 +7,11 @@ use super::shared::{Count, Job, Shared, Slot};
 use super::stream::Stream;
 use super::tables::Table;
 use super::{begin_in_snapshot, origin};
+use crate::encoding;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn, wait};
 use crate::quote::literal;
-use crate::{encoding, environment};
+use crate::worker;
 use pgrx::prelude::*;
 use std::ffi::{CString, c_int};
 
@@ -28,12 +29,6 @@ const LOCAL: [(&str, &str); 2] = [
     ("synchronous_commit", "off"),
 ];
 
-unsafe extern "C-unwind" {
-    /// PostgreSQL's own handler of SIGTERM. The binding of the same name is a Rust function around
-    /// it, which a signal handler must not be.
-    fn die(signal: c_int);
-}
-
 /// The argument of worker `number` of the segment `handle`.
 pub fn argument(handle: u32, number: usize) -> u64 {
     (number as u64) << 32 | u64::from(handle)
@@ -43,19 +38,10 @@ pub fn argument(handle: u32, number: usize) -> u64 {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn zodan_copy_worker(argument: pg_sys::Datum) {
-    // SAFETY: the usual beginning of a background worker. `die` lets every CHECK_FOR_INTERRUPTS end
-    // this process when the leader asks for it.
-    unsafe {
-        #[cfg(feature = "pg18")]
-        pg_sys::pqsignal_be(pg_sys::SIGTERM as c_int, Some(die));
-        #[cfg(not(feature = "pg18"))]
-        pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(die));
-        pg_sys::BackgroundWorkerUnblockSignals();
-    }
+    worker::begin();
     let Some(shared) = Shared::attach(argument.value() as u32) else {
         return;
     };
-    environment::adopt();
     // SAFETY: once per process. The leader is connected to this database as this user, so what could
     // refuse the connection has let the leader pass.
     unsafe {

@@ -153,6 +153,10 @@ pub trait Engine {
     fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()>;
 
     fn path(&self, provider: &str, subscriber: &str) -> Path;
+    /// The same for whoever has not learned it, with the database of the provider.
+    fn path_from(&self, provider: &str, _database: &str, subscriber: &str) -> Path {
+        self.path(provider, subscriber)
+    }
 
     /// What this engine needs beyond what every engine needs.
     fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>>;
@@ -226,6 +230,11 @@ pub trait Engine {
     /// Makes apply of the named subscriptions stop.
     fn pause(&self, subscriptions: &[String]) -> Statement;
     fn resume(&self) -> Statement;
+    /// The same where whoever ordered the pause is gone: how many subscriptions, or no answer. `None` where such a
+    /// pause ends by itself.
+    fn resume_orphaned(&self) -> Option<Statement> {
+        None
+    }
     /// `paused, alive`: whether the pause still holds, and how many workers could still commit.
     fn pause_state(&self) -> Statement;
 
@@ -319,7 +328,7 @@ pub trait Engine {
 pub fn detect(source: &mut Node) -> Result<Box<dyn Engine>> {
     Ok(match spock::is_node(source)? {
         true => Box::new(spock::Spock::default()),
-        false => Box::new(native::Native),
+        false => Box::new(native::Native::default()),
     })
 }
 

@@ -1,4 +1,5 @@
-//! Names of subscriptions, the same in join, removal and recovery.
+//! Names of subscriptions and slots, the same in join, removal and recovery. Subscriptions are a database's own; slots
+//! are shared by all databases of a server, so theirs contain the database.
 
 /// The longest name PostgreSQL keeps.
 pub const NAME_MAX: usize = 63;
@@ -22,6 +23,71 @@ pub fn subscription(provider: &str, subscriber: &str) -> String {
         readable(provider, room),
         readable(subscriber, room)
     )
+}
+
+/// `sub_<provider>_<subscriber>_<database>`: the slot in the provider's `database`.
+///
+/// Node names with an underscore get a hash too: the parts could not be told apart by the plain name.
+pub fn slot(provider: &str, subscriber: &str, database: &str) -> String {
+    let nodes = [provider, subscriber];
+    let told_apart = nodes.iter().all(|name| !name.contains('_'));
+    hashed_unless(
+        told_apart && !ends_in_hash(database),
+        "sub",
+        &[provider, subscriber, database],
+    )
+}
+
+/// `spk_recovery_<database>`: the slot that keeps what other nodes may still need of the nodes that this one
+/// subscribes to.
+pub fn recovery_slot(database: &str) -> String {
+    let like_a_copy = database.rsplit_once(COPY).is_some_and(|(_, run)| {
+        let run = run.strip_suffix("_t").unwrap_or(run);
+        !run.is_empty() && run.bytes().all(|b| b.is_ascii_digit())
+    });
+    hashed_unless(
+        !like_a_copy && !ends_in_hash(database),
+        "spk_recovery",
+        &[database],
+    )
+}
+
+const COPY: &str = "_clone_";
+
+/// The copy of a recovery slot that is read by `run`. Two bytes are left for the copy of that.
+pub fn recovery_copy(slot: &str, run: i64) -> String {
+    let plain = format!("{slot}{COPY}{run}");
+    if plain.len() + 2 <= NAME_MAX {
+        return plain;
+    }
+    let hash = fnv1a(&[slot.as_bytes()]);
+    format!("spk_recovery_{hash:016x}{COPY}{run}")
+}
+
+/// The parts behind `kind`, plain if that is `clear`, fits and has characters of slots only. Otherwise they are cut,
+/// and a hash of the exact parts follows.
+fn hashed_unless(clear: bool, kind: &str, parts: &[&str]) -> String {
+    let plain = format!("{kind}_{}", parts.join("_"));
+    if clear && plain.len() <= NAME_MAX && plain.bytes().all(is_slot_byte) {
+        return plain;
+    }
+    let bytes: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+    let tail = format!("_{:016x}", fnv1a(&bytes));
+    let mut parts: Vec<String> = parts.iter().map(|p| readable(p, NAME_MAX)).collect();
+    let room = NAME_MAX - kind.len() - parts.len() - tail.len();
+    while parts.iter().map(String::len).sum::<usize>() > room {
+        if let Some(longest) = parts.iter_mut().max_by_key(|part| part.len()) {
+            longest.pop();
+        }
+    }
+    format!("{kind}_{}{tail}", parts.join("_"))
+}
+
+/// Whether it could be taken for one that was given a hash.
+fn ends_in_hash(name: &str) -> bool {
+    let is_hash = |tail: &str| tail.len() == 16 && tail.bytes().all(|b| b.is_ascii_hexdigit());
+    name.rsplit_once('_')
+        .map_or(is_hash(name), |(_, tail)| is_hash(tail))
 }
 
 fn is_slot_byte(b: u8) -> bool {
@@ -90,7 +156,83 @@ mod tests {
         assert!(subscription("n-3", "n4").starts_with("sub_n_3_n4_"));
     }
 
+    #[test]
+    fn slots_name_their_database() {
+        assert_eq!(slot("n1", "n4", "inventory"), "sub_n1_n4_inventory");
+        assert_eq!(slot("n1", "n4", "my_db"), "sub_n1_n4_my_db");
+        assert_eq!(recovery_slot("my_db"), "spk_recovery_my_db");
+        assert_eq!(
+            recovery_copy("spk_recovery_my_db", 5),
+            "spk_recovery_my_db_clone_5"
+        );
+        assert!(slot("n1", "n4", "my-db").starts_with("sub_n1_n4_my_db_"));
+        assert!(recovery_slot("my-db").starts_with("spk_recovery_my_db_"));
+    }
+
+    #[test]
+    fn slots_of_one_server_stay_apart() {
+        let long = "d".repeat(63);
+        let longer = format!("{}e", "d".repeat(62));
+        let hash = recovery_slot("my-db").split_off("spk_recovery_".len());
+        let databases = [
+            "my_db",
+            "my-db",
+            "My_db",
+            "my db",
+            "mÿ_db",
+            "db",
+            "b_db",
+            "x_clone_5",
+            "x",
+            "x_clone_5_t",
+            &hash,
+            &long,
+            &longer,
+        ];
+        let nodes = ["n1", "n_1", "1", "a", "a_b", "n-1", "b", "n"];
+        let mut seen = std::collections::HashSet::new();
+        for database in databases {
+            let recovery = recovery_slot(database);
+            let copies = [1, 5, i64::MAX].map(|run| recovery_copy(&recovery, run));
+            for name in copies.into_iter().chain([recovery]) {
+                assert!(
+                    name.len() <= NAME_MAX && name.bytes().all(is_slot_byte),
+                    "{name}"
+                );
+                assert!(seen.insert(name.clone()), "{name} twice");
+            }
+            for provider in nodes {
+                for subscriber in nodes {
+                    let name = slot(provider, subscriber, database);
+                    assert!(
+                        name.len() <= NAME_MAX && name.bytes().all(is_slot_byte),
+                        "{name}"
+                    );
+                    assert!(seen.insert(name.clone()), "{name} twice");
+                }
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn every_slot_has_a_name_that_it_may_have(provider in "\\PC{1,63}", subscriber in "\\PC{1,63}", database in "\\PC{1,63}", run in 1..i64::MAX) {
+            let recovery = recovery_slot(&database);
+            let copy = format!("{}_t", recovery_copy(&recovery, run));
+            for name in [slot(&provider, &subscriber, &database), recovery, copy] {
+                prop_assert!(name.len() <= NAME_MAX && name.bytes().all(is_slot_byte), "{name}");
+            }
+        }
+
+        #[test]
+        fn no_two_databases_share_a_slot(nodes in "[ab_]{1,4}", others in "[ab_]{1,4}", a in "[ab_\\-]{1,5}", b in "[ab_\\-]{1,5}") {
+            prop_assume!(a != b);
+            prop_assert_ne!(slot(&nodes, &others, &a), slot(&nodes, &others, &b));
+            prop_assert_ne!(slot("a", &nodes, &a), slot("a", &others, &b));
+            prop_assert_ne!(slot(&nodes, "a", &a), slot(&others, "a", &b));
+            prop_assert_ne!(recovery_slot(&a), recovery_slot(&b));
+        }
+
         #[test]
         fn every_name_is_one_that_a_slot_may_have(provider in "\\PC{1,63}", subscriber in "\\PC{1,63}") {
             let name = subscription(&provider, &subscriber);

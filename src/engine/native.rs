@@ -1,15 +1,24 @@
 //! PostgreSQL's own logical replication, `origin = none`, as the cluster's engine.
 
+use super::names;
 use super::registry::parse_dsn;
 use super::{CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Registry, Survey};
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::Lsn;
-use crate::node::{Member, Node, Statement, ask_all};
+use crate::node::{Member, Node, Statement, ask_all, own_database};
 use crate::replay::{Decoding, Protocol};
+use std::collections::BTreeMap;
 
-pub struct Native;
+#[derive(Default)]
+pub struct Native {
+    /// The database of each node.
+    databases: BTreeMap<String, String>,
+    /// By subscriber and subscription, the slots that existing subscriptions read. They keep their names, also where a
+    /// database has got another name since.
+    slots: BTreeMap<(String, String), String>,
+}
 
 /// `origin = none`, without which changes would go round in circles, came with PostgreSQL 16.
 const OLDEST_SERVER: u32 = 160_000;
@@ -28,7 +37,18 @@ impl Engine for Native {
     }
 
     fn path(&self, provider: &str, subscriber: &str) -> Path {
-        Path::by_rule(provider, subscriber)
+        let database = self.databases.get(provider);
+        self.path_from(provider, database.map_or("", String::as_str), subscriber)
+    }
+
+    fn path_from(&self, provider: &str, database: &str, subscriber: &str) -> Path {
+        let mut path = Path::by_rule(provider, subscriber);
+        let key = (subscriber.to_owned(), path.subscription.clone());
+        path.slot = match self.slots.get(&key) {
+            Some(slot) => slot.clone(),
+            None => names::slot(provider, subscriber, database),
+        };
+        path
     }
 
     fn survey(&self, source: &mut Node) -> Result<Survey> {
@@ -153,12 +173,56 @@ impl Engine for Native {
         Ok(rows.first().map(|row| row.text(0).to_owned()))
     }
 
-    fn learn(&mut self, _members: &mut [&mut Node], _absent: &[Member]) -> Result<()> {
-        Ok(()) // names follow from the names of the nodes
+    fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
+        let known = members.iter().all(|m| self.databases.contains_key(&m.name));
+        if known && absent.is_empty() {
+            return Ok(());
+        }
+        let found = ask_all(
+            members.iter_mut().map(|m| &mut **m),
+            "SELECT current_database(), s.subname, s.subslotname
+               FROM pg_database d
+               LEFT JOIN pg_subscription s ON s.subdbid = d.oid AND s.subslotname IS NOT NULL
+                                          AND 'zodan' = ANY (s.subpublications)
+              WHERE d.datname = current_database()",
+            &[],
+        )?;
+        for (member, rows) in members.iter().zip(&found) {
+            for row in rows {
+                let database = row.text(0).to_owned();
+                self.databases.insert(member.name.clone(), database);
+                if let (Some(subscription), Some(slot)) = (row.get(1), row.get(2)) {
+                    let key = (member.name.clone(), subscription.to_owned());
+                    self.slots.insert(key, slot.to_owned());
+                }
+            }
+        }
+        let Some(asked) = members.first_mut().filter(|_| !absent.is_empty()) else {
+            return Ok(());
+        };
+        let registry = asked.query("SELECT name, database FROM zodan.node", &[])?;
+        for gone in absent {
+            let registered = registry.iter().find(|row| row.text(0) == gone.name);
+            // As libpq defaults it.
+            let given = gone.dsn.get("dbname").or(gone.dsn.get("user"));
+            let database = registered.map(|row| row.text(1)).or(given);
+            let database = database.unwrap_or("postgres").to_owned();
+            self.databases.insert(gone.name.clone(), database);
+        }
+        Ok(())
     }
 
-    fn prepare(&mut self, _members: &mut [&mut Node], _new: &mut Node) -> Result<()> {
-        Ok(()) // names follow from the names of the nodes
+    fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
+        self.learn(members, &[])?;
+        // A subscription that stands in the way of one to be made is somebody else's.
+        for member in members.iter() {
+            let path = Path::by_rule(&new.name, &member.name);
+            self.slots.remove(&(path.subscriber, path.subscription));
+        }
+        let database = new.query("SELECT current_database()", &[])?;
+        let database = database.one()?.text(0).to_owned();
+        self.databases.insert(new.name.clone(), database);
+        Ok(())
     }
 
     fn probe(&self, dsn: &str) -> Vec<Statement> {
@@ -399,6 +463,20 @@ impl Engine for Native {
         Statement::new("SELECT zodan.resume_apply()", &[])
     }
 
+    fn resume_orphaned(&self) -> Option<Statement> {
+        // Whoever pauses has the lock before there is anything to resume.
+        Some(Statement::new(
+            format!(
+                "SELECT zodan.resume_apply()
+                  WHERE EXISTS (SELECT FROM zodan.paused_subscription)
+                    AND NOT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                                     WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.granted
+                                       AND l.classid = {PAUSE_LOCK} AND d.datname = current_database())"
+            ),
+            &[],
+        ))
+    }
+
     fn pause_state(&self) -> Statement {
         Statement::new(
             "SELECT (SELECT count(*) FROM zodan.paused_subscription),
@@ -503,7 +581,8 @@ impl Engine for Native {
             snapshot,
         };
         Ok(CopyPlan {
-            origin: "zodan_copy".into(),
+            // Origins belong to the server.
+            origin: format!("zodan_copy_{}", own_database()),
             timestamp: None,
             refilled: vec![],
             tables: copy::tables(&source, &[])?,

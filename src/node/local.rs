@@ -20,3 +20,9 @@ impl Local {
         wait::without_echo(|| self.0.borrow_mut().execute(sql, params))
     }
 }
+
+/// The OID of the database of this session.
+pub fn own_database() -> u32 {
+    // SAFETY: set when the backend starts.
+    unsafe { pgrx::pg_sys::MyDatabaseId }.to_u32()
+}

@@ -9,7 +9,7 @@ mod session;
 mod statement;
 
 pub use here::Here;
-pub use local::Local;
+pub use local::{Local, own_database};
 pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
 pub use reader::Reader;
 pub use session::{Ask, Session, ask, ask_all, ask_within, check_open, glance};

@@ -258,37 +258,53 @@ pub fn create_slot_with_snapshot(slot: &str, plugin: &str, failover: bool) -> St
     )
 }
 
-/// Ends whoever streams from the slot; how many there were.
+/// Ends whoever streams from the slot; how many there were. As all that ends or drops a slot, only if it is one of
+/// this database: names of slots are shared by all databases of the server.
 pub fn end_slot_user(slot: &str) -> Statement {
     Statement::new(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
-          WHERE slot_name = $1 AND active_pid IS NOT NULL",
+          WHERE slot_name = $1 AND database = current_database() AND active_pid IS NOT NULL",
         &[slot],
     )
 }
 
 pub fn drop_slot(slot: &str) -> Statement {
     Statement::new(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1",
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+          WHERE slot_name = $1 AND database = current_database()",
         &[slot],
     )
 }
 
-/// Which of the slots exist.
+/// `pid, application name` of a session that streams from a slot of this database and is not zodan's own.
+pub fn slot_reader(slot: &str) -> Statement {
+    Statement::new(
+        "SELECT a.pid, a.application_name
+           FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+          WHERE s.slot_name = $1 AND s.database = current_database()
+            AND a.application_name NOT LIKE 'zodan%'",
+        &[slot],
+    )
+}
+
+/// Which of the slots exist, on the whole server: `name, database, whether that is this one, pid, application name`.
+/// A physical slot has no database, and one that nobody reads no pid.
 pub fn slots_named(slots: &[String]) -> Statement {
     Statement::new(
-        "SELECT slot_name, active FROM pg_replication_slots
-          WHERE slot_name = ANY (string_to_array($1, ',')) ORDER BY 1",
+        "SELECT s.slot_name, s.database, coalesce(s.database = current_database(), false),
+                s.active_pid, coalesce(a.application_name, '')
+           FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
+          WHERE s.slot_name = ANY (string_to_array($1, ',')) ORDER BY 1",
         &[&slots.join(",")],
     )
 }
 
-/// Slots that have lost the WAL they need or are not there, of those named, and which of the two.
+/// Slots that have lost the WAL they need or are not there, of those named of this database, and which of the two.
 pub fn slots_lost(slots: &[String]) -> Statement {
     Statement::new(
         "SELECT name, s.slot_name IS NULL
            FROM unnest(string_to_array($1, ',')) name
-           LEFT JOIN pg_replication_slots s ON s.slot_name = name
+           LEFT JOIN pg_replication_slots s ON s.slot_name = name AND s.database = current_database()
           WHERE s.slot_name IS NULL OR s.wal_status = 'lost'",
         &[&slots.join(",")],
     )
@@ -449,6 +465,18 @@ pub fn end_sessions_before(since: &str, spared: &str) -> Statement {
     )
 }
 
+/// Sessions of this database that are being started: they may have read its settings already, and are not shown yet.
+pub fn starting_sessions() -> Statement {
+    // Every session has this lock until it is started, and is shown before it lets go of it.
+    Statement::new(
+        "SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.objid
+          WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass
+            AND l.mode = 'RowExclusiveLock' AND l.granted
+            AND d.datname = current_database() AND l.pid <> pg_backend_pid()",
+        &[],
+    )
+}
+
 /// Transactions of this database that are prepared and neither committed nor rolled back.
 pub fn prepared_transactions() -> Statement {
     Statement::new(
@@ -465,7 +493,7 @@ pub fn large_objects() -> Statement {
 /// Which of the slots of a node are in use.
 pub fn active_slots() -> Statement {
     Statement::new(
-        "SELECT slot_name FROM pg_replication_slots WHERE active",
+        "SELECT slot_name FROM pg_replication_slots WHERE active AND database = current_database()",
         &[],
     )
 }
@@ -544,19 +572,6 @@ pub fn table_name(oid: u32) -> Statement {
           WHERE c.oid = $1::oid AND c.relkind IN ('r', 'p')",
         &[&oid.to_string()],
     )
-}
-
-/// The slot that keeps what other nodes may still need of the nodes that this one subscribes to.
-pub fn recovery_slot(database: &str) -> String {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    let name: String = database
-        .chars()
-        .map(|c| c.to_ascii_lowercase())
-        .map(|c| if plain(c) { c } else { '_' })
-        .collect();
-    let mut name = format!("spk_recovery_{name}");
-    name.truncate(63);
-    name
 }
 
 /// `restart, confirmed, retained bytes, lost, active` of a slot.

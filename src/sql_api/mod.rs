@@ -8,6 +8,7 @@ mod arguments;
 mod call;
 mod health;
 mod last_update;
+mod launcher;
 mod native;
 mod plan;
 mod progress;
@@ -17,4 +18,4 @@ mod remove_node;
 mod status;
 mod verify;
 
-pub use recovery_slot::start_recovery_launcher;
+pub use launcher::start_recovery_launcher;

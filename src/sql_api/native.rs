@@ -1,9 +1,9 @@
 //! What the native engine calls on the members of a cluster.
 
-use crate::environment;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
 use crate::node::server;
+use crate::worker;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -89,15 +89,12 @@ fn start_pause_watchdog(coordinator: i32, limit_ms: i32) -> std::result::Result<
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn zodan_pause_watchdog(_argument: pg_sys::Datum) {
-    // SAFETY: in a background worker, before it connects. The default handler ends it on SIGTERM
-    // wherever it waits.
-    unsafe { pg_sys::BackgroundWorkerUnblockSignals() };
+    worker::begin();
     let extra = BackgroundWorker::get_extra().to_owned();
     let numbers: Vec<u32> = extra.split(' ').filter_map(|n| n.parse().ok()).collect();
     let [database, role, coordinator, limit_ms] = numbers[..] else {
         pgrx::error!("zodan pause watchdog started with \"{extra}\"");
     };
-    environment::adopt();
     BackgroundWorker::connect_worker_to_spi_by_oid(
         Some(pg_sys::Oid::from(database)),
         Some(pg_sys::Oid::from(role)),

@@ -13,6 +13,7 @@ use super::patience::{Seen, wait_until};
 use super::report::{self, Report};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
 use super::summary;
+use super::taken;
 use super::undo::Undo;
 use super::verify;
 use super::waiting_slots;
@@ -22,7 +23,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal, Subject};
 use crate::libpq::{Dsn, Rows};
 use crate::lsn::Position;
-use crate::node::{Here, Local, Member, Node, Session, Statement, ask_within, server};
+use crate::node::{Here, Local, Member, Node, Session, Statement, ask, ask_within, server};
 use crate::settings;
 use crate::step::{Action, Step};
 use std::collections::BTreeMap;
@@ -244,6 +245,7 @@ impl Join {
             slot: &own.slot,
             journal: &mut *journal,
             report: &self.report,
+            tried: false,
         }
         .take()?;
         let positions = self.positions(&starts, &snapshot)?;
@@ -308,7 +310,7 @@ impl Join {
         }
         let node = self.source.name.clone();
         let step = Step::new(phase, &self.source.name, Action::Found { node });
-        let step = journal.intend(&step, &Effect::Provider)?;
+        let step = journal.announce(&step)?;
         let identity = Identity {
             member: self.source.member(),
             system_identifier: known.source.system_identifier.clone(),
@@ -318,9 +320,7 @@ impl Join {
             info: "{}".into(),
             joined_at: self.now()?,
         };
-        for statement in self.engine.become_provider(&identity) {
-            statement.run(&mut self.source)?;
-        }
+        become_provider(&*self.engine, &identity, &mut self.source, journal, step)?;
         membership::found(&*self.engine, &mut self.source, &identity)?;
         self.founded = true;
         journal.done(step)
@@ -372,7 +372,13 @@ impl Join {
             let slot = self.engine.path(&peer.name, &self.new.name).slot;
             let action = Action::CreateSlot { slot: slot.clone() };
             let step = Step::new(self.report.current(), &peer.name, action);
-            steps.push(journal.intend(&step, &Effect::Slot { slot })?);
+            steps.push((journal.announce(&step)?, slot));
+        }
+        for (peer, (_, slot)) in self.peers.iter_mut().zip(&steps) {
+            taken::refuse_slot(peer, slot)?;
+        }
+        for (step, slot) in &steps {
+            journal.makes(*step, &Effect::Slot { slot: slot.clone() })?;
         }
         let mut starts = BTreeMap::new();
         loop {
@@ -396,7 +402,9 @@ impl Join {
                 .collect();
             // Not for the applications' sake, nothing is paused here: to name who is in the way.
             let answers = ask_within(questions, Some(settings::slot_timeout()));
+            let mut failed = None;
             for ((name, answer), peer) in names.into_iter().zip(answers).zip(waiting) {
+                let slot = engine.path(&name, &new).slot;
                 match answer {
                     Ok(rows) => {
                         let start = Position::new(&name, server::parse_lsn(rows.one()?, 0)?);
@@ -404,12 +412,26 @@ impl Join {
                             .step(&format!("slot on \"{name}\" starts at {start}"));
                         starts.insert(name, start);
                     }
-                    Err(Error::Deadline { .. }) => wait_for_writers(peer, &self.report)?,
-                    Err(error) => return Err(error),
+                    Err(Error::Deadline { .. }) if failed.is_none() => {
+                        // It may have been made a moment before.
+                        server::drop_slot(&slot).run(peer)?;
+                        wait_for_writers(peer, &self.report)?;
+                    }
+                    Err(error) => {
+                        if error.sqlstate() == SqlState::DUPLICATE_OBJECT
+                            && let Some((step, _)) = steps.iter().find(|(_, s)| *s == slot)
+                        {
+                            journal.refused(*step)?;
+                        }
+                        failed = failed.or(Some(taken::whose_slot(error, peer, &slot)));
+                    }
                 }
             }
+            if let Some(error) = failed {
+                return Err(error);
+            }
         }
-        for step in steps {
+        for (step, _) in steps {
             journal.done(step)?;
         }
         Ok(starts)
@@ -498,12 +520,9 @@ impl Join {
     fn provide(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
         let new = self.new.name.clone();
-        let step = Step::new(phase, &new, Action::Provide);
-        let step = journal.intend(&step, &Effect::Provider)?;
+        let step = journal.announce(&Step::new(phase, &new, Action::Provide))?;
         let identity = self.new_identity(known)?;
-        for statement in self.engine.become_provider(&identity) {
-            statement.run(&mut self.new)?;
-        }
+        become_provider(&*self.engine, &identity, &mut self.new, journal, step)?;
         journal.passed("the new node provides")?;
         for told in self.engine.mirror(&mut self.source, &mut self.new)? {
             self.report.step(&told);
@@ -515,8 +534,15 @@ impl Join {
         for member in self.members() {
             let slot = self.engine.path(&new, &member.name).slot;
             let step = Step::new(phase, &new, Action::CreateSlot { slot: slot.clone() });
-            let step = journal.intend(&step, &Effect::Slot { slot: slot.clone() })?;
-            self.create_own_slot(&slot)?;
+            let step = journal.announce(&step)?;
+            taken::refuse_slot(&mut self.loopback, &slot)?;
+            journal.makes(step, &Effect::Slot { slot: slot.clone() })?;
+            if let Err(error) = self.create_own_slot(&slot) {
+                if error.sqlstate() == SqlState::DUPLICATE_OBJECT {
+                    journal.refused(step)?;
+                }
+                return Err(taken::whose_slot(error, &mut self.loopback, &slot));
+            }
             journal.done(step)?;
         }
         self.look_for_writes()?;
@@ -577,15 +603,11 @@ impl Join {
         for member in &members {
             let path = self.engine.path(&member.name, &new);
             let provider = member.name.clone();
-            steps.push(journal.intend(
-                &Step::new(phase, &new, Action::Subscribe { provider }),
-                &Effect::Subscription {
-                    subscription: path.subscription.clone(),
-                },
-            )?);
+            let step = Step::new(phase, &new, Action::Subscribe { provider });
+            steps.push(journal.announce(&step)?);
             paths.push(path);
         }
-        for (path, member) in paths.iter().zip(&members) {
+        for ((path, member), step) in paths.iter().zip(&members).zip(&steps) {
             let position = positions.get(&member.name).ok_or_else(|| {
                 Error::internal(format!(
                     "no position to start from for node \"{}\"",
@@ -594,9 +616,11 @@ impl Join {
             })?;
             // Not through SPI: the context of whatever is said meanwhile would be the statement, and
             // the connection string is in it.
-            self.engine
-                .subscribe(path, member)
-                .run(&mut self.loopback)?;
+            let subscription = path.subscription.clone();
+            journal.make(*step, &Effect::Subscription { subscription }, || {
+                let statement = self.engine.subscribe(path, member);
+                statement.run(&mut self.loopback)
+            })?;
             journal.passed(&format!("{} exists", path.subscription))?;
             self.engine
                 .start_at(path, position.lsn())
@@ -645,6 +669,8 @@ impl Join {
             let question = vec![statement.on(&mut self.loopback)];
             match ask_within(question, Some(settings::slot_timeout())).pop() {
                 Some(Err(Error::Deadline { .. })) => {
+                    // It may have been made a moment before.
+                    server::drop_slot(slot).run(&mut self.loopback)?;
                     wait_for_writers(&mut self.loopback, &self.report)?;
                 }
                 Some(answer) => return answer.map(|_| ()),
@@ -700,7 +726,7 @@ impl Join {
     fn attach_reverse(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
         let new = self.new.member();
-        let mut steps = vec![];
+        let (mut steps, mut subscribing) = (vec![], vec![]);
         for member in std::iter::once(&self.source).chain(&self.peers) {
             let subscription = self.engine.path(&new.name, &member.name).subscription;
             let provider = new.name.clone();
@@ -711,10 +737,10 @@ impl Join {
                     divided_before: self.division.map(|d| d.before),
                 },
             )?);
-            steps.push(journal.intend(
-                &Step::new(phase, &member.name, Action::Subscribe { provider }),
-                &Effect::Subscription { subscription },
-            )?);
+            let step = Step::new(phase, &member.name, Action::Subscribe { provider });
+            let step = journal.announce(&step)?;
+            subscribing.push((step, Effect::Subscription { subscription }));
+            steps.push(step);
         }
         self.register(known, journal)?;
         let engine = &*self.engine;
@@ -722,9 +748,21 @@ impl Join {
         let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
             .chain(&mut self.peers)
             .collect();
-        each(members.iter_mut().map(|m| &mut **m), |m| {
-            engine.subscribe(&path(m), &new)
-        })?;
+        for (step, effect) in &subscribing {
+            journal.makes(*step, effect)?;
+        }
+        let questions = members
+            .iter_mut()
+            .map(|m| engine.subscribe(&path(m), &new).on(m))
+            .collect();
+        let mut made = Ok(());
+        for ((step, _), answer) in subscribing.iter().zip(ask(questions)) {
+            if answer.as_ref().is_err_and(Error::is_answer) {
+                journal.refused(*step)?;
+            }
+            made = made.and(answer.map(|_| ()));
+        }
+        made?;
         journal.passed("every member has a subscription")?;
         each(members, |m| engine.enable(&path(m)))?;
         for step in steps {
@@ -849,6 +887,22 @@ fn sessions_told(rows: &Rows) -> String {
         })
         .collect();
     told.join(", ")
+}
+
+/// Makes the node a provider. If the server refuses the first statement, nothing is there that is the run's.
+fn become_provider(
+    engine: &dyn Engine,
+    identity: &Identity,
+    node: &mut Node,
+    journal: &Journal,
+    step: i32,
+) -> Result<()> {
+    let mut statements = engine.become_provider(identity).into_iter();
+    journal.make(step, &Effect::Provider, || match statements.next() {
+        Some(first) => first.run(node).map(|_| ()),
+        None => Ok(()),
+    })?;
+    statements.try_for_each(|statement| statement.run(node).map(|_| ()))
 }
 
 /// Every node of the cluster to be, the new one first.

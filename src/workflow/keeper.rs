@@ -9,8 +9,9 @@
 
 use super::members::connect_each;
 use super::membership::{catch_up, known, removed};
+use super::taken;
 use super::unfinished::unfinished;
-use crate::engine::{Engine, subscription_states};
+use crate::engine::{Engine, names, subscription_states};
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, server};
@@ -41,6 +42,8 @@ pub enum Kept {
     GivenUp(String),
     /// The node was away when the membership changed.
     CaughtUp(String),
+    /// Apply had been paused by a CALL that is gone.
+    Resumed(String),
 }
 
 pub struct Keeper {
@@ -70,6 +73,15 @@ impl Keeper {
         if self.engine.local_name(&mut self.here)?.as_ref() != Some(&self.here.name) {
             self.forget()?;
             return Ok(Kept::NoNode);
+        }
+        if let Some(statement) = self.engine.resume_orphaned()
+            && let Some(row) = statement.run(&mut self.here)?.first()
+        {
+            return Ok(Kept::Resumed(format!(
+                "node \"{}\" applies again from {} of its peers: the CALL that had paused it is gone",
+                self.here.name,
+                row.text(0)
+            )));
         }
         let members = self.engine.survey(&mut self.here)?.members;
         self.connect_peers(&members)?;
@@ -125,7 +137,7 @@ impl Keeper {
     }
 
     fn slot(&mut self) -> Result<String> {
-        Ok(server::recovery_slot(
+        Ok(names::recovery_slot(
             &super::members::identity(&mut self.here)?.1,
         ))
     }
@@ -135,8 +147,9 @@ impl Keeper {
         self.open = None;
         server::forget_recovery().run(&mut self.here)?;
         let plugin = self.engine.decoding().plugin;
-        server::create_slot(slot, plugin, false).run(&mut self.here)?;
-        Ok(())
+        let made = server::create_slot(slot, plugin, false).run(&mut self.here);
+        made.map(|_| ())
+            .map_err(|error| taken::whose_slot(error, &mut self.here, slot))
     }
 
     /// The database is no node: nobody will ask for the slot.

@@ -24,6 +24,7 @@ mod sequences;
 mod snapshot;
 pub mod status;
 mod summary;
+mod taken;
 mod undo;
 mod unfinished;
 pub mod verify;

@@ -12,6 +12,7 @@
 
 use super::patience::{Seen, wait_until};
 use super::report::Report;
+use super::taken;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
@@ -55,23 +56,17 @@ pub struct Taking<'a> {
     pub slot: &'a str,
     pub journal: &'a mut Journal,
     pub report: &'a Report,
+    /// The attempt has come to the slot, which may be there.
+    pub tried: bool,
 }
 
 impl Taking<'_> {
     pub fn take(mut self) -> Result<Snapshot> {
         let mut exporter = Conn::open_replication(&self.source.name, &self.source.dsn)?;
-        let slot_step = self.journal.intend(
-            &Step::new(
-                self.report.current(),
-                &self.source.name,
-                Action::CreateSlot {
-                    slot: self.slot.to_owned(),
-                },
-            ),
-            &Effect::Slot {
-                slot: self.slot.to_owned(),
-            },
-        )?;
+        let slot = self.slot.to_owned();
+        let action = Action::CreateSlot { slot: slot.clone() };
+        let step = Step::new(self.report.current(), &self.source.name, action);
+        let slot_step = self.journal.announce(&step)?;
         let pause_step = match self.inbound.is_empty() {
             true => None,
             false => Some(self.journal.intend(
@@ -79,11 +74,20 @@ impl Taking<'_> {
                 &Effect::Pause,
             )?),
         };
+        taken::refuse_slot(self.source, self.slot)?;
+        self.journal.makes(slot_step, &Effect::Slot { slot })?;
         let mut since = Instant::now();
         let mut last = String::new();
         loop {
             wait_for_writers(self.source, self.report)?;
-            let why = match self.attempt(exporter)? {
+            let attempt = match self.attempt(exporter) {
+                Err(error) if error.sqlstate() == SqlState::DUPLICATE_OBJECT => {
+                    self.journal.refused(slot_step)?;
+                    return Err(taken::whose_slot(error, self.source, self.slot));
+                }
+                attempt => attempt?,
+            };
+            let why = match attempt {
                 Attempt::Valid(snapshot) => {
                     if let Some(step) = pause_step {
                         self.journal.undone(step)?;
@@ -103,7 +107,9 @@ impl Taking<'_> {
             };
             self.report
                 .step(&format!("snapshot attempt given up, apply resumed: {why}"));
-            server::drop_slot(self.slot).run(self.source)?;
+            if std::mem::take(&mut self.tried) {
+                server::drop_slot(self.slot).run(self.source)?;
+            }
             if why != last {
                 last = why;
                 since = Instant::now();
@@ -204,6 +210,7 @@ impl Taking<'_> {
             self.engine.plugin(),
             self.engine.failover(),
         );
+        self.tried = true;
         match exporter.query_within(&command, &[], Some(settings::slot_timeout())) {
             Ok(rows) => {
                 let row = rows.one()?;

@@ -162,6 +162,13 @@ impl Undo<'_> {
         if founding && begun.node != self.new && self.has_other_members(node)? {
             return Ok(());
         }
+        // Nobody reads what a run was just about to make.
+        if let Effect::Slot { slot } = &begun.effect
+            && !begun.done
+            && !server::slot_reader(slot).run(node)?.is_empty()
+        {
+            return Ok(());
+        }
         revert(self.engine, &begun.effect, node)
     }
 

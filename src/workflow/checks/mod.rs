@@ -3,6 +3,7 @@
 use super::division::Division;
 use super::findings::{Check, Outcome, failures};
 use super::members::each;
+use super::taken;
 use crate::copy;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
@@ -520,25 +521,13 @@ impl Checks<'_> {
         let inbound: Vec<Path> = members.iter().map(|m| engine.path(&m.name, &new)).collect();
         let outbound: Vec<Path> = members.iter().map(|m| engine.path(&new, &m.name)).collect();
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
-        let taken = |node: &str, what: &str, name: &str| {
-            Finding::new(
-                node,
-                SqlState::DUPLICATE_OBJECT,
-                format!("{what} {name} exists already"),
-                "It was not made by this run. If it is a leftover, drop it and run the CALL again.",
-            )
-        };
         let questions: Vec<_> = members
             .iter_mut()
             .zip(&inbound)
             .map(|(m, path)| server::slots_named(std::slice::from_ref(&path.slot)).on(m))
             .collect();
         for (name, rows) in names.iter().zip(ask(questions)) {
-            findings.extend(
-                rows?
-                    .iter()
-                    .map(|r| taken(name, "replication slot", r.text(0))),
-            );
+            findings.extend(rows?.iter().map(|row| taken::slot(name, row)));
         }
         for ((name, rows), path) in names
             .iter()
@@ -546,16 +535,16 @@ impl Checks<'_> {
             .zip(&outbound)
         {
             let states = subscription_states(&rows)?;
-            if states.iter().any(|s| s.name == path.subscription) {
-                findings.push(taken(name, "subscription", &path.subscription));
+            if let Some(state) = states.iter().find(|s| s.name == path.subscription) {
+                findings.push(taken::subscription(name, &state.name, state.working));
             }
         }
         let slots: Vec<String> = outbound.iter().map(|p| p.slot.clone()).collect();
         for row in &server::slots_named(&slots).run(self.new)? {
-            findings.push(taken(&new, "replication slot", row.text(0)));
+            findings.push(taken::slot(&new, row));
         }
         for state in subscription_states(&engine.subscriptions().run(self.new)?)? {
-            findings.push(taken(&new, "subscription", &state.name));
+            findings.push(taken::subscription(&new, &state.name, state.working));
         }
         Ok(())
     }

@@ -180,7 +180,7 @@ impl Leave {
                         "somebody streams from slot {slot} of node \"{}\"",
                         node.name
                     ),
-                    "End that first: it is not a leftover.",
+                    "It is not a leftover. See pg_stat_replication there for who reads it.",
                 ));
             }
             run_all(node, &self.engine.unsubscribe(&from.subscription))?;

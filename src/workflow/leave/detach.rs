@@ -2,7 +2,7 @@
 
 use super::find::slots_there;
 use super::{Hold, Leave};
-use crate::engine::Path;
+use crate::engine::{Path, names};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, Statement, server};
@@ -96,7 +96,7 @@ impl Leave {
         };
         // Its keeper sees to that by itself, where one runs.
         let database = identity(leaving)?.1;
-        drop_slot(leaving, &server::recovery_slot(&database))?;
+        drop_slot(leaving, &names::recovery_slot(&database))?;
         each_in_turn([(leaving, statements)])
     }
 

@@ -3,7 +3,7 @@
 use super::{Hold, Leave};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
-use crate::libpq::wait;
+use crate::libpq::{Rows, wait};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, server};
 use crate::settings;
@@ -18,17 +18,21 @@ use std::time::{Duration, Instant};
 impl Leave {
     /// A living node: nobody can write on it from here on, and a marker behind the last write has
     /// arrived everywhere. A session that was open before could write on, so it is ended; one that was
-    /// on its way in meanwhile is found in the next round, and ended too.
+    /// on its way in meanwhile is found in the next round, and ended too. What such a session has prepared anybody
+    /// can commit: it is waited for.
     pub fn drain(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
         let hold = self.hold_off_writes(journal, held)?;
+        self.wait_for_starting()?;
         let since = self.leaving_now()?;
         self.end_sessions(&since)?;
+        self.wait_for_prepared()?;
         journal.passed("sessions of applications are ended")?;
         let marker = Step::new(self.report.current(), &self.target, Action::Marker);
         let marker = journal.intend(&marker, &Effect::Marker)?;
         loop {
             self.barrier(journal)?;
-            if self.end_sessions(&since)? == 0 {
+            let came = self.end_sessions(&since)?;
+            if !self.wait_for_prepared()? && came == 0 {
                 journal.passed("every other node has all")?;
                 journal.done(marker)?;
                 return Ok(hold);
@@ -69,6 +73,59 @@ impl Leave {
         server::set_database_read_only(&hold.database, Some("on")).run(leaving)?;
         journal.done(step)?;
         Ok(hold)
+    }
+
+    /// Sessions that were being started when the setting was made may not have read it. They have come into view then.
+    fn wait_for_starting(&mut self) -> Result<()> {
+        let target = self.target.clone();
+        let leaving = self.leaving()?;
+        let statement = server::starting_sessions();
+        let first = statement.run(leaving)?;
+        let first: Vec<String> = first.iter().map(|row| row.text(0).to_owned()).collect();
+        let hint = "See pg_locks on the node for what keeps them.";
+        wait_until(&target, "waiting for sessions to start", hint, || {
+            let left = statement.run(leaving)?;
+            let left = left.iter().map(|row| row.text(0).to_owned());
+            let left: Vec<String> = left.filter(|pid| first.contains(pid)).collect();
+            Ok(match left.is_empty() {
+                true => Seen::Done(()),
+                false => Seen::Pending(format!("pid {}", left.join(", "))),
+            })
+        })
+    }
+
+    /// Nothing is prepared on the leaving node any more, since whoever commits it later writes what nobody gets.
+    /// Whether something was: a marker from before does not lie behind it.
+    fn wait_for_prepared(&mut self) -> Result<bool> {
+        let target = self.target.clone();
+        let force = self.force;
+        let leaving = self.leaving()?;
+        let statement = server::prepared_transactions();
+        let open = |rows: &Rows| -> String {
+            let gids: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
+            format!("prepared transaction {}", gids.join(", "))
+        };
+        let found = statement.run(leaving)?;
+        if found.is_empty() {
+            return Ok(false);
+        }
+        let what = format!("node \"{target}\" has {}", open(&found));
+        if force {
+            let hint = "force := true goes on all the same: what it wrote reaches nobody.";
+            self.report.warn(&what, hint);
+            return Ok(false);
+        }
+        let hint = "COMMIT PREPARED or ROLLBACK PREPARED it there.";
+        self.report.say(&format!("{what}: waiting for its end"));
+        let leaving = self.leaving()?;
+        wait_until(&target, "waiting for prepared transactions", hint, || {
+            let left = statement.run(leaving)?;
+            Ok(match left.is_empty() {
+                true => Seen::Done(()),
+                false => Seen::Pending(open(&left)),
+            })
+        })?;
+        Ok(true)
     }
 
     /// Ends the sessions that were there before `since`, and waits until they are gone. How many there

@@ -344,11 +344,12 @@ fn same(own: &(String, String), node: &mut Node, what: &str) -> Result<()> {
     ))
 }
 
-/// Slots of `node` that exist, of those named.
+/// Slots of the database of `node` that exist, of those named, and whether somebody reads them.
 pub fn slots_there(node: &mut Node, slots: &[String]) -> Result<Vec<(String, bool)>> {
     let rows = server::slots_named(slots).run(node)?;
     Ok(rows
         .iter()
-        .map(|row| (row.text(0).to_owned(), row.bool(1)))
+        .filter(|row| row.bool(2))
+        .map(|row| (row.text(0).to_owned(), row.get(3).is_some()))
         .collect())
 }

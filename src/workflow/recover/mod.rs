@@ -159,7 +159,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let mut recovery = Recovery::connect(Here::Call(local.clone()), request, report)?;
     let exists = server::slots_named(&[clone.to_owned()]);
     let slots = members::each(&mut recovery.survivors, |_| exists.clone())?;
-    if slots.iter().all(|rows| rows.is_empty()) {
+    if !slots.iter().flatten().any(|row| row.bool(2)) {
         return Err(Error::Argument {
             argument: "cloned_slot_name",
             problem: format!("is \"{clone}\", which is no slot of a survivor"),

@@ -2,7 +2,7 @@
 //! failed node's origin with its positions and times, so that data and progress move together.
 
 use super::{Filling, Gap, Recovery, Way};
-use crate::engine::Path;
+use crate::engine::{Path, names};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
 use crate::libpq::Conn;
@@ -157,7 +157,7 @@ impl Recovery {
         let failed = self.request.failed.clone();
         let source = self.survivor(&gap.source)?;
         let database = members::identity(source)?.1;
-        let slot = server::recovery_slot(&database);
+        let slot = names::recovery_slot(&database);
         let none = |why: String| {
             Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -193,10 +193,7 @@ impl Recovery {
 
     /// The slot goes on being advanced while its copy is read.
     fn clone_slot(&mut self, gap: &Gap, slot: &str, journal: &mut Journal) -> Result<String> {
-        let mut clone = format!("{slot}_clone_{}", journal.run());
-        if clone.len() > 63 {
-            clone = format!("spk_recovery_clone_{}", journal.run());
-        }
+        let clone = names::recovery_copy(slot, journal.run());
         let phase = self.report.current();
         let step = journal.intend(
             &Step::new(

@@ -190,6 +190,7 @@ mod tests {
                 info: None,
                 joined_at: None,
                 is_local: name == "n1",
+                database: String::new(),
             },
             standing: match up {
                 true => Ok(Standing {

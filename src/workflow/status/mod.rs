@@ -25,6 +25,8 @@ pub struct Registered {
     /// Where the engine notes it.
     pub joined_at: Option<String>,
     pub is_local: bool,
+    /// Where the engine notes it.
+    database: String,
 }
 
 /// A member as it answers.
@@ -163,6 +165,7 @@ fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
             info: text(row, 6),
             joined_at: text(row, 7),
             is_local: row.text(0) == own,
+            database: row.text(5).to_owned(),
         })
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -235,7 +238,8 @@ fn courses(engine: &dyn Engine, members: &[Seen]) -> Vec<Course> {
 
 fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: usize) -> Course {
     let (from, to) = (&members[provider], &members[subscriber]);
-    let rule = engine.path(&from.registered.name, &to.registered.name);
+    let Registered { name, database, .. } = &from.registered;
+    let rule = engine.path_from(name, database, &to.registered.name);
     let leads_here = |i: &&Inbound| match &i.provider {
         Some(name) => *name == from.registered.name,
         None => i.subscription == rule.subscription,

@@ -1,0 +1,80 @@
+//! Names that somebody else has already. What is there was not made by the run, so it is never touched; who it belongs
+//! to is told.
+
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::Row;
+use crate::node::{Node, server};
+
+/// That a slot has the name which the run wants, by a row of [`server::slots_named`].
+pub fn slot(node: &str, row: &Row) -> Finding {
+    let (name, own) = (row.text(0), row.bool(2));
+    let whose = match row.get(1) {
+        None => "a physical slot".to_owned(),
+        Some(_) if own => "of this database".to_owned(),
+        Some(database) => format!("of database \"{database}\""),
+    };
+    let used = match row.get(3) {
+        Some(pid) => format!("in use by pid {pid} (application \"{}\")", row.text(4)),
+        None => "read by nobody at the moment".to_owned(),
+    };
+    let hint = match (own, row.get(3)) {
+        (false, _) => {
+            "All databases of a server share the names of slots, and this one is somebody else's: give the new node another name."
+        }
+        (true, Some(_)) => {
+            "It was not made by this run and is in use, so it is not touched: give the new node another name."
+        }
+        (true, None) => {
+            "It was not made by this run, so it is not touched. A subscriber that is down needs it when it comes back; pg_drop_replication_slot() is for one that no subscription names any more."
+        }
+    };
+    Finding::new(
+        node,
+        SqlState::DUPLICATE_OBJECT,
+        format!("replication slot {name} exists already: {whose}, {used}"),
+        hint,
+    )
+}
+
+/// The same for a subscription.
+pub fn subscription(node: &str, name: &str, working: bool) -> Finding {
+    let (state, hint) = match working {
+        true => (
+            "and replicates",
+            "It was not made by this run and is in use, so it is not touched: give the new node another name.",
+        ),
+        false => (
+            "and does not replicate at the moment",
+            "It was not made by this run, so it is not touched. Find out what it is for before it is dropped: its provider may only be down.",
+        ),
+    };
+    Finding::new(
+        node,
+        SqlState::DUPLICATE_OBJECT,
+        format!("subscription {name} exists already {state}"),
+        hint,
+    )
+}
+
+/// Says whose the slot is that stands in the way of one that was to be made; any other error is left as it is.
+pub fn whose_slot(error: Error, node: &mut Node, name: &str) -> Error {
+    if error.sqlstate() != SqlState::DUPLICATE_OBJECT {
+        return error;
+    }
+    match server::slots_named(&[name.to_owned()]).run(node) {
+        Ok(rows) => match rows.first() {
+            Some(row) => Error::Checks(vec![slot(&node.name, row)]),
+            None => error,
+        },
+        Err(_) => error,
+    }
+}
+
+/// Refuses if a slot has that name.
+pub fn refuse_slot(node: &mut Node, name: &str) -> Result<()> {
+    let rows = server::slots_named(&[name.to_owned()]).run(node)?;
+    match rows.first() {
+        Some(row) => Err(Error::Checks(vec![slot(&node.name, row)])),
+        None => Ok(()),
+    }
+}

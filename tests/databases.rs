@@ -1,0 +1,415 @@
+//! A server has several databases, each perhaps a node of another cluster with the same node names. What one cluster
+//! does, no other feels.
+
+mod common;
+
+use common::{Call, Hang, assert_failed, quick, wait_mesh};
+use lab::postgres::{self, Client};
+use lab::server::{PATIENCE, quote_ident};
+use lab::{CallFailed, Cluster, Server, ServerOptions, quote_literal};
+use std::thread;
+use std::time::Instant;
+
+/// One database of a server.
+#[derive(Clone, Copy)]
+struct Database<'a> {
+    server: &'a Server,
+    name: &'a str,
+}
+
+impl<'a> Database<'a> {
+    fn dsn(self) -> String {
+        format!(
+            "host=127.0.0.1 port={} user=postgres dbname='{}'",
+            self.server.port(),
+            self.name
+        )
+    }
+
+    fn client(self) -> Client {
+        self.server.client_as("postgres", self.name)
+    }
+
+    fn run(self, sql: &str) -> Result<(), postgres::Error> {
+        self.client().batch_execute(sql)
+    }
+
+    fn sql(self, sql: &str) {
+        let place = format!("{} of {}", self.name, self.server.name());
+        self.run(sql)
+            .unwrap_or_else(|e| panic!("{place}: {}\n{sql}", lab::explain(&e)));
+    }
+
+    fn value(self, query: &str) -> String {
+        let rows = self.client().simple_query(query).expect(query);
+        let row = rows.iter().find_map(|message| match message {
+            postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("").to_owned()),
+            _ => None,
+        });
+        row.unwrap_or_default()
+    }
+
+    fn wait_for(self, query: &str, want: &str) {
+        let begun = Instant::now();
+        loop {
+            let value = self.value(query);
+            if value == want {
+                return;
+            }
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{} of {}: {query}: {value}, not {want}",
+                self.name,
+                self.server.name()
+            );
+            thread::sleep(common::POLL);
+        }
+    }
+
+    fn joins(self, source: Database) {
+        self.sql(&self.join_of(source));
+    }
+
+    fn join_of(self, source: Database) -> String {
+        format!(
+            "CALL spock.add_node('{}', {}, '{}', {})",
+            source.server.name(),
+            quote_literal(&source.dsn()),
+            self.server.name(),
+            quote_literal(&self.dsn())
+        )
+    }
+}
+
+/// Does the same in all databases, at the same time.
+fn at_once(databases: &[&str], work: impl Fn(&str) + Sync) {
+    thread::scope(|scope| {
+        for database in databases {
+            scope.spawn(|| work(database));
+        }
+    });
+}
+
+/// Three nodes in each of the databases.
+fn meshes(cluster: &Cluster, databases: &[&'static str]) {
+    for server in cluster.all() {
+        for database in databases {
+            server.sql(&format!("CREATE DATABASE {}", quote_ident(database)));
+            at(server, database).sql("CREATE EXTENSION zodan");
+        }
+    }
+    at_once(databases, |database| {
+        let [n1, n2, n3] = [1, 2, 3].map(|i| at(cluster.n(i), database));
+        n1.sql(
+            "CREATE TABLE t (id int PRIMARY KEY, node text); INSERT INTO t SELECT i, 'n1' FROM generate_series(1, 1000) i",
+        );
+        n2.joins(n1);
+        n3.joins(n2);
+    });
+}
+
+fn at<'a>(server: &'a Server, name: &'a str) -> Database<'a> {
+    Database { server, name }
+}
+
+const CONTENT: &str = "SELECT count(*) || ' ' || coalesce(sum(hashtext(t::text)), 0) FROM t";
+
+/// A row written on each of the nodes is on all of them in the end.
+fn assert_replicates(nodes: &[Database], round: i32) {
+    for (i, node) in nodes.iter().enumerate() {
+        let id = round * 10 + i as i32;
+        node.sql(&format!("INSERT INTO t VALUES ({id}, '{}')", node.name));
+    }
+    for node in nodes {
+        let count = format!("SELECT count(*) FROM t WHERE id / 10 = {round}");
+        node.wait_for(&count, &nodes.len().to_string());
+    }
+    for node in &nodes[1..] {
+        assert_eq!(node.value(CONTENT), nodes[0].value(CONTENT));
+    }
+}
+
+const SLOTS: &str =
+    "SELECT string_agg(database || ' ' || regexp_replace(slot_name, '[0-9a-f]{16}$', 'HASH'), ', '
+    ORDER BY database COLLATE \"C\", slot_name COLLATE \"C\") FROM pg_replication_slots";
+
+/// `my-db` and `my_db` differ in a character that names of slots do not have.
+const DATABASES: [&str; 3] = ["my-db", "my_db", "shop"];
+
+#[test]
+fn clusters_of_the_same_servers_join_recover_and_leave_at_the_same_time() {
+    let options = quick().set("shared_preload_libraries", "zodan");
+    let cluster = Cluster::start_with(3, &options);
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    meshes(&cluster, &DATABASES);
+    for database in DATABASES {
+        let nodes = [n1, n2, n3].map(|server| at(server, database));
+        assert_replicates(&nodes, 1000);
+        for node in nodes {
+            let kept =
+                "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL";
+            node.wait_for(kept, "2");
+        }
+    }
+    assert_eq!(
+        n1.value(SLOTS),
+        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_my_db_HASH, my-db sub_n1_n3_my_db_HASH, \
+         my_db spk_recovery_my_db, my_db sub_n1_n2_my_db, my_db sub_n1_n3_my_db, \
+         shop spk_recovery_shop, shop sub_n1_n2_shop, shop sub_n1_n3_shop"
+    );
+    let copies = "SELECT string_agg(slot_name, ', ' ORDER BY 1) FROM pg_replication_slots WHERE slot_name LIKE '%clone%'";
+
+    // n3 dies. n2 lacks something of it in two of the databases, and in each another thing is done about that.
+    for database in ["my_db", "shop"] {
+        at(n2, database).sql("ALTER SUBSCRIPTION sub_n3_n2 DISABLE");
+        at(n3, database).sql("INSERT INTO t SELECT i, 'late' FROM generate_series(20000, 20099) i");
+        at(n1, database).wait_for("SELECT count(*) FROM t WHERE node = 'late'", "100");
+    }
+    n3.crash();
+    for database in ["my_db", "shop"] {
+        at(n2, database).sql("ALTER SUBSCRIPTION sub_n3_n2 ENABLE");
+    }
+    at_once(&DATABASES, |database| {
+        let call = match database {
+            "my-db" => "CALL spock.remove_node('n3')",
+            _ => "CALL spock.recover_run('n3')",
+        };
+        at(n1, database).sql(call);
+    });
+    for database in ["my_db", "shop"] {
+        let late = "SELECT count(*) FROM t WHERE node = 'late'";
+        assert_eq!(at(n2, database).value(late), "100");
+    }
+    assert_eq!(n1.value(copies), "");
+    assert_eq!(
+        n1.value(SLOTS),
+        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_my_db_HASH, \
+         my_db spk_recovery_my_db, my_db sub_n1_n2_my_db, my_db sub_n1_n3_my_db, \
+         shop spk_recovery_shop, shop sub_n1_n2_shop, shop sub_n1_n3_shop"
+    );
+    assert_replicates(&[at(n1, "my-db"), at(n2, "my-db")], 1001);
+
+    // Where it was not removed it goes on when it is back.
+    n3.boot();
+    for database in ["my_db", "shop"] {
+        assert_replicates(&[n1, n2, n3].map(|server| at(server, database)), 1002);
+    }
+    // One cluster is taken down, and the others do not notice.
+    at_once(&["my_db"], |database| {
+        at(n1, database).sql("CALL spock.remove_node('n3')");
+        at(n1, database).sql("CALL spock.remove_node('n2')");
+    });
+    assert_replicates(&[n1, n2, n3].map(|server| at(server, "shop")), 1003);
+    assert_replicates(&[at(n1, "my-db"), at(n2, "my-db")], 1003);
+}
+
+/// What has the name of a leftover, and is of another database.
+#[test]
+fn slots_of_another_database_are_told_and_not_touched() {
+    let cluster = Cluster::start_with(2, &quick());
+    cluster.create_extension();
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n1.sql("CREATE DATABASE crm");
+    let foreign = "SELECT pg_create_logical_replication_slot('sub_n1_n2_postgres', 'pgoutput')";
+    at(n1, "crm").sql(foreign);
+    let there = "SELECT database FROM pg_replication_slots WHERE slot_name = 'sub_n1_n2_postgres'";
+    assert_failed(
+        &Call::of(n2, n1).fails_on(n2),
+        "42710",
+        "node \"n1\": replication slot sub_n1_n2_postgres exists already: of database \"crm\", read by nobody at the moment",
+        "this one is somebody else's: give the new node another name.",
+    );
+    assert_eq!(n1.value(there), "crm");
+    // n1 becomes a node with another one.
+    let mut other = Call::of(n2, n1);
+    other.new_node_name = Some("n9".into());
+    n2.call(&other.sql())
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    let failed = n1.sql_error("CALL spock.remove_node('n2')");
+    assert_eq!(failed.code(), "42704", "{failed}");
+    assert_eq!(n1.value(there), "crm");
+}
+
+/// A mesh of n1 and n2, and n3 to be added; the CALL of that hangs at a point.
+fn held<'a>(cluster: &'a Cluster, point: &str) -> (Hang<'a>, common::Running) {
+    let n3 = cluster.n(3);
+    Hang::start(n3, "", point, &Call::of(n3, cluster.n(1)).sql())
+}
+
+const BY_HAND: &str =
+    "SELECT 1 FROM pg_create_logical_replication_slot('sub_n2_n3_postgres', 'pgoutput')";
+const STAYS: &str =
+    "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_postgres'";
+
+fn assert_slot_refused(failed: &CallFailed) {
+    assert_failed(
+        failed,
+        "42710",
+        "node \"n2\": replication slot sub_n2_n3_postgres exists already: of this database, read by nobody at the moment",
+        "It was not made by this run, so it is not touched.",
+    );
+    assert!(!failed.hint().contains("Could not be undone"), "{failed}");
+}
+
+/// Somebody makes a thing of the name that the run is about to use, between the checks and that.
+#[test]
+fn what_the_run_did_not_make_it_does_not_undo() {
+    let cluster = Cluster::start_with(3, &quick());
+    cluster.form_mesh(2, "CREATE TABLE t (id int PRIMARY KEY)");
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    wait_mesh(&[n1, n2]);
+
+    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_postgres on n2");
+    n2.sql(BY_HAND);
+    hang.release();
+    assert_slot_refused(&call.fails());
+    assert_eq!(n2.value(STAYS), "1");
+    n2.sql("SELECT pg_drop_replication_slot('sub_n2_n3_postgres')");
+
+    // The same where the session is killed then: the next CALL cleans up.
+    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_postgres on n2");
+    n2.sql(BY_HAND);
+    n3.sql(&format!("SELECT pg_terminate_backend({}, 10000)", call.pid));
+    call.ends_terminated();
+    hang.release();
+    assert_slot_refused(&Call::of(n3, n1).fails_on(n3));
+    assert_eq!(n2.value(STAYS), "1");
+    n2.sql("SELECT pg_drop_replication_slot('sub_n2_n3_postgres')");
+
+    let (hang, call) = held(&cluster, "8 before subscribe to \"n3\" on n2");
+    n2.sql(
+        "CREATE SUBSCRIPTION sub_n3_n2 CONNECTION 'host=127.0.0.1 port=1' PUBLICATION other
+           WITH (connect = false, slot_name = NONE)",
+    );
+    hang.release();
+    let failed = call.fails();
+    assert_eq!(failed.code(), "42710", "{failed}");
+    assert!(!failed.hint().contains("Could not be undone"), "{failed}");
+    let publications = "SELECT subpublications FROM pg_subscription WHERE subname = 'sub_n3_n2'";
+    assert_eq!(n2.value(publications), "{other}");
+    assert_eq!(n1.value("SELECT count(*) FROM pg_subscription"), "1");
+    n2.sql("DROP SUBSCRIPTION sub_n3_n2");
+    n3.call(&Call::of(n3, n1).sql())
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    wait_mesh(&cluster.all());
+}
+
+#[test]
+fn a_publication_of_somebody_else_stays() {
+    let cluster = Cluster::start_with(2, &quick());
+    cluster.create_extension();
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n1.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let point = "3 before make \"n1\" the first node of a cluster on n1";
+    let (hang, call) = Hang::start(n2, "", point, &Call::of(n2, n1).sql());
+    n1.sql("CREATE PUBLICATION zodan FOR TABLE t");
+    hang.release();
+    let failed = call.fails();
+    assert_eq!(failed.code(), "42710", "{failed}");
+    assert_eq!(n1.value("SELECT puballtables FROM pg_publication"), "f");
+}
+
+/// How often a keeper has been started, by the log of the server.
+fn keepers_started(server: &Server) -> usize {
+    let text = "registering background worker \"zodan recovery keeper\"";
+    let log = server.log();
+    log.lines()
+        .filter(|line| line.contains(text) && !line.contains("unregistering"))
+        .count()
+}
+
+fn talkative(database: &str) -> ServerOptions {
+    quick().database(database).set("log_min_messages", "debug1")
+}
+
+/// Nobody but a node has a process of zodan in its database, and there need be no database `postgres`.
+#[test]
+fn the_launcher_is_in_nobodys_way() {
+    let options = talkative("inventory").set("shared_preload_libraries", "zodan");
+    let cluster = Cluster::start_with(2, &options);
+    cluster.create_extension();
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    for i in 1..=5 {
+        n1.sql(&format!("CREATE DATABASE other{i}"));
+    }
+    for server in [n1, n2] {
+        server.sql("DROP DATABASE postgres");
+        server.restart();
+        let launcher = "SELECT string_agg(coalesce(datname, 'none'), ' ') FROM pg_stat_activity
+                         WHERE backend_type = 'zodan recovery launcher'";
+        server.wait_for(launcher, "none");
+    }
+    n2.call(&Call::of(n2, n1).sql())
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    for server in [n1, n2] {
+        server.wait_for(
+            "SELECT slot_name FROM zodan.recovery_status",
+            "spk_recovery_inventory",
+        );
+        assert_eq!(keepers_started(server), 1, "{}", server.name());
+    }
+    n1.sql("CREATE DATABASE copy TEMPLATE other1");
+    n1.sql("DROP DATABASE other1");
+
+    // One that has left can be dropped at once.
+    n2.call("CALL spock.remove_node('n2')")
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    let mut admin = n2.client_as("postgres", "template1");
+    admin
+        .batch_execute("DROP DATABASE inventory")
+        .unwrap_or_else(|e| panic!("{}", lab::explain(&e)));
+    // A fast shutdown ends all.
+    for server in [n1, n2] {
+        server.stop();
+        assert!(!server.log().contains("PANIC"), "{}", server.log());
+    }
+}
+
+#[test]
+fn the_keeper_of_a_database_that_is_gone_ends() {
+    let cluster = Cluster::start_with(2, &talkative("inventory"));
+    cluster.form_mesh(2, "");
+    let n2 = cluster.n(2);
+    let keeper = n2.value("SELECT zodan.keep_recovery_slot()");
+    assert_eq!(n2.value("SELECT zodan.keep_recovery_slot()"), keeper);
+    n2.wait_for("SELECT count(*) FROM zodan.recovery_status", "1");
+    n2.sql("SELECT zodan.drop_subscription('sub_n1_n2')");
+    let mut admin = n2.client_as("postgres", "template1");
+    cluster
+        .n(1)
+        .sql("SELECT zodan.drop_subscription('sub_n2_n1')");
+    // The slot may still have its reader.
+    let begun = Instant::now();
+    while let Err(error) = admin.batch_execute("DROP DATABASE inventory WITH (FORCE)") {
+        assert!(begun.elapsed() < PATIENCE, "{}", lab::explain(&error));
+        thread::sleep(common::POLL);
+    }
+    let unregistered = "unregistering background worker \"zodan recovery keeper\"";
+    while !n2.log().contains(unregistered) {
+        assert!(begun.elapsed() < PATIENCE, "{}", n2.log());
+        thread::sleep(common::POLL);
+    }
+    assert!(!n2.log().contains("does not exist"), "{}", n2.log());
+}
+
+/// The launcher has lost sight of a keeper: there is still one alone.
+#[test]
+fn a_database_has_one_keeper() {
+    let options = talkative("inventory").set("shared_preload_libraries", "zodan");
+    let cluster = Cluster::start_with(2, &options);
+    cluster.form_mesh(2, "");
+    let n1 = cluster.n(1);
+    let keepers = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type = 'zodan recovery keeper'";
+    n1.wait_for("SELECT count(*) FROM zodan.recovery_status", "1");
+    let keeper = n1.value(keepers);
+    n1.sql(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE backend_type = 'zodan recovery launcher'",
+    );
+    let begun = Instant::now();
+    while keepers_started(n1) < 2 {
+        assert!(begun.elapsed() < PATIENCE, "{}", n1.log());
+        thread::sleep(common::POLL);
+    }
+    n1.wait_for(keepers, &keeper);
+    assert_eq!(n1.value("SELECT zodan.keep_recovery_slot()"), keeper);
+}
