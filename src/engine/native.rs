@@ -488,6 +488,7 @@ impl Engine for Native {
         Ok(CopyPlan {
             origin: "zodan_copy".into(),
             timestamp: None,
+            names_follow: false,
             refilled: vec![],
             tables: copy::tables(&source, &[])?,
             settings: vec![],

@@ -170,6 +170,12 @@ impl Conn {
         .unwrap_or_else(|| Err(Error::internal("no answer")))
     }
 
+    /// The process of the server that serves this session.
+    pub fn server_pid(&self) -> u32 {
+        // SAFETY: an open connection.
+        unsafe { pq::PQbackendPID(self.raw()) as u32 }
+    }
+
     /// Starts `COPY ... TO STDOUT`.
     pub fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>> {
         CopyOut::start(self, sql)
@@ -385,8 +391,7 @@ impl Conn {
     pub(super) fn look_after(&mut self, within: Duration) -> Result<()> {
         let pid = match answers(&self.node, &self.dsn, within)? {
             Some(mut beside) => {
-                // SAFETY: an open connection.
-                let pid = unsafe { pq::PQbackendPID(self.raw()) }.to_string();
+                let pid = self.server_pid().to_string();
                 beside.query_within(
                     "SELECT state FROM pg_catalog.pg_stat_activity
                       WHERE pid OPERATOR(pg_catalog.=) $1::pg_catalog.int4",
