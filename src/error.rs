@@ -20,6 +20,8 @@ impl SqlState {
     pub const DUPLICATE_OBJECT: Self = Self(*b"42710");
     pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
     pub const UNDEFINED_TABLE: Self = Self(*b"42P01");
+    pub const FOREIGN_KEY_VIOLATION: Self = Self(*b"23503");
+    pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
     pub const OBJECT_IN_USE: Self = Self(*b"55006");
     pub const NOT_IN_PREREQUISITE_STATE: Self = Self(*b"55000");
     pub const LOCK_NOT_AVAILABLE: Self = Self(*b"55P03");

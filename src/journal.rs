@@ -42,6 +42,10 @@ pub enum Effect {
         /// Of those, tables that were empty and got rows.
         #[serde(default)]
         refilled: Vec<String>,
+        /// The names of all that may have come; what else is new others have made. `None` in runs of a
+        /// version that did not write it down.
+        #[serde(default)]
+        brought: Option<BTreeSet<String>>,
     },
     /// New sessions of the node's database are read-only.
     ReadOnly {
@@ -327,6 +331,19 @@ impl Journal {
         self.set(step, "not undone", why)
     }
 
+    /// More was there before the copy than what its step says.
+    pub fn note_inventory(&self, step: i32, before: &Inventory) -> Result<()> {
+        let before = serde_json::to_string(before)
+            .map_err(|e| Error::internal(format!("zodan.step.effect: {e}")))?;
+        self.query(
+            "UPDATE zodan.step SET effect = jsonb_set(effect, '{before}', $3::jsonb)
+               FROM zodan.unreplicated()
+              WHERE run_id = $1::bigint AND step = $2::integer",
+            &[&self.run.to_string(), &step.to_string(), &before],
+        )?;
+        Ok(())
+    }
+
     fn set(&self, step: i32, state: &str, message: &str) -> Result<()> {
         self.query(
             "UPDATE zodan.step SET state = $3, ended_at = clock_timestamp(), message = nullif($4, '')
@@ -416,6 +433,7 @@ mod tests {
             Effect::Objects {
                 before: Inventory::default(),
                 refilled: vec!["s.t".into()],
+                brought: Some(["table s.t".to_owned()].into()),
             },
         ] {
             let text = serde_json::to_string(&effect).unwrap();

@@ -193,6 +193,38 @@ fn rows_that_an_extension_says_are_its_users() {
     }
 }
 
+/// A table of which the source reads for long before there is a row to send.
+const SLOW: &str = "
+CREATE SCHEMA slow;
+CREATE TABLE slow.kind (id integer PRIMARY KEY);
+CREATE FUNCTION slow.wanted(id integer) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE until timestamptz := clock_timestamp() + interval '1 s';
+BEGIN
+  WHILE clock_timestamp() < until LOOP END LOOP;
+  RETURN id = 5;
+END $$;
+SELECT pg_catalog.pg_extension_config_dump('slow.kind', 'WHERE slow.wanted(id)');
+";
+
+#[test]
+fn a_source_that_is_at_work_is_waited_for() {
+    let extension = Extension::new("lab_slow", SLOW);
+    let cluster = Cluster::start_with(2, &extension.options());
+    cluster.form_mesh(
+        1,
+        "CREATE EXTENSION lab_slow; INSERT INTO slow.kind SELECT generate_series(1, 5)",
+    );
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n2.configure("zodan.no_progress_timeout", "2s");
+    n2.reload();
+    n2.wait_for("SHOW zodan.no_progress_timeout", "2s");
+    add_node(n2, "n2", n1, "n1").unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        n2.value("SELECT string_agg(id::text, ' ') FROM slow.kind"),
+        "5"
+    );
+}
+
 /// PostgreSQL's COPY collects a thousand rows before it writes them: here that would be all of them.
 #[test]
 fn wide_rows_do_not_fill_the_memory() {

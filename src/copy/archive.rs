@@ -1,13 +1,13 @@
 //! The structure: `pg_dump` on the source into a file, `pg_restore` from it in two parts.
 
-use super::contents::{self, Omit};
+use super::contents::{self, Omit, Part};
 use super::program::Program;
 use super::scratch::Scratch;
 use super::sql::array;
 use super::{OURS, Source, Target, conninfo, snapshot_session};
 use crate::encoding;
 use crate::environment::{self, REFUSABLE};
-use crate::error::Result;
+use crate::error::{Result, SqlState};
 use crate::libpq::{Conn, Row};
 use crate::node::Session;
 use crate::quote::ident;
@@ -53,6 +53,8 @@ pub struct Archive {
     scratch: Scratch,
     /// What to run on the new node first, so that the restore finds the schemas it expects.
     preparations: Vec<String>,
+    /// Those with entries.
+    parts: Vec<Part>,
 }
 
 impl Archive {
@@ -146,11 +148,19 @@ impl Archive {
             environment: vec![],
         }
         .run()?;
-        let selected = contents::select(&String::from_utf8_lossy(&list), &omit);
-        scratch.write(LIST, selected.as_bytes())?;
+        let list = String::from_utf8_lossy(&list);
+        let mut parts = vec![];
+        for part in [Part::Most, Part::ForeignKeys, Part::Last] {
+            let selected = contents::select(&list, &omit, part);
+            if !selected.is_empty() {
+                scratch.write(list_of(part), selected.as_bytes())?;
+                parts.push(part);
+            }
+        }
         Ok(Self {
             scratch,
             preparations,
+            parts,
         })
     }
 
@@ -164,7 +174,12 @@ impl Archive {
         for statement in &self.preparations {
             session.query(statement, &[])?;
         }
-        self.restore(target, &["--section=pre-data".into()], || Ok(()))
+        self.restore(
+            target,
+            Part::Most,
+            &["--section=pre-data".into()],
+            || Ok(()),
+        )
     }
 
     /// Indexes, constraints, triggers and rules, with up to `jobs` sessions at the same time. `beside` is
@@ -173,21 +188,33 @@ impl Archive {
         &self,
         target: &Target<'_>,
         jobs: usize,
-        beside: impl FnMut() -> Result<()>,
+        mut beside: impl FnMut() -> Result<()>,
     ) -> Result<()> {
-        let what = [
-            "--section=post-data".into(),
-            format!("--jobs={}", jobs.max(1)),
-        ];
-        self.restore(target, &what, beside)
+        let jobs = format!("--jobs={}", jobs.max(1));
+        let what = ["--section=post-data".into(), jobs.clone()];
+        self.restore(target, Part::Most, &what, &mut beside)?;
+        // Those that fail are looked at one by one, and say then why.
+        match self.restore(target, Part::ForeignKeys, &[jobs], beside) {
+            Err(error) if error.sqlstate() == SqlState::EXTERNAL_ROUTINE_EXCEPTION => Ok(()),
+            answer => answer,
+        }
+    }
+
+    /// Comments on constraints, and event triggers.
+    pub fn restore_last(&self, target: &Target<'_>) -> Result<()> {
+        self.restore(target, Part::Last, &[], || Ok(()))
     }
 
     fn restore(
         &self,
         target: &Target<'_>,
+        part: Part,
         what: &[String],
         beside: impl FnMut() -> Result<()>,
     ) -> Result<()> {
+        if !self.parts.contains(&part) {
+            return Ok(());
+        }
         // Asked first, which also gives a better error than a program's if nobody can connect.
         let mut session = Conn::open(target.node, target.dsn)?;
         let superuser = session
@@ -205,9 +232,15 @@ impl Archive {
         ));
         let (connection, environment) =
             conninfo::of(target.node, target.dsn, &settings, &self.scratch)?;
-        let mut arguments = vec!["--exit-on-error".to_owned(), "--no-password".to_owned()];
+        let mut arguments = vec!["--no-password".to_owned()];
+        if part != Part::ForeignKeys {
+            arguments.push("--exit-on-error".into());
+        }
         arguments.extend_from_slice(what);
-        arguments.push(format!("--use-list={}", self.scratch.file(LIST).display()));
+        arguments.push(format!(
+            "--use-list={}",
+            self.scratch.file(list_of(part)).display()
+        ));
         arguments.extend(["--dbname".into(), connection]);
         arguments.push(self.scratch.file(DUMP).display().to_string());
         Program {
@@ -223,7 +256,14 @@ impl Archive {
 }
 
 const DUMP: &str = "structure.dump";
-const LIST: &str = "structure.list";
+
+fn list_of(part: Part) -> &'static str {
+    match part {
+        Part::Most => "structure.list",
+        Part::ForeignKeys => "foreign_keys.list",
+        Part::Last => "last.list",
+    }
+}
 
 /// The objects that are left out wherever they are, and all schemas with their owners.
 const NAMED: &str = "

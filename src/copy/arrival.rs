@@ -15,6 +15,8 @@ pub struct Arrival {
     pub planned_done: u64,
     /// Tables that are being copied now.
     pub tables: Vec<String>,
+    /// Pieces that are done.
+    pub pieces: u64,
 }
 
 /// A table of which everything has arrived.
@@ -47,7 +49,9 @@ impl<'a> Tally<'a> {
     pub fn look(&self, counts: &[Count], at_work: impl Iterator<Item = usize>) -> Arrival {
         let mut arrival = Arrival::default();
         for ((table, count), tasks) in self.job.tables.iter().zip(counts).zip(&self.tasks) {
-            let complete = count.tasks() == *tasks;
+            let done = count.tasks();
+            let complete = done == *tasks;
+            arrival.pieces += done;
             let rows = count.rows();
             arrival.rows += rows;
             arrival.bytes += count.bytes();

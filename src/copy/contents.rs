@@ -47,11 +47,41 @@ fn parse(line: &str) -> Option<Entry<'_>> {
     })
 }
 
-/// The list for `-L`: what `list` has and `omit` does not cover, in the same order.
-pub fn select(list: &str, omit: &Omit) -> String {
+/// What is restored together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Most,
+    /// Foreign keys, which the source's own rows may break.
+    ForeignKeys,
+    /// What needs the foreign keys, and event triggers, which would see them.
+    Last,
+}
+
+impl Entry<'_> {
+    fn part(&self) -> Part {
+        let label = |of: &str| {
+            ["COMMENT ", "SECURITY LABEL "]
+                .iter()
+                .any(|label| self.text.starts_with(label) && self.text.contains(of))
+        };
+        if self.text.starts_with("FK CONSTRAINT ") {
+            Part::ForeignKeys
+        } else if self.text.starts_with("EVENT TRIGGER ")
+            || label(" EVENT TRIGGER ")
+            || label(" CONSTRAINT ")
+        {
+            Part::Last
+        } else {
+            Part::Most
+        }
+    }
+}
+
+/// The list for `-L`: what `list` has of this part and `omit` does not cover, in the same order.
+pub fn select(list: &str, omit: &Omit, part: Part) -> String {
     list.lines()
         .filter_map(parse)
-        .filter(|entry| !omit.covers(entry))
+        .filter(|entry| entry.part() == part && !omit.covers(entry))
         .map(|entry| format!("{};\n", entry.id))
         .collect()
 }
@@ -83,20 +113,39 @@ mod tests {
             .extend([(3079, 16389), (2615, 16385), (6104, 16500)]);
         omit.labels_of("EXTENSION", "zodan");
         omit.labels_of("EXTENSION", "Odd one");
-        assert_eq!(select(LIST, &omit), "3602;\n7;\n215;\n");
+        assert_eq!(select(LIST, &omit, Part::Most), "3602;\n7;\n215;\n");
     }
 
     #[test]
     fn all_is_kept_by_default() {
-        assert_eq!(select(LIST, &Omit::default()).lines().count(), 8);
+        assert_eq!(
+            select(LIST, &Omit::default(), Part::Most).lines().count(),
+            8
+        );
+    }
+
+    #[test]
+    fn foreign_keys_and_what_follows_them_are_apart() {
+        let list = "\
+3; 2606 1 FK CONSTRAINT app item item_fkey postgres
+4; 0 0 COMMENT app CONSTRAINT item_fkey ON item postgres
+5; 3466 2 EVENT TRIGGER - guard postgres
+6; 0 0 COMMENT - EVENT TRIGGER guard postgres
+7; 2606 3 CONSTRAINT app item item_pkey postgres
+8; 2620 4 TRIGGER app item guard postgres
+";
+        let part = |part| select(list, &Omit::default(), part);
+        assert_eq!(part(Part::ForeignKeys), "3;\n");
+        assert_eq!(part(Part::Last), "4;\n5;\n6;\n");
+        assert_eq!(part(Part::Most), "7;\n8;\n");
     }
 
     proptest! {
         #[test]
         fn whatever_pg_restore_lists_is_an_entry_or_none(list in any::<String>(), id in any::<u32>(), name in "\\PC{0,30}") {
-            let _ = select(&list, &Omit::default());
+            let _ = select(&list, &Omit::default(), Part::Most);
             let line = format!("{id}; 1259 16391 TABLE {name} owner");
-            prop_assert_eq!(select(&line, &Omit::default()), format!("{id};\n"));
+            prop_assert_eq!(select(&line, &Omit::default(), Part::Most), format!("{id};\n"));
         }
     }
 }

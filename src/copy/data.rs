@@ -7,7 +7,7 @@ use super::origin::{self, Origin};
 use super::plan::plan;
 use super::shared::{Count, Job, Owned, Shared, Slot, State};
 use super::tables::Table;
-use super::{Source, worker};
+use super::{Source, pulse, worker};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::wait;
 use crate::node::Local;
@@ -36,10 +36,17 @@ pub struct Options<'a> {
 }
 
 /// What has been copied.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Copied {
     pub tables: usize,
     pub rows: u64,
+    /// Rows that were stored and thrown away before their table was copied again.
+    pub discarded: u64,
+    /// Tables that were copied again as a whole, because they got another file between two pieces.
+    pub again: Vec<String>,
+    /// Tables of which the snapshot saw no row in the file that they have got meanwhile. If that was by
+    /// TRUNCATE, what is in them will come; nothing but their contents tells.
+    pub unproved: Vec<String>,
     /// How many of them are in tables of extensions.
     pub extension_rows: u64,
     pub bytes: u64,
@@ -87,11 +94,19 @@ pub fn copy(
         connect_timeout: settings::connect_timeout().as_millis() as u64,
     };
     let workers = Workers::start(&job, wanted)?;
-    let arrived = workers.watch(&job, &mut report)?;
+    let arrived = workers.watch(source, &job, &mut report)?;
     let slots = workers.shared.slots();
+    let counts = workers.shared.counts();
+    let which = |of: fn(&Count) -> bool| {
+        let of = job.tables.iter().zip(counts).filter(|(_, count)| of(count));
+        of.map(|(table, _)| table.label()).collect()
+    };
     Ok(Copied {
         tables: count,
         rows: arrived.rows,
+        discarded: counts.iter().map(Count::discarded).sum(),
+        again: which(Count::is_again),
+        unproved: which(Count::is_unproved),
         extension_rows: slots.iter().map(Slot::extension_rows).sum(),
         bytes: arrived.bytes,
         workers: workers.handles.len(),
@@ -136,6 +151,7 @@ impl Workers {
     /// Waits for the workers. The first failure ends the copy.
     fn watch(
         &self,
+        source: &Source<'_>,
         job: &Job,
         report: &mut impl FnMut(&Arrival, &[Complete]) -> Result<()>,
     ) -> Result<Arrival> {
@@ -165,7 +181,11 @@ impl Workers {
             } else if let Some(limit) = settings::no_progress_timeout()
                 && moved.elapsed() > limit
             {
-                return Err(stalled(job, &arrived, limit));
+                match pulse::source_is_at_work(source, self.shared.slots(), limit) {
+                    Ok(true) => moved = Instant::now(),
+                    Err(error @ Error::Interrupted { .. }) => return Err(error),
+                    Ok(false) | Err(_) => return Err(stalled(job, &arrived, limit)),
+                }
             }
             if reported.is_none_or(|t| t.elapsed() >= PULSE) {
                 report(&arrived, &tally.complete(counts))?;

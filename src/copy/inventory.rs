@@ -1,7 +1,7 @@
 //! What a database holds before the first change, so that it can be brought back to that.
 
 use super::OURS;
-use super::objects::objects;
+use super::objects::{Object, objects};
 use super::settings::{self, Setting};
 use super::sql::array;
 use crate::error::Result;
@@ -50,13 +50,20 @@ pub(super) struct Grant {
     pub grantable: bool,
 }
 
+impl Inventory {
+    /// Adds what has been made since; true if there is something.
+    pub fn add_objects(&mut self, session: &mut Session) -> Result<bool> {
+        let known = self.objects.len();
+        self.objects
+            .extend(objects(session)?.iter().map(Object::key));
+        Ok(self.objects.len() > known)
+    }
+}
+
 /// What the database of this session holds.
 pub fn inventory(session: &mut Session) -> Result<Inventory> {
     Ok(Inventory {
-        objects: objects(session)?
-            .into_iter()
-            .map(|o| (o.catalog, o.oid))
-            .collect(),
+        objects: objects(session)?.iter().map(Object::key).collect(),
         schemas: schemas(session)?,
         defaults: defaults(session)?,
         settings: settings::read(session)?,

@@ -26,20 +26,25 @@ SELECT DISTINCT n.nspname, c.relname, rn.nspname, r.relname
   JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
  WHERE c.oid >= 16384";
 
-/// Refreshes those that are populated on the source, each after those that it reads, and returns their
-/// names. `search_path` is for the functions in them, as in [`super::data::Options`].
-pub fn refresh(
-    source: &mut Session,
-    target: &mut Session,
-    search_path: &str,
-) -> Result<Vec<String>> {
+/// What has been refreshed, and what stays without contents, and why.
+#[derive(Default)]
+pub struct Refreshed {
+    pub names: Vec<String>,
+    pub unfilled: Vec<(String, Error)>,
+}
+
+/// Refreshes those that are populated on the source, each after those that it reads. One that reads another
+/// in a function may come too early, so those that fail are tried again as long as that helps.
+/// `search_path` is for the functions in them, as in [`super::data::Options`].
+pub fn refresh(source: &mut Session, target: &mut Session, search_path: &str) -> Result<Refreshed> {
     let populated: Vec<String> = source
         .query(POPULATED, &[&array(OURS)])?
         .iter()
         .map(|row| qualified(row.text(0), row.text(1)))
         .collect();
+    let mut done = Refreshed::default();
     if populated.is_empty() {
-        return Ok(populated);
+        return Ok(done);
     }
     let mut reads: HashMap<String, Vec<String>> = HashMap::new();
     for row in &target.query(READS, &[])? {
@@ -48,22 +53,41 @@ pub fn refresh(
             .or_default()
             .push(qualified(row.text(2), row.text(3)));
     }
-    let ordered = in_order(&populated, &reads);
-    for name in &ordered {
-        let statement = format!(
-            "SELECT pg_catalog.set_config('search_path', {}, true); REFRESH MATERIALIZED VIEW {name}",
-            literal(search_path)
-        );
-        target
-            .query(&statement, &[])
-            .map_err(|error| Error::Local {
-                state: error.sqlstate(),
-                message: format!("could not refresh materialized view {name}: {error}"),
-                detail: error.detail(),
-                hint: error.hint(),
-            })?;
+    let mut left = in_order(&populated, &reads);
+    loop {
+        let tried = left.len();
+        for name in std::mem::take(&mut left) {
+            let statement = format!(
+                "SELECT pg_catalog.set_config('search_path', {}, true); REFRESH MATERIALIZED VIEW {name}",
+                literal(search_path)
+            );
+            match target.query(&statement, &[]) {
+                Ok(_) => done.names.push(name),
+                Err(error) if is_its_own(&error) => done.unfilled.push((name, error)),
+                Err(error) => {
+                    return Err(Error::Local {
+                        state: error.sqlstate(),
+                        message: format!("could not refresh materialized view {name}: {error}"),
+                        detail: error.detail(),
+                        hint: error.hint(),
+                    });
+                }
+            }
+        }
+        if done.unfilled.is_empty() || done.unfilled.len() == tried {
+            return Ok(done);
+        }
+        left = done.unfilled.drain(..).map(|(name, _)| name).collect();
     }
-    Ok(ordered)
+}
+
+/// The view's own fault, or that of the functions in it, which the source has had as well: not that of the
+/// server or of the connection to it.
+fn is_its_own(error: &Error) -> bool {
+    let state = error.sqlstate();
+    let class = &state.as_str()[..2];
+    !matches!(error, Error::Interrupted { .. } | Error::Lost { .. })
+        && !["08", "40", "53", "57", "58", "F0", "XX"].contains(&class)
 }
 
 /// `wanted` in an order in which each comes after what it reads, directly or through views.

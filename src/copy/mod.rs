@@ -11,15 +11,20 @@ mod collisions;
 mod conninfo;
 mod contents;
 pub mod data;
+pub mod foreign_keys;
 mod guard;
 mod indexes;
 mod inventory;
+mod labels;
 pub mod matviews;
 mod objects;
 mod on_exit;
 mod origin;
+mod pin;
 mod plan;
+pub mod privileges;
 mod program;
+mod pulse;
 mod requirements;
 mod scratch;
 pub mod sequences;
@@ -36,15 +41,27 @@ pub use collisions::collisions;
 pub use indexes::Indexes;
 pub use inventory::{Inventory, inventory};
 pub use requirements::requirements;
-pub use tables::{Table, tables};
+pub use tables::{Names, Table, tables};
 pub use undo::undo;
 
 use crate::error::Result;
 use crate::libpq::{Conn, Dsn};
+use crate::node::Session;
 use crate::quote::literal;
+use std::collections::BTreeSet;
 
 /// Schemas of zodan and of Spock. What is in them is the business of those extensions on each node.
 const OURS: [&str; 2] = ["spock", "zodan"];
+
+/// The names of all that a restore may bring from the database of this session.
+pub fn brought(source: &mut Session) -> Result<BTreeSet<String>> {
+    let objects = objects::objects(source)?;
+    Ok(objects
+        .iter()
+        .filter(|o| !o.member && !o.owned)
+        .map(objects::Object::name)
+        .collect())
+}
 
 /// Where the copy comes from.
 #[derive(Clone, Copy)]

@@ -24,6 +24,17 @@ pub struct Object {
     pub owned: bool,
 }
 
+impl Object {
+    pub fn key(&self) -> (String, u32) {
+        (self.catalog.clone(), self.oid)
+    }
+
+    /// What it is called on every node.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.kind, self.identity)
+    }
+}
+
 /// Objects with an OID from the range of users, without those that only exist as a part of another:
 /// row types, array types, toast tables.
 const OBJECTS: &str = "
@@ -70,6 +81,8 @@ SELECT o.class::text, o.oid, i.type,
     UNION ALL SELECT 'pg_event_trigger'::regclass, oid, 0, false, true FROM pg_event_trigger
     UNION ALL SELECT 'pg_extension'::regclass, oid, 0, false, true
                 FROM pg_extension WHERE extname <> ALL ($2::text[])
+    UNION ALL SELECT 'pg_policy'::regclass, p.oid, c.relnamespace, false, true
+                FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid
     UNION ALL SELECT 'pg_publication'::regclass, oid, 0, false, true
                 FROM pg_publication WHERE pubname <> ALL ($3::text[])
   ) o

@@ -1,5 +1,6 @@
 //! What the structure of the source needs and the new node lacks.
 
+use super::labels;
 use super::program;
 use super::{OURS, sql::array};
 use crate::error::{Finding, Result, SqlState};
@@ -142,6 +143,7 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
             ));
         }
     }
+    findings.extend(labels::providers(source, target)?);
     Ok(findings)
 }
 

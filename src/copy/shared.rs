@@ -120,6 +120,8 @@ pub struct Slot {
     state: AtomicU32,
     /// The task it works on plus one, or zero.
     task: AtomicU32,
+    /// The process that serves it on the source, or zero.
+    server: AtomicU32,
     extension_rows: AtomicU64,
     error_len: AtomicU32,
     error: [std::cell::UnsafeCell<u8>; ERROR_ROOM],
@@ -140,6 +142,15 @@ impl Slot {
 
     pub fn end(&self) {
         self.task.store(0, Ordering::Relaxed);
+    }
+
+    /// The process on the source that serves this worker, once it is connected.
+    pub fn server(&self) -> Option<u32> {
+        Some(self.server.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
+    }
+
+    pub fn served_by(&self, pid: u32) {
+        self.server.store(pid, Ordering::Relaxed);
     }
 
     /// Rows that were stored in a table of an extension.
@@ -188,9 +199,43 @@ pub struct Count {
     rows: AtomicU64,
     bytes: AtomicU64,
     tasks: AtomicU64,
+    /// Rows that were stored and thrown away.
+    discarded: AtomicU64,
+    again: AtomicU32,
+    unproved: AtomicU32,
 }
 
 impl Count {
+    /// The table is copied again as a whole: true for the one worker that is to do it.
+    pub fn claim_again(&self) -> bool {
+        self.again.swap(1, Ordering::AcqRel) == 0
+    }
+
+    /// One worker copies the whole table again, so that the other pieces of it are nobody's.
+    pub fn is_again(&self) -> bool {
+        self.again.load(Ordering::Acquire) == 1
+    }
+
+    /// What has arrived so far is thrown away.
+    pub fn discard(&self) {
+        let rows = self.rows.swap(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        self.discarded.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    pub fn discarded(&self) -> u64 {
+        self.discarded.load(Ordering::Relaxed)
+    }
+
+    /// The source's file is another one, and what is in it the snapshot does not see.
+    pub fn leave_unproved(&self) {
+        self.unproved.store(1, Ordering::Release);
+    }
+
+    pub fn is_unproved(&self) -> bool {
+        self.unproved.load(Ordering::Acquire) == 1
+    }
+
     pub fn add(&self, rows: u64, bytes: u64) {
         self.rows.fetch_add(rows, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -2,13 +2,18 @@
 
 use super::plan::{Range, Size};
 use super::{OURS, Source, snapshot_session};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
+use crate::node::Session;
 use crate::quote::{ident, qualified};
 use serde::{Deserialize, Serialize};
 
-/// A table of the source whose rows are copied.
+/// A table of the source whose rows are copied: an OID with a file, as of the snapshot. Its name is what
+/// the statements need.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Table {
+    pub oid: u32,
+    /// `pg_class.relfilenode`. A range of blocks means something in this file only.
+    pub file: u32,
     pub schema: String,
     pub name: String,
     /// Where the rows go if not into the table of the same name.
@@ -50,10 +55,13 @@ impl Table {
         qualified(&self.schema, &self.name)
     }
 
+    /// What cannot be emptied on the new node is copied in one piece: there it shares a table with rows
+    /// that came from elsewhere.
     pub(super) fn size(&self) -> Size {
+        let alone = self.into.is_none() && !self.extension;
         Size {
             bytes: self.bytes,
-            blocks: self.blocks,
+            blocks: self.blocks.filter(|_| alone),
         }
     }
 
@@ -104,7 +112,7 @@ WITH RECURSIVE member AS (
 ), config AS (
   SELECT t.oid, t.condition FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS t(oid, condition)
 ), chosen AS (
-  SELECT c.oid, n.nspname, c.relname, c.relispartition, am.amname = 'heap' AS heap, c.reltuples, c.relpages,
+  SELECT c.oid, c.relfilenode, n.nspname, c.relname, c.relispartition, am.amname = 'heap' AS heap, c.reltuples, c.relpages,
          (SELECT nullif(regexp_replace(condition, '^\s*WHERE\s', '', 'i'), '') FROM config WHERE config.oid = c.oid) AS filter
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -152,7 +160,8 @@ SELECT c.nspname, c.relname, rn.nspname, r.relname,
        c.filter, c.oid IN (SELECT objid FROM member),
        CASE WHEN pg_relation_size(c.oid) = 0 THEN 0
             WHEN c.reltuples >= 0 AND c.relpages > 0
-            THEN round(pg_relation_size(c.oid) / current_setting('block_size')::numeric * c.reltuples::numeric / c.relpages) END
+            THEN round(pg_relation_size(c.oid) / current_setting('block_size')::numeric * c.reltuples::numeric / c.relpages) END,
+       c.oid, c.relfilenode
   FROM chosen c
   LEFT JOIN pg_class r
          ON c.relispartition AND r.oid = pg_partition_root(c.oid)
@@ -170,6 +179,8 @@ pub fn tables(source: &Source<'_>, members: &[String]) -> Result<Vec<Table>> {
         .map(|row| {
             let columns = row.get(6).unwrap_or("[]");
             Ok(Table {
+                oid: row.parse(10)?,
+                file: row.parse(11)?,
                 schema: row.text(0).to_owned(),
                 name: row.text(1).to_owned(),
                 into: row
@@ -188,12 +199,53 @@ pub fn tables(source: &Source<'_>, members: &[String]) -> Result<Vec<Table>> {
         .collect()
 }
 
+/// Tables that are not what they were called: renamed, or replaced by another one of the same name. One that
+/// is just gone does no harm.
+const MOVED: &str = "
+SELECT t.name
+  FROM unnest($1::oid[], $2::text[]) t(oid, name)
+  LEFT JOIN pg_catalog.pg_class c ON c.oid = t.oid
+ WHERE to_regclass(t.name)::oid IS DISTINCT FROM t.oid
+   AND (c.oid IS NOT NULL OR to_regclass(t.name) IS NOT NULL)
+ ORDER BY 1";
+
+/// The tables of the plan, by OID and name.
+pub struct Names(Vec<(u32, String)>);
+
+impl Names {
+    pub fn of(tables: &[Table]) -> Self {
+        Self(tables.iter().map(|t| (t.oid, t.label())).collect())
+    }
+
+    /// Fails if a name means another table than it did. Where DDL is not replicated, what comes of the
+    /// tables from now on comes under these names.
+    pub fn check(&self, source: &mut Session, node: &str) -> Result<()> {
+        let oids = super::sql::array(self.0.iter().map(|(oid, _)| oid.to_string()));
+        let names = super::sql::array(self.0.iter().map(|(_, name)| name));
+        let moved = source.query(MOVED, &[&oids, &names])?;
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let moved: Vec<&str> = moved.iter().map(|row| row.text(0)).collect();
+        Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "table {} of node \"{node}\" was renamed or replaced since the snapshot was taken",
+                moved.join(", ")
+            ),
+            "Run the same CALL again, and do not change the structure of tables while a node joins.",
+        ))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn table() -> Table {
         Table {
+            oid: 16384,
+            file: 16384,
             schema: "S\"1".into(),
             name: "t".into(),
             into: None,

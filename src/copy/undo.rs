@@ -10,19 +10,44 @@ use std::collections::BTreeSet;
 
 /// Objects that one statement drops: each one takes locks until it is through.
 const BATCH: usize = 50;
+/// How many names of what is left an error holds.
+const TOLD: usize = 10;
 
-/// Kinds by the order in which they are dropped. Event triggers first, since they would see all that
-/// follows; what contains others last.
-const ORDER: [&str; 7] = [
-    "event trigger",
-    "publication",
-    "materialized view",
-    "view",
-    "foreign table",
-    "table",
-    "sequence",
+/// Every kind of `pg_identify_object` that [`objects`] may list, as DROP calls it, in the order in which
+/// they are dropped. Event triggers first, since they would see all that follows; what contains others last.
+const KINDS: [(&str, &str); 30] = [
+    ("event trigger", "EVENT TRIGGER"),
+    ("publication", "PUBLICATION"),
+    ("materialized view", "MATERIALIZED VIEW"),
+    ("view", "VIEW"),
+    ("foreign table", "FOREIGN TABLE"),
+    ("table", "TABLE"),
+    ("sequence", "SEQUENCE"),
+    ("policy", "POLICY"),
+    ("statistics object", "STATISTICS"),
+    ("cast", "CAST"),
+    ("transform", "TRANSFORM"),
+    ("conversion", "CONVERSION"),
+    ("text search configuration", "TEXT SEARCH CONFIGURATION"),
+    ("text search dictionary", "TEXT SEARCH DICTIONARY"),
+    ("text search template", "TEXT SEARCH TEMPLATE"),
+    ("text search parser", "TEXT SEARCH PARSER"),
+    ("operator class", "OPERATOR CLASS"),
+    ("operator family", "OPERATOR FAMILY"),
+    ("operator", "OPERATOR"),
+    ("aggregate", "ROUTINE"),
+    ("function", "ROUTINE"),
+    ("procedure", "ROUTINE"),
+    ("type", "TYPE"),
+    ("composite type", "TYPE"),
+    ("collation", "COLLATION"),
+    ("access method", "ACCESS METHOD"),
+    ("user mapping", "USER MAPPING"),
+    ("server", "SERVER"),
+    ("foreign-data wrapper", "FOREIGN DATA WRAPPER"),
+    ("language", "LANGUAGE"),
 ];
-const LAST: [&str; 2] = ["extension", "schema"];
+const LAST: [(&str, &str); 2] = [("extension", "EXTENSION"), ("schema", "SCHEMA")];
 
 /// Kinds of which one statement can drop many.
 const MANY: [&str; 6] = [
@@ -34,10 +59,15 @@ const MANY: [&str; 6] = [
     "type",
 ];
 
-/// Drops everything that `before` does not list and puts back what a restore changes of the rest. Of
-/// any state in between it makes the same, and what is gone already is no error.
-pub fn undo(session: &mut Session, before: &Inventory) -> Result<()> {
-    drop_new(session, before)?;
+/// Drops everything that the restore brought and puts back what it changes of the rest. Of any state in
+/// between it makes the same, and what is gone already is no error. Returns what others have made since the
+/// inventory, and what is left alone: what the source does not have the restore has not made.
+pub fn undo(
+    session: &mut Session,
+    before: &Inventory,
+    brought: Option<&BTreeSet<String>>,
+) -> Result<Vec<String>> {
+    let others = drop_new(session, before, brought)?;
     let now = schemas(session)?;
     for schema in &before.schemas {
         if let Some(now) = now.iter().find(|s| s.name == schema.name) {
@@ -54,7 +84,8 @@ pub fn undo(session: &mut Session, before: &Inventory) -> Result<()> {
             .map_or(&now.initial, |d| &d.grants);
         run(session, restore_defaults(&now, wanted))?;
     }
-    settings::restore(session, &before.settings)
+    settings::restore(session, &before.settings)?;
+    Ok(others)
 }
 
 fn run(session: &mut Session, statements: Vec<String>) -> Result<()> {
@@ -65,29 +96,39 @@ fn run(session: &mut Session, statements: Vec<String>) -> Result<()> {
 }
 
 /// Cascades make most of the list obsolete while it is worked off, and some of it undroppable until
-/// something else is gone, so the list is read again until nothing is left.
-fn drop_new(session: &mut Session, before: &Inventory) -> Result<()> {
+/// something else is gone, so the list is read again until nothing is left. Something of it has to go each
+/// time.
+fn drop_new(
+    session: &mut Session,
+    before: &Inventory,
+    brought: Option<&BTreeSet<String>>,
+) -> Result<Vec<String>> {
+    let mut last: Option<BTreeSet<(String, u32)>> = None;
+    let mut first_error = None;
     loop {
-        let mut doomed: Vec<Object> = objects(session)?
+        let (mut doomed, others): (Vec<Object>, Vec<Object>) = objects(session)?
             .into_iter()
-            .filter(|o| !o.member && !o.owned)
-            .filter(|o| !before.objects.contains(&(o.catalog.clone(), o.oid)))
-            .collect();
+            .filter(|o| !o.member && !o.owned && !before.objects.contains(&o.key()))
+            .partition(|o| brought.is_none_or(|brought| brought.contains(&o.name())));
         doomed.sort_by_key(|o| rank(&o.kind)); // stable: partitions stay before their parents
         if doomed.is_empty() {
-            return Ok(());
+            return Ok(others.iter().map(Object::name).collect());
         }
-        let mut dropped = false;
-        let mut first_error = None;
+        let left: BTreeSet<(String, u32)> = doomed.iter().map(Object::key).collect();
+        if last.is_some_and(|last| last.is_subset(&left)) {
+            return Err(stuck(&doomed, first_error));
+        }
+        last = Some(left);
+        first_error = None;
         for batch in batches(&doomed) {
-            match attempt(session, batch) {
-                Ok(()) => dropped = true,
+            match attempt(session, batch, &others) {
+                Ok(()) => {}
                 Err(error) if is_interrupt(&error) => return Err(error),
                 // One of them is in the way of the others.
                 Err(_) if batch.len() > 1 => {
                     for object in batch {
-                        match attempt(session, std::slice::from_ref(object)) {
-                            Ok(()) => dropped = true,
+                        match attempt(session, std::slice::from_ref(object), &others) {
+                            Ok(()) => {}
                             Err(error) if is_interrupt(&error) => return Err(error),
                             Err(error) => first_error = first_error.or(Some(error)),
                         }
@@ -96,14 +137,11 @@ fn drop_new(session: &mut Session, before: &Inventory) -> Result<()> {
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        if !dropped && let Some(error) = first_error {
-            return Err(error);
-        }
     }
 }
 
-fn attempt(session: &mut Session, batch: &[Object]) -> Result<()> {
-    match session.query(&drop_statement(batch), &[]) {
+fn attempt(session: &mut Session, batch: &[Object], others: &[Object]) -> Result<()> {
+    match session.query(&drop_statement(batch, others)?, &[]) {
         Err(error) if !error.is_undefined() => Err(error),
         _ => Ok(()),
     }
@@ -116,13 +154,31 @@ fn is_interrupt(error: &Error) -> bool {
         || matches!(error, Error::Interrupted { .. } | Error::Lost { .. })
 }
 
+fn stuck(left: &[Object], why: Option<Error>) -> Error {
+    let mut names: Vec<String> = left.iter().take(TOLD).map(Object::name).collect();
+    if left.len() > TOLD {
+        names.push(format!("{} more", left.len() - TOLD));
+    }
+    let why = why.map_or(String::new(), |error| format!(": {error}"));
+    Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        format!("{} cannot be dropped{why}", names.join(", ")),
+        "Drop it by hand, or what is in its way, and run the CALL again.",
+    )
+}
+
+fn kinds() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    KINDS.iter().chain(&LAST)
+}
+
+/// A kind that is not known yet comes before those that contain others.
 fn rank(kind: &str) -> usize {
-    let after_the_others = |i: usize| ORDER.len() + 1 + i;
-    ORDER
-        .iter()
-        .position(|k| *k == kind)
-        .or_else(|| LAST.iter().position(|k| *k == kind).map(after_the_others))
-        .unwrap_or(ORDER.len())
+    let unknown = 2 * KINDS.len();
+    match kinds().position(|(k, _)| *k == kind) {
+        None => unknown,
+        Some(i) if i < KINDS.len() => i,
+        Some(i) => unknown + i,
+    }
 }
 
 /// Neighbours of the same kind together, as far as that is possible.
@@ -137,31 +193,71 @@ fn batches(objects: &[Object]) -> impl Iterator<Item = &[Object]> {
     })
 }
 
-/// Objects of the same kind, by identities that are quoted already.
-fn drop_statement(batch: &[Object]) -> String {
-    let kind = match batch[0].kind.as_str() {
-        "function" | "procedure" | "aggregate" => "ROUTINE".to_owned(),
-        "composite type" => "TYPE".to_owned(),
-        "statistics object" => "STATISTICS".to_owned(),
-        kind => kind.to_uppercase(),
+/// Objects of the same kind. The server itself looks up what they are called, so nothing depends on how
+/// their names come through. What others made neither goes along nor loses what it rests on.
+fn drop_statement(batch: &[Object], others: &[Object]) -> Result<String> {
+    let kind = &batch[0].kind;
+    let Some((_, verb)) = kinds().find(|(k, _)| k == kind) else {
+        return Err(Error::internal(format!("no statement drops a {kind}")));
     };
-    let names: Vec<String> = batch
-        .iter()
-        .map(|o| match o.kind.as_str() {
-            "user mapping" => format!("FOR {}", o.identity),
-            _ => o.identity.clone(),
-        })
-        .collect();
-    // User mappings have no dependents and know no CASCADE.
-    let cascade = if kind == "USER MAPPING" {
-        ""
+    // These have no dependents and know no CASCADE.
+    let cascade = match *verb {
+        "USER MAPPING" => "",
+        _ => " CASCADE",
+    };
+    let (count, check) = if others.is_empty() {
+        (String::new(), String::new())
     } else {
-        " CASCADE"
+        let ties = format!(
+            "(SELECT count(*) FROM pg_depend d, {} WHERE (d.classid, d.objid) = (o.class, o.oid)
+                                                      OR (d.refclassid, d.refobjid) = (o.class, o.oid))",
+            values(others)
+        );
+        (
+            format!("ties := {ties};"),
+            format!(
+                "IF ties <> {ties} THEN
+                     RAISE EXCEPTION USING ERRCODE = '2BP01',
+                         MESSAGE = 'what others have made meanwhile depends on it';
+                 END IF;"
+            ),
+        )
     };
-    format!(
-        "SET LOCAL client_min_messages = warning; DROP {kind} IF EXISTS {}{cascade}",
-        names.join(", ")
-    )
+    let body = format!(
+        "DECLARE names text; ties bigint;
+         BEGIN
+             SELECT string_agg(name, ', ') INTO names FROM (SELECT {NAME} AS name FROM {}) n;
+             {count}
+             EXECUTE 'DROP {verb} ' || names || '{cascade}';
+             {check}
+         END",
+        values(batch)
+    );
+    Ok(format!(
+        "SET LOCAL client_min_messages = warning; DO {}",
+        literal(&body)
+    ))
+}
+
+/// What DROP takes for the object `o`, or NULL if it is gone.
+const NAME: &str = "
+CASE o.class
+    WHEN 'pg_user_mapping'::regclass THEN
+        (SELECT format('FOR %s SERVER %I', CASE m.umuser WHEN 0 THEN 'PUBLIC'
+                                                ELSE quote_ident(pg_get_userbyid(m.umuser)) END, s.srvname)
+           FROM pg_user_mapping m JOIN pg_foreign_server s ON s.oid = m.umserver WHERE m.oid = o.oid)
+    WHEN 'pg_transform'::regclass THEN
+        (SELECT format('FOR %s LANGUAGE %I', format_type(t.trftype, NULL), l.lanname)
+           FROM pg_transform t JOIN pg_language l ON l.oid = t.trflang WHERE t.oid = o.oid)
+    ELSE (pg_identify_object(o.class, o.oid, 0)).identity
+END";
+
+fn values(objects: &[Object]) -> String {
+    let rows: Vec<String> = objects
+        .iter()
+        .map(|o| format!("({}::regclass, {}::oid)", literal(&o.catalog), o.oid))
+        .collect();
+    format!("(VALUES {}) o(class, oid)", rows.join(", "))
 }
 
 fn restore_schema(now: &Schema, before: &Schema) -> Vec<String> {
@@ -214,9 +310,13 @@ fn restore_defaults(now: &Defaults, wanted: &BTreeSet<Grant>) -> Vec<String> {
         ident(&now.role)
     );
     let on = format!("ON {kind}");
-    revoke(&now.grants, &on)
-        .into_iter()
-        .chain(grant(wanted, &on))
+    // Only what differs, so that the others keep their order.
+    let gone = now
+        .grants
+        .difference(wanted)
+        .map(|g| format!("REVOKE {} {on} FROM {}", g.privilege, grantee(&g.grantee)));
+    let missing: BTreeSet<Grant> = wanted.difference(&now.grants).cloned().collect();
+    gone.chain(grant(&missing, &on))
         .map(|statement| format!("{prefix} {statement}"))
         .collect()
 }
@@ -257,7 +357,7 @@ mod tests {
 
     fn object(kind: &str, identity: &str) -> Object {
         Object {
-            catalog: String::new(),
+            catalog: "pg_class".into(),
             oid: 1,
             kind: kind.into(),
             identity: identity.into(),
@@ -266,32 +366,34 @@ mod tests {
         }
     }
 
-    fn dropped(kind: &str, identity: &str) -> String {
-        let statement = drop_statement(&[object(kind, identity)]);
-        statement.split_once("; ").unwrap().1.to_owned()
+    #[test]
+    fn statements() {
+        let statement = |kind: &str, others: &[Object]| {
+            drop_statement(&[object(kind, "a.\"B c\"")], others).unwrap()
+        };
+        for (kind, verb) in [
+            ("table", "DROP TABLE "),
+            ("aggregate", "DROP ROUTINE "),
+            ("foreign-data wrapper", "DROP FOREIGN DATA WRAPPER "),
+            ("operator class", "DROP OPERATOR CLASS "),
+        ] {
+            assert!(statement(kind, &[]).contains(verb), "{kind}");
+        }
+        assert!(statement("cast", &[]).contains("CASCADE"));
+        assert!(!statement("user mapping", &[]).contains("CASCADE"));
+        assert!(!statement("table", &[]).contains("2BP01"));
+        assert!(statement("table", &[object("view", "v")]).contains("2BP01"));
+        assert!(drop_statement(&[object("large object", "1")], &[]).is_err());
     }
 
     #[test]
-    fn statements() {
-        assert_eq!(
-            dropped("table", "a.\"B c\""),
-            "DROP TABLE IF EXISTS a.\"B c\" CASCADE"
-        );
-        assert_eq!(
-            dropped("aggregate", "a.f()"),
-            "DROP ROUTINE IF EXISTS a.f() CASCADE"
-        );
-        assert_eq!(
-            dropped("operator class", "a.o USING btree"),
-            "DROP OPERATOR CLASS IF EXISTS a.o USING btree CASCADE"
-        );
-        assert_eq!(
-            dropped("cast", "(a AS b)"),
-            "DROP CAST IF EXISTS (a AS b) CASCADE"
-        );
-        assert_eq!(
-            dropped("user mapping", "PUBLIC SERVER s"),
-            "DROP USER MAPPING IF EXISTS FOR PUBLIC SERVER s"
+    fn errors_name_what_is_left() {
+        let left: Vec<Object> = (0..12).map(|i| object("table", &format!("t{i}"))).collect();
+        let error = stuck(&left, None).to_string();
+        assert!(error.starts_with("table t0, table t1, "), "{error}");
+        assert!(
+            error.ends_with("table t9, 2 more cannot be dropped"),
+            "{error}"
         );
     }
 
@@ -318,6 +420,7 @@ mod tests {
             "extension",
             "event trigger",
             "cast",
+            "unheard of",
         ];
         kinds.sort_by_key(|k| rank(k));
         assert_eq!(
@@ -325,8 +428,9 @@ mod tests {
             [
                 "event trigger",
                 "table",
-                "type",
                 "cast",
+                "type",
+                "unheard of",
                 "extension",
                 "schema"
             ]

@@ -2,11 +2,12 @@
 //! all the others. It takes tasks until there are none left.
 
 use super::guard::guarded;
-use super::plan::Task;
+use super::origin;
+use super::pin::{File, pin};
+use super::plan::{Range, Task};
 use super::shared::{Count, Job, Shared, Slot};
 use super::stream::Stream;
 use super::tables::Table;
-use super::{begin_in_snapshot, origin};
 use crate::encoding;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn, wait};
@@ -14,6 +15,7 @@ use crate::quote::literal;
 use crate::worker;
 use pgrx::prelude::*;
 use std::ffi::{CString, c_int};
+use std::ptr::null_mut;
 
 /// Settings of the remote session beyond those of all our sessions: rows in the order in which they
 /// lie, and no more processes over there than workers here.
@@ -28,6 +30,10 @@ const LOCAL: [(&str, &str); 2] = [
     // Made durable by the next commit of the run itself; what a crash loses, it also undoes.
     ("synchronous_commit", "off"),
 ];
+
+/// Functions that are called by generated columns and constraints, without their schema.
+const UNFOUND: &str = "A function that a generated column, a constraint or an index calls finds another one by the search_path of a role only. \
+     Write the schema into the function, or give it one: ALTER FUNCTION ... SET search_path = ...";
 
 /// The argument of worker `number` of the segment `handle`.
 pub fn argument(handle: u32, number: usize) -> u64 {
@@ -71,6 +77,7 @@ fn work(shared: &Shared, slot: &Slot) -> Result<()> {
     origin::adopt(job.origin, job.origin_holder);
     show(&format!("COPY: connecting to node \"{}\"", job.node));
     let mut conn = Conn::open(&job.node, &dsn)?;
+    slot.served_by(conn.server_pid());
     conn.query(REMOTE, &[])?;
     while let Some((number, task)) = Some(shared.take()).and_then(|n| Some((n, job.tasks.get(n)?)))
     {
@@ -94,6 +101,9 @@ fn work(shared: &Shared, slot: &Slot) -> Result<()> {
     Ok(())
 }
 
+/// Copies a piece of a table, or all of it again where its file has changed between two pieces: what
+/// had been stored of it is thrown away. Pieces of the old file are committed here before the source lets
+/// go of the table, so that nobody stores one of them any more.
 fn copy(
     job: &Job,
     dsn: &Dsn,
@@ -102,58 +112,43 @@ fn copy(
     table: &Table,
     task: &Task,
 ) -> Result<u64> {
-    pin(job, dsn, conn, table)?;
+    if count.is_again() {
+        return Ok(0);
+    }
+    let file = pin(job, dsn, conn, table)?;
+    let again = file != File::Planned && task.range != Range::Whole;
+    if again && !count.claim_again() {
+        conn.query("ROLLBACK", &[])?;
+        return Ok(0);
+    }
+    if file == File::Newer {
+        count.leave_unproved();
+    }
+    if again {
+        show(&format!(
+            "COPY {} FROM node \"{}\" again, its file has changed",
+            table.label(),
+            job.node
+        ));
+        count.discard();
+    }
+    let range = if again { Range::Whole } else { task.range };
     // The rows come in the encoding of both databases, the statement is UTF-8 still.
     let copy_out = format!(
         "SET LOCAL client_encoding = {}; {}",
         literal(&encoding::of_database()),
-        table.copy_out(task.range)
+        table.copy_out(range)
     );
     let stream = Stream::new(conn.copy_out(&copy_out)?, count, table);
     origin::stamp(job.timestamp);
-    let rows = store(stream, table)?;
+    let rows = store(stream, table, again)?;
     conn.query("COMMIT", &[])?;
     Ok(rows)
 }
 
-/// Opens a transaction of the snapshot on the source and keeps the table as it is from now on.
-///
-/// A snapshot does not protect against everything: a table that an ALTER TABLE has rewritten since
-/// looks empty to it, and nobody would ever send its rows. TRUNCATE looks the same and is harmless,
-/// because it is replicated; so are CLUSTER and VACUUM FULL, which keep old rows visible.
-fn pin(job: &Job, dsn: &Dsn, conn: &mut Conn, table: &Table) -> Result<()> {
-    let label = table.label();
-    let name = literal(&label);
-    let begin = begin_in_snapshot(&job.snapshot);
-    let same_file = format!(
-        "{begin}; LOCK TABLE ONLY {label} IN ACCESS SHARE MODE;
-         SELECT relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = {name}::regclass"
-    );
-    let answer = conn.query(&same_file, &[])?;
-    if answer.first().is_some_and(|row| row.bool(0)) {
-        return Ok(());
-    }
-    let definition = format!(
-        "SELECT c.relam, c.relpersistence, a.attnum, a.xmin, d.xmin
-           FROM pg_class c
-           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
-           LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-          WHERE c.oid = {name}::regclass ORDER BY a.attnum"
-    );
-    let then = conn.query(&definition, &[])?;
-    let now = Conn::open(&job.node, dsn)?.query(&definition, &[])?;
-    if !then.is_empty() && then == now {
-        return Ok(());
-    }
-    Err(Error::refused(
-        SqlState::NOT_IN_PREREQUISITE_STATE,
-        "its definition has changed since the snapshot was taken",
-        "Run the same CALL again, and do not change the structure of tables while a node joins.",
-    ))
-}
-
 /// Stores what the stream brings in a transaction of its own, and returns how many rows that are.
-fn store(stream: Stream<'_>, table: &Table) -> Result<u64> {
+/// `instead` of all that is there already.
+fn store(stream: Stream<'_>, table: &Table, instead: bool) -> Result<u64> {
     let (schema, name) = match &table.into {
         Some((schema, name)) => (schema, name),
         None => (&table.schema, &table.name),
@@ -169,7 +164,15 @@ fn store(stream: Stream<'_>, table: &Table) -> Result<u64> {
             pg_sys::pstrdup(name.as_ptr()),
             -1,
         );
-        let relation = pg_sys::table_openrv(range, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
+        let lock = if instead {
+            pg_sys::AccessExclusiveLock
+        } else {
+            pg_sys::RowExclusiveLock
+        };
+        let relation = pg_sys::table_openrv(range, lock as pg_sys::LOCKMODE);
+        if instead {
+            empty(relation);
+        }
         let mut user = pg_sys::InvalidOid;
         let mut context = 0;
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
@@ -189,6 +192,28 @@ fn store(stream: Stream<'_>, table: &Table) -> Result<u64> {
         // Autovacuum learns of the table while the copy goes on, and analyzes it.
         pg_sys::pgstat_report_stat(true);
         Ok(rows)
+    }
+}
+
+/// TRUNCATE ONLY without a trace in what is decoded, of a table that nothing refers to yet.
+///
+/// # Safety
+/// In a transaction; the relation is a table, open and locked exclusively.
+unsafe fn empty(relation: pg_sys::Relation) {
+    // SAFETY: lists of one, which live as long as the transaction.
+    unsafe {
+        let relations = pg_sys::lappend(null_mut(), relation.cast());
+        let oids = pg_sys::lappend_oid(null_mut(), (*relation).rd_id);
+        pg_sys::ExecuteTruncateGuts(
+            relations,
+            oids,
+            null_mut(),
+            pg_sys::DropBehavior::DROP_RESTRICT,
+            false,
+            #[cfg(not(feature = "pg15"))]
+            false,
+        );
+        pg_sys::CommandCounterIncrement();
     }
 }
 
@@ -236,6 +261,9 @@ fn c_string(text: &str) -> Result<CString> {
 }
 
 fn in_table(error: Error, table: &Table, node: &str) -> Error {
+    let hint = error
+        .hint()
+        .or_else(|| (error.sqlstate() == SqlState::UNDEFINED_FUNCTION).then(|| UNFOUND.to_owned()));
     Error::Local {
         state: error.sqlstate(),
         message: format!(
@@ -243,6 +271,6 @@ fn in_table(error: Error, table: &Table, node: &str) -> Error {
             table.label()
         ),
         detail: error.detail(),
-        hint: error.hint(),
+        hint,
     }
 }

@@ -97,6 +97,8 @@ pub struct CopyPlan {
     /// Those of them that the new node has before the copy, empty. They keep their rows when what
     /// the copy made is dropped.
     pub refilled: Vec<String>,
+    /// DDL is replicated too, so that a table that is renamed is so everywhere.
+    pub names_follow: bool,
     /// Settings of the sessions that restore the structure.
     pub settings: Vec<(&'static str, &'static str)>,
     /// What the structure leaves out beside zodan's and the engines' own.

@@ -584,6 +584,7 @@ impl Engine for Native {
             // Origins belong to the server.
             origin: format!("zodan_copy_{}", own_database()),
             timestamp: None,
+            names_follow: false,
             refilled: vec![],
             tables: copy::tables(&source, &[])?,
             settings: vec![],

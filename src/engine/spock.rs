@@ -536,6 +536,7 @@ impl Engine for Spock {
         Ok(CopyPlan {
             origin: self.path(&source.name, new).slot,
             timestamp: Some(UNIX_EPOCH),
+            names_follow: true,
             tables,
             refilled,
             settings: vec![

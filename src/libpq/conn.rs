@@ -180,6 +180,12 @@ impl Conn {
         .unwrap_or_else(|| Err(Error::internal("no answer")))
     }
 
+    /// The process of the server that serves this session.
+    pub fn server_pid(&self) -> u32 {
+        // SAFETY: an open connection.
+        unsafe { pq::PQbackendPID(self.raw()) as u32 }
+    }
+
     /// Starts `COPY ... TO STDOUT`.
     pub fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>> {
         CopyOut::start(self, sql)
@@ -393,8 +399,7 @@ impl Conn {
         let Some(mut beside) = answers(&self.node, &self.dsn, Some(self.place()), within)? else {
             return Ok(());
         };
-        // SAFETY: an open connection.
-        let pid = unsafe { pq::PQbackendPID(self.raw()) }.to_string();
+        let pid = self.server_pid().to_string();
         let found = beside.query_within(
             &format!(
                 "SELECT ({}), (SELECT state FROM pg_catalog.pg_stat_activity

@@ -4,13 +4,15 @@ use super::estimate::time_to_build;
 use super::report::Report;
 use super::waiting_slots;
 use crate::copy::{
-    self, Archive, Indexes, LeaveOut, Source, Target, data, matviews, sequences, settings,
+    self, Archive, Indexes, Inventory, LeaveOut, Source, Target, data, foreign_keys, matviews,
+    privileges, sequences, settings,
 };
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
 use crate::journal::{Effect, Journal};
 use crate::node::{Local, Member, Node, Statement, server};
 use crate::progress::{self, Work};
+use crate::quote::ident;
 use crate::settings::copy_jobs;
 use crate::step::{Action, Step};
 use std::time::Duration;
@@ -45,6 +47,9 @@ pub struct Held {
     /// Rows inserted and changed in the database if nobody but the copy wrote; `None` where the
     /// server does not count.
     expected: Option<(u64, u64)>,
+    /// Tables whose contents have to be compared when everything has arrived; see
+    /// [`data::Copied::unproved`].
+    pub unproved: Vec<String>,
 }
 
 impl Held {
@@ -66,7 +71,7 @@ impl Copying<'_> {
     /// Copies, with application writes on the new node held off. They stay so: the caller lets them
     /// in when the join is proved, by [`Held`].
     pub fn run(mut self) -> Result<Held> {
-        let before = copy::inventory(&mut self.new.session)?;
+        let mut before = copy::inventory(&mut self.new.session)?;
         let written = rows_written(self.new)?;
         let read_only = self.hold_off_writes()?;
         let engines = self.hold_off_by_engine()?;
@@ -75,11 +80,12 @@ impl Copying<'_> {
             .copy_plan(self.source, &self.new.name, self.snapshot)?;
         self.create_origin(&plan.origin)?;
         let effect = Effect::Objects {
-            before,
+            before: before.clone(),
             refilled: plan.refilled.clone(),
+            brought: Some(copy::brought(&mut self.source.session)?),
         };
         let step = self.intend(Action::Copy, &effect)?;
-        let copied = self.copy(plan)?;
+        let copied = self.copy(plan, step, &mut before)?;
         self.journal
             .note_copy(copied.tables as u64, copied.rows, copied.bytes)?;
         self.journal.done(step)?;
@@ -90,17 +96,26 @@ impl Copying<'_> {
             copied.bytes >> 20,
             copied.workers
         ));
-        let expected = written
-            .map(|(inserted, changed)| (inserted + copied.rows - copied.extension_rows, changed));
+        let expected = written.map(|(inserted, changed)| {
+            let copied_rows = copied.rows + copied.discarded - copied.extension_rows;
+            (inserted + copied_rows, changed)
+        });
+        for table in &copied.again {
+            self.report.say(&format!(
+                "table {table} was copied again as a whole: it had got another file on node \"{}\" meanwhile",
+                self.source.name
+            ));
+        }
         Ok(Held {
             read_only,
             engines,
             apply: None,
             expected,
+            unproved: copied.unproved,
         })
     }
 
-    fn copy(&mut self, plan: CopyPlan) -> Result<data::Copied> {
+    fn copy(&mut self, plan: CopyPlan, step: i32, before: &mut Inventory) -> Result<data::Copied> {
         let report = self.report;
         let Member { name, dsn } = self.source.member();
         let source = Source {
@@ -136,6 +151,10 @@ impl Copying<'_> {
         };
         report.step(&format!("structure dumped, {} kB", archive.bytes() >> 10));
         self.journal.passed("the structure is dumped")?;
+        // What others have made until now is theirs, even if the restore trips over it.
+        if before.add_objects(&mut self.new.session)? {
+            self.journal.note_inventory(step, before)?;
+        }
         report.now("creating tables");
         archive.restore_before_data(&target, &mut self.new.session)?;
         report.step("tables, types and functions created");
@@ -148,6 +167,7 @@ impl Copying<'_> {
             jobs: copy_jobs(),
         };
         report.now("copying rows");
+        let names = (!plan.names_follow).then(|| copy::Names::of(&plan.tables));
         let mut tables = Work::default();
         let later = (indexes.bytes, time_to_build(indexes.bytes));
         let copied = data::copy(
@@ -216,6 +236,21 @@ impl Copying<'_> {
         };
         progress::work(all, NOTHING, vec![]);
         progress::worked();
+        for broken in foreign_keys::mend(&source, &mut self.new.session)? {
+            let foreign_keys::Broken { table, name, rows } = broken;
+            report.warn(
+                &format!(
+                    "foreign key \"{name}\" of table {table} is NOT VALID on node \"{}\": rows that break it, on node \"{}\" as well: {rows}",
+                    self.new.name, self.source.name
+                ),
+                &format!(
+                    "Mend these rows, then run ALTER TABLE {table} VALIDATE CONSTRAINT {} on node \"{}\".",
+                    ident(&name), self.new.name
+                ),
+            );
+        }
+        privileges::carry(&source, &mut self.new.session, before)?;
+        archive.restore_last(&target)?;
         report.step("indexes, constraints and triggers created");
         self.journal.passed("indexes are created")?;
         report.now("setting sequences");
@@ -227,9 +262,24 @@ impl Copying<'_> {
             &mut self.new.session,
             &search_path,
         )?;
-        report.step(&format!("{} materialized views refreshed", refreshed.len()));
+        for (view, error) in &refreshed.unfilled {
+            report.warn(
+                &format!(
+                    "materialized view {view} of node \"{}\" has no contents: {error}",
+                    self.new.name
+                ),
+                &format!("Mend that on every node, then run REFRESH MATERIALIZED VIEW {view}."),
+            );
+        }
+        report.step(&format!(
+            "{} materialized views refreshed",
+            refreshed.names.len()
+        ));
         self.journal
             .passed("sequences and materialized views are set")?;
+        if let Some(names) = names {
+            names.check(&mut self.source.session, &self.source.name)?;
+        }
         let own = settings::read(&mut self.source.session)?;
         settings::apply(&mut self.new.session, &own)?;
         // The rows are stored: the origin has done its work, and its name may be wanted again.

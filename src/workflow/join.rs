@@ -267,6 +267,7 @@ impl Join {
         self.report
             .phase("prove that every change arrives everywhere");
         self.prove(&markers)?;
+        self.prove_contents()?;
         journal.passed("it is proved")?;
         if self.request.verify {
             self.verify()?;
@@ -305,7 +306,13 @@ impl Join {
                     undo: row.text(3).to_owned(),
                 },
             )?;
-            self.prepare_table(row.text(2))?;
+            if let Err(error) = self.prepare_table(row.text(2)) {
+                // A statement that the server has refused did nothing that an undo could take back.
+                if matches!(error, Error::Remote(_)) && self.source.session.is_usable() {
+                    journal.undone(step)?;
+                }
+                return Err(error);
+            }
             journal.done(step)?;
         }
         let node = self.source.name.clone();
@@ -819,6 +826,47 @@ impl Join {
                 .collect();
             markers::wait(engine, node, others, markers, &inbound, &new)?;
             markers::wait_for_workers(engine, node, others, &inbound, &new, None)
+        })
+    }
+
+    /// Of tables that got another file on the source while they were copied, nothing but their contents
+    /// tells that all of it has come.
+    fn prove_contents(&mut self) -> Result<()> {
+        if self.held.unproved.is_empty() {
+            return Ok(());
+        }
+        let tables: Vec<_> = verify::tables(&*self.engine, &mut self.source)?
+            .into_iter()
+            .filter(|t| {
+                let name = crate::quote::qualified(&t.schema, &t.name);
+                self.held.unproved.contains(&name)
+            })
+            .collect();
+        let replicated = tables.len();
+        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        let (new, source) = (0, 1); // the others take part in the barriers
+        let mut differ = vec![];
+        for table in &tables {
+            if !verify::settled(&*self.engine, &mut all, table, source, new)?.is_empty() {
+                differ.push(crate::quote::qualified(&table.schema, &table.name));
+            }
+        }
+        if differ.is_empty() && replicated == self.held.unproved.len() {
+            return Ok(());
+        }
+        if differ.is_empty() {
+            differ.clone_from(&self.held.unproved);
+        }
+        Err(Error::Refused {
+            state: SqlState::NOT_IN_PREREQUISITE_STATE,
+            message: format!(
+                "rows of {} on node \"{}\" have not come to node \"{}\"",
+                differ.join(", "),
+                self.source.name,
+                self.new.name
+            ),
+            detail: Some("The table got the file of another one while it was copied, as by pg_repack or by an ALTER TABLE that rewrites it.".into()),
+            hint: "Run the same CALL again, and do not rewrite tables while a node joins.".into(),
         })
     }
 

@@ -9,6 +9,7 @@ use crate::journal::{Begun, Effect, Journal};
 use crate::libpq::Conn;
 use crate::node::{Node, Session, Statement, ask_within, server};
 use crate::progress;
+use crate::rim;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -186,11 +187,26 @@ pub fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<(
             Some(statement) => forgive_undefined(statement.run(node)),
             None => Ok(()),
         },
-        Effect::Objects { before, refilled } => {
+        Effect::Objects {
+            before,
+            refilled,
+            brought,
+        } => {
             if !refilled.is_empty() {
                 server::empty(refilled).run(node)?;
             }
-            copy::undo(&mut node.session, before)
+            let others = copy::undo(&mut node.session, before, brought.as_ref())?;
+            if !others.is_empty() {
+                rim::warning(
+                    &format!(
+                        "node \"{}\" keeps what the copy did not bring: {}",
+                        node.name,
+                        others.join(", ")
+                    ),
+                    "Somebody made it while the node was joining. Drop it if it is not needed.",
+                );
+            }
+            Ok(())
         }
         other => run_all(node, &statements(engine, other)),
     }

@@ -1,0 +1,122 @@
+//! Default privileges of the new node itself change what restored objects are granted to: pg_dump writes
+//! down what differs from PostgreSQL's own defaults, and only that.
+
+use super::inventory::Inventory;
+use super::sql::array;
+use super::{OURS, Source, snapshot_session};
+use crate::error::Result;
+use crate::libpq::{Row, Rows};
+use crate::node::Session;
+use crate::quote::ident;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Who may do what with the objects to which default privileges apply.
+const PRIVILEGES: &str = "
+SELECT o.class::text, o.oid, o.name, CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END, a.privilege_type, a.is_grantable
+  FROM (
+    SELECT 'pg_class'::regclass AS class, c.oid, c.relnamespace AS schema, c.relowner AS owner,
+           CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass AS name,
+           CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END AS kind, c.relacl AS acl
+      FROM pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+    UNION ALL
+    SELECT 'pg_proc'::regclass, p.oid, p.pronamespace, p.proowner, 'ROUTINE ' || p.oid::regprocedure, 'f', p.proacl
+      FROM pg_proc p
+    UNION ALL
+    SELECT 'pg_type'::regclass, t.oid, t.typnamespace, t.typowner, 'TYPE ' || format_type(t.oid, NULL), 'T', t.typacl
+      FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+     WHERE t.typtype IN ('b', 'd', 'e', 'r', 'c') AND coalesce(c.relkind, 'c') = 'c'
+       AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid)
+    UNION ALL
+    SELECT 'pg_namespace'::regclass, n.oid, n.oid, n.nspowner, 'SCHEMA ' || quote_ident(n.nspname), 'n', n.nspacl
+      FROM pg_namespace n WHERE n.oid >= 16384
+  ) o
+  JOIN pg_namespace n ON n.oid = o.schema
+  LEFT JOIN LATERAL aclexplode(coalesce(o.acl, acldefault(o.kind::\"char\", o.owner))) a ON true
+ WHERE o.oid >= 16384 AND n.nspname <> ALL ($1::text[]) AND n.nspname !~ '^pg_'
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e')";
+
+/// Grantee, privilege, with grant option.
+type Grant = (Option<String>, String, bool);
+
+/// Grants what the restored objects are granted on the source, and nothing else. Where the new node has no
+/// default privileges of its own, they are.
+pub fn carry(source: &Source<'_>, target: &mut Session, before: &Inventory) -> Result<()> {
+    if before.defaults.is_empty() {
+        return Ok(());
+    }
+    let ours = array(OURS);
+    let there = by_object(
+        &snapshot_session(source)?.query(PRIVILEGES, &[&ours])?,
+        |_| true,
+    );
+    let restored = |row: &Row| {
+        let oid = row.parse(1).unwrap_or_default();
+        !before.objects.contains(&(row.text(0).to_owned(), oid))
+    };
+    let here = by_object(&target.query(PRIVILEGES, &[&ours])?, restored);
+    for (object, here) in &here {
+        for statement in there
+            .get(object)
+            .map_or(vec![], |there| statements(object, here, there))
+        {
+            target.query(&statement, &[])?;
+        }
+    }
+    Ok(())
+}
+
+/// Objects that nobody may use are there, with nothing.
+fn by_object(rows: &Rows, wanted: impl Fn(&Row) -> bool) -> BTreeMap<String, BTreeSet<Grant>> {
+    let mut objects: BTreeMap<String, BTreeSet<Grant>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| wanted(row)) {
+        let grants = objects.entry(row.text(2).to_owned()).or_default();
+        if let Some(privilege) = row.get(4) {
+            let grantee = row.get(3).map(str::to_owned);
+            grants.insert((grantee, privilege.to_owned(), row.bool(5)));
+        }
+    }
+    objects
+}
+
+fn statements(object: &str, here: &BTreeSet<Grant>, there: &BTreeSet<Grant>) -> Vec<String> {
+    let name = |grantee: &Option<String>| grantee.as_ref().map_or("PUBLIC".into(), |n| ident(n));
+    let revoked = here.difference(there).map(|(grantee, privilege, _)| {
+        format!("REVOKE {privilege} ON {object} FROM {}", name(grantee))
+    });
+    let granted = there
+        .difference(here)
+        .map(|(grantee, privilege, grantable)| {
+            let option = if *grantable { " WITH GRANT OPTION" } else { "" };
+            format!("GRANT {privilege} ON {object} TO {}{option}", name(grantee))
+        });
+    revoked.chain(granted).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::statements;
+
+    #[test]
+    fn the_difference_is_granted_and_revoked() {
+        let grant =
+            |who: Option<&str>, what: &str, option| (who.map(String::from), what.into(), option);
+        let here = [
+            grant(None, "EXECUTE", false),
+            grant(Some("a b"), "SELECT", true),
+        ]
+        .into();
+        let there = [
+            grant(None, "EXECUTE", false),
+            grant(Some("a b"), "SELECT", false),
+        ]
+        .into();
+        assert!(statements("TABLE t", &here, &here).is_empty());
+        assert_eq!(
+            statements("TABLE t", &here, &there),
+            [
+                "REVOKE SELECT ON TABLE t FROM \"a b\"",
+                "GRANT SELECT ON TABLE t TO \"a b\""
+            ]
+        );
+    }
+}

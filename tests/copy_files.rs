@@ -1,0 +1,320 @@
+//! What happens to the files and the names of tables while they are copied: the new node gets what the snapshot
+//! saw, or the join says what happened to which table.
+
+mod common;
+
+use common::{Call, Hang};
+use lab::postgres::Client;
+use lab::{CallFailed, Called, Cluster, Server, add_node, assert_same_content, wait_quiet};
+use std::thread;
+
+/// On a server with `lab.gate`, workers wait at the first row of whatever they copy while somebody holds it.
+const GATE: &str = "
+CREATE FUNCTION pass() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('lab.gate', true) = 'on' THEN PERFORM pg_advisory_xact_lock_shared(77); END IF;
+    RETURN true;
+END $$;
+";
+
+/// A table of three pieces, most of it out of line, of which the first is dead.
+fn big(name: &str) -> String {
+    format!(
+        "CREATE TABLE {name} (id integer PRIMARY KEY, line text, pad text, CHECK (pass()));
+         ALTER TABLE {name} ALTER pad SET STORAGE EXTERNAL;
+         INSERT INTO {name} SELECT g, repeat('line', 60), repeat(md5(g::text), 3000) FROM generate_series(1, 1100) g;
+         DELETE FROM {name} WHERE id <= 350;"
+    )
+}
+
+struct Gate<'a> {
+    server: &'a Server,
+    holder: Client,
+}
+
+impl<'a> Gate<'a> {
+    fn hold(server: &'a Server, jobs: usize) -> Gate<'a> {
+        server.configure("lab.gate", "on");
+        server.configure("zodan.copy_jobs", &jobs.to_string());
+        server.reload();
+        server.wait_for("SHOW lab.gate", "on");
+        let mut holder = server.client_named("gate");
+        holder
+            .batch_execute("SELECT pg_advisory_lock(77)")
+            .expect("hold the gate");
+        Gate { server, holder }
+    }
+
+    /// Waits until so many workers are there.
+    fn wait(&self, workers: usize) {
+        self.server.wait_for(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted",
+            &workers.to_string(),
+        );
+    }
+
+    fn open(mut self) {
+        self.holder
+            .batch_execute("SELECT pg_advisory_unlock_all()")
+            .expect("open the gate");
+    }
+}
+
+/// Adds `new` to the cluster of n1 with `statements` on n1 between two pieces: they wait for the pieces in hand, and
+/// all others wait for them.
+fn join_with(cluster: &Cluster, new: usize, statements: &[&str]) -> Result<Called, CallFailed> {
+    let (n1, new) = (cluster.n(1), cluster.n(new));
+    thread::scope(|scope| {
+        let gate = Gate::hold(new, 2);
+        let join = scope.spawn(|| add_node(new, new.name(), n1, "n1"));
+        gate.wait(2);
+        let running: Vec<_> = statements
+            .iter()
+            .map(|statement| scope.spawn(|| n1.sql(statement)))
+            .collect();
+        n1.wait_for(
+            "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted",
+            &statements.len().to_string(),
+        );
+        gate.open();
+        running.into_iter().for_each(|r| r.join().expect("DDL"));
+        join.join().expect("the join's own thread")
+    })
+}
+
+fn notices(called: &Called) -> String {
+    let lines: Vec<String> = called.notices.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// Gives a table another one's file, as pg_repack does it.
+fn repack(table: &str) -> String {
+    format!(
+        "BEGIN;
+         LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;
+         CREATE TABLE repacked (LIKE {table} INCLUDING STORAGE);
+         INSERT INTO repacked SELECT * FROM {table};
+         SET LOCAL allow_system_table_mods = on;
+         UPDATE pg_class c SET relfilenode = o.relfilenode, reltoastrelid = o.reltoastrelid
+           FROM pg_class o
+          WHERE (c.oid, o.oid) IN (('{table}'::regclass, 'repacked'::regclass), ('repacked'::regclass, '{table}'::regclass));
+         UPDATE pg_depend d SET refobjid = c.oid
+           FROM pg_class c
+          WHERE c.oid IN ('{table}'::regclass, 'repacked'::regclass) AND d.classid = 'pg_class'::regclass
+            AND d.objid = c.reltoastrelid AND d.deptype = 'i';
+         DROP TABLE repacked;
+         REINDEX TABLE {table};
+         COMMIT"
+    )
+}
+
+#[test]
+fn between_two_ranges() {
+    let cluster = Cluster::start(3);
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    for server in cluster.all() {
+        let mut client = server.client();
+        for statement in [
+            "SET allow_in_place_tablespaces = on",
+            "CREATE TABLESPACE other LOCATION ''",
+        ] {
+            client.batch_execute(statement).expect(statement);
+        }
+    }
+    cluster.form_mesh(1, &format!("{GATE}{}{}", big("a"), big("b")));
+
+    let failed = join_with(&cluster, 2, &[&repack("a")]).expect_err("rows of a are gone");
+    assert_eq!(failed.code(), "55000", "{failed}");
+    for part in [
+        "table \"public\".\"a\" of node \"n1\"",
+        "other row versions",
+        "pg_repack",
+    ] {
+        assert!(failed.message().contains(part), "{failed}");
+    }
+
+    let called = join_with(&cluster, 2, &["VACUUM FULL a", "CLUSTER b USING b_pkey"])
+        .unwrap_or_else(|e| panic!("{e}"));
+    for table in ["\"public\".\"a\"", "\"public\".\"b\""] {
+        let said = format!("table {table} was copied again as a whole");
+        assert!(notices(&called).contains(&said), "{}", notices(&called));
+    }
+    wait_quiet(&cluster.first(2));
+    assert_same_content(&cluster.first(2));
+    assert_eq!(n2.value("SELECT count(*) FROM a"), "750");
+
+    // One table is emptied and filled with others, one gets the same rows elsewhere.
+    n1.sql("DELETE FROM b WHERE id % 3 = 0");
+    join_with(
+        &cluster,
+        3,
+        &[
+            "TRUNCATE a; INSERT INTO a SELECT g, 'new', 'new' FROM generate_series(1, 5000) g",
+            "ALTER TABLE b SET TABLESPACE other",
+        ],
+    )
+    .unwrap_or_else(|e| panic!("{e}"));
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    assert_eq!(n3.value("SELECT count(*) FROM a"), "5000");
+}
+
+/// Tables that are copied in one piece, the one that is first in the way of the others.
+const SMALL: &str = "
+CREATE TABLE first (id integer PRIMARY KEY, pad text, CHECK (pass()));
+INSERT INTO first SELECT g, repeat('x', 500) FROM generate_series(1, 1000) g;
+CREATE SCHEMA elsewhere;
+CREATE TABLE narrow (id integer PRIMARY KEY, v integer);
+CREATE TABLE other (id integer PRIMARY KEY, v integer);
+CREATE TABLE wide (id integer PRIMARY KEY, v text);
+CREATE TABLE parts (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE part PARTITION OF parts FOR VALUES FROM (0) TO (1000);
+INSERT INTO narrow SELECT g, g FROM generate_series(1, 100) g;
+INSERT INTO other SELECT g, -g FROM generate_series(1, 100) g;
+INSERT INTO wide SELECT g, g FROM generate_series(1, 100) g;
+INSERT INTO parts SELECT generate_series(1, 100);
+";
+
+/// Adds `new` with statements on n1 after the snapshot and before all tables but the first are copied.
+fn join_before_copy(
+    cluster: &Cluster,
+    new: usize,
+    statements: &[&str],
+) -> Result<Called, CallFailed> {
+    let (n1, new) = (cluster.n(1), cluster.n(new));
+    thread::scope(|scope| {
+        let gate = Gate::hold(new, 1);
+        let join = scope.spawn(|| add_node(new, new.name(), n1, "n1"));
+        gate.wait(1);
+        statements.iter().for_each(|s| n1.sql(s));
+        gate.open();
+        join.join().expect("the join's own thread")
+    })
+}
+
+#[test]
+fn names_and_files_of_whole_tables() {
+    let cluster = Cluster::start(3);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    cluster.form_mesh(1, &format!("{GATE}{SMALL}"));
+    let swap = "BEGIN; ALTER TABLE narrow RENAME TO x; ALTER TABLE other RENAME TO narrow;
+                ALTER TABLE x RENAME TO other; COMMIT";
+    let repack = [repack("narrow"), repack("wide")];
+    let table = |name: &str| format!("could not copy table \"public\".\"{name}\" of node \"n1\"");
+    for (statement, name, says, back) in [
+        (
+            swap,
+            "narrow",
+            "it was renamed to public.other since the snapshot was taken, and another table has its name",
+            swap,
+        ),
+        (
+            "ALTER TABLE wide RENAME TO wider",
+            "wide",
+            "it was renamed to public.wider since the snapshot was taken",
+            "ALTER TABLE wider RENAME TO wide",
+        ),
+        (
+            "ALTER TABLE wide SET SCHEMA elsewhere",
+            "wide",
+            "it was renamed to elsewhere.wide since",
+            "ALTER TABLE elsewhere.wide SET SCHEMA public",
+        ),
+        (
+            "DROP TABLE other; CREATE TABLE other (id integer PRIMARY KEY, v integer)",
+            "other",
+            "it was dropped since the snapshot was taken, and another table has its name",
+            "INSERT INTO other SELECT g, -g FROM generate_series(1, 100) g",
+        ),
+        (
+            "ALTER TABLE wide ALTER v TYPE integer USING v::integer",
+            "wide",
+            "its definition has changed since the snapshot was taken",
+            "ALTER TABLE wide ALTER v TYPE text",
+        ),
+        (
+            "ALTER TABLE narrow RENAME id TO x; ALTER TABLE narrow RENAME v TO id; ALTER TABLE narrow RENAME x TO v",
+            "narrow",
+            "its definition has changed since the snapshot was taken",
+            "ALTER TABLE narrow RENAME id TO x; ALTER TABLE narrow RENAME v TO id; ALTER TABLE narrow RENAME x TO v",
+        ),
+        (
+            "ALTER TABLE wide ALTER v TYPE text USING v || '!'",
+            "wide",
+            "it has got other row versions",
+            "SELECT 1",
+        ),
+        (
+            "ALTER TABLE narrow SET UNLOGGED; ALTER TABLE narrow SET LOGGED",
+            "narrow",
+            "it has got other row versions",
+            "SELECT 1",
+        ),
+        (
+            &repack[0],
+            "narrow",
+            "it has got other row versions",
+            "SELECT 1",
+        ),
+        (
+            &repack[1],
+            "wide",
+            "it has got other row versions",
+            "SELECT 1",
+        ),
+    ] {
+        let failed = join_before_copy(&cluster, 2, &[statement]).expect_err(statement);
+        assert_eq!(failed.code(), "55000", "{statement}\n{failed}");
+        assert!(
+            failed.message().contains(&table(name)),
+            "{statement}\n{failed}"
+        );
+        assert!(failed.message().contains(says), "{statement}\n{failed}");
+        assert!(
+            failed.hint().contains("Run the same CALL again"),
+            "{failed}"
+        );
+        n1.sql(back);
+    }
+
+    // All rows are there already, and what comes next would come under the wrong names.
+    let (hang, running) = Hang::start(n2, "", "within rows are copied", &Call::of(n2, n1).sql());
+    n1.sql(swap);
+    hang.release();
+    let failed = running.fails();
+    assert_eq!(failed.code(), "55000", "{failed}");
+    let says =
+        "table \"public\".\"narrow\", \"public\".\"other\" of node \"n1\" was renamed or replaced";
+    assert!(failed.message().contains(says), "{failed}");
+    n1.sql(swap);
+
+    // What nothing but the contents tells from a TRUNCATE: no row is older than the exchange.
+    let unseen = format!("{}; UPDATE narrow SET v = v + 1", repack[0]);
+    let failed = join_before_copy(&cluster, 2, &[&unseen]).expect_err("rows are missing");
+    assert_eq!(failed.code(), "55000", "{failed}");
+    let says = "rows of \"public\".\"narrow\" on node \"n1\" have not come to node \"n2\"";
+    assert!(failed.message().contains(says), "{failed}");
+
+    join_before_copy(
+        &cluster,
+        2,
+        &[
+            "VACUUM FULL wide",
+            "TRUNCATE other",
+            "VACUUM FULL narrow",
+            "ALTER TABLE parts DETACH PARTITION part",
+            "TRUNCATE narrow; INSERT INTO narrow SELECT g, g FROM generate_series(1, 50) g",
+        ],
+    )
+    .unwrap_or_else(|e| panic!("{e}"));
+    wait_quiet(&cluster.first(2));
+    for count in [
+        "SELECT count(*) || ' ' || sum(v) FROM narrow",
+        "SELECT count(*) FROM other",
+        "SELECT count(*) || ' ' || min(v) FROM wide",
+        "SELECT count(*) FROM part",
+    ] {
+        assert_eq!(n1.value(count), n2.value(count), "{count}");
+    }
+    assert_eq!(n2.value("SELECT count(*) FROM part"), "100");
+}
