@@ -96,3 +96,9 @@ LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'session_origin_wrapper';
 REVOKE ALL ON FUNCTION zodan.session_origin(integer) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.session_origin(integer) IS
     'Marks what this session commits from here on as of that origin, while progress stays with the origin that the session was set up for; 55000 without one. Spock marks by the id of the node';
+
+CREATE FUNCTION zodan.replay_as_owners() RETURNS boolean
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'replay_as_owners_wrapper';
+REVOKE ALL ON FUNCTION zodan.replay_as_owners() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.replay_as_owners() IS
+    'What this session writes from here on it writes as the owners of the tables, so that constraints, generated columns and indexes run their code; triggers do not fire, save that of spock.enable_last_update_wins';

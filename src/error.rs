@@ -29,6 +29,7 @@ impl SqlState {
     pub const CONFIGURATION_LIMIT_EXCEEDED: Self = Self(*b"53400");
     pub const DISK_FULL: Self = Self(*b"53100");
     pub const OUT_OF_MEMORY: Self = Self(*b"53200");
+    pub const PROGRAM_LIMIT_EXCEEDED: Self = Self(*b"54000");
     pub const FEATURE_NOT_SUPPORTED: Self = Self(*b"0A000");
     pub const QUERY_CANCELED: Self = Self(*b"57014");
     pub const EXTERNAL_ROUTINE_EXCEPTION: Self = Self(*b"38000");

@@ -174,7 +174,9 @@ fn a_truncate_takes_what_it_took_on_the_source() {
 #[test]
 fn two_nodes_died_and_nobody_has_all() {
     let Some(on) = on_spock() else { return };
-    recovery::two_nodes_died(on);
+    for how in recovery::TWICE {
+        recovery::two_nodes_died(on, how);
+    }
 }
 
 #[test]

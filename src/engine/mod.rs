@@ -216,6 +216,8 @@ pub trait Engine {
     fn marker_seen(&self, path: &Path, token: &str) -> Statement;
     /// Removes what markers leave behind on their provider, if they do.
     fn forget_markers(&self, provider: &str) -> Option<Statement>;
+    /// Removes what the one marker leaves behind.
+    fn forget_marker(&self, token: &str) -> Option<Statement>;
 
     /// `name, enabled, working, errors, applied, gave up` of the subscriptions of a node.
     fn subscriptions(&self) -> Statement;

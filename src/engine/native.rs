@@ -392,6 +392,13 @@ impl Engine for Native {
         ))
     }
 
+    fn forget_marker(&self, token: &str) -> Option<Statement> {
+        Some(Statement::new(
+            "DELETE FROM zodan.marker WHERE id = $1",
+            &[token],
+        ))
+    }
+
     fn subscriptions(&self) -> Statement {
         Statement::new(
             "SELECT s.subname, s.subenabled, w.pid IS NOT NULL, coalesce(e.apply_error_count, 0),

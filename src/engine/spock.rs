@@ -386,6 +386,10 @@ impl Engine for Spock {
         None
     }
 
+    fn forget_marker(&self, _token: &str) -> Option<Statement> {
+        None
+    }
+
     fn subscriptions(&self) -> Statement {
         // Spock's own status also says "replicating" of a worker that is registered and does not run,
         // and "down" of one that runs and that Spock has lost: such a subscription does not start

@@ -32,10 +32,12 @@ pub enum Param {
 }
 
 /// A session whose statements are sent ahead. Dropped before [`Pipeline::finish`], what is under way is cancelled.
-pub struct Pipeline<'a> {
+pub struct Pipeline<'a, T> {
     conn: &'a mut Conn,
     /// Those that have not been answered, in their order.
-    sent: VecDeque<Sent>,
+    sent: VecDeque<Sent<T>>,
+    /// What those were about that have changed nothing.
+    idle: Vec<T>,
     /// The bytes of those.
     ahead: usize,
     /// The bytes since the server was asked for answers.
@@ -44,17 +46,19 @@ pub struct Pipeline<'a> {
     heard: Instant,
 }
 
-struct Sent {
+struct Sent<T> {
     sql: Rc<str>,
     bytes: usize,
+    about: Option<T>,
 }
 
-impl<'a> Pipeline<'a> {
+impl<'a, T> Pipeline<'a, T> {
     pub fn begin(conn: &'a mut Conn) -> Result<Self> {
         conn.enter_pipeline()?;
         Ok(Self {
             conn,
             sent: VecDeque::new(),
+            idle: vec![],
             ahead: 0,
             unasked: 0,
             heard: Instant::now(),
@@ -68,12 +72,18 @@ impl<'a> Pipeline<'a> {
         // SAFETY: libpq copies what it is given before it returns.
         let sent =
             unsafe { pq::PQsendPrepare(self.conn.raw(), name.as_ptr(), text.as_ptr(), 0, null()) };
-        self.sent(sent, sql, sql.len())
+        self.sent(sent, sql, sql.len(), None)
     }
 
     /// Executes what was prepared from `sql`. Waits as long as too much is unanswered; an error may be that of
-    /// any statement before.
-    pub fn execute(&mut self, name: &CStr, sql: &Rc<str>, params: &[Param]) -> Result<()> {
+    /// any statement before. What it is about is told by [`Self::take_idle`] if it changes nothing.
+    pub fn execute(
+        &mut self,
+        name: &CStr,
+        sql: &Rc<str>,
+        params: &[Param],
+        about: Option<T>,
+    ) -> Result<()> {
         let times: Vec<[u8; 8]> = params
             .iter()
             .filter_map(|param| match param {
@@ -113,21 +123,33 @@ impl<'a> Pipeline<'a> {
                 0,
             )
         };
-        self.sent(sent, sql, bytes)
+        self.sent(sent, sql, bytes, about)
     }
 
-    /// Waits until everything has been done.
-    pub fn finish(mut self) -> Result<()> {
+    /// What the statements were about that have changed nothing since the last call.
+    pub fn take_idle(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.idle)
+    }
+
+    /// Waits until everything has been done; the rest of [`Self::take_idle`].
+    pub fn finish(mut self) -> Result<Vec<T>> {
         // SAFETY: an open connection in pipeline mode.
         let sent = unsafe { pq::PQpipelineSync(self.conn.raw()) };
-        self.sent(sent, &Rc::from("the end of a pipeline"), 0)?;
+        self.sent(sent, &Rc::from("the end of a pipeline"), 0, None)?;
         while let Some(interest) = self.read()? {
             self.wait(interest)?;
         }
-        self.conn.leave_pipeline()
+        self.conn.leave_pipeline()?;
+        Ok(self.take_idle())
     }
 
-    fn sent(&mut self, sent: c_int, sql: &Rc<str>, bytes: usize) -> Result<()> {
+    fn sent(
+        &mut self,
+        sent: c_int,
+        sql: &Rc<str>,
+        bytes: usize,
+        about: Option<T>,
+    ) -> Result<()> {
         if sent == 0 {
             return Err(self.conn.lost());
         }
@@ -135,6 +157,7 @@ impl<'a> Pipeline<'a> {
         self.sent.push_back(Sent {
             sql: sql.clone(),
             bytes,
+            about,
         });
         self.ahead += bytes;
         self.unasked += bytes;
@@ -160,7 +183,7 @@ impl<'a> Pipeline<'a> {
             if let Some(interest) = self.conn.flush()? {
                 return Ok(Some(interest));
             }
-            let Some(first) = self.sent.front() else {
+            let Some(first) = self.sent.front_mut() else {
                 return Ok(None);
             };
             use pq::ExecStatusType as Status;
@@ -169,9 +192,13 @@ impl<'a> Pipeline<'a> {
                 None => true,
                 Some(result) => match result.status() {
                     Status::PGRES_PIPELINE_SYNC => true,
-                    Status::PGRES_COMMAND_OK
-                    | Status::PGRES_TUPLES_OK
-                    | Status::PGRES_EMPTY_QUERY => false,
+                    Status::PGRES_COMMAND_OK => {
+                        if result.affected() == 0 {
+                            self.idle.extend(first.about.take());
+                        }
+                        false
+                    }
+                    Status::PGRES_TUPLES_OK | Status::PGRES_EMPTY_QUERY => false,
                     _ => return Err(self.conn.remote_error(&result, &first.sql)),
                 },
             };
@@ -196,7 +223,7 @@ impl<'a> Pipeline<'a> {
     }
 }
 
-impl Drop for Pipeline<'_> {
+impl<T> Drop for Pipeline<'_, T> {
     fn drop(&mut self) {
         self.conn.settle();
     }

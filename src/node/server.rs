@@ -599,8 +599,7 @@ pub fn advance_slot(slot: &str, lsn: Lsn) -> Statement {
     )
 }
 
-/// What is committed from here on in this session is of `origin`, and moves its progress. Triggers do not
-/// fire, as for any change that comes from another node. Rows are looked up by their keys, however small
+/// What is committed from here on in this session is of `origin`, and moves its progress. Rows are looked up by their keys, however small
 /// the tables were when that was planned.
 pub fn begin_replay(origin: &str) -> Statement {
     Statement::new(
@@ -611,6 +610,11 @@ pub fn begin_replay(origin: &str) -> Statement {
         ),
         &[],
     )
+}
+
+/// What is written from here on is written as the owners of the tables. The extension has to be there.
+pub fn replay_as_owners() -> Statement {
+    Statement::new("SELECT zodan.replay_as_owners()", &[])
 }
 
 /// The end of it; what was replayed is on disk then.
@@ -631,8 +635,13 @@ pub fn advance_origin_to(origin: &str, lsn: Lsn) -> Statement {
     )
 }
 
-/// What the name of the note is made of, by which an unfinished recovery is known: the position and the node.
-const UNFINISHED: &str = "'^zodan_recovering_([0-9A-F]+/[0-9A-F]+)_(.*)$'";
+/// What the name of the note is made of, by which an unfinished recovery is known: the position and the node. All
+/// databases of a server share their origins, so it is for one of them.
+const UNFINISHED: &str = "(SELECT roname, m[1] AS lsn, m[2] AS failed
+     FROM pg_replication_origin,
+          regexp_match(roname, format('^zodan_recovering_%s_([0-9A-F]+/[0-9A-F]+)_(.*)$',
+                                      (SELECT oid FROM pg_database WHERE datname = current_database()))) m
+    WHERE m IS NOT NULL) note";
 
 /// Notes on the node that from `lsn` on it is being given what it lacks of `failed`, and may not have all that
 /// belongs to it. A replication origin that nobody uses, since there is a place for one on every node. An
@@ -640,9 +649,10 @@ const UNFINISHED: &str = "'^zodan_recovering_([0-9A-F]+/[0-9A-F]+)_(.*)$'";
 pub fn note_recovery(failed: &str, lsn: Lsn) -> Statement {
     Statement::new(
         format!(
-            "SELECT pg_replication_origin_create(concat_ws('_', 'zodan_recovering', $2::pg_lsn, $1::text))
-              WHERE NOT EXISTS (SELECT FROM pg_replication_origin
-                                 WHERE (regexp_match(roname, {UNFINISHED}))[2] = $1)"
+            "SELECT pg_replication_origin_create(concat_ws('_', 'zodan_recovering', d.oid, $2::pg_lsn, $1::text))
+               FROM pg_database d
+              WHERE d.datname = current_database()
+                AND NOT EXISTS (SELECT FROM {UNFINISHED} WHERE failed = $1)"
         ),
         &[failed, &lsn.to_string()],
     )
@@ -650,23 +660,52 @@ pub fn note_recovery(failed: &str, lsn: Lsn) -> Statement {
 
 /// `failed, lsn` of the recoveries of the node that are not finished.
 pub fn unfinished_recoveries() -> Statement {
+    Statement::new(format!("SELECT failed, lsn FROM {UNFINISHED}"), &[])
+}
+
+/// Whether the node knows when, and under which origin, its rows were written.
+pub fn has_commit_timestamps(node: &mut Node) -> Result<bool> {
+    let rows = node.query("SELECT current_setting('track_commit_timestamp') = 'on'", &[])?;
+    Ok(rows.one()?.bool(0))
+}
+
+/// `first, next` of the transaction ids whose commit timestamps the node may know.
+pub fn commit_timestamp_range() -> Statement {
     Statement::new(
-        format!(
-            "SELECT m[2], m[1] FROM pg_replication_origin, regexp_match(roname, {UNFINISHED}) m
-              WHERE m IS NOT NULL"
-        ),
+        "SELECT greatest(3, CASE oldest WHEN 0 THEN 3 ELSE next - (next - oldest) % 4294967296 END), next
+           FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next,
+                        oldest_commit_ts_xid::text::bigint AS oldest
+                   FROM pg_control_checkpoint()) c",
         &[],
     )
 }
 
-/// Takes the note about `failed` away; all notes where that is `None`.
+/// `last, first after, last of all` of the commit timestamps of the transactions with ids in `window` that bear
+/// `origin`, the last one whatever they bear; in microseconds since 2000.
+pub fn commits(origin: u32, window: (i64, i64), after: i64) -> Statement {
+    Statement::new(
+        "SELECT max(at) FILTER (WHERE roident = $3::oid),
+                min(at) FILTER (WHERE roident = $3::oid AND at > $4::bigint), max(at)
+           FROM (SELECT w.roident,
+                        (extract(epoch FROM w.timestamp - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint AS at
+                   FROM (SELECT x::text::xid8::xid AS xid FROM generate_series($1::bigint, $2::bigint) x
+                          WHERE x % 4294967296 >= 3) x,
+                        pg_xact_commit_timestamp_origin(x.xid) w) c",
+        &[
+            &window.0.to_string(),
+            &window.1.to_string(),
+            &origin.to_string(),
+            &after.to_string(),
+        ],
+    )
+}
+
+/// Takes the note about `failed` away; all notes of the database where that is `None`.
 pub fn forget_unfinished(failed: Option<&str>) -> Statement {
     let all = failed.is_none().to_string();
     Statement::new(
         format!(
-            "SELECT pg_replication_origin_drop(roname)
-               FROM pg_replication_origin, regexp_match(roname, {UNFINISHED}) m
-              WHERE m[2] = $1 OR m IS NOT NULL AND $2::boolean"
+            "SELECT pg_replication_origin_drop(roname) FROM {UNFINISHED} WHERE failed = $1 OR $2::boolean"
         ),
         &[failed.unwrap_or_default(), &all],
     )

@@ -1,14 +1,28 @@
 //! What two nodes have in a table, compared by digests of buckets of keys, and row by row where those differ.
+//!
+//! What is held in memory has a bound: buckets are split until few rows share one with a row that differs, and
+//! those that differ are looked at in parts.
 
 use super::pgoutput::{Column, Relation, Tuple, Value};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::libpq::Rows;
 use crate::node::{Node, Statement, ask};
 use crate::quote::{ident, qualified};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Buckets of a table: what differs is fetched by the bucket.
-const BUCKETS: u32 = 1024;
+/// Buckets of a table at the first look, and at most that are asked for at once.
+const FEWEST_BUCKETS: u64 = 1 << 10;
+const MOST_BUCKETS: u64 = 1 << 16;
+/// Rows that a bucket is to have when its rows are fetched.
+const ROWS_PER_BUCKET: u64 = 32;
+/// What of one node's rows is held in memory at the same time.
+const PART_ROWS: u64 = 50_000;
+const PART_BYTES: u64 = 16 << 20;
+/// A bucket is not fetched in parts. One beyond that is a row of that size, or as many that are alike.
+const LIMIT_ROWS: u64 = 1_000_000;
+const LIMIT_BYTES: u64 = 256 << 20;
+/// Longer keys are told by their beginning.
+const KEY_LENGTH: usize = 1000;
 
 /// A row as its node has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,8 +31,8 @@ pub struct Version {
     pub digest: String,
     /// When it was written, in microseconds since 2000, if the node knows.
     pub written: Option<i64>,
-    /// The name of the origin that wrote it; empty for the node itself.
-    pub origin: String,
+    /// The number of the origin that it bears on its node, if the node knows; 0 for the node itself.
+    pub origin: Option<u32>,
     /// The values in the order of the relation's columns.
     pub values: Tuple,
 }
@@ -29,6 +43,13 @@ pub struct Difference {
     pub key: String,
     pub here: Option<Version>,
     pub there: Option<Version>,
+}
+
+/// Buckets that differ, few enough to be looked at together.
+pub struct Part {
+    /// How many buckets the table was divided into.
+    buckets: u64,
+    ids: String,
 }
 
 /// The ordinary tables of the node but those in `left_out`.
@@ -74,42 +95,189 @@ pub fn relations(node: &mut Node, left_out: &[&str]) -> Result<Vec<Relation>> {
     Ok(found)
 }
 
-/// Where the two nodes differ in `relation`, by key. Without a key the whole row is one.
+/// What is known of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bucket {
+    id: u64,
+    rows: u64,
+    bytes: u64,
+}
+
+/// Where the two nodes differ in `relation`, in parts for [`differences`].
+pub fn parts(relation: &Relation, here: &mut Node, there: &mut Node) -> Result<Vec<Part>> {
+    let mut buckets = FEWEST_BUCKETS;
+    for rows in both(here, there, &estimate(relation))? {
+        let expected: u64 = rows.first().map_or(Ok(0), |row| row.parse(0))?;
+        let wanted = (expected / (16 * ROWS_PER_BUCKET)).next_power_of_two();
+        buckets = buckets.max(wanted.min(MOST_BUCKETS));
+    }
+    let mut differing = differing(relation, buckets, None, here, there)?;
+    loop {
+        let (rows, bytes) = sum(&differing);
+        let count = (differing.len() as u64).max(1);
+        let fits = rows <= PART_ROWS && bytes <= PART_BYTES;
+        let split = (rows / count / ROWS_PER_BUCKET)
+            .min(MOST_BUCKETS / count)
+            .checked_ilog2()
+            .map_or(1, |exponent| 1 << exponent);
+        if fits || split <= 1 {
+            break;
+        }
+        let coarse = Part {
+            buckets,
+            ids: ids(&differing),
+        };
+        buckets *= split;
+        differing = self::differing(relation, buckets, Some(&coarse), here, there)?;
+        // Rows that are alike stay together.
+        if sum(&differing).0 > rows / 2 {
+            break;
+        }
+    }
+    let table = qualified(&relation.schema, &relation.name);
+    if let Some(large) = differing
+        .iter()
+        .find(|b| b.rows > LIMIT_ROWS || b.bytes > LIMIT_BYTES)
+    {
+        return Err(Error::Refused {
+            state: SqlState::PROGRAM_LIMIT_EXCEEDED,
+            message: format!(
+                "table {table} cannot be compared between node \"{}\" and node \"{}\"",
+                here.name, there.name
+            ),
+            detail: Some(format!(
+                "{} of its rows, {} MB, have to be looked at together: they are alike, or too large.",
+                large.rows,
+                large.bytes >> 20
+            )),
+            hint: "Give the table a primary key, or remove one of the two nodes and let it join anew."
+                .into(),
+        });
+    }
+    Ok(divided(differing)
+        .into_iter()
+        .map(|part| Part {
+            buckets,
+            ids: ids(&part),
+        })
+        .collect())
+}
+
+/// As many together as can be held.
+fn divided(differing: Vec<Bucket>) -> Vec<Vec<Bucket>> {
+    let mut parts: Vec<Vec<Bucket>> = vec![];
+    let (mut rows, mut bytes) = (0, 0);
+    for bucket in differing {
+        rows += bucket.rows;
+        bytes += bucket.bytes;
+        match parts.last_mut() {
+            Some(part) if rows <= PART_ROWS && bytes <= PART_BYTES => part.push(bucket),
+            _ => {
+                (rows, bytes) = (bucket.rows, bucket.bytes);
+                parts.push(vec![bucket]);
+            }
+        }
+    }
+    parts
+}
+
+fn sum(buckets: &[Bucket]) -> (u64, u64) {
+    let of = |what: fn(&Bucket) -> u64| buckets.iter().map(what).sum();
+    (of(|b| b.rows), of(|b| b.bytes))
+}
+
+fn ids(buckets: &[Bucket]) -> String {
+    let ids: Vec<String> = buckets.iter().map(|b| b.id.to_string()).collect();
+    ids.join(",")
+}
+
+/// The buckets of `within`, or of the whole table, that are not the same on both, with the larger of the two sizes.
+fn differing(
+    relation: &Relation,
+    buckets: u64,
+    within: Option<&Part>,
+    here: &mut Node,
+    there: &mut Node,
+) -> Result<Vec<Bucket>> {
+    let digests = both(here, there, &digest(relation, buckets, within))?;
+    let of = |rows: &Rows| -> Result<BTreeMap<u64, (Bucket, String)>> {
+        rows.iter()
+            .map(|row| {
+                let bucket = Bucket {
+                    id: row.parse(0)?,
+                    rows: row.parse(1)?,
+                    bytes: row.parse(3)?,
+                };
+                Ok((bucket.id, (bucket, row.text(2).to_owned())))
+            })
+            .collect()
+    };
+    let (ours, mut theirs) = (of(&digests[0])?, of(&digests[1])?);
+    drop(digests);
+    let mut found = vec![];
+    for (id, (bucket, digest)) in ours {
+        match theirs.remove(&id) {
+            Some((other, same)) if other == bucket && same == digest => {}
+            other => found.push(Bucket {
+                rows: bucket.rows.max(other.as_ref().map_or(0, |(o, _)| o.rows)),
+                bytes: bucket.bytes.max(other.as_ref().map_or(0, |(o, _)| o.bytes)),
+                ..bucket
+            }),
+        }
+    }
+    found.extend(theirs.into_values().map(|(bucket, _)| bucket));
+    found.sort_by_key(|b| b.id);
+    Ok(found)
+}
+
+/// What differs in one part, by key. Without a key the whole row is one.
 pub fn differences(
     relation: &Relation,
+    part: &Part,
     here: &mut Node,
     there: &mut Node,
 ) -> Result<Vec<Difference>> {
-    let digests = both(here, there, &digest(relation))?;
-    let of = |rows: &Rows| -> BTreeMap<String, String> {
-        let bucket = |row: &crate::libpq::Row| {
-            let sums = format!("{} {}", row.text(1), row.text(2));
-            (row.text(0).to_owned(), sums)
-        };
-        rows.iter().map(bucket).collect()
-    };
-    let (a, b) = (of(&digests[0]), of(&digests[1]));
-    let buckets: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-    let differing: Vec<&str> = buckets
-        .into_iter()
-        .filter(|bucket| a.get(*bucket) != b.get(*bucket))
-        .map(String::as_str)
-        .collect();
-    if differing.is_empty() {
-        return Ok(vec![]);
-    }
-    let rows = both(here, there, &versions(relation, &differing.join(",")))?;
+    let rows = both(here, there, &versions(relation, part))?;
     let (mut ours, mut theirs) = (keyed(relation, &rows[0])?, keyed(relation, &rows[1])?);
+    drop(rows);
     let keys: BTreeSet<String> = ours.keys().chain(theirs.keys()).cloned().collect();
     let mut found = vec![];
     for key in keys {
-        let (here, there) = (ours.remove(&key), theirs.remove(&key));
-        let digest = |v: &Option<Version>| v.as_ref().map(|v| v.digest.clone());
-        if digest(&here) != digest(&there) {
-            found.push(Difference { key, here, there });
-        }
+        let (here, there) = (
+            ours.remove(&key).unwrap_or_default(),
+            theirs.remove(&key).unwrap_or_default(),
+        );
+        found.extend(unequal(&key, here, there));
     }
     Ok(found)
+}
+
+/// What is left of the rows of one key when those that are the same on both are paired off. Only rows without a key
+/// can be several: first those that were written at the same time, since they are the same row.
+fn unequal(key: &str, mut here: Vec<Version>, mut there: Vec<Version>) -> Vec<Difference> {
+    let before = here.len().min(there.len());
+    for same_time in [true, false] {
+        here.retain(|ours| {
+            let same = there.iter().position(|theirs| {
+                ours.digest == theirs.digest && (!same_time || ours.written == theirs.written)
+            });
+            same.map(|at| there.remove(at)).is_none()
+        });
+    }
+    let paired = before - here.len().min(there.len());
+    let (mut here, mut there) = (here.into_iter(), there.into_iter());
+    let mut found = vec![];
+    loop {
+        let (here, there) = (here.next(), there.next());
+        if here.is_none() && there.is_none() {
+            return found;
+        }
+        let key = match paired + found.len() {
+            0 => key.to_owned(),
+            n => format!("{key} (no. {})", n + 1),
+        };
+        found.push(Difference { key, here, there });
+    }
 }
 
 fn both(here: &mut Node, there: &mut Node, statement: &Statement) -> Result<Vec<Rows>> {
@@ -131,8 +299,12 @@ fn key(relation: &Relation) -> String {
     format!("ROW({})::text", columns.join(", "))
 }
 
-fn bucket(relation: &Relation) -> String {
-    format!("(hashtextextended({}, 0) & {})", key(relation), BUCKETS - 1)
+fn bucket(relation: &Relation, buckets: u64) -> String {
+    format!(
+        "(hashtextextended({}, 0) & {})",
+        key(relation),
+        buckets - 1
+    )
 }
 
 fn row(relation: &Relation) -> String {
@@ -144,36 +316,41 @@ fn row(relation: &Relation) -> String {
     format!("ROW({})::text", columns.join(", "))
 }
 
-/// When the newest row of the table was written that bears that origin, in microseconds since 2000.
-pub fn newest_of(relation: &Relation, origin: &str) -> Statement {
+/// Rows that the table is believed to have.
+fn estimate(relation: &Relation) -> Statement {
     Statement::new(
-        format!(
-            "SELECT max((extract(epoch FROM w.timestamp - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint)
-               FROM ONLY {} t,
-                    pg_xact_commit_timestamp_origin(
-                        CASE current_setting('track_commit_timestamp') WHEN 'on' THEN t.xmin END) w
-              WHERE w.roident = coalesce((SELECT roident FROM pg_replication_origin WHERE roname = $1),
-                                         (CASE WHEN $1 ~ '^[0-9]+$' THEN $1 END)::oid)",
-            qualified(&relation.schema, &relation.name)
-        ),
-        &[origin],
+        "SELECT greatest(c.reltuples, pg_relation_size(c.oid) / 250, 0)::bigint
+           FROM pg_class c WHERE c.oid = to_regclass($1)",
+        &[&qualified(&relation.schema, &relation.name)],
     )
 }
 
-fn digest(relation: &Relation) -> Statement {
+/// `bucket, rows, digest, bytes`.
+fn digest(relation: &Relation, buckets: u64, within: Option<&Part>) -> Statement {
+    let (condition, ids) = match within {
+        Some(part) => (
+            format!(
+                "WHERE {} = ANY (string_to_array($1, ',')::bigint[])",
+                bucket(relation, part.buckets)
+            ),
+            vec![part.ids.as_str()],
+        ),
+        None => (String::new(), vec![]),
+    };
+    // Behind the OFFSET the text of a row is made once.
     Statement::new(
         format!(
-            "SELECT {}, count(*), sum(hashtextextended({}, 1)::numeric)
-               FROM ONLY {} t GROUP BY 1",
-            bucket(relation),
+            "SELECT bucket, count(*), sum(hashtextextended(r, 1)::numeric), sum(octet_length(r))
+               FROM (SELECT {} AS bucket, {} AS r FROM ONLY {} t {condition} OFFSET 0) t GROUP BY 1",
+            bucket(relation, buckets),
             row(relation),
             qualified(&relation.schema, &relation.name)
         ),
-        &[],
+        &ids,
     )
 }
 
-fn versions(relation: &Relation, buckets: &str) -> Statement {
+fn versions(relation: &Relation, part: &Part) -> Statement {
     let values: Vec<String> = relation
         .columns
         .iter()
@@ -183,25 +360,32 @@ fn versions(relation: &Relation, buckets: &str) -> Statement {
         format!(
             "SELECT {}, hashtextextended({}, 1),
                     (extract(epoch FROM w.timestamp - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint,
-                    CASE w.roident WHEN 0 THEN '' ELSE coalesce(o.roname, w.roident::text) END, {}
+                    w.roident, {}
                FROM ONLY {} t
                LEFT JOIN LATERAL pg_xact_commit_timestamp_origin(
                     CASE current_setting('track_commit_timestamp') WHEN 'on' THEN t.xmin END) w ON true
-               LEFT JOIN pg_replication_origin o ON o.roident = w.roident
               WHERE {} = ANY (string_to_array($1, ',')::bigint[])",
-            key(relation),
+            short(&key(relation)),
             row(relation),
             values.join(", "),
             qualified(&relation.schema, &relation.name),
-            bucket(relation)
+            bucket(relation, part.buckets)
         ),
-        &[buckets],
+        &[&part.ids],
     )
 }
 
-fn keyed(relation: &Relation, rows: &Rows) -> Result<BTreeMap<String, Version>> {
-    let mut found = BTreeMap::new();
-    let mut alike: BTreeMap<&str, u32> = BTreeMap::new();
+/// `text` where it is not too long, else its beginning and a digest.
+fn short(text: &str) -> String {
+    format!(
+        "CASE WHEN octet_length({text}) <= {KEY_LENGTH} THEN {text}
+              ELSE concat(left({text}, {}), '... ', md5({text})) END",
+        KEY_LENGTH / 5
+    )
+}
+
+fn keyed(relation: &Relation, rows: &Rows) -> Result<BTreeMap<String, Vec<Version>>> {
+    let mut found: BTreeMap<String, Vec<Version>> = BTreeMap::new();
     for row in rows {
         let values = (4..4 + relation.columns.len())
             .map(|i| {
@@ -212,19 +396,59 @@ fn keyed(relation: &Relation, rows: &Rows) -> Result<BTreeMap<String, Version>> 
         let version = Version {
             digest: row.text(1).to_owned(),
             written: row.parse_opt(2)?,
-            origin: row.text(3).to_owned(),
+            origin: row.parse_opt(3)?,
             values,
         };
-        // Rows that are alike are told apart by their number.
-        let number = alike.entry(row.text(0)).or_insert(0);
-        *number += 1;
-        let key = match number {
-            1 => row.text(0).to_owned(),
-            n => format!("{} (no. {n})", row.text(0)),
-        };
-        if found.insert(key, version).is_some() {
+        let alike = found.entry(row.text(0).to_owned()).or_default();
+        if !alike.is_empty() && !relation.full {
             return Err(Error::internal("a row was read twice"));
         }
+        alike.push(version);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(written: i64) -> Version {
+        Version {
+            digest: "1".into(),
+            written: Some(written),
+            origin: Some(0),
+            values: vec![],
+        }
+    }
+
+    #[test]
+    fn of_rows_that_are_alike_the_one_that_the_other_node_has_not() {
+        let left = unequal("(a)", vec![version(1), version(2)], vec![version(2)]);
+        let expected = Difference {
+            key: "(a) (no. 2)".into(),
+            here: Some(version(1)),
+            there: None,
+        };
+        assert_eq!(left, [expected]);
+        assert!(unequal("(a)", vec![version(1)], vec![version(2)]).is_empty());
+        let left = unequal("(a)", vec![], vec![version(2)]);
+        assert_eq!(
+            (left[0].key.as_str(), left[0].there.clone()),
+            ("(a)", Some(version(2)))
+        );
+    }
+
+    #[test]
+    fn parts_are_no_larger_than_can_be_held() {
+        let bucket = |id, rows, bytes| Bucket { id, rows, bytes };
+        let parts = divided(vec![
+            bucket(1, PART_ROWS - 1, 1),
+            bucket(2, 1, 1),
+            bucket(3, 1, 1),
+            bucket(4, 1, PART_BYTES + 1),
+            bucket(5, 1, 1),
+        ]);
+        let ids: Vec<String> = parts.iter().map(|part| super::ids(part)).collect();
+        assert_eq!(ids, ["1,2", "3", "4", "5"]);
+    }
 }

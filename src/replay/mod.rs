@@ -1,6 +1,7 @@
 //! Transactions of one node, read from what another node has kept of them, as statements for a third.
 
 mod applier;
+pub mod as_owner;
 pub mod content;
 pub mod pgoutput;
 #[cfg(test)]
@@ -12,4 +13,4 @@ mod statements;
 
 pub use applier::Applier;
 pub use source::{Decoding, Protocol, Transactions};
-pub use statements::{Catalog, Rendering};
+pub use statements::{About, Catalog, Rendering};

@@ -7,9 +7,9 @@ use super::pgoutput::{Column, Message, Relation, Tuple, Value};
 use crate::error::{Error, Result};
 use crate::libpq::Param;
 use crate::lsn::Lsn;
-use crate::node::Node;
+use crate::node::{Node, Statement, server};
 use crate::quote::{ident, qualified};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -21,6 +21,23 @@ pub struct Catalog {
     pub always: BTreeMap<String, Vec<String>>,
     /// Whether the node knows when rows were written.
     pub timestamps: bool,
+    /// How values of columns are compared, by qualified table and column.
+    pub equality: BTreeMap<String, BTreeMap<String, Equality>>,
+    /// Tables that have no rows of their own, but those of their partitions.
+    pub partitioned: BTreeSet<String>,
+    /// Tables with triggers for TRUNCATE that would fire.
+    pub truncate_fires: BTreeSet<String>,
+}
+
+/// How values of a column are compared, whatever the search_path is.
+#[derive(Clone, Debug)]
+pub struct Equality {
+    /// The type of the column, below its domains.
+    pub of: String,
+    /// The operator of its class in the index that is the identity, if it is part of that.
+    pub operator: Option<String>,
+    /// Whether the type has an operator for it at all.
+    pub comparable: bool,
 }
 
 impl Catalog {
@@ -38,17 +55,91 @@ impl Catalog {
             let columns = catalog.always.entry(table).or_default();
             columns.push(row.text(2).to_owned());
         }
-        let rows = node.query("SELECT current_setting('track_commit_timestamp')", &[])?;
-        catalog.timestamps = rows.one()?.text(0) == "on";
+        catalog.timestamps = server::has_commit_timestamps(node)?;
+        for row in &node.query(COLUMNS, &[])? {
+            let table = qualified(row.text(0), row.text(1));
+            let equality = Equality {
+                of: qualified(row.text(3), row.text(4)),
+                operator: row
+                    .get(5)
+                    .map(|schema| format!("OPERATOR({}.{})", ident(schema), row.text(6))),
+                comparable: row.bool(7),
+            };
+            let columns = catalog.equality.entry(table).or_default();
+            columns.insert(row.text(2).to_owned(), equality);
+        }
+        let rows = node.query(
+            "SELECT n.nspname, c.relname, c.relkind = 'p'
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind = 'p' OR c.relkind = 'r' AND EXISTS (
+                        SELECT FROM pg_trigger t
+                         WHERE t.tgrelid = c.oid AND t.tgtype & 32 <> 0 AND t.tgenabled IN ('A', 'R'))",
+            &[],
+        )?;
+        for row in &rows {
+            let of = match row.bool(2) {
+                true => &mut catalog.partitioned,
+                false => &mut catalog.truncate_fires,
+            };
+            of.insert(qualified(row.text(0), row.text(1)));
+        }
         Ok(catalog)
     }
 }
+
+/// `schema, table, column, schema and name of its type, schema and name of its operator, comparable`.
+const COLUMNS: &str = "
+WITH RECURSIVE base(oid, typ) AS (
+    SELECT oid, oid FROM pg_type WHERE typtype <> 'd'
+     UNION ALL
+    SELECT t.oid, b.typ FROM pg_type t JOIN base b ON b.oid = t.typbasetype WHERE t.typtype = 'd'
+)
+SELECT n.nspname, c.relname, a.attname, tn.nspname, t.typname, k.nspname, k.oprname,
+       e.typtype NOT IN ('b', 'c') OR e.typtype = 'b' AND EXISTS (
+           SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
+            WHERE o.opcdefault AND m.amname IN ('btree', 'hash')
+              AND (o.opcintype = e.oid
+                   OR EXISTS (SELECT FROM pg_cast s
+                               WHERE s.castsource = e.oid AND s.casttarget = o.opcintype
+                                 AND s.castmethod = 'b' AND s.castcontext = 'i')))
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  JOIN base b ON b.oid = a.atttypid
+  JOIN pg_type t ON t.oid = b.typ
+  JOIN pg_namespace tn ON tn.oid = t.typnamespace
+  LEFT JOIN base eb ON t.typcategory = 'A' AND eb.oid = t.typelem
+  JOIN pg_type e ON e.oid = coalesce(eb.typ, t.oid)
+  LEFT JOIN LATERAL (
+       SELECT pn.nspname, p.oprname
+         FROM pg_index i
+         CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS u(attnum, opclass)
+         JOIN pg_opclass o ON o.oid = u.opclass
+         JOIN pg_am m ON m.oid = o.opcmethod
+         JOIN pg_amop x ON x.amopfamily = o.opcfamily AND x.amoppurpose = 's'
+                       AND x.amoplefttype = o.opcintype AND x.amoprighttype = o.opcintype
+                       AND x.amopstrategy = CASE m.amname WHEN 'btree' THEN 3 WHEN 'hash' THEN 1 END
+         JOIN pg_operator p ON p.oid = x.amopopr
+         JOIN pg_namespace pn ON pn.oid = p.oprnamespace
+        WHERE i.indrelid = c.oid AND i.indisvalid AND u.attnum = a.attnum
+          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
+        LIMIT 1) k ON true
+ WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')";
 
 /// A statement with its values apart, so that it is the same for all changes of the same columns of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     pub sql: String,
     pub params: Vec<Param>,
+    /// The row, where it is to be known if it was newer.
+    pub about: Option<About>,
+}
+
+/// A row that a change of the failed node is about, by its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    relation: u32,
+    key: Tuple,
+    time: i64,
 }
 
 /// Renders changes, one transaction after the other.
@@ -60,6 +151,10 @@ pub struct Rendering {
     /// Of the transaction under way: where its commit ends on the node that it is of, and when that was.
     place: Lsn,
     time: i64,
+    /// What changes of it are about is to be known.
+    watched: bool,
+    /// Rows of unknown age stay as they are.
+    careful: bool,
     rendered: Vec<Change>,
 }
 
@@ -71,7 +166,17 @@ impl Rendering {
             left_out: left_out.to_vec(),
             place: Lsn(0),
             time: 0,
+            watched: false,
+            careful: false,
             rendered: vec![],
+        }
+    }
+
+    /// Where it is not known which is newer, the row that is there stays.
+    pub fn careful(self) -> Self {
+        Self {
+            careful: true,
+            ..self
         }
     }
 
@@ -85,7 +190,14 @@ impl Rendering {
     pub fn begin(&mut self, end: Lsn, timestamp: i64) {
         self.place = end;
         self.time = timestamp;
+        self.watched = false;
         self.rendered.push(Change::bare("BEGIN"));
+    }
+
+    /// As [`Self::begin`], and it is to be known which rows it left as they were.
+    pub fn begin_watched(&mut self, end: Lsn, timestamp: i64) {
+        self.begin(end, timestamp);
+        self.watched = self.catalog.timestamps;
     }
 
     /// Adds a change of the transaction under way.
@@ -140,6 +252,45 @@ impl Rendering {
         Ok(())
     }
 
+    /// Asks for a digest of the row, on the target if it is newer than the change about it. Nothing without a key.
+    pub fn look(&self, about: &About, newer: bool) -> Option<(String, Statement)> {
+        let relation = self.relations.get(&about.relation)?;
+        let mut change = Change::default();
+        let found = self.row(relation, &about.key, &mut change).ok()?;
+        let values: Vec<String> = change
+            .params
+            .iter()
+            .map(|param| match param {
+                Param::Text(text) => Some(text.to_string_lossy().into_owned()),
+                Param::Null | Param::Time(_) => None,
+            })
+            .collect::<Option<_>>()?;
+        let mut values: Vec<&str> = values.iter().map(String::as_str).collect();
+        let time = about.time.to_string();
+        let condition = match newer {
+            true => {
+                values.push(&time);
+                format!(
+                    " AND pg_xact_commit_timestamp(z.xmin) > timestamptz '2000-01-01 00:00:00+00' + ${}::bigint * interval '1 microsecond'",
+                    values.len()
+                )
+            }
+            false => String::new(),
+        };
+        let columns = |of: &dyn Fn(&Column) -> bool| -> String {
+            let columns = relation.columns.iter().filter(|c| of(c));
+            let columns: Vec<String> = columns.map(|c| format!("z.{}", ident(&c.name))).collect();
+            format!("ROW({})::text", columns.join(", "))
+        };
+        let sql = format!(
+            "SELECT md5({}), {} FROM {} AS z WHERE {found}{condition}",
+            columns(&|_| true),
+            columns(&|c| c.key),
+            self.only(relation)
+        );
+        Some((name(relation), Statement::new(sql, &values)))
+    }
+
     /// What has been rendered since the last call.
     pub fn take(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.rendered)
@@ -186,13 +337,16 @@ impl Rendering {
                 .collect();
             let _ = match sets.is_empty() {
                 true => write!(sql, " ON CONFLICT ({}) DO NOTHING", keys.join(", ")),
-                false => write!(
-                    sql,
-                    " ON CONFLICT ({}) DO UPDATE SET {} WHERE {}",
-                    keys.join(", "),
-                    sets.join(", "),
-                    self.not_newer(&mut change)
-                ),
+                false => {
+                    change.about = self.about(relation, new);
+                    write!(
+                        sql,
+                        " ON CONFLICT ({}) DO UPDATE SET {} WHERE {}",
+                        keys.join(", "),
+                        sets.join(", "),
+                        self.not_newer(&mut change)
+                    )
+                }
             };
         }
         self.add(change, sql);
@@ -218,11 +372,12 @@ impl Rendering {
         }
         let sql = format!(
             "UPDATE {} AS z SET {} WHERE {} AND {}",
-            name(relation),
+            self.only(relation),
             sets.join(", "),
-            row(relation, old.unwrap_or(new), &mut change)?,
+            self.row(relation, old.unwrap_or(new), &mut change)?,
             self.not_newer(&mut change)
         );
+        change.about = self.about(relation, old.unwrap_or(new));
         self.add(change, sql);
         Ok(())
     }
@@ -234,10 +389,11 @@ impl Rendering {
         let mut change = Change::default();
         let sql = format!(
             "DELETE FROM {} AS z WHERE {} AND {}",
-            name(relation),
-            row(relation, old, &mut change)?,
+            self.only(relation),
+            self.row(relation, old, &mut change)?,
             self.not_newer(&mut change)
         );
+        change.about = self.about(relation, old);
         self.add(change, sql);
         Ok(())
     }
@@ -251,7 +407,8 @@ impl Rendering {
         if names.is_empty() {
             return Ok(());
         }
-        if !self.catalog.timestamps {
+        let fires = |table: &String| self.catalog.truncate_fires.contains(table);
+        if !self.catalog.timestamps && !names.iter().any(fires) {
             let sql = format!("TRUNCATE ONLY {}", names.join(", ONLY "));
             self.add(Change::default(), sql);
             return Ok(());
@@ -275,11 +432,88 @@ impl Rendering {
     fn not_newer(&self, change: &mut Change) -> String {
         match self.catalog.timestamps {
             true => format!(
-                "coalesce(pg_xact_commit_timestamp(z.xmin) <= {}, true)",
-                change.time(self.time)
+                "coalesce(pg_xact_commit_timestamp(z.xmin) <= {}, {})",
+                change.time(self.time),
+                !self.careful
             ),
-            false => "true".into(),
+            false => (!self.careful).to_string(),
         }
+    }
+
+    fn about(&self, relation: &Relation, tuple: &Tuple) -> Option<About> {
+        let wanted = self.watched && !relation.full;
+        wanted.then(|| About {
+            relation: relation.id,
+            key: relation
+                .columns
+                .iter()
+                .zip(tuple)
+                .map(|(column, value)| match column.key {
+                    true => value.clone(),
+                    false => Value::Null,
+                })
+                .collect(),
+            time: self.time,
+        })
+    }
+
+    /// The table, without those that inherit from it; partitions are no tables beside it.
+    fn only(&self, relation: &Relation) -> String {
+        let table = name(relation);
+        match self.catalog.partitioned.contains(&table) {
+            true => table,
+            false => format!("ONLY {table}"),
+        }
+    }
+
+    /// Which row is meant.
+    fn row(&self, relation: &Relation, old: &Tuple, change: &mut Change) -> Result<String> {
+        let table = name(relation);
+        let known = self.catalog.equality.get(&table);
+        let identity = relation
+            .columns
+            .iter()
+            .zip(old)
+            .filter(|(column, v)| (column.key || relation.full) && **v != Value::Unchanged);
+        if !relation.full {
+            let conditions = identity
+                .map(|(column, value)| {
+                    let value = change.value(value)?;
+                    let column = known.and_then(|of| Some((of.get(&column.name)?, column)));
+                    Ok(match column {
+                        Some((Equality { of, operator: Some(operator), .. }, column)) => {
+                            format!("z.{} {operator} {value}::{of}", ident(&column.name))
+                        }
+                        Some((Equality { of, .. }, column)) => format!(
+                            "ROW(z.{}::{of})::record OPERATOR(pg_catalog.=) ROW({value}::{of})::record",
+                            ident(&column.name)
+                        ),
+                        None => return Err(Error::internal("a column of no known type")),
+                    })
+                })
+                .collect::<Result<Vec<_>>>()?;
+            return Ok(conditions.join(" AND "));
+        }
+        // As PostgreSQL looks for a row without a key: by the operators of the default classes, and nulls are equal.
+        // Without such operators, byte by byte.
+        let (mut ours, mut theirs, mut equals) = (vec![], vec![], "=");
+        for (column, value) in identity {
+            let of = known
+                .and_then(|of| of.get(&column.name))
+                .ok_or_else(|| Error::internal("a column of no known type"))?;
+            if !of.comparable {
+                equals = "*=";
+            }
+            ours.push(format!("y.{}::{}", ident(&column.name), of.of));
+            theirs.push(format!("{}::{}", change.value(value)?, of.of));
+        }
+        // Of rows that are alike, one.
+        Ok(format!(
+            "z.ctid = (SELECT y.ctid FROM ONLY {table} y \
+             WHERE ROW({})::record OPERATOR(pg_catalog.{equals}) ROW({})::record LIMIT 1)",
+            ours.join(", "),
+            theirs.join(", ")
+        ))
     }
 
     fn settable<'a>(&'a self, relation: &'a Relation) -> impl Iterator<Item = &'a Column> + 'a {
@@ -296,6 +530,7 @@ impl Change {
         Self {
             sql: sql.into(),
             params: vec![],
+            about: None,
         }
     }
 
@@ -321,37 +556,6 @@ impl Change {
         self.params.push(param);
         format!("${}", self.params.len())
     }
-}
-
-/// Which row is meant.
-fn row(relation: &Relation, old: &Tuple, change: &mut Change) -> Result<String> {
-    let equals = if relation.full {
-        "IS NOT DISTINCT FROM"
-    } else {
-        "="
-    };
-    let key = relation
-        .columns
-        .iter()
-        .zip(old)
-        .filter(|(column, v)| column.key && **v != Value::Unchanged)
-        .map(|(column, v)| {
-            Ok(format!(
-                "{} {equals} {}",
-                ident(&column.name),
-                change.value(v)?
-            ))
-        })
-        .collect::<Result<Vec<_>>>()?
-        .join(" AND ");
-    Ok(match relation.full {
-        false => key,
-        // Of rows that are alike, one.
-        true => format!(
-            "z.ctid = (SELECT ctid FROM {} WHERE {key} LIMIT 1)",
-            name(relation)
-        ),
-    })
 }
 
 trait ZipValues<'a>: Iterator<Item = &'a Column> + Sized {
@@ -400,8 +604,18 @@ mod tests {
 
     /// The statement, and its values.
     fn rendered(full: bool, timestamps: bool, change: &Message) -> (String, String) {
+        let of = |name: &str, key: bool| {
+            let equality = Equality {
+                of: format!("\"p\".\"{name}\""),
+                operator: key.then(|| "OPERATOR(\"x\".=)".into()),
+                comparable: true,
+            };
+            (name.to_owned(), equality)
+        };
+        let columns = BTreeMap::from([of("id", true), of("v", false)]);
         let catalog = Catalog {
             timestamps,
+            equality: BTreeMap::from([(r#""s"."t""#.into(), columns)]),
             ..Catalog::default()
         };
         let mut rendering = Rendering::new(catalog, &["spock"]);
@@ -481,7 +695,9 @@ mod tests {
         assert_eq!(
             rendered(false, false, &update),
             (
-                "UPDATE \"s\".\"t\" AS z SET \"id\" = $1 WHERE \"id\" = $2 AND true".into(),
+                "UPDATE ONLY \"s\".\"t\" AS z SET \"id\" = $1 \
+                 WHERE z.\"id\" OPERATOR(\"x\".=) $2::\"p\".\"id\" AND true"
+                    .into(),
                 r#""2", "1""#.into()
             )
         );
@@ -493,7 +709,10 @@ mod tests {
         assert_eq!(
             rendered(false, true, &same_key),
             (
-                format!("UPDATE \"s\".\"t\" AS z SET \"v\" = $1 WHERE \"id\" = $2 AND {NOT_NEWER}"),
+                format!(
+                    "UPDATE ONLY \"s\".\"t\" AS z SET \"v\" = $1 \
+                     WHERE z.\"id\" OPERATOR(\"x\".=) $2::\"p\".\"id\" AND {NOT_NEWER}"
+                ),
                 r#"null, "2", 5000001"#.into()
             )
         );
@@ -508,8 +727,9 @@ mod tests {
         assert_eq!(
             rendered(true, false, &delete),
             (
-                "DELETE FROM \"s\".\"t\" AS z WHERE z.ctid = (SELECT ctid FROM \"s\".\"t\" \
-                 WHERE \"id\" IS NOT DISTINCT FROM $1 AND \"v\" IS NOT DISTINCT FROM $2 LIMIT 1) AND true"
+                "DELETE FROM ONLY \"s\".\"t\" AS z WHERE z.ctid = (SELECT y.ctid FROM ONLY \"s\".\"t\" y \
+                 WHERE ROW(y.\"id\"::\"p\".\"id\", y.\"v\"::\"p\".\"v\")::record OPERATOR(pg_catalog.=) \
+                 ROW($1::\"p\".\"id\", $2::\"p\".\"v\")::record LIMIT 1) AND true"
                     .into(),
                 r#""1", null"#.into()
             )

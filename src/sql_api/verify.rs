@@ -62,5 +62,6 @@ fn compare(most_keys: usize) -> Result<Vec<verify::Mismatch>> {
     let mut others = members::connect(&others)?;
     let mut nodes: Vec<&mut Node> = std::iter::once(&mut here).chain(&mut others).collect();
     engine.learn(&mut nodes, &[])?;
-    verify::mismatches(&*engine, &mut nodes, most_keys)
+    let all = nodes.len();
+    verify::mismatches(&*engine, &mut nodes, all, most_keys)
 }

@@ -272,7 +272,7 @@ impl Join {
         if self.request.verify {
             self.verify()?;
         }
-        self.finish()?;
+        self.finish(&markers)?;
         journal.passed("the markers are removed")?;
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         summary::show(&*self.engine, &mut all, &[], &self.report)?;
@@ -471,7 +471,8 @@ impl Join {
             &markers,
             &paths,
             &self.new.name,
-        )
+        )?;
+        markers::forget(&*self.engine, &mut self.peers, &markers)
     }
 
     /// From where the new node applies each member: behind the snapshot, and not before the slot.
@@ -871,8 +872,10 @@ impl Join {
     }
 
     fn verify(&mut self) -> Result<()> {
-        let mut nodes = [&mut self.source, &mut self.new];
-        let found = verify::mismatches(&*self.engine, &mut nodes, TOLD_KEYS)?;
+        // What the peers have committed has to be on both, too.
+        let mut nodes: Vec<&mut Node> = vec![&mut self.source, &mut self.new];
+        nodes.extend(&mut self.peers);
+        let found = verify::mismatches(&*self.engine, &mut nodes, 2, TOLD_KEYS)?;
         if found.is_empty() {
             self.report.say(&format!(
                 "node \"{}\" has the same content as node \"{}\"",
@@ -892,7 +895,7 @@ impl Join {
         })
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, markers: &[Marker]) -> Result<()> {
         if self.division.is_none() {
             copy::sequences::catch_up(&mut self.source.session, &mut self.new.session)?;
         }
@@ -900,12 +903,8 @@ impl Join {
         for drift in engine.drift(&mut self.source, &mut self.new)? {
             self.report.warn(&drift.what, &drift.remedy);
         }
-        for node in nodes(&mut self.source, &mut self.peers, &mut self.new) {
-            if let Some(statement) = engine.forget_markers(&node.name) {
-                statement.run(node)?;
-            }
-        }
-        Ok(())
+        let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        markers::forget(engine, all, markers)
     }
 
     /// Undoes the run and returns the error to raise, which is the first one.

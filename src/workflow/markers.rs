@@ -55,6 +55,24 @@ pub fn emit<'a>(
         .collect()
 }
 
+/// Removes those of `markers` that are of one of `nodes`, and no others: other calls wait for theirs.
+pub fn forget<'a>(
+    engine: &dyn Engine,
+    nodes: impl IntoIterator<Item = &'a mut Node>,
+    markers: &[Marker],
+) -> Result<()> {
+    for node in nodes {
+        for marker in markers {
+            if marker.provider == node.name
+                && let Some(statement) = engine.forget_marker(&marker.token)
+            {
+                statement.run(node)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Waits until `node` has applied the markers of all its providers in `inbound`. `new` is the node
 /// that joins. What is waited for may have to come from `others`: when one of them goes away, so does
 /// the wait.

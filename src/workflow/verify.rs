@@ -4,11 +4,12 @@
 use super::markers;
 use super::members::each_beside_others;
 use crate::engine::{Engine, Path};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::quote::qualified;
-use crate::replay::content::{Difference, differences, relations};
+use crate::replay::content::{self, Difference, Part, differences, relations};
 use crate::replay::pgoutput::Relation;
+use std::collections::BTreeMap;
 
 /// How often rows that change while they are compared are looked at again.
 const LOOKS: usize = 5;
@@ -46,10 +47,12 @@ impl std::fmt::Display for Mismatch {
     }
 }
 
-/// Compares each of `nodes` with the first. Unlogged and foreign tables, and each node's own, are left out.
+/// Compares each of the first `compared` of `nodes` with the first one. The others only have what they have
+/// committed be there. Unlogged and foreign tables, and each node's own, are left out.
 pub fn mismatches(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
+    compared: usize,
     most_keys: usize,
 ) -> Result<Vec<Mismatch>> {
     let mut found = vec![];
@@ -57,26 +60,31 @@ pub fn mismatches(
         return Ok(found);
     };
     for table in tables(engine, first)? {
-        for i in 1..nodes.len() {
-            let differences = settled(engine, nodes, &table, 0, i)?;
-            if differences.is_empty() {
-                continue;
-            }
-            let count =
-                |which: fn(&Difference) -> bool| differences.iter().filter(|d| which(d)).count();
-            found.push(Mismatch {
+        for i in 1..compared {
+            let mut mismatch = Mismatch {
                 table: qualified(&table.schema, &table.name),
                 reference: nodes[0].name.clone(),
                 node: nodes[i].name.clone(),
-                missing: count(|d| d.there.is_none()),
-                extra: count(|d| d.here.is_none()),
-                different: count(|d| d.here.is_some() && d.there.is_some()),
-                keys: differences
-                    .iter()
-                    .take(most_keys)
-                    .map(|d| d.key.clone())
-                    .collect(),
-            });
+                missing: 0,
+                extra: 0,
+                different: 0,
+                keys: vec![],
+            };
+            for part in parts(nodes, &table, 0, i)? {
+                for difference in settled(engine, nodes, &table, &part, 0, i)? {
+                    *match (&difference.here, &difference.there) {
+                        (Some(_), None) => &mut mismatch.missing,
+                        (None, _) => &mut mismatch.extra,
+                        (Some(_), Some(_)) => &mut mismatch.different,
+                    } += 1;
+                    mismatch.keys.push(difference.key);
+                    mismatch.keys.sort();
+                    mismatch.keys.truncate(most_keys);
+                }
+            }
+            if mismatch.missing + mismatch.extra + mismatch.different > 0 {
+                found.push(mismatch);
+            }
         }
     }
     Ok(found)
@@ -95,20 +103,41 @@ pub fn tables(engine: &dyn Engine, node: &mut Node) -> Result<Vec<Relation>> {
         .collect())
 }
 
+fn pair<'a>(
+    nodes: &'a mut [&mut Node],
+    here: usize,
+    there: usize,
+) -> Result<[&'a mut Node; 2]> {
+    let [here, there] = nodes
+        .get_disjoint_mut([here, there])
+        .map_err(|_| Error::internal("a node was to be compared with itself"))?;
+    Ok([here, there])
+}
+
+/// Where two of `nodes` differ just now, in parts for [`settled`].
+pub fn parts(
+    nodes: &mut [&mut Node],
+    table: &Relation,
+    here: usize,
+    there: usize,
+) -> Result<Vec<Part>> {
+    let [here, there] = pair(nodes, here, there)?;
+    content::parts(table, here, there)
+}
+
 /// What differs between two of `nodes`, and stays so while nothing is on its way: rows that applications are
 /// changing are looked at again.
 pub fn settled(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
     table: &Relation,
+    part: &Part,
     here: usize,
     there: usize,
 ) -> Result<Vec<Difference>> {
     let look = |nodes: &mut [&mut Node]| {
-        let [here, there] = nodes
-            .get_disjoint_mut([here, there])
-            .map_err(|_| crate::error::Error::internal("a node was to be compared with itself"))?;
-        differences(table, here, there)
+        let [here, there] = pair(nodes, here, there)?;
+        differences(table, part, here, there)
     };
     let mut before: Vec<Difference> = vec![];
     for round in 0..LOOKS {
@@ -119,8 +148,10 @@ pub fn settled(
         before = now;
         barrier(engine, nodes)?;
     }
-    let last = look(nodes)?;
-    Ok(last.into_iter().filter(|d| before.contains(d)).collect())
+    let before: BTreeMap<&str, &Difference> = before.iter().map(|d| (d.key.as_str(), d)).collect();
+    let mut last = look(nodes)?;
+    last.retain(|d| before.get(d.key.as_str()) == Some(&d));
+    Ok(last)
 }
 
 /// Nothing that one of `nodes` has committed is on its way to another one.
@@ -135,10 +166,5 @@ fn barrier(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<()> {
             .collect();
         markers::wait(engine, node, others, &markers, &inbound, "")
     })?;
-    for node in nodes.iter_mut() {
-        if let Some(statement) = engine.forget_markers(&node.name) {
-            statement.run(node)?;
-        }
-    }
-    Ok(())
+    markers::forget(engine, nodes.iter_mut().map(|n| &mut **n), &markers)
 }

@@ -323,22 +323,85 @@ pub fn assert_nothing_held(nodes: &[&Server]) {
     }
 }
 
-/// Nobody has all: n3 is ahead for n1, n4 for n2.
-pub fn two_nodes_died(on: On) -> Cluster {
-    let cluster = on.mesh(4);
+/// How two dead nodes are recovered from: what with, and which one first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Twice {
+    pub slots: bool,
+    pub first: &'static str,
+    pub second: &'static str,
+}
+
+/// Both ways in both orders.
+pub const TWICE: [Twice; 4] = [
+    Twice {
+        slots: true,
+        first: "n1",
+        second: "n2",
+    },
+    Twice {
+        slots: true,
+        first: "n2",
+        second: "n1",
+    },
+    Twice {
+        slots: false,
+        first: "n1",
+        second: "n2",
+    },
+    Twice {
+        slots: false,
+        first: "n2",
+        second: "n1",
+    },
+];
+
+/// Nobody has all: n3 is ahead for n1, n4 for n2, in what they inserted, updated and deleted; of rows from before
+/// the mesh, from before they died, and of each other's.
+pub fn two_nodes_died(on: On, how: Twice) -> Cluster {
+    let cluster = match how.slots {
+        true => on.mesh(4),
+        false => on.mesh_without_slots(4),
+    };
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO crash_test SELECT i, 'n1', NULL FROM generate_series(1, 20) i");
+    n2.sql("INSERT INTO crash_test SELECT i, 'n2', NULL FROM generate_series(21, 40) i");
+    n3.sql("INSERT INTO crash_test SELECT i, 'n3', NULL FROM generate_series(41, 60) i");
+    wait_quiet(&cluster.first(4));
     on.suspend(n4, n1);
     on.suspend(n3, n2);
-    n1.sql("INSERT INTO debit SELECT i, 1 FROM generate_series(1, 30) i");
+    // n2 first: what it wrote is older than the newest of n1 on n3.
     n2.sql("INSERT INTO debit SELECT i, 2 FROM generate_series(101, 140) i");
-    n3.wait_for("SELECT count(*) FROM debit", "30");
-    n4.wait_for("SELECT count(*) FROM debit", "40");
+    n2.sql("UPDATE crash_test SET data = 'by n2' WHERE id IN (1, 21, 41)");
+    n2.sql("DELETE FROM crash_test WHERE id IN (2, 22, 42)");
+    n4.wait_for("SELECT count(*) FROM crash_test", "57");
+    wait_quiet(&[n1, n2]);
+    n1.sql("INSERT INTO debit SELECT i, 1 FROM generate_series(1, 30) i");
+    n1.sql("UPDATE crash_test SET data = 'by n1' WHERE id IN (3, 23, 43)");
+    n1.sql("DELETE FROM crash_test WHERE id IN (4, 24, 44)");
+    n3.wait_for("SELECT count(*) FROM crash_test", "57");
+    // A survivor goes on with what only it has of n2.
+    n4.sql("UPDATE debit SET amount = 4 WHERE id = 140");
+    wait_quiet(&[n3, n4]);
     n1.crash();
     n2.crash();
-    recover(n3, "n1");
-    recover(n3, "n2");
+    if !how.slots {
+        // As they were while the nodes lived, so that nothing but their death keeps them.
+        on.resume(n4, n1);
+        on.resume(n3, n2);
+    }
+    recover(n3, how.first);
+    recover(n3, how.second);
+    wait_quiet(&[n3, n4]);
     assert_same_content(&[n3, n4]);
-    assert_eq!(n3.value("SELECT count(*) FROM debit"), "70");
+    assert_eq!(
+        n4.value("SELECT string_agg(c, ' ' ORDER BY c) FROM (SELECT amount || ':' || count(*) AS c FROM debit GROUP BY amount) x"),
+        "1:30 2:39 4:1"
+    );
+    assert_eq!(
+        n4.value("SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test WHERE data LIKE 'by%'"),
+        "1 by n2, 3 by n1, 21 by n2, 23 by n1, 41 by n2, 43 by n1"
+    );
+    assert_eq!(rows(n4), "54");
     let failed = n3.sql_error("CALL spock.remove_node('n1')");
     assert_eq!(failed.code(), "08001", "n2 cannot be reached: {failed}");
     for (gone, force) in [("n1", true), ("n2", false)] {

@@ -1,32 +1,46 @@
 //! Without a recovery slot: the two nodes are compared, row by row where they differ.
 //!
 //! After a barrier between all survivors nothing of theirs is on its way. What still differs is what the
-//! failed node did, and what a survivor did to a row that the other did not have as it was:
-//! - a row that only the source has was never on the target, whoever wrote it last: it is brought over;
-//! - a row that both have is brought over where the source's is the newer;
-//! - a row that only the target has was deleted by the failed node, unless the target's is the work of a
-//!   survivor that came later: that cannot be told, and is listed.
+//! failed node did, and what a survivor did to a row that the other did not have as it was; and what a member did
+//! that is away, too. [`super::judge`] tells them apart, and what it cannot is left alone and listed.
 
+use super::judge::{Doubt, Verdict};
 use super::{Filling, Gap, Recovery};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, server};
 use crate::quote::qualified;
-use crate::replay::content::{Difference, Version, newest_of};
-use crate::replay::pgoutput::{Message, Relation};
+use crate::replay::pgoutput::Message;
 use crate::replay::{Applier, Catalog, Rendering};
 use crate::step::{Action, Step};
 use crate::workflow::verify;
 use std::collections::BTreeMap;
 
-/// So many keys of what cannot be decided are told.
+/// So many keys of what is left alone are told.
 const TOLD: usize = 20;
 
-/// What is done about a row.
-enum Verdict {
-    Bring(Version),
-    Delete(Version),
-    Unknown,
+/// What a comparison left alone for one reason.
+#[derive(Default)]
+struct Left {
+    rows: u64,
+    keys: Vec<String>,
+}
+
+impl Left {
+    fn add(&mut self, table: &str, key: &str) {
+        self.rows += 1;
+        if self.keys.len() < TOLD {
+            self.keys.push(format!("{table} {key}"));
+        }
+    }
+
+    fn told(&self) -> String {
+        let told = self.keys.join(", ");
+        match self.rows - self.keys.len() as u64 {
+            0 => told,
+            more => format!("{told} and {more} more"),
+        }
+    }
 }
 
 impl Recovery {
@@ -35,6 +49,8 @@ impl Recovery {
         let gap = &filling.gap;
         let origin_here = self.origin_of_target(gap)?;
         let own_schemas = self.engine.own_schemas();
+        // Before the session that brings it commits anything.
+        let case = self.case(gap)?;
         let mut session = self.hold(filling, &origin_here, journal)?;
         let (failed, source) = (self.request.failed.clone(), gap.source.clone());
         let step = Step::new(
@@ -48,8 +64,8 @@ impl Recovery {
         let source = self.survivors.iter_mut().find(|n| n.name == gap.source);
         let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
         let tables = verify::tables(&*self.engine, source)?;
-        let last = self.last_seen_of_failed(gap, &tables)?;
-        let (mut brought, mut deleted, mut unknown) = (0, 0, vec![]);
+        let (mut brought, mut deleted) = (0, 0);
+        let mut left: BTreeMap<Doubt, Left> = BTreeMap::new();
         for (i, table) in tables.iter().enumerate() {
             let name = qualified(&table.schema, &table.name);
             self.report.now(&format!(
@@ -57,41 +73,51 @@ impl Recovery {
                 i + 1,
                 tables.len()
             ));
-            let found = self.settled_differences(gap, table)?;
-            // One transaction of the failed node has one time.
-            let mut by_time: BTreeMap<i64, Vec<Message>> = BTreeMap::new();
-            for difference in found {
-                let relation = table.id;
-                match judge(table, &difference, last) {
-                    Verdict::Bring(version) => {
-                        brought += 1;
-                        let at = version.written.unwrap_or(0);
-                        by_time.entry(at).or_default().push(Message::Insert {
-                            relation,
-                            new: version.values,
-                        });
-                    }
-                    Verdict::Delete(version) => {
-                        deleted += 1;
-                        // Not before the row was written, or the row would count as the newer.
-                        let at = version.written.unwrap_or(0);
-                        by_time.entry(at).or_default().push(Message::Delete {
-                            relation,
-                            old: version.values,
-                        });
-                    }
-                    Verdict::Unknown => unknown.push(format!("{name} {}", difference.key)),
-                }
-            }
-            let mut rendering = Rendering::new(catalog.clone(), own_schemas);
+            let mut rendering = Rendering::new(catalog.clone(), own_schemas).careful();
             rendering.describe(table.clone());
-            for (at, changes) in by_time {
-                rendering.begin(gap.from.lsn(), at);
-                for change in changes {
-                    rendering.change(&change)?;
+            let engine = &*self.engine;
+            let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
+            let (Some(source), Some(target)) = (at(&gap.source), at(&gap.target)) else {
+                return Err(Error::internal("a node was not connected"));
+            };
+            let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+            for part in verify::parts(&mut nodes, table, source, target)? {
+                let found = verify::settled(engine, &mut nodes, table, &part, source, target)?;
+                // One transaction of the failed node has one time. What it replaced goes first.
+                let mut by_time: BTreeMap<i64, [Vec<Message>; 2]> = BTreeMap::new();
+                for difference in found {
+                    let relation = table.id;
+                    match case.judge(table.full, &difference) {
+                        Verdict::Bring(version) => {
+                            brought += 1;
+                            let at = version.written.unwrap_or(0);
+                            by_time.entry(at).or_default()[1].push(Message::Insert {
+                                relation,
+                                new: version.values,
+                            });
+                        }
+                        Verdict::Delete(version) => {
+                            deleted += 1;
+                            // Not before the row was written, or the row would count as the newer.
+                            let at = version.written.unwrap_or(0);
+                            by_time.entry(at).or_default()[0].push(Message::Delete {
+                                relation,
+                                old: version.values,
+                            });
+                        }
+                        Verdict::Leave(doubt) => {
+                            left.entry(doubt).or_default().add(&name, &difference.key);
+                        }
+                    }
                 }
-                rendering.commit()?;
-                applier.send(&mut rendering)?;
+                for (at, changes) in by_time {
+                    rendering.begin(gap.from.lsn(), at);
+                    for change in changes.iter().flatten() {
+                        rendering.change(change)?;
+                    }
+                    rendering.commit()?;
+                    applier.send(&mut rendering)?;
+                }
             }
         }
         applier.finish()?;
@@ -105,23 +131,40 @@ impl Recovery {
             "node \"{}\" has got {brought} rows and lost {deleted} by comparison with node \"{}\"",
             gap.target, gap.source
         ));
-        if !unknown.is_empty() {
-            let told: Vec<&str> = unknown.iter().take(TOLD).map(String::as_str).collect();
-            let more = unknown.len() - told.len();
-            let rest = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
-            self.report.warn(
-                &format!(
-                    "{} rows differ between node \"{}\" and node \"{}\", and it cannot be told which is right: {}{rest}",
-                    unknown.len(), gap.source, gap.target, told.join(", ")
-                ),
-                "Look at them on both nodes, and write the right ones on either.",
-            );
+        for (doubt, left) in &left {
+            self.tell_left(gap, doubt, left);
         }
         Ok(())
+    }
+
+    fn tell_left(&self, gap: &Gap, doubt: &Doubt, left: &Left) {
+        let differ = format!(
+            "{} rows differ between node \"{}\" and node \"{}\"",
+            left.rows, gap.source, gap.target
+        );
+        let (why, hint) = match doubt {
+            Doubt::Either => (
+                "it cannot be told which is right".to_owned(),
+                "Look at them on both nodes, and write the right ones on either.".to_owned(),
+            ),
+            Doubt::Away(name) => (
+                format!("are left alone, since they are or may be of node \"{name}\", which is away"),
+                format!(
+                    "If \"{name}\" is dead, recover from its loss too: CALL spock.recover_run('{}'). Else they come when it is back.",
+                    name.replace('\'', "''")
+                ),
+            ),
+            Doubt::Undated => (
+                "are left alone, since it is not known who wrote them: their commit timestamps are not there".to_owned(),
+                "Look at them on both nodes, and write the right ones on either. track_commit_timestamp has to be on when rows are written.".to_owned(),
+            ),
+            Doubt::Stranger => (
+                "are left alone, since no member of the cluster has written them".to_owned(),
+                "They are of another subscription of the node, of a former member, or were kept from replication.".to_owned(),
+            ),
+        };
+        self.report
+            .warn(&format!("{differ}, and {why}: {}", left.told()), &hint);
     }
 
     /// Transactions are not told apart where contents are compared.
@@ -134,87 +177,5 @@ impl Recovery {
             "without a recovery slot all or nothing can be brought over",
             "Leave skip_lsn, stop_lsn and stop_timestamp null.",
         ))
-    }
-
-    fn settled_differences(&mut self, gap: &Gap, table: &Relation) -> Result<Vec<Difference>> {
-        let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
-        let (Some(source), Some(target)) = (at(&gap.source), at(&gap.target)) else {
-            return Err(Error::internal("a node was not connected"));
-        };
-        let engine = &*self.engine;
-        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
-        verify::settled(engine, &mut nodes, table, source, target)
-    }
-
-    /// When the newest row was written that the source has of the failed node. What it deleted, it deleted
-    /// about then or before.
-    fn last_seen_of_failed(&mut self, gap: &Gap, tables: &[Relation]) -> Result<Option<i64>> {
-        let path = self.engine.path(&self.request.failed, &gap.source);
-        let mark = self.engine.written_as(&path);
-        let source = self.survivor(&gap.source)?;
-        let mark = mark.run(source)?.one()?.text(0).to_owned();
-        let mut last = None;
-        for table in tables {
-            let rows = newest_of(table, &mark).run(source)?;
-            last = last.max(rows.one()?.parse_opt(0)?);
-        }
-        Ok(last)
-    }
-}
-
-fn judge(table: &Relation, difference: &Difference, last: Option<i64>) -> Verdict {
-    match (&difference.here, &difference.there) {
-        (Some(here), None) => Verdict::Bring(here.clone()),
-        (Some(here), Some(there)) if !table.full && here.written > there.written => {
-            Verdict::Bring(here.clone())
-        }
-        (None, Some(there)) if there.written <= last => Verdict::Delete(there.clone()),
-        _ => Verdict::Unknown,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::replay::pgoutput::Value;
-
-    fn version(written: Option<i64>) -> Option<Version> {
-        Some(Version {
-            digest: format!("{written:?}"),
-            written,
-            origin: String::new(),
-            values: vec![Value::Null],
-        })
-    }
-
-    fn verdict(here: Option<Version>, there: Option<Version>) -> &'static str {
-        let table = Relation {
-            id: 1,
-            schema: "s".into(),
-            name: "t".into(),
-            full: false,
-            columns: vec![],
-        };
-        let difference = Difference {
-            key: "(1)".into(),
-            here,
-            there,
-        };
-        match judge(&table, &difference, Some(10)) {
-            Verdict::Bring(_) => "bring",
-            Verdict::Delete(_) => "delete",
-            Verdict::Unknown => "unknown",
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_told_is_not_guessed() {
-        assert_eq!(verdict(version(Some(99)), None), "bring");
-        assert_eq!(verdict(version(Some(9)), version(Some(8))), "bring");
-        assert_eq!(verdict(version(Some(8)), version(Some(9))), "unknown");
-        assert_eq!(verdict(version(None), version(None)), "unknown");
-        assert_eq!(verdict(None, version(Some(10))), "delete");
-        assert_eq!(verdict(None, version(Some(11))), "unknown");
-        assert_eq!(verdict(None, version(None)), "delete");
     }
 }

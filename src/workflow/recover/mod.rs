@@ -1,8 +1,11 @@
 //! Survivors are made equal after a node died: what one of them has of the dead node and another has not
 //! is brought over, each transaction once, in its order.
 
+mod authors;
 mod content;
+mod judge;
 mod replay;
+mod spared;
 mod standing;
 
 use super::estimate::Estimate;
@@ -245,6 +248,8 @@ pub struct Recovery {
     request: Request,
     /// The members that answer, the failed one not among them.
     survivors: Vec<Node>,
+    /// Those that do not.
+    away: Vec<String>,
     /// What has been brought over, of what there is to bring over.
     done: Work,
 }
@@ -337,7 +342,8 @@ impl Recovery {
     /// Says where the survivors are not the same.
     fn verify(&mut self) -> Result<()> {
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
-        let found = verify::mismatches(&*self.engine, &mut nodes, TOLD_KEYS)?;
+        let all = nodes.len();
+        let found = verify::mismatches(&*self.engine, &mut nodes, all, TOLD_KEYS)?;
         for mismatch in &found {
             let hint = "SELECT * FROM spock.verify_nodes() tells more.";
             self.report.warn(&mismatch.to_string(), hint);

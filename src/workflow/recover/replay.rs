@@ -280,7 +280,7 @@ impl Recovery {
                     under = if from.reaches(&end)? {
                         Under::Had
                     } else if gap.to.reaches(&end)? && !request.is_too_late(time) {
-                        rendering.begin(end.lsn(), time);
+                        rendering.begin_watched(end.lsn(), time);
                         brought.transactions += 1;
                         at = end;
                         Under::Missing
@@ -329,7 +329,7 @@ impl Recovery {
             applier.send(&mut rendering)?;
         }
         journal.passed("the last change is sent")?;
-        applier.finish()?;
+        let idle = applier.finish()?;
         journal.passed("the last change is applied")?;
         server::end_replay().run(&mut session)?;
         // Where progress is moved by commits alone, the last of them has to be there.
@@ -352,6 +352,7 @@ impl Recovery {
         self.note_end(gap)?;
         journal.passed("the target has all")?;
         journal.done(step)?;
+        self.tell_spared(gap, &rendering, &idle)?;
         self.done.bytes_done += gap.bytes_to(&gap.to);
         self.done.rows_done += brought.changes;
         Ok(brought)
@@ -423,7 +424,9 @@ impl Recovery {
     fn origins(&mut self, gap: &Gap) -> Result<Origins> {
         let engine = &*self.engine;
         let failed = self.request.failed.clone();
-        let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
+        // Also of those that are away both may have got something.
+        let survivors = self.survivors.iter().map(|n| n.name.clone());
+        let names: Vec<String> = survivors.chain(self.away.iter().cloned()).collect();
         let subscriptions = engine.subscriptions();
         let mark = |name: &str| engine.written_as(&engine.path(name, &gap.source));
         let marks: Vec<(String, Statement)> = names
@@ -541,6 +544,13 @@ impl Recovery {
                 ),
                 answer => drop(answer?),
             }
+        }
+        match server::replay_as_owners().run(&mut applier) {
+            Err(error) if error.is_undefined() => self.report.warn(
+                &format!("node \"{}\" does not have the extension zodan: code of the owners of its tables, and triggers that are enabled always or for replicas, run as the superuser of the connection", gap.target),
+                "Run CREATE EXTENSION zodan there before, if you do not trust them.",
+            ),
+            answer => drop(answer?),
         }
         Ok(applier)
     }

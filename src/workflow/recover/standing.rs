@@ -63,7 +63,7 @@ impl Recovery {
                 .find(|(n, _)| n.as_deref() == Some(name))?;
             Some(found.1.clone())
         };
-        let mut survivors = vec![];
+        let (mut survivors, mut away) = (vec![], vec![]);
         for (member, answer) in reached.answers {
             let named = given(&member.name);
             let answer = match named.clone().flatten() {
@@ -77,10 +77,13 @@ impl Recovery {
                 Ok(node) => survivors.push(node),
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
                 Err(error) if named.is_some() || member.name == here => return Err(error),
-                Err(error) => report.warn(
-                    &format!("node \"{}\" is left out: {error}", member.name),
-                    "Run the CALL again when it can be reached.",
-                ),
+                Err(error) => {
+                    report.warn(
+                        &format!("node \"{}\" is left out: {error}", member.name),
+                        "Run the CALL again when it can be reached.",
+                    );
+                    away.push(member);
+                }
             }
         }
         members::require_superuser(&mut survivors)?;
@@ -102,7 +105,8 @@ impl Recovery {
         // A plan only looks.
         let newest = reached.registry.as_ref().filter(|_| session.changes());
         settle(&*engine, &mut asked, newest)?;
-        engine.learn(&mut asked, std::slice::from_ref(&failed))?;
+        let gone: Vec<Member> = std::iter::once(&failed).chain(&away).cloned().collect();
+        engine.learn(&mut asked, &gone)?;
         let mut recovery = Self {
             engine,
             session,
@@ -110,6 +114,7 @@ impl Recovery {
             report,
             request,
             survivors,
+            away: away.into_iter().map(|member| member.name).collect(),
             done: Default::default(),
         };
         recovery.refuse_living(&failed)?;
@@ -133,35 +138,36 @@ impl Recovery {
             Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
             _ => {}
         }
-        match self.still_connected()?.first() {
+        match self.still_connected(&failed.name)?.first() {
             Some(name) => refused(format!("node \"{name}\" is connected to it")),
             None => Ok(()),
         }
     }
 
-    fn states(&mut self) -> Result<Vec<Option<SubscriptionState>>> {
+    /// Each survivor's subscription to `provider`.
+    pub fn states(&mut self, provider: &str) -> Result<Vec<Option<SubscriptionState>>> {
         let engine = &*self.engine;
         let answers = each(&mut self.survivors, |_| engine.subscriptions())?;
         self.survivors
             .iter()
             .zip(&answers)
             .map(|(node, rows)| {
-                let name = engine.path(&self.request.failed, &node.name).subscription;
+                let name = engine.path(provider, &node.name).subscription;
                 let states = subscription_states(rows)?;
                 Ok(states.into_iter().find(|s| s.name == name))
             })
             .collect()
     }
 
-    /// Waits until no survivor is applying what had arrived from the failed node: its worker was seen to be
-    /// gone, if only between two tries to connect. Those that stay connected are the answer.
-    fn still_connected(&mut self) -> Result<Vec<String>> {
+    /// Waits until no survivor is applying what had arrived from `provider`: its worker was seen to be gone, if
+    /// only between two tries to connect. Those that stay connected are the answer.
+    pub fn still_connected(&mut self, provider: &str) -> Result<Vec<String>> {
         let patience = settings::connect_timeout();
         let mut rest = Duration::from_millis(1);
         let (mut last, mut since) = (vec![], Instant::now());
         let mut gone: Vec<bool> = self.survivors.iter().map(|_| false).collect();
         loop {
-            let states = self.states()?;
+            let states = self.states(provider)?;
             for (gone, state) in gone.iter_mut().zip(&states) {
                 *gone |= state.as_ref().is_none_or(|s| !s.working);
             }
@@ -184,7 +190,8 @@ impl Recovery {
 
     /// What is to be brought over, from whom to whom.
     pub fn plan(&mut self) -> Result<Vec<Gap>> {
-        let states = self.states()?;
+        let failed = self.request.failed.clone();
+        let states = self.states(&failed)?;
         let mut have = vec![];
         let mut unfinished_from = BTreeMap::new();
         for (node, state) in self.survivors.iter_mut().zip(states) {

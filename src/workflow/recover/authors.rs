@@ -1,0 +1,299 @@
+//! Who wrote the rows of a node, told by the origins that they bear there, and how far the node has got with each
+//! member, told by the commit timestamps of its transactions.
+
+use super::judge::{Ahead, Case};
+use super::{Gap, Recovery};
+use crate::error::Result;
+use crate::lsn::Lsn;
+use crate::node::{Node, Statement, server};
+use crate::replay::content::Version;
+use crate::workflow::unfinished::unfinished;
+use std::collections::BTreeMap;
+
+/// Transactions whose commit timestamps are looked at in one go.
+const WINDOW: i64 = 1_000_000;
+
+/// Who wrote a version of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Author {
+    Failed,
+    /// A member whose write source and target have both got.
+    Survivor,
+    /// Whoever it was, all members have had it: it came with the copy, or before it.
+    Common,
+    /// A member that is away, and the other node has not got that write.
+    Away(String),
+    /// No member of the cluster.
+    Stranger,
+    /// The node knows no commit timestamp of it.
+    Unknown,
+}
+
+/// The authors of the rows of one node.
+pub struct Authors {
+    /// By the number of the origin.
+    pub of: BTreeMap<u32, Author>,
+    /// Of a member that is away the other node may lack what was committed from then on.
+    pub lacking: BTreeMap<String, i64>,
+    /// When the node became a member. What was on it then was proved to be on the others.
+    pub joined: Option<i64>,
+}
+
+impl Authors {
+    pub fn of(&self, version: &Version) -> Author {
+        let (Some(origin), Some(written)) = (version.origin, version.written) else {
+            return Author::Unknown;
+        };
+        // Copied rows bear an origin that is gone, and whose number may be another's now. Those of Spock are
+        // dated back to 1970.
+        if written < 0 || Some(written) <= self.joined {
+            return Author::Common;
+        }
+        match self.of.get(&origin) {
+            Some(Author::Away(name)) if self.lacking.get(name).is_none_or(|at| written < *at) => {
+                Author::Survivor
+            }
+            author => author.cloned().unwrap_or(Author::Stranger),
+        }
+    }
+}
+
+/// What one of the two nodes has of a member that is away, and the other has not.
+struct Lead {
+    member: String,
+    /// The node that has more.
+    node: String,
+    /// From when on.
+    from: i64,
+}
+
+impl Recovery {
+    /// What has to be known to judge the rows of the two nodes.
+    pub fn case(&mut self, gap: &Gap) -> Result<Case> {
+        let failed = self.request.failed.clone();
+        let mut leads = vec![];
+        for member in self.away.clone() {
+            leads.extend(self.leads(gap, &member)?);
+        }
+        let ahead = leads
+            .iter()
+            .filter(|lead| lead.node == gap.target)
+            .map(|lead| Ahead {
+                name: lead.member.clone(),
+                first_unseen: lead.from,
+            })
+            .collect();
+        Ok(Case {
+            source: self.authors(&gap.source, &leads)?,
+            target: self.authors(&gap.target, &leads)?,
+            last_on_source: self.last_commit(&failed, &gap.source)?,
+            last_on_target: self.last_commit(&failed, &gap.target)?,
+            unequal: leads.into_iter().map(|lead| lead.member).next(),
+            ahead,
+        })
+    }
+
+    /// Which of the two has more of a member that is away, and since when; both, as long as one of them is connected
+    /// to it.
+    fn leads(&mut self, gap: &Gap, member: &str) -> Result<Vec<Lead>> {
+        let connected = self.still_connected(member)?;
+        let states = self.states(member)?;
+        let mut applied: BTreeMap<String, Lsn> = BTreeMap::new();
+        for (node, state) in self.survivors.iter_mut().zip(states) {
+            // One that has been given only a part of it counts as having what it had before.
+            let from = unfinished(node)?.remove(member);
+            let lsn = state.and_then(|s| s.applied);
+            let lsn = lsn.map(|lsn| from.map_or(lsn, |from| lsn.min(from)));
+            applied.extend(lsn.map(|lsn| (node.name.clone(), lsn)));
+        }
+        let (source, target) = (applied.get(&gap.source), applied.get(&gap.target));
+        let moves = [&gap.source, &gap.target]
+            .iter()
+            .any(|node| connected.contains(node));
+        let unknown = moves || source.is_none() || target.is_none();
+        let mut leads = vec![];
+        for (node, other, more) in [
+            (&gap.source, &gap.target, source > target),
+            (&gap.target, &gap.source, target > source),
+        ] {
+            let from = if unknown {
+                Some(i64::MIN)
+            } else if more {
+                self.first_lacking(member, node, other)?
+            } else {
+                None
+            };
+            leads.extend(from.map(|from| Lead {
+                member: member.to_owned(),
+                node: node.clone(),
+                from,
+            }));
+        }
+        Ok(leads)
+    }
+
+    /// When `member` committed the first that `node` has of it and `other` has not.
+    fn first_lacking(&mut self, member: &str, node: &str, other: &str) -> Result<Option<i64>> {
+        if !self.has_timestamps(node)? {
+            return Ok(Some(i64::MIN));
+        }
+        let seen = self.last_commit(member, other)?;
+        let after = seen.max(self.joined(node)?).unwrap_or(i64::MIN);
+        self.first_commit_after(member, node, after)
+    }
+
+    fn authors(&mut self, node: &str, leads: &[Lead]) -> Result<Authors> {
+        let failed = self.request.failed.clone();
+        let away = self.away.clone();
+        let others: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
+        let mut of = BTreeMap::from([(0, Author::Survivor)]);
+        let authors = others
+            .iter()
+            .map(|name| (name, Author::Survivor))
+            .chain(away.iter().map(|name| (name, Author::Away(name.clone()))))
+            .chain([(&failed, Author::Failed)]);
+        for (name, author) in authors {
+            if let Some(origin) = self.origin_number(name, node)? {
+                of.insert(origin, author);
+            }
+        }
+        let lacking = leads.iter().filter(|lead| lead.node == node);
+        Ok(Authors {
+            of,
+            lacking: lacking
+                .map(|lead| (lead.member.clone(), lead.from))
+                .collect(),
+            joined: self.joined(node)?,
+        })
+    }
+
+    /// The number that what `provider` wrote bears on `node`.
+    fn origin_number(&mut self, provider: &str, node: &str) -> Result<Option<u32>> {
+        let path = self.engine.path(provider, node);
+        let mark = self.engine.written_as(&path);
+        let node = self.survivor(node)?;
+        let mark = mark.run(node)?;
+        let Some(mark) = mark.first().map(|row| row.text(0).to_owned()) else {
+            return Ok(None);
+        };
+        let number = Statement::new(
+            "SELECT coalesce((SELECT roident FROM pg_replication_origin WHERE roname = $1),
+                             (CASE WHEN $1 ~ '^[0-9]+$' THEN $1 END)::oid)",
+            &[&mark],
+        );
+        number.run(node)?.one()?.parse_opt(0)
+    }
+
+    fn joined(&mut self, name: &str) -> Result<Option<i64>> {
+        let registry = self.engine.registry();
+        let node = self.survivor(name)?;
+        let registry = registry.run(node)?;
+        let joined = registry.iter().find(|row| row.text(0) == name);
+        let Some(joined) = joined.map(|row| row.text(7)).filter(|at| !at.is_empty()) else {
+            return Ok(None);
+        };
+        let microseconds = Statement::new(
+            "SELECT (extract(epoch FROM $1::timestamptz - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint",
+            &[joined],
+        );
+        microseconds.run(node)?.one()?.parse_opt(0)
+    }
+
+    fn has_timestamps(&mut self, node: &str) -> Result<bool> {
+        server::has_commit_timestamps(self.survivor(node)?)
+    }
+
+    /// When `provider` committed the last that `node` has of it.
+    fn last_commit(&mut self, provider: &str, node: &str) -> Result<Option<i64>> {
+        let Some((origin, range)) = self.commits(provider, node)? else {
+            return Ok(None);
+        };
+        let node = self.survivor(node)?;
+        for window in range.backwards() {
+            let found = server::commits(origin, window, i64::MIN).run(node)?;
+            if let Some(last) = found.one()?.parse_opt(0)? {
+                return Ok(Some(last));
+            }
+        }
+        Ok(None)
+    }
+
+    /// When `provider` committed the first after `after` that `node` has of it.
+    fn first_commit_after(
+        &mut self,
+        provider: &str,
+        node: &str,
+        after: i64,
+    ) -> Result<Option<i64>> {
+        let Some((origin, range)) = self.commits(provider, node)? else {
+            return Ok(None);
+        };
+        let node = self.survivor(node)?;
+        let mut first: Option<i64> = None;
+        for window in range.backwards() {
+            let found = server::commits(origin, window, after).run(node)?;
+            let row = found.one()?;
+            let earlier: Option<i64> = row.parse_opt(1)?;
+            first = earlier.or(first);
+            let latest: Option<i64> = row.parse_opt(2)?;
+            if latest.is_none_or(|latest| latest < after) {
+                break;
+            }
+        }
+        Ok(first)
+    }
+
+    /// The origin of `provider` on `node`, and the transactions whose commit timestamps that one knows.
+    fn commits(&mut self, provider: &str, node: &str) -> Result<Option<(u32, Range)>> {
+        let Some(origin) = self.origin_number(provider, node)? else {
+            return Ok(None);
+        };
+        let node = self.survivor(node)?;
+        Ok(Range::of(node)?.map(|range| (origin, range)))
+    }
+}
+
+/// Transaction ids, with their epoch.
+struct Range {
+    first: i64,
+    next: i64,
+}
+
+impl Range {
+    fn of(node: &mut Node) -> Result<Option<Self>> {
+        if !server::has_commit_timestamps(node)? {
+            return Ok(None);
+        }
+        let rows = server::commit_timestamp_range().run(node)?;
+        let row = rows.one()?;
+        Ok(Some(Self {
+            first: row.parse(0)?,
+            next: row.parse(1)?,
+        }))
+    }
+
+    /// Windows from the last to the first.
+    fn backwards(&self) -> impl Iterator<Item = (i64, i64)> + use<> {
+        let first = self.first;
+        std::iter::successors(Some(self.next), move |end| {
+            (*end - WINDOW > first).then(|| *end - WINDOW)
+        })
+        .map(move |end| (first.max(end - WINDOW), end - 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_cover_every_transaction_once() {
+        let windows = |first, next| Range { first, next }.backwards().collect::<Vec<_>>();
+        assert_eq!(windows(3, 10), [(3, 9)]);
+        assert_eq!(
+            windows(3, WINDOW + 10),
+            [(10, WINDOW + 9), (3, 9)]
+        );
+        assert_eq!(windows(3, WINDOW + 3), [(3, WINDOW + 2)]);
+    }
+}

@@ -1,0 +1,243 @@
+//! What is done about a row that is not the same on source and target. Only what is known is decided: who wrote
+//! the versions that there are, and whether a member that is away can have had a hand in it.
+
+use super::authors::{Author, Authors};
+use crate::replay::content::{Difference, Version};
+
+/// What is done about a row.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The target gets the version of the source.
+    Bring(Version),
+    /// The target loses its version.
+    Delete(Version),
+    Leave(Doubt),
+}
+
+/// Why nothing is done.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doubt {
+    /// It is, or may be, the work of that member, which is away.
+    Away(String),
+    /// A node does not know when, and so by whom, its version was written.
+    Undated,
+    /// The version is of no member of the cluster.
+    Stranger,
+    /// Each of the versions may be the right one.
+    Either,
+}
+
+/// A member that is away, of which the target has got more than the source.
+#[derive(Clone, Debug)]
+pub struct Ahead {
+    pub name: String,
+    /// When it committed the first that the target has and the source has not.
+    pub first_unseen: i64,
+}
+
+/// What is known of the two nodes.
+pub struct Case {
+    pub source: Authors,
+    pub target: Authors,
+    /// When the failed node committed the last that the source has, and that the target had got by itself.
+    pub last_on_source: Option<i64>,
+    pub last_on_target: Option<i64>,
+    pub ahead: Vec<Ahead>,
+    /// One that is away and of which the two have got different amounts.
+    pub unequal: Option<String>,
+}
+
+impl Case {
+    pub fn judge(&self, keyless: bool, difference: &Difference) -> Verdict {
+        match (&difference.here, &difference.there) {
+            (Some(here), None) => self.only_on_source(here),
+            (None, Some(there)) => self.only_on_target(there),
+            (Some(here), Some(there)) => self.on_both(keyless, here, there),
+            (None, None) => Verdict::Leave(Doubt::Either),
+        }
+    }
+
+    /// The target never had it, and is given it; unless it had it and one that is away deleted it there.
+    fn only_on_source(&self, here: &Version) -> Verdict {
+        let bring = Verdict::Bring(here.clone());
+        let author = self.source.of(here);
+        match (author, self.ahead.first()) {
+            (Author::Away(name), _) => Verdict::Leave(Doubt::Away(name)),
+            (Author::Stranger, _) => Verdict::Leave(Doubt::Stranger),
+            // Nothing of any member's is lost by it.
+            (Author::Unknown, None) if self.unequal.is_none() => bring,
+            (Author::Unknown, _) => Verdict::Leave(Doubt::Undated),
+            (_, None) => bring,
+            // All members have had it.
+            (Author::Common, Some(other)) => Verdict::Leave(Doubt::Away(other.name.clone())),
+            (Author::Failed | Author::Survivor, Some(_)) if here.written > self.last_on_target => {
+                bring
+            }
+            (_, Some(other)) => Verdict::Leave(Doubt::Away(other.name.clone())),
+        }
+    }
+
+    /// The source has had it, and the failed node deleted it there: no survivor did, or the barrier would have
+    /// brought that. Unless it comes from one that is away, and the source never had it.
+    fn only_on_target(&self, there: &Version) -> Verdict {
+        let delete = Verdict::Delete(there.clone());
+        let comes_after = |other: &&Ahead| there.written >= Some(other.first_unseen);
+        let unseen = self.ahead.iter().find(comes_after);
+        match (self.target.of(there), unseen) {
+            (Author::Away(name), _) => Verdict::Leave(Doubt::Away(name)),
+            (Author::Stranger, _) => Verdict::Leave(Doubt::Stranger),
+            (Author::Unknown, _) => Verdict::Leave(Doubt::Undated),
+            (Author::Common, _) => delete,
+            (_, Some(other)) => Verdict::Leave(Doubt::Away(other.name.clone())),
+            (Author::Failed, None) => delete,
+            // A survivor may have written it after the failed node had deleted it, knowing nothing of that.
+            (Author::Survivor, None) if there.written <= self.last_on_source => delete,
+            (Author::Survivor, None) => Verdict::Leave(Doubt::Either),
+        }
+    }
+
+    /// The newer one is right, if both are of somebody who is accounted for.
+    fn on_both(&self, keyless: bool, here: &Version, there: &Version) -> Verdict {
+        for author in [self.target.of(there), self.source.of(here)] {
+            match author {
+                Author::Away(name) => return Verdict::Leave(Doubt::Away(name)),
+                Author::Stranger => return Verdict::Leave(Doubt::Stranger),
+                Author::Unknown => return Verdict::Leave(Doubt::Undated),
+                Author::Common | Author::Failed | Author::Survivor => {}
+            }
+        }
+        match !keyless && here.written > there.written {
+            true => Verdict::Bring(here.clone()),
+            false => Verdict::Leave(Doubt::Either),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    const OWN: u32 = 0;
+    const FAILED: u32 = 1;
+    const AWAY: u32 = 2;
+    const STRANGER: u32 = 3;
+
+    fn authors(lacking: Option<i64>) -> Authors {
+        let of = BTreeMap::from([
+            (OWN, Author::Survivor),
+            (FAILED, Author::Failed),
+            (AWAY, Author::Away("n2".into())),
+        ]);
+        Authors {
+            of,
+            lacking: lacking.map(|at| ("n2".into(), at)).into_iter().collect(),
+            joined: Some(5),
+        }
+    }
+
+    fn case(ahead: Option<i64>) -> Case {
+        let target = authors(ahead);
+        let ahead = ahead.map(|first_unseen| Ahead {
+            name: "n2".into(),
+            first_unseen,
+        });
+        Case {
+            source: authors(None),
+            target,
+            last_on_source: Some(30),
+            last_on_target: Some(20),
+            unequal: ahead.as_ref().map(|a| a.name.clone()),
+            ahead: ahead.into_iter().collect(),
+        }
+    }
+
+    fn version(origin: u32, written: i64) -> Option<Version> {
+        Some(Version {
+            digest: format!("{origin} {written}"),
+            written: Some(written),
+            origin: Some(origin),
+            values: vec![],
+        })
+    }
+
+    fn undated() -> Option<Version> {
+        Some(Version {
+            digest: String::new(),
+            written: None,
+            origin: None,
+            values: vec![],
+        })
+    }
+
+    fn verdict(case: &Case, here: Option<Version>, there: Option<Version>) -> String {
+        let key = "(1)".into();
+        match case.judge(false, &Difference { key, here, there }) {
+            Verdict::Bring(_) => "bring".into(),
+            Verdict::Delete(_) => "delete".into(),
+            Verdict::Leave(doubt) => format!("{doubt:?}"),
+        }
+    }
+
+    const AWAY_N2: &str = "Away(\"n2\")";
+
+    #[test]
+    fn when_all_others_are_there_the_failed_node_did_it() {
+        let case = case(None);
+        for (origin, expected) in [
+            (OWN, "bring"),
+            (FAILED, "bring"),
+            // Both have got the same of it.
+            (AWAY, "bring"),
+            (STRANGER, "Stranger"),
+        ] {
+            assert_eq!(verdict(&case, version(origin, 10), None), expected);
+        }
+        assert_eq!(verdict(&case, undated(), None), "bring");
+        for (origin, written, expected) in [
+            (OWN, 30, "delete"),
+            (OWN, 31, "Either"),
+            (FAILED, 10, "delete"),
+            (AWAY, 10, "delete"),
+            (STRANGER, 10, "Stranger"),
+            // From before the target was a member: whoever wrote it, all have had it.
+            (AWAY, 5, "delete"),
+            (STRANGER, 5, "delete"),
+        ] {
+            assert_eq!(verdict(&case, None, version(origin, written)), expected);
+        }
+        assert_eq!(verdict(&case, None, undated()), "Undated");
+    }
+
+    #[test]
+    fn of_two_versions_the_newer_where_both_are_accounted_for() {
+        let case = case(None);
+        let of = |here, there| verdict(&case, here, there);
+        assert_eq!(of(version(FAILED, 9), version(OWN, 8)), "bring");
+        assert_eq!(of(version(FAILED, 8), version(OWN, 9)), "Either");
+        assert_eq!(of(version(FAILED, 9), undated()), "Undated");
+        assert_eq!(of(version(STRANGER, 9), version(OWN, 8)), "Stranger");
+    }
+
+    #[test]
+    fn what_the_target_alone_has_of_one_that_is_away_is_not_touched() {
+        let case = case(Some(12));
+        // Written before anything that the source lacks.
+        assert_eq!(verdict(&case, None, version(FAILED, 11)), "delete");
+        assert_eq!(verdict(&case, None, version(OWN, 11)), "delete");
+        assert_eq!(verdict(&case, None, version(AWAY, 11)), "delete");
+        let of_both = |written| verdict(&case, version(FAILED, 29), version(AWAY, written));
+        assert_eq!((of_both(11), of_both(12)), ("bring".into(), AWAY_N2.into()));
+        // It may be a row of the other, changed since.
+        assert_eq!(verdict(&case, None, version(FAILED, 12)), AWAY_N2);
+        assert_eq!(verdict(&case, None, version(OWN, 12)), AWAY_N2);
+        assert_eq!(verdict(&case, None, version(AWAY, 12)), AWAY_N2);
+        // The target has not had it yet, or has and the other deleted it.
+        assert_eq!(verdict(&case, version(FAILED, 21), None), "bring");
+        assert_eq!(verdict(&case, version(FAILED, 20), None), AWAY_N2);
+        assert_eq!(verdict(&case, version(OWN, 3), None), AWAY_N2);
+        assert_eq!(verdict(&case, undated(), None), "Undated");
+        let nothing_known = self::case(Some(i64::MIN));
+        assert_eq!(verdict(&nothing_known, None, version(FAILED, 6)), AWAY_N2);
+    }
+}

@@ -1,0 +1,53 @@
+//! Rows of the target that a replay left as they were, since they are newer than the change that was for them: by
+//! the clocks, of which one may have been ahead.
+
+use super::{Gap, Recovery, TOLD_KEYS};
+use crate::error::Result;
+use crate::replay::{About, Rendering};
+
+impl Recovery {
+    /// Counts them, and says which of them are not the same on the source.
+    pub fn tell_spared(&mut self, gap: &Gap, rendering: &Rendering, idle: &[About]) -> Result<()> {
+        let (mut spared, mut unlike) = (0, vec![]);
+        for about in idle {
+            let (Some((table, newer)), Some((_, same))) =
+                (rendering.look(about, true), rendering.look(about, false))
+            else {
+                continue;
+            };
+            let there = newer.run(self.survivor(&gap.target)?)?;
+            let Some(there) = there.first() else { continue };
+            spared += 1;
+            let here = same.run(self.survivor(&gap.source)?)?;
+            if here.first().map(|row| row.text(0)) != Some(there.text(0)) {
+                let row = format!("{table} {}", there.text(1));
+                if !unlike.contains(&row) {
+                    unlike.push(row);
+                }
+            }
+        }
+        if spared == 0 {
+            return Ok(());
+        }
+        let told = format!(
+            "{spared} changes of \"{}\" were for rows that are newer on node \"{}\", and left them as they are",
+            self.request.failed, gap.target
+        );
+        if unlike.is_empty() {
+            self.report.say(&told);
+            return Ok(());
+        }
+        let all = unlike.len();
+        unlike.truncate(TOLD_KEYS);
+        self.report.warn(
+            &format!(
+                "{told}; {all} of these rows are not the same on node \"{}\": {}{}",
+                gap.source,
+                unlike.join(", "),
+                if all > unlike.len() { ", ..." } else { "" }
+            ),
+            "Where the clock of a node was ahead, an earlier row counts as newer. Unless it is still on its way, write the right one on either node; SELECT * FROM spock.verify_nodes() tells what differs.",
+        );
+        Ok(())
+    }
+}
