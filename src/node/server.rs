@@ -703,6 +703,14 @@ pub fn wal_position() -> Statement {
     Statement::new("SELECT pg_current_wal_insert_lsn()", &[])
 }
 
+/// Up to where the WAL is on disk; null on a standby.
+pub fn wal_flushed() -> Statement {
+    Statement::new(
+        "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END",
+        &[],
+    )
+}
+
 /// The first transaction id that nobody has had.
 pub fn next_transaction() -> Statement {
     Statement::new("SELECT pg_snapshot_xmax(pg_current_snapshot())", &[])

@@ -2,11 +2,13 @@
 
 use super::division::Division;
 use super::findings::{Check, Outcome, failures};
+use super::lost_wal::{LostWal, end_of_wal};
 use super::members::each;
 use crate::copy;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Row, Rows, wait};
+use crate::lsn::Lsn;
 use crate::node::server::{self, Budget, Facts};
 use crate::node::{Node, ask};
 use crate::settings;
@@ -438,7 +440,16 @@ impl Checks<'_> {
         })?;
         // A worker in a loop of errors is there most of the time; the provider knows whether one
         // streams.
-        let streaming = each(members, |_| server::active_slots())?;
+        let streaming = each(members.iter_mut().map(|m| &mut **m), |_| {
+            server::active_slots()
+        })?;
+        let flushed = each(members, |_| server::wal_flushed())?;
+        let end = |provider: &str| -> Result<Option<Lsn>> {
+            let Some(i) = names.iter().position(|n| n == provider) else {
+                return Ok(None);
+            };
+            end_of_wal(&flushed[i])
+        };
         let streams = |provider: &str, slot: &str| {
             names
                 .iter()
@@ -450,6 +461,11 @@ impl Checks<'_> {
             for provider in names.iter().filter(|p| *p != subscriber) {
                 let path = self.engine.path(provider, subscriber);
                 let state = states.iter().find(|s| s.name == path.subscription);
+                if let Some(lost) = LostWal::find(&path, state, end(provider)?) {
+                    may_pass = false;
+                    findings.push(lost.finding());
+                    continue;
+                }
                 let trouble = match state {
                     None => "does not exist",
                     Some(s) if !s.enabled => "is disabled",
@@ -673,7 +689,15 @@ impl Checks<'_> {
                 ),
             }
         }
-        let checks = [objects, sessions, wal, idle];
+        let mut engine = Check::new("replication", "of all that the source has");
+        let mut members: Vec<&mut Node> = vec![&mut *self.source];
+        members.extend(self.peers.iter_mut());
+        let found = self.engine.warnings(&mut members)?;
+        match found.is_empty() {
+            true => engine.passed(&self.source.name, ""),
+            false => found.into_iter().for_each(|f| engine.warned_of(f)),
+        }
+        let checks = [objects, sessions, wal, idle, engine];
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
     }
 }
