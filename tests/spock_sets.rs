@@ -222,18 +222,13 @@ fn a_provider_that_refuses() {
     let before = traces();
     let assert_refused = |(failed, took): (CallFailed, Duration), code: &str, message: &str| {
         assert_eq!(failed.code(), code, "{failed}");
-        let whole = format!("node \"n2\" refuses subscription sub_n2_n3 of node \"n3\": {message}");
         assert!(
-            failed.message().contains(&whole),
-            "no {whole:?} in {failed}"
+            failed.message().contains(message),
+            "no {message:?} in {failed}"
         );
         assert!(took < Duration::from_secs(30), "{took:?}: {failed}");
         assert_eq!(traces(), before, "{failed}");
     };
-
-    let failed = fails(&cluster, || n2.sql("SELECT spock.repset_drop('of n2')"));
-    assert_refused(failed, "22023", "replication set of n2 not found");
-    n2.sql("SELECT spock.repset_create('of n2'); SELECT spock.repset_add_table('of n2', 'b')");
 
     let mut idle = None;
     let failed = fails(&cluster, || {
@@ -243,9 +238,28 @@ fn a_provider_that_refuses() {
             "4",
         );
     });
-    drop(idle);
-    let full = "connection to server";
-    assert_refused(failed, "08001", full);
+    assert_refused(failed, "08001", "exceeds \"max_wal_senders\"");
+    // A member that is refused is told with the same reason, before anything is changed.
+    n2.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active");
+    let last = Idle::sessions(n2, 1);
+    n2.wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender' AND application_name = 'psql'",
+        "4",
+    );
+    let failed = match add_node(n3, "n3", cluster.n(1), "n1") {
+        Ok(called) => panic!("this was expected to fail: {called:?}"),
+        Err(failed) => failed,
+    };
+    let cut_off = "subscription sub_n2_n1 from node \"n2\" has no connection to its provider: ";
+    let text = format!("{}\n{}", failed.message(), failed.detail());
+    let told = text.lines().find(|line| line.contains(cut_off));
+    let told = told.unwrap_or_else(|| panic!("no {cut_off:?} in {failed}"));
+    assert!(told.contains("max_wal_senders"), "{failed}");
+    drop((idle, last));
+    n2.wait_for(
+        "SELECT count(*) FROM pg_replication_slots WHERE active",
+        "1",
+    );
 
     let hba = n2.data_dir().join("pg_hba.conf");
     let lets_in = std::fs::read_to_string(&hba).expect("read pg_hba.conf");
@@ -256,21 +270,15 @@ fn a_provider_that_refuses() {
     });
     std::fs::write(&hba, lets_in).expect("write pg_hba.conf");
     n2.reload();
-    assert!(
-        failed
-            .0
-            .message()
-            .contains("pg_hba.conf rejects connection"),
-        "{}",
-        failed.0
-    );
-    assert_refused(failed, "08001", "connection to server");
+    assert_refused(failed, "08001", "pg_hba.conf rejects connection");
     n2.wait_for(
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'",
         "1",
     );
-    joined(n3, cluster.n(1));
-    wait_quiet(&cluster.all());
+    // What n1 still has to get from n2 needs that set, so this comes last.
+    let failed = fails(&cluster, || n2.sql("SELECT spock.repset_drop('of n2')"));
+    let what = "node \"n2\" refuses subscription sub_n2_n3 of node \"n3\": replication set of n2 not found";
+    assert_refused(failed, "22023", what);
 }
 
 /// A table that comes into a set while the copy runs has rows that are not copied, and is told.

@@ -57,14 +57,7 @@ impl Refusals {
         if !due {
             return Ok(());
         }
-        let refused = match ask(engine, node, provider, path) {
-            Ok(()) | Err(Error::Deadline { .. }) => None,
-            Err(error @ (Error::Interrupted { .. } | Error::Internal(_))) => return Err(error),
-            // The worker itself may be the one that reads.
-            Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => None,
-            Err(error) => Some(error),
-        };
-        let Some(error) = refused else {
+        let Some(error) = refused(engine, node, provider, path)? else {
             self.in_a_row = 0;
             self.ask_at = Some(Instant::now() + AFTER_CONSENT);
             return Ok(());
@@ -98,6 +91,31 @@ impl Refusals {
                 )
             }),
         })
+    }
+}
+
+/// What the provider of `path` refuses its worker with, if it does now.
+pub fn reason(
+    engine: &dyn Engine,
+    node: &mut Node,
+    provider: &Member,
+    path: &Path,
+) -> Result<Option<String>> {
+    Ok(refused(engine, node, provider, path)?.as_ref().map(text))
+}
+
+fn refused(
+    engine: &dyn Engine,
+    node: &mut Node,
+    provider: &Member,
+    path: &Path,
+) -> Result<Option<Error>> {
+    match ask(engine, node, provider, path) {
+        Ok(()) | Err(Error::Deadline { .. }) => Ok(None),
+        Err(error @ (Error::Interrupted { .. } | Error::Internal(_))) => Err(error),
+        // The worker itself may be the one that reads.
+        Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => Ok(None),
+        Err(error) => Ok(Some(error)),
     }
 }
 

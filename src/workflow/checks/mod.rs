@@ -4,6 +4,7 @@ use super::division::Division;
 use super::findings::{Check, Outcome, failures};
 use super::lost_wal::{LostWal, end_of_wal};
 use super::members::each;
+use super::refusal;
 use crate::copy;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
@@ -420,17 +421,39 @@ impl Checks<'_> {
         let begun = Instant::now();
         let mut rest = Duration::from_millis(10);
         loop {
-            let (found, may_pass) = self.mesh_troubles()?;
+            let (mut found, may_pass) = self.mesh_troubles()?;
             if found.is_empty() || !may_pass || begun.elapsed() > patience {
-                return Ok(check.all(names, found));
+                for (finding, path) in &mut found {
+                    let reason = path.as_ref().map(|path| self.refusal(path));
+                    if let Some(reason) = reason.transpose()?.flatten() {
+                        finding.message.push_str(&format!(": {reason}"));
+                    }
+                }
+                let findings = found.into_iter().map(|(finding, _)| finding).collect();
+                return Ok(check.all(names, findings));
             }
             wait::on_latch(rest)?;
             rest = (rest * 3 / 2).min(Duration::from_millis(100));
         }
     }
 
-    /// What is wrong with the mesh, and whether all of that may pass by itself.
-    fn mesh_troubles(&mut self) -> Result<(Vec<Finding>, bool)> {
+    /// What the provider of a path without a connection says about it.
+    fn refusal(&mut self, path: &Path) -> Result<Option<String>> {
+        let mut members: Vec<&mut Node> = vec![&mut *self.source];
+        members.extend(self.peers.iter_mut());
+        let provider = members.iter().find(|m| m.name == path.provider);
+        let Some(provider) = provider.map(|p| p.member()) else {
+            return Ok(None);
+        };
+        match members.iter_mut().find(|m| m.name == path.subscriber) {
+            Some(node) => refusal::reason(self.engine, node, &provider, path),
+            None => Ok(None),
+        }
+    }
+
+    /// What is wrong with the mesh, with the path where that has no connection, and whether all of it may pass by
+    /// itself.
+    fn mesh_troubles(&mut self) -> Result<(Vec<(Finding, Option<Path>)>, bool)> {
         let (mut findings, mut may_pass) = (vec![], true);
         let mut members: Vec<&mut Node> = vec![&mut *self.source];
         members.extend(self.peers.iter_mut());
@@ -463,7 +486,7 @@ impl Checks<'_> {
                 let state = states.iter().find(|s| s.name == path.subscription);
                 if let Some(lost) = LostWal::find(&path, state, end(provider)?) {
                     may_pass = false;
-                    findings.push(lost.finding());
+                    findings.push((lost.finding(), None));
                     continue;
                 }
                 let trouble = match state {
@@ -485,8 +508,12 @@ impl Checks<'_> {
                     "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.",
                 );
                 findings.push(match state {
-                    Some(s) if !s.enabled => finding.mended_by(self.engine.enable(&path).inlined()),
-                    _ => finding,
+                    Some(s) if !s.enabled => {
+                        let enable = self.engine.enable(&path).inlined();
+                        (finding.mended_by(enable), None)
+                    }
+                    Some(_) => (finding, Some(path)),
+                    None => (finding, None),
                 });
             }
         }
