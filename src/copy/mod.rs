@@ -45,8 +45,8 @@ pub use tables::{Names, Table, tables};
 pub use undo::undo;
 
 use crate::error::Result;
-use crate::libpq::{Conn, Dsn};
-use crate::node::Session;
+use crate::libpq::{Conn, Dsn, Rows};
+use crate::node::{Session, Statement};
 use crate::quote::literal;
 use std::collections::BTreeSet;
 
@@ -86,6 +86,12 @@ fn snapshot_session(source: &Source<'_>) -> Result<Conn> {
     let mut conn = Conn::open(source.node, source.dsn)?;
     conn.query(&begin_in_snapshot(source.snapshot), &[])?;
     Ok(conn)
+}
+
+/// What `statement` answers on the source for what the snapshot shows.
+pub fn in_snapshot(source: &Source<'_>, statement: &Statement) -> Result<Rows> {
+    let params: Vec<&str> = statement.params.iter().map(String::as_str).collect();
+    snapshot_session(source)?.query(&statement.sql, &params)
 }
 
 fn begin_in_snapshot(snapshot: &str) -> String {

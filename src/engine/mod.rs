@@ -163,6 +163,11 @@ pub trait Engine {
     /// What this engine needs beyond what every engine needs.
     fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>>;
 
+    /// What does no harm to the join and is not as its user may think.
+    fn warnings(&self, _members: &mut [&mut Node]) -> Result<Vec<Finding>> {
+        Ok(vec![])
+    }
+
     /// Connects from the node to `dsn`. The last answer is the `server, database` of
     /// `server::identity` there, or nothing where only the connection can be tried.
     fn probe(&self, dsn: &str) -> Vec<Statement>;
@@ -272,6 +277,9 @@ pub trait Engine {
 
     /// Creates the subscription of `path`, disabled and without copy.
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement;
+    /// The command by which the worker of `path` asks its provider for changes, from where the slot stands; no row
+    /// where the subscription is gone. It is run on the subscriber.
+    fn start_replication(&self, path: &Path) -> Statement;
     fn disable(&self, path: &Path) -> Statement;
     /// The same where no worker is applying; no answer otherwise. `None` where a worker that is told to end
     /// ends between two transactions.

@@ -522,6 +522,15 @@ impl Engine for Native {
         )
     }
 
+    fn start_replication(&self, path: &Path) -> Statement {
+        Statement::new(
+            "SELECT format('START_REPLICATION SLOT %I LOGICAL 0/0 (proto_version ''1'', publication_names %L)',
+                           subslotname, (SELECT string_agg(quote_ident(p), ',') FROM unnest(subpublications) p))
+               FROM pg_subscription WHERE subname = $1 AND subslotname IS NOT NULL",
+            &[&path.subscription],
+        )
+    }
+
     fn disable(&self, path: &Path) -> Statement {
         let name = crate::quote::ident(&path.subscription);
         Statement::new(format!("ALTER SUBSCRIPTION {name} DISABLE"), &[])

@@ -1,5 +1,7 @@
 //! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
 
+mod sets;
+
 use super::{
     CopyPlan, Drift, Engine, Identity, LeaveOut, Path, Survey, names, subscription_states,
 };
@@ -10,11 +12,16 @@ use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement, ask_all};
 use crate::replay::{Decoding, Protocol};
 use crate::settings;
+use sets::{SetTable, Sets, array, differences};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The Unix epoch in microseconds since 2000: older than any change of an application, so that
 /// under last-update-wins every change wins over a copied row, as with Spock's own copy.
 const UNIX_EPOCH: i64 = -946_684_800_000_000;
+
+/// The version of Spock's protocol that 5.0 and 6.0 speak.
+const PROTOCOL: &str = "4";
 
 /// Replication sets that every node has.
 const BUILT_IN: [&str; 3] = ["default", "default_insert_only", "ddl_sql"];
@@ -22,8 +29,15 @@ const BUILT_IN: [&str; 3] = ["default", "default_insert_only", "ddl_sql"];
 #[derive(Default)]
 pub struct Spock {
     paths: BTreeMap<(String, String), Path>,
-    /// The replication sets that the source provides.
-    sets: Vec<String>,
+    /// The replication sets of the members, and who takes which.
+    sets: Sets,
+    /// What a (provider, subscriber) with the new node at one end takes.
+    to_take: BTreeMap<(String, String), Vec<String>>,
+    /// Tables that the source gets from its peers by the sets that it takes.
+    from_peers: Vec<SetTable>,
+    /// The tables in the source's sets, as the snapshot of the copy has them. What is added later has rows that
+    /// are not copied.
+    copied: RefCell<Option<Vec<SetTable>>>,
     /// Whether the cluster's slots have the flag.
     failover: bool,
     leave_out: LeaveOut,
@@ -120,6 +134,7 @@ impl Engine for Spock {
     }
 
     fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
+        self.sets = Sets::of(members)?;
         // Somebody else may have chosen them.
         for member in members.iter_mut() {
             let rows = member.query(
@@ -187,13 +202,21 @@ impl Engine for Spock {
             return Ok(());
         };
         self.name_by_rule(source, wanted)?;
-        let sets = source.query(
-            &format!("SELECT s.set_name FROM {LOCAL_SETS} ORDER BY 1"),
-            &[],
-        )?;
-        self.sets = sets.iter().map(|r| r.text(0).to_owned()).collect();
         self.failover = has_failover_slots(source)?;
         self.leave_out = left_out(source)?;
+        let source = source.name.clone();
+        for member in members.iter_mut() {
+            let inbound = self.sets.of_new(&source, &member.name);
+            if member.name != source {
+                let tables = set_tables(member)?.into_iter();
+                self.from_peers
+                    .extend(tables.filter(|t| inbound.contains(&t.set)));
+            }
+            let outbound = self.sets.of_member(&source, &member.name);
+            let key = |provider: &str, subscriber: &str| (provider.into(), subscriber.into());
+            self.to_take.insert(key(&member.name, &new.name), inbound);
+            self.to_take.insert(key(&new.name, &member.name), outbound);
+        }
         Ok(())
     }
 
@@ -271,6 +294,7 @@ impl Engine for Spock {
             if let Some(source) = members.first_mut() {
                 self.check_extensions(source, new, &mut findings)?;
             }
+            check_node_ids(members, new, &mut findings)?;
             if is_node(new)? {
                 findings.push(Finding::new(
                     &new.name,
@@ -279,6 +303,44 @@ impl Engine for Spock {
                     "Remove it from its cluster first.",
                 ));
             }
+        }
+        Ok(findings)
+    }
+
+    fn warnings(&self, members: &mut [&mut Node]) -> Result<Vec<Finding>> {
+        let Some(source) = members.first_mut() else {
+            return Ok(vec![]);
+        };
+        let untaken = self.sets.untaken_of(&source.name);
+        let tables = set_tables(source)?;
+        let named = |t: &SetTable| crate::quote::qualified(&t.schema, &t.name);
+        let taken: BTreeSet<String> = tables
+            .iter()
+            .filter(|t| !untaken.contains(&t.set))
+            .chain(&self.from_peers)
+            .map(named)
+            .collect();
+        let mut findings = vec![];
+        for set in &untaken {
+            let alone = tables.iter().filter(|t| t.set == *set).map(named);
+            let alone: Vec<String> = alone.filter(|t| !taken.contains(t)).collect();
+            if alone.is_empty() {
+                continue;
+            }
+            let (shown, more) = alone.split_at(alone.len().min(10));
+            let more = match more.len() {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            findings.push(Finding::new(
+                &source.name,
+                SqlState::OK,
+                format!(
+                    "no member subscribes to replication set {set}, so the new node does not either, and gets no rows of {}{more}",
+                    shown.join(", ")
+                ),
+                "Where the rows are wanted, make every member subscribe to the set first: spock.sub_add_repset.",
+            ));
         }
         Ok(findings)
     }
@@ -500,11 +562,6 @@ impl Engine for Spock {
     }
 
     fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan> {
-        let mut replicated: BTreeMap<(String, String), Vec<SetTable>> = BTreeMap::new();
-        for table in set_tables(source)? {
-            let key = (table.schema.clone(), table.name.clone());
-            replicated.entry(key).or_default().push(table);
-        }
         let refilled: Vec<String> = extension_tables(source)?
             .into_iter()
             .map(|(table, _)| table)
@@ -514,6 +571,19 @@ impl Engine for Spock {
             dsn: &source.dsn,
             snapshot,
         };
+        let in_sets = sets::parse(&copy::in_snapshot(&from, &sets::set_tables())?)?;
+        self.copied.replace(Some(in_sets.clone()));
+        // What nobody will send is not copied either: it would be of one moment, for good.
+        let taken = self.takes(&source.name, new);
+        let own = in_sets.into_iter().filter(|t| taken.contains(&t.set));
+        let own: Vec<SetTable> = own.collect();
+        let named = |t: &SetTable| (t.schema.clone(), t.name.clone());
+        let mut replicated: BTreeMap<(String, String), Vec<SetTable>> = BTreeMap::new();
+        let others = self.from_peers.iter().cloned();
+        let others = others.filter(|t| !own.iter().any(|o| named(o) == named(t)));
+        for table in own.iter().cloned().chain(others) {
+            replicated.entry(named(&table)).or_default().push(table);
+        }
         let mut tables = vec![];
         for mut table in copy::tables(&from, &refilled)? {
             let key = (table.schema.clone(), table.name.clone());
@@ -557,7 +627,8 @@ impl Engine for Spock {
             "SELECT s.set_name, s.replicate_insert, s.replicate_update, s.replicate_delete,
                     s.replicate_truncate FROM {LOCAL_SETS} ORDER BY 1"
         );
-        for row in &source.query(&sets, &[])? {
+        let sets = source.query(&sets, &[])?;
+        for row in &sets {
             let verb = match BUILT_IN.contains(&row.text(0)) {
                 true => "repset_alter",
                 false => "repset_create",
@@ -569,7 +640,10 @@ impl Engine for Spock {
                 &[row.text(0), row.text(1), row.text(2), row.text(3), row.text(4)],
             )?;
         }
-        let wanted = set_tables(source)?;
+        let wanted = match self.copied.take() {
+            Some(tables) => tables,
+            None => set_tables(source)?,
+        };
         for table in set_tables(new)? {
             if !wanted.contains(&table) {
                 new.query(
@@ -616,7 +690,7 @@ impl Engine for Spock {
         }
         Ok(vec![format!(
             "{} replication sets mirrored, {} tables in them",
-            self.sets.len(),
+            sets.len(),
             wanted.len()
         )])
     }
@@ -637,11 +711,6 @@ impl Engine for Spock {
     }
 
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
-        let sets: Vec<String> = self
-            .sets
-            .iter()
-            .map(|s| format!("\"{}\"", s.replace('\\', "\\\\").replace('"', "\\\"")))
-            .collect();
         // forward_origins stays empty: a node sends on nothing but its own changes.
         Statement::new(
             "SELECT spock.sub_create(subscription_name := $1::name, provider_dsn := $2,
@@ -650,7 +719,7 @@ impl Engine for Spock {
             &[
                 &path.subscription,
                 &provider.dsn.expose(),
-                &format!("{{{}}}", sets.join(",")),
+                &array(&self.takes(&path.provider, &path.subscriber)),
             ],
         )
     }
@@ -664,6 +733,22 @@ impl Engine for Spock {
 
     fn enable(&self, path: &Path) -> Statement {
         Statement::new("SELECT spock.sub_enable($1::name)", &[&path.subscription])
+    }
+
+    fn start_replication(&self, path: &Path) -> Statement {
+        Statement::new(
+            format!(
+                "SELECT format('START_REPLICATION SLOT %I LOGICAL 0/0 (startup_params_format %L, expected_encoding %L, '
+                               'min_proto_version %L, max_proto_version %L, spock_version %L, spock_version_num %L, '
+                               '\"spock.forward_origins\" %L, \"spock.replication_set_names\" %L)',
+                               s.sub_slot_name, '1', getdatabaseencoding(), '{PROTOCOL}', '{PROTOCOL}',
+                               spock.spock_version(), spock.spock_version_num(),
+                               coalesce((SELECT string_agg(quote_ident(f), ',') FROM unnest(s.sub_forward_origins) f), ''),
+                               coalesce((SELECT string_agg(quote_ident(r), ',') FROM unnest(s.sub_replication_sets) r), ''))
+                   FROM spock.subscription s WHERE s.sub_name = $1"
+            ),
+            &[&path.subscription],
+        )
     }
 
     fn disable(&self, path: &Path) -> Statement {
@@ -727,9 +812,12 @@ impl Engine for Spock {
     }
 
     fn replicated_tables(&self, node: &mut Node) -> Result<Option<BTreeSet<String>>> {
-        let tables = set_tables(node)?;
+        // A set that nobody takes sends nothing.
+        let taken = self.sets.taken_of(&node.name);
+        let sent = |t: &&SetTable| taken.as_ref().is_none_or(|sets| sets.contains(&t.set));
         let name = |t: &SetTable| crate::quote::qualified(&t.schema, &t.name);
-        Ok(Some(tables.iter().map(name).collect()))
+        let tables = set_tables(node)?;
+        Ok(Some(tables.iter().filter(sent).map(name).collect()))
     }
 
     fn commit_as(&self, origin: &str) -> Option<Statement> {
@@ -809,6 +897,12 @@ impl Engine for Spock {
 }
 
 impl Spock {
+    /// The sets that a subscription with the new node at one end names.
+    fn takes(&self, provider: &str, subscriber: &str) -> Vec<String> {
+        let key = (provider.to_owned(), subscriber.to_owned());
+        self.to_take.get(&key).cloned().unwrap_or_default()
+    }
+
     /// Names paths of (provider, subscriber, the subscriber's database) as Spock itself would.
     fn name_by_rule(
         &mut self,
@@ -927,6 +1021,43 @@ impl Spock {
     }
 }
 
+/// Spock numbers a node by 16 bits of a hash of its name, and marks the rows that come from it with that number.
+/// Two of these numbers mean something else to PostgreSQL: no origin, and not to be sent on.
+fn check_node_ids(
+    members: &mut [&mut Node],
+    new: &mut Node,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let id = "hashtext($1::name::text COLLATE \"C\") & 65535";
+    let question = format!(
+        "SELECT {id}, (SELECT node_name FROM spock.node
+                        WHERE node_id = ({id})::oid AND node_name <> $1::name LIMIT 1)"
+    );
+    let name = new.name.clone();
+    for node in members.iter_mut().map(|m| &mut **m).chain([&mut *new]) {
+        let answer = node.query(&question, &[&name])?;
+        let row = answer.one()?;
+        let message = match (row.text(0), row.get(1)) {
+            (id, Some(other)) => format!(
+                "Spock gives the name \"{name}\" the number {id}, which node \"{other}\" has"
+            ),
+            (id @ ("0" | "65535"), None) => format!(
+                "Spock gives the name \"{name}\" the number {id}, which PostgreSQL keeps for itself"
+            ),
+            _ => continue,
+        };
+        findings.push(Finding::new(
+            &node.name,
+            SqlState::DUPLICATE_OBJECT,
+            message,
+            "Choose another name for the new node.",
+        ));
+        // The others know the same.
+        break;
+    }
+    Ok(())
+}
+
 /// Whether the cluster's slots have the flag `failover`: as those that there are, else as Spock itself
 /// would make them on this server.
 fn has_failover_slots(source: &mut Node) -> Result<bool> {
@@ -1000,103 +1131,13 @@ fn exists(node: &mut Node, schema: &str, name: &str) -> Result<bool> {
     Ok(rows.one()?.bool(0))
 }
 
-/// Entry by entry where the sets of the new node are not the source's, and what to run.
-fn differences(there: &[SetTable], here: &[SetTable], source: &str, new: &str) -> Vec<Drift> {
-    let named = |table: &SetTable| crate::quote::qualified(&table.schema, &table.name);
-    let same =
-        |a: &SetTable, b: &SetTable| (&a.set, &a.schema, &a.name) == (&b.set, &b.schema, &b.name);
-    let call = |function: &str, table: &SetTable| {
-        format!(
-            "SELECT spock.{function}({}, {})",
-            crate::quote::literal(&table.set),
-            crate::quote::literal(&named(table))
-        )
-    };
-    let mut found = vec![];
-    for table in there.iter().filter(|t| !here.contains(t)) {
-        found.push(match here.iter().find(|h| same(h, table)) {
-            Some(_) => Drift {
-                what: format!(
-                    "table {} in replication set {} has other columns or another row filter on node \"{new}\" than on \"{source}\"",
-                    named(table),
-                    table.set
-                ),
-                remedy: format!(
-                    "Run on node \"{new}\": {}; and add it again as it is on \"{source}\".",
-                    call("repset_remove_table", table)
-                ),
-            },
-            None => Drift {
-                what: format!(
-                    "table {} is in replication set {} of node \"{source}\" and not of \"{new}\"",
-                    named(table),
-                    table.set
-                ),
-                remedy: format!(
-                    "Create it on node \"{new}\" if it is not there, run there: {}; and spock.sub_resync_table for its rows.",
-                    call("repset_add_table", table)
-                ),
-            },
-        });
-    }
-    for table in here.iter().filter(|h| !there.iter().any(|t| same(t, h))) {
-        found.push(Drift {
-            what: format!(
-                "table {} is in replication set {} of node \"{new}\" and no longer of \"{source}\"",
-                named(table),
-                table.set
-            ),
-            remedy: format!(
-                "Run on node \"{new}\": {}",
-                call("repset_remove_table", table)
-            ),
-        });
-    }
-    found
+fn set_tables(node: &mut Node) -> Result<Vec<SetTable>> {
+    sets::parse(&sets::set_tables().run(node)?)
 }
 
 fn database(node: &mut Node) -> Result<String> {
     let rows = node.query("SELECT current_database()", &[])?;
     Ok(rows.one()?.text(0).to_owned())
-}
-
-/// A table in a replication set of the local node.
-#[derive(Clone, Debug, PartialEq)]
-struct SetTable {
-    set: String,
-    schema: String,
-    name: String,
-    /// Empty for all.
-    columns: Vec<String>,
-    /// The same as an array literal.
-    column_list: String,
-    filter: Option<String>,
-}
-
-fn set_tables(node: &mut Node) -> Result<Vec<SetTable>> {
-    let rows = node.query(
-        &format!(
-            "SELECT s.set_name, n.nspname, c.relname, coalesce(t.set_att_list, '{{}}'),
-                    coalesce(to_json(t.set_att_list), '[]'), pg_get_expr(t.set_row_filter, t.set_reloid)
-               FROM {LOCAL_SETS} JOIN spock.replication_set_table t ON t.set_id = s.set_id
-               JOIN pg_class c ON c.oid = t.set_reloid JOIN pg_namespace n ON n.oid = c.relnamespace
-              ORDER BY 1, 2, 3"
-        ),
-        &[],
-    )?;
-    rows.iter()
-        .map(|row| {
-            Ok(SetTable {
-                set: row.text(0).to_owned(),
-                schema: row.text(1).to_owned(),
-                name: row.text(2).to_owned(),
-                column_list: row.text(3).to_owned(),
-                columns: serde_json::from_str(row.text(4))
-                    .map_err(|e| Error::internal(format!("spock.replication_set_table: {e}")))?,
-                filter: row.get(5).map(str::to_owned),
-            })
-        })
-        .collect()
 }
 
 /// A version of Spock, compared by number: '5.0.10' is newer than '5.0.4'.
@@ -1124,49 +1165,8 @@ impl Version {
 
 #[cfg(test)]
 mod tests {
-    use super::{SetTable, Version, differences};
+    use super::Version;
     use proptest::prelude::*;
-
-    fn entry(set: &str, name: &str, filter: Option<&str>) -> SetTable {
-        SetTable {
-            set: set.into(),
-            schema: "public".into(),
-            name: name.into(),
-            columns: vec![],
-            column_list: "{}".into(),
-            filter: filter.map(str::to_owned),
-        }
-    }
-
-    #[test]
-    fn drift_is_told_by_entry() {
-        let there = [
-            entry("a", "kept", None),
-            entry("a", "more", None),
-            entry("b", "x", Some("i > 1")),
-        ];
-        let here = [
-            entry("a", "kept", None),
-            entry("b", "x", None),
-            entry("c", "old", None),
-        ];
-        let told = differences(&there, &here, "n1", "n2");
-        let what: Vec<&str> = told.iter().map(|d| d.what.as_str()).collect();
-        assert_eq!(
-            what,
-            [
-                "table \"public\".\"more\" is in replication set a of node \"n1\" and not of \"n2\"",
-                "table \"public\".\"x\" in replication set b has other columns or another row filter on node \"n2\" than on \"n1\"",
-                "table \"public\".\"old\" is in replication set c of node \"n2\" and no longer of \"n1\"",
-            ]
-        );
-        assert!(
-            told[2]
-                .remedy
-                .contains("SELECT spock.repset_remove_table('c', '\"public\".\"old\"')")
-        );
-        assert!(differences(&there, &there, "n1", "n2").is_empty());
-    }
 
     #[test]
     fn versions_fit_by_major_and_minor() {

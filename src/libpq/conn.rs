@@ -141,7 +141,8 @@ impl Conn {
             .collect()
     }
 
-    /// A session that also understands the commands of the replication protocol.
+    /// A session that also understands the commands of the replication protocol. One that streams has answered its
+    /// last query.
     pub fn open_replication(node: &str, dsn: &Dsn) -> Result<Self> {
         let how = How {
             replication: true,
@@ -793,7 +794,12 @@ impl<'a> Running<'a> {
                 Status::PGRES_COMMAND_OK | Status::PGRES_TUPLES_OK | Status::PGRES_EMPTY_QUERY => {
                     self.rows = result.rows();
                 }
-                Status::PGRES_COPY_IN | Status::PGRES_COPY_OUT | Status::PGRES_COPY_BOTH => {
+                // The server streams: that it would was the question, and nothing is taken from it.
+                Status::PGRES_COPY_BOTH => {
+                    self.conn.abandon();
+                    self.finished = true;
+                }
+                Status::PGRES_COPY_IN | Status::PGRES_COPY_OUT => {
                     self.conn.settle();
                     self.finish_with(Error::internal("COPY where a query was expected"));
                 }

@@ -143,13 +143,7 @@ impl<'a, T> Pipeline<'a, T> {
         Ok(self.take_idle())
     }
 
-    fn sent(
-        &mut self,
-        sent: c_int,
-        sql: &Rc<str>,
-        bytes: usize,
-        about: Option<T>,
-    ) -> Result<()> {
+    fn sent(&mut self, sent: c_int, sql: &Rc<str>, bytes: usize, about: Option<T>) -> Result<()> {
         if sent == 0 {
             return Err(self.conn.lost());
         }

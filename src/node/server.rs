@@ -665,7 +665,10 @@ pub fn unfinished_recoveries() -> Statement {
 
 /// Whether the node knows when, and under which origin, its rows were written.
 pub fn has_commit_timestamps(node: &mut Node) -> Result<bool> {
-    let rows = node.query("SELECT current_setting('track_commit_timestamp') = 'on'", &[])?;
+    let rows = node.query(
+        "SELECT current_setting('track_commit_timestamp') = 'on'",
+        &[],
+    )?;
     Ok(rows.one()?.bool(0))
 }
 
@@ -754,6 +757,14 @@ pub fn name_session(name: &str) -> Statement {
 /// The end of what has been written into the WAL.
 pub fn wal_position() -> Statement {
     Statement::new("SELECT pg_current_wal_insert_lsn()", &[])
+}
+
+/// Up to where the WAL is on disk; null on a standby.
+pub fn wal_flushed() -> Statement {
+    Statement::new(
+        "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END",
+        &[],
+    )
 }
 
 /// The first transaction id that nobody has had.

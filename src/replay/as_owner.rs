@@ -55,10 +55,7 @@ fn is_nested() -> bool {
 ///
 /// # Safety
 /// The table is locked, and its id is that of the range table entry at `index` of `tables`.
-unsafe fn become_owner(
-    tables: *mut pg_sys::List,
-    index: c_int,
-) -> Option<(pg_sys::Oid, c_int)> {
+unsafe fn become_owner(tables: *mut pg_sys::List, index: c_int) -> Option<(pg_sys::Oid, c_int)> {
     // SAFETY: as the caller says; list and entry belong to a statement that is being planned or run.
     unsafe {
         let entry: *mut pg_sys::RangeTblEntry = pg_sys::list_nth(tables, index - 1).cast();
@@ -113,8 +110,7 @@ unsafe extern "C-unwind" fn start(desc: *mut pg_sys::QueryDesc, flags: c_int) {
         let targets = (*planned).resultRelations;
         let ours = !targets.is_null() && !is_nested();
         if ours
-            && let Some(before) =
-                become_owner((*planned).rtable, pg_sys::list_nth_int(targets, 0))
+            && let Some(before) = become_owner((*planned).rtable, pg_sys::list_nth_int(targets, 0))
         {
             BEFORE.set(before);
             ACTING.set(desc);
@@ -136,7 +132,11 @@ unsafe extern "C-unwind" fn start(desc: *mut pg_sys::QueryDesc, flags: c_int) {
 unsafe fn silence(tables: *mut pg_sys::List) {
     // SAFETY: as the caller says; each entry has a copy of its own.
     unsafe {
-        let count = if tables.is_null() { 0 } else { (*tables).length };
+        let count = if tables.is_null() {
+            0
+        } else {
+            (*tables).length
+        };
         for i in 0..count {
             let table: *mut pg_sys::ResultRelInfo = pg_sys::list_nth(tables, i).cast();
             let triggers = (*table).ri_TrigDesc;

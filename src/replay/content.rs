@@ -150,8 +150,9 @@ pub fn parts(relation: &Relation, here: &mut Node, there: &mut Node) -> Result<V
                 large.rows,
                 large.bytes >> 20
             )),
-            hint: "Give the table a primary key, or remove one of the two nodes and let it join anew."
-                .into(),
+            hint:
+                "Give the table a primary key, or remove one of the two nodes and let it join anew."
+                    .into(),
         });
     }
     Ok(divided(differing)
@@ -300,11 +301,7 @@ fn key(relation: &Relation) -> String {
 }
 
 fn bucket(relation: &Relation, buckets: u64) -> String {
-    format!(
-        "(hashtextextended({}, 0) & {})",
-        key(relation),
-        buckets - 1
-    )
+    format!("(hashtextextended({}, 0) & {})", key(relation), buckets - 1)
 }
 
 fn row(relation: &Relation) -> String {

@@ -4,11 +4,12 @@
 use super::checks::Checks;
 use super::findings::{Check, Outcome, Status, failures};
 use super::gather::{Party, Wanted, gather};
+use super::lost_wal::{LostWal, end_of_wal};
 use super::members;
 use super::report::table;
 use super::sequences::Ahead;
 use super::status::{Mesh, Seen, look_from};
-use crate::engine::{self, Engine, Path, Registry};
+use crate::engine::{self, Engine, Path, Registry, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::Journal;
 use crate::libpq::{Rows, scrub};
@@ -215,6 +216,7 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
     outcomes.extend(registries(&*engine, &mesh, &name, &registry)?);
     outcomes.extend(sequences(&mesh)?);
     outcomes.extend(paths(&*engine, &mesh));
+    outcomes.extend(positions(&*engine, &mesh)?);
     Ok(())
 }
 
@@ -328,6 +330,46 @@ fn sequences(mesh: &Mesh) -> Result<Vec<Outcome>> {
                 "Give each member values of its own: see docs/operations.md, Sequences.",
             ),
         }
+    }
+    Ok(check.outcomes())
+}
+
+/// Nobody has more of a member than the member itself.
+fn positions(engine: &dyn Engine, mesh: &Mesh) -> Result<Vec<Outcome>> {
+    let mut check = Check::new("positions", "within the WAL of the provider");
+    // In this order: what has been applied had been flushed before.
+    let mut states = BTreeMap::new();
+    for (member, answer) in ask_again(mesh, &engine.subscriptions())? {
+        match answer.and_then(|rows| subscription_states(&rows)) {
+            Ok(found) => drop(states.insert(member, found)),
+            Err(error) => check.warned(&member, error.to_string(), "Check again."),
+        }
+    }
+    let mut ends = BTreeMap::new();
+    for (member, answer) in ask_again(mesh, &server::wal_flushed())? {
+        match answer.and_then(|rows| end_of_wal(&rows)) {
+            Ok(end) => drop(ends.insert(member, end)),
+            Err(error) => check.warned(&member, error.to_string(), "Check again."),
+        }
+    }
+    for course in &mesh.courses {
+        let name = |member: usize| mesh.members[member].registered.name.as_str();
+        let (provider, subscriber) = (name(course.provider), name(course.subscriber));
+        let Some(subscription) = &course.subscription else {
+            continue;
+        };
+        let path = Path {
+            subscription: subscription.clone(),
+            ..Path::by_rule(provider, subscriber)
+        };
+        let state = states.get(subscriber).into_iter().flatten();
+        let state = state.into_iter().find(|s| s.name == *subscription);
+        let (Some(state), Some(end)) = (state, ends.get(provider).copied().flatten()) else {
+            continue;
+        };
+        let lost = LostWal::find(&path, Some(state), Some(end));
+        let found = format!("of \"{provider}\": within {end}");
+        check.look(subscriber, found, lost.map(|lost| lost.finding()));
     }
     Ok(check.outcomes())
 }

@@ -1,7 +1,9 @@
 //! Markers: real commits on one node, seen on another. What was committed before one has been applied
 //! wherever the marker has been.
 
+use super::lost_wal;
 use super::patience::{Limit, Seen, wait_within};
+use super::refusal::Refusals;
 use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::lsn::Lsn;
@@ -91,6 +93,7 @@ pub fn wait(
             Some((path, marker.token.as_str()))
         })
         .collect();
+    lost_wal::refuse(engine, node, others, inbound)?;
     let all = wanted.len();
     let mut watch = Watch::new(inbound, new);
     let name = node.name.clone();
@@ -107,7 +110,7 @@ pub fn wait(
         if wanted.is_empty() {
             return Ok(Seen::Done(()));
         }
-        let states = watch.look(engine, node)?;
+        let states = watch.look(engine, node, others)?;
         Ok(Seen::Pending(format!(
             "{} of {all} markers arrived; {states}",
             all - wanted.len()
@@ -131,7 +134,7 @@ pub fn wait_for_workers(
     let what = "waiting for its subscriptions to replicate";
     wait_within(limit(engine), &name, what, HINT, || {
         check_open(others)?;
-        let text = watch.look(engine, node)?;
+        let text = watch.look(engine, node, others)?;
         if let Some(nudge) = nudge
             && watch.working > before
         {
@@ -174,6 +177,8 @@ struct Worker {
     applied: Option<Lsn>,
     /// How often it has gone away without having applied anything more.
     lost: u64,
+    /// What its provider has against it.
+    refusals: Refusals,
 }
 
 impl<'a> Watch<'a> {
@@ -187,7 +192,12 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn look(&mut self, engine: &dyn Engine, node: &mut Node) -> Result<String> {
+    fn look(
+        &mut self,
+        engine: &dyn Engine,
+        node: &mut Node,
+        others: &[&mut Node],
+    ) -> Result<String> {
         let states = subscription_states(&engine.subscriptions().run(node)?)?;
         let mut found: Vec<&SubscriptionState> = vec![];
         for path in self.inbound {
@@ -216,6 +226,16 @@ impl<'a> Watch<'a> {
             worker.lost += u64::from(worker.there && !state.working);
             worker.there = state.working;
         }
+        for (path, worker) in self.inbound.iter().zip(&mut self.workers) {
+            match others.iter().find(|o| o.name == path.provider) {
+                Some(provider) if worker.lost > 0 || !worker.there => {
+                    let provider = provider.member();
+                    let lost = worker.lost > 0;
+                    worker.refusals.look(engine, node, &provider, path, lost)?;
+                }
+                _ => worker.refusals.forget(),
+            }
+        }
         let errors: Vec<u64> = found.iter().map(|s| s.errors).collect();
         let before = self.errors_before.get_or_insert_with(|| errors.clone());
         for ((path, now), before) in self.inbound.iter().zip(&errors).zip(before) {
@@ -241,7 +261,9 @@ impl<'a> Watch<'a> {
                     (0, true) => "",
                     (0, false) => ", no connection",
                 };
-                format!("{} applied {applied}{state}", s.name)
+                let said = worker.refusals.said().or(s.gave_up.as_deref());
+                let said = said.map_or(String::new(), |said| format!(" ({said})"));
+                format!("{} applied {applied}{state}{said}", s.name)
             })
             .collect::<Vec<_>>()
             .join(", "))

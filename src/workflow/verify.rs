@@ -103,11 +103,7 @@ pub fn tables(engine: &dyn Engine, node: &mut Node) -> Result<Vec<Relation>> {
         .collect())
 }
 
-fn pair<'a>(
-    nodes: &'a mut [&mut Node],
-    here: usize,
-    there: usize,
-) -> Result<[&'a mut Node; 2]> {
+fn pair<'a>(nodes: &'a mut [&mut Node], here: usize, there: usize) -> Result<[&'a mut Node; 2]> {
     let [here, there] = nodes
         .get_disjoint_mut([here, there])
         .map_err(|_| Error::internal("a node was to be compared with itself"))?;

@@ -2,12 +2,15 @@
 
 use super::division::Division;
 use super::findings::{Check, Outcome, failures};
+use super::lost_wal::{LostWal, end_of_wal};
 use super::members::each;
+use super::refusal;
 use super::taken;
 use crate::copy;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Row, Rows, wait};
+use crate::lsn::Lsn;
 use crate::node::server::{self, Budget, Facts};
 use crate::node::{Node, ask};
 use crate::settings;
@@ -419,17 +422,39 @@ impl Checks<'_> {
         let begun = Instant::now();
         let mut rest = Duration::from_millis(10);
         loop {
-            let (found, may_pass) = self.mesh_troubles()?;
+            let (mut found, may_pass) = self.mesh_troubles()?;
             if found.is_empty() || !may_pass || begun.elapsed() > patience {
-                return Ok(check.all(names, found));
+                for (finding, path) in &mut found {
+                    let reason = path.as_ref().map(|path| self.refusal(path));
+                    if let Some(reason) = reason.transpose()?.flatten() {
+                        finding.message.push_str(&format!(": {reason}"));
+                    }
+                }
+                let findings = found.into_iter().map(|(finding, _)| finding).collect();
+                return Ok(check.all(names, findings));
             }
             wait::on_latch(rest)?;
             rest = (rest * 3 / 2).min(Duration::from_millis(100));
         }
     }
 
-    /// What is wrong with the mesh, and whether all of that may pass by itself.
-    fn mesh_troubles(&mut self) -> Result<(Vec<Finding>, bool)> {
+    /// What the provider of a path without a connection says about it.
+    fn refusal(&mut self, path: &Path) -> Result<Option<String>> {
+        let mut members: Vec<&mut Node> = vec![&mut *self.source];
+        members.extend(self.peers.iter_mut());
+        let provider = members.iter().find(|m| m.name == path.provider);
+        let Some(provider) = provider.map(|p| p.member()) else {
+            return Ok(None);
+        };
+        match members.iter_mut().find(|m| m.name == path.subscriber) {
+            Some(node) => refusal::reason(self.engine, node, &provider, path),
+            None => Ok(None),
+        }
+    }
+
+    /// What is wrong with the mesh, with the path where that has no connection, and whether all of it may pass by
+    /// itself.
+    fn mesh_troubles(&mut self) -> Result<(Vec<(Finding, Option<Path>)>, bool)> {
         let (mut findings, mut may_pass) = (vec![], true);
         let mut members: Vec<&mut Node> = vec![&mut *self.source];
         members.extend(self.peers.iter_mut());
@@ -439,7 +464,16 @@ impl Checks<'_> {
         })?;
         // A worker in a loop of errors is there most of the time; the provider knows whether one
         // streams.
-        let streaming = each(members, |_| server::active_slots())?;
+        let streaming = each(members.iter_mut().map(|m| &mut **m), |_| {
+            server::active_slots()
+        })?;
+        let flushed = each(members, |_| server::wal_flushed())?;
+        let end = |provider: &str| -> Result<Option<Lsn>> {
+            let Some(i) = names.iter().position(|n| n == provider) else {
+                return Ok(None);
+            };
+            end_of_wal(&flushed[i])
+        };
         let streams = |provider: &str, slot: &str| {
             names
                 .iter()
@@ -451,6 +485,11 @@ impl Checks<'_> {
             for provider in names.iter().filter(|p| *p != subscriber) {
                 let path = self.engine.path(provider, subscriber);
                 let state = states.iter().find(|s| s.name == path.subscription);
+                if let Some(lost) = LostWal::find(&path, state, end(provider)?) {
+                    may_pass = false;
+                    findings.push((lost.finding(), None));
+                    continue;
+                }
                 let trouble = match state {
                     None => "does not exist",
                     Some(s) if !s.enabled => "is disabled",
@@ -470,8 +509,12 @@ impl Checks<'_> {
                     "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.",
                 );
                 findings.push(match state {
-                    Some(s) if !s.enabled => finding.mended_by(self.engine.enable(&path).inlined()),
-                    _ => finding,
+                    Some(s) if !s.enabled => {
+                        let enable = self.engine.enable(&path).inlined();
+                        (finding.mended_by(enable), None)
+                    }
+                    Some(_) => (finding, Some(path)),
+                    None => (finding, None),
                 });
             }
         }
@@ -662,7 +705,15 @@ impl Checks<'_> {
                 ),
             }
         }
-        let checks = [objects, sessions, wal, idle];
+        let mut engine = Check::new("replication", "of all that the source has");
+        let mut members: Vec<&mut Node> = vec![&mut *self.source];
+        members.extend(self.peers.iter_mut());
+        let found = self.engine.warnings(&mut members)?;
+        match found.is_empty() {
+            true => engine.passed(&self.source.name, ""),
+            false => found.into_iter().for_each(|f| engine.warned_of(f)),
+        }
+        let checks = [objects, sessions, wal, idle, engine];
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
     }
 }

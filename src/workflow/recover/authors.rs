@@ -290,10 +290,7 @@ mod tests {
     fn windows_cover_every_transaction_once() {
         let windows = |first, next| Range { first, next }.backwards().collect::<Vec<_>>();
         assert_eq!(windows(3, 10), [(3, 9)]);
-        assert_eq!(
-            windows(3, WINDOW + 10),
-            [(10, WINDOW + 9), (3, 9)]
-        );
+        assert_eq!(windows(3, WINDOW + 10), [(10, WINDOW + 9), (3, 9)]);
         assert_eq!(windows(3, WINDOW + 3), [(3, WINDOW + 2)]);
     }
 }

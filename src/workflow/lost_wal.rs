@@ -1,0 +1,101 @@
+//! A provider whose WAL ends before what a subscriber has of it: a standby that lacked the rest was promoted, or a
+//! backup was restored. PostgreSQL passes over whatever such a provider writes up to that position, and a marker
+//! that is known by its position seems to have arrived before it was sent.
+
+use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::Rows;
+use crate::lsn::Lsn;
+use crate::node::{Node, server};
+
+pub struct LostWal<'a> {
+    path: &'a Path,
+    applied: Lsn,
+    end: Lsn,
+}
+
+impl<'a> LostWal<'a> {
+    /// Where the subscriber of `path` is ahead of `end`, the end of its provider's WAL.
+    pub fn find(
+        path: &'a Path,
+        state: Option<&SubscriptionState>,
+        end: Option<Lsn>,
+    ) -> Option<Self> {
+        let (applied, end) = (state?.applied?, end?);
+        (applied > end).then_some(Self { path, applied, end })
+    }
+
+    pub fn finding(&self) -> Finding {
+        let Self { path, applied, end } = self;
+        let provider = &path.provider;
+        Finding::new(
+            &path.subscriber,
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "subscription {} has applied node \"{provider}\" up to {applied}, but the WAL of \"{provider}\" ends at {end}",
+                path.subscription
+            ),
+            format!(
+                "A standby that lacked the rest was promoted, or a backup restored. What \"{provider}\" writes up to {applied} never arrives on \"{}\": remove \"{provider}\" from the cluster with force := true, and add it again.",
+                path.subscriber
+            ),
+        )
+    }
+}
+
+/// Parses the answer of [`server::wal_flushed`].
+pub fn end_of_wal(rows: &Rows) -> Result<Option<Lsn>> {
+    let parsed = rows.one()?.get(0).map(str::parse::<Lsn>).transpose();
+    parsed.map_err(|()| Error::internal("the end of the WAL is no LSN"))
+}
+
+/// An error if a provider of `inbound` that is among `others` lacks what `node` has of it.
+pub fn refuse(
+    engine: &dyn Engine,
+    node: &mut Node,
+    others: &mut [&mut Node],
+    inbound: &[Path],
+) -> Result<()> {
+    // In this order: what has been applied had been flushed before.
+    let states = subscription_states(&engine.subscriptions().run(node)?)?;
+    for path in inbound {
+        let Some(provider) = others.iter_mut().find(|o| o.name == path.provider) else {
+            continue;
+        };
+        let state = states.iter().find(|s| s.name == path.subscription);
+        let end = end_of_wal(&server::wal_flushed().run(provider)?)?;
+        if let Some(lost) = LostWal::find(path, state, end) {
+            return Err(Error::Checks(vec![lost.finding()]));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LostWal;
+    use crate::engine::{Path, SubscriptionState};
+    use crate::lsn::Lsn;
+
+    #[test]
+    fn only_who_is_ahead_is_told() {
+        let path = Path::by_rule("n1", "n2");
+        let state = |applied| SubscriptionState {
+            name: path.subscription.clone(),
+            enabled: true,
+            working: true,
+            errors: 0,
+            applied,
+            gave_up: None,
+        };
+        let found = |applied: Option<u64>, end: Option<u64>| {
+            let state = state(applied.map(Lsn));
+            LostWal::find(&path, Some(&state), end.map(Lsn)).is_some()
+        };
+        assert!(found(Some(11), Some(10)));
+        assert!(!found(Some(10), Some(10)));
+        assert!(!found(None, Some(10)));
+        assert!(!found(Some(11), None));
+        assert!(LostWal::find(&path, None, Some(Lsn(10))).is_none());
+    }
+}
