@@ -848,7 +848,7 @@ impl Join {
         let (new, source) = (0, 1); // the others take part in the barriers
         let mut differ = vec![];
         for table in &tables {
-            if !verify::settled(&*self.engine, &mut all, table, source, new)?.is_empty() {
+            if verify::differ(&*self.engine, &mut all, table, source, new)? {
                 differ.push(crate::quote::qualified(&table.schema, &table.name));
             }
         }

@@ -90,6 +90,22 @@ pub fn mismatches(
     Ok(found)
 }
 
+/// Whether a table has rows on one of two of `nodes` that it has not on the other, and that stay so.
+pub fn differ(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    table: &Relation,
+    here: usize,
+    there: usize,
+) -> Result<bool> {
+    for part in parts(nodes, table, here, there)? {
+        if !settled(engine, nodes, table, &part, here, there)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The tables that the node sends.
 pub fn tables(engine: &dyn Engine, node: &mut Node) -> Result<Vec<Relation>> {
     let sent = engine.replicated_tables(node)?;
