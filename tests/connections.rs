@@ -359,3 +359,83 @@ fn a_client_certificate_with_an_encrypted_key() {
     assert_replicates(&cluster.all());
     assert_all_encrypted(&cluster);
 }
+
+/// A port where nobody listens.
+const NOBODY: u16 = 2;
+
+/// A server that is read-only for a moment is still the one that was meant.
+#[test]
+fn a_connection_string_that_asks_for_a_server_that_can_be_written_to() {
+    let cluster = Cluster::start_with(3, &quick());
+    cluster.form_mesh(1, CONTENT);
+    for (new, source) in [(2, 1), (3, 2)] {
+        let dsn = |server: &Server| {
+            let port = format!("port={}", server.port());
+            let ports = format!("port={NOBODY},{}", server.port());
+            format!(
+                "{} target_session_attrs=read-write",
+                server
+                    .dsn()
+                    .replace("host=127.0.0.1", "host=127.0.0.1,127.0.0.1")
+                    .replace(&port, &ports)
+            )
+        };
+        connection_string_joins(&cluster, new, &dsn(cluster.n(source)), &dsn(cluster.n(new)));
+    }
+    assert_replicates(&cluster.all());
+    let n3 = cluster.n(3);
+    n3.call("CALL spock.remove_node('n2')")
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_replicates(&[cluster.n(1), n3]);
+}
+
+#[test]
+fn a_connection_string_for_the_replication_protocol() {
+    let cluster = Cluster::start(2);
+    cluster.form_mesh(1, CONTENT);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    for value in ["database", "true", "off"] {
+        let failed = Call {
+            src_dsn: Some(format!("{} replication={value}", n1.dsn())),
+            ..Call::of(n2, n1)
+        }
+        .fails_on(n2);
+        common::assert_failed(
+            &failed,
+            "22023",
+            "argument src_dsn asks for the replication protocol",
+            "Leave replication= out",
+        );
+    }
+}
+
+/// Each of several hosts may have a reason of its own.
+#[test]
+fn what_every_host_says_is_told() {
+    let cluster = Cluster::start(2);
+    cluster.form_mesh(1, CONTENT);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let failed = Call {
+        src_dsn: Some(format!(
+            "host=127.0.0.1,127.0.0.1 port={NOBODY},{} dbname=postgres user=postgres",
+            NOBODY + 1
+        )),
+        ..Call::of(n2, n1)
+    }
+    .fails_on(n2);
+    common::assert_failed(
+        &failed,
+        "08001",
+        "could not connect to node \"n1\"",
+        "connection string of node \"n1\"",
+    );
+    for port in [NOBODY, NOBODY + 1] {
+        assert!(
+            failed
+                .message()
+                .contains(&format!("port {port} failed: Connection refused")),
+            "{failed}"
+        );
+    }
+    assert!(!failed.message().contains('\n'), "{failed}");
+}

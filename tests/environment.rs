@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::{Call, quick};
+use common::recovery::{self, On};
+use common::{Call, fingerprint, open_writer, quick, wait_mesh};
 use lab::postgres::Client;
 use lab::{Cluster, Server, assert_same_content, wait_quiet};
 
@@ -21,7 +22,7 @@ INSERT INTO "in Binary" VALUES
      '1.7976931348623157e308', 1.1754944e-38, '\x00ff5c27', 1234.5, '{x,NULL,"NULL","a\\b"}', '1.10', '{"a" : 1}',
      '{"a": 1}', '10.0.0.1/8', '10101', '[2024-03-02 01:02:03+05,)', '(0.1,0.2)',
      ROW('2024-03-02', '-1 year -2 mons +3 days', '2024-03-02 01:02:03+05', '\x5c'),
-     ARRAY[ROW('0044-03-15 BC', '1 day', 'infinity', '')::part, NULL]),
+     ARRAY[ROW('0044-03-15 BC', '1 day', 'infinity', '')::part, NULL], DEFAULT),
     (2, '-1 year -2 mons -3 days -04:05:06.7', '-infinity', '0044-03-15 12:00:00 BC', '0044-03-15 BC', NULL,
      '5e-324', 'NaN', '', -0.01, '{}', 'NaN', 'null', 'null', '::1', '', 'empty', NULL, NULL, NULL, NULL),
     (3, '1 mon -1 day', '0044-03-15 01:02:03+00 BC', 'infinity', 'infinity', '24:00:00-12', 0.1::float8 + 0.2,
@@ -34,6 +35,7 @@ CREATE FUNCTION public.slowly(integer) RETURNS integer LANGUAGE plpgsql IMMUTABL
 ALTER TABLE slow ADD CHECK (public.slowly(id) > 0);
 INSERT INTO slow VALUES (1);
 CREATE INDEX ON slow (public.slowly(id));
+CREATE MATERIALIZED VIEW days AS SELECT id, date_trunc('day', at)::text AS day, span::text FROM "in Binary";
 CREATE MATERIALIZED VIEW seen AS SELECT public.slowly(id) FROM slow;
 "#;
 
@@ -112,18 +114,25 @@ fn join_as_odd(n1: &Server, n2: &Server) {
     session
         .simple_query(&call)
         .unwrap_or_else(|e| panic!("{}", lab::explain(&e)));
-    assert_eq!(settings(&mut session), before, "the session is as it was");
+    assert_unchanged(&mut session, &before);
 }
 
 /// What the session has for settings.
 fn settings(session: &mut Client) -> Vec<(String, String)> {
     let rows = session
         .query(
-            "SELECT name, setting FROM pg_settings WHERE source <> 'override' AND name !~ '^zodan' ORDER BY 1",
+            "SELECT name, setting FROM pg_settings WHERE source <> 'override' AND name !~ '^(zodan|plpgsql)' ORDER BY 1",
             &[],
         )
         .unwrap();
     rows.iter().map(|r| (r.get(0), r.get(1))).collect()
+}
+
+/// Panics with what a CALL has left of its own.
+fn assert_unchanged(session: &mut Client, before: &[(String, String)]) {
+    let now = settings(session);
+    let changed: Vec<_> = now.iter().filter(|s| !before.contains(s)).collect();
+    assert!(changed.is_empty(), "{changed:?}");
 }
 
 fn assert_equal(n1: &Server, n2: &Server) {
@@ -151,8 +160,17 @@ fn a_source_whose_settings_are_odd() {
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n1.sql(CONTENT);
     set(n1, "ALTER DATABASE postgres", &MEANING);
+    // As a job of the application's would do it.
+    n1.sql("REFRESH MATERIALIZED VIEW public.days");
     join_as_odd(n1, n2);
     assert_equal(n1, n2);
+    let days = "SELECT string_agg(concat_ws(' ', day, span), ', ' ORDER BY id) FROM public.days";
+    assert_eq!(n1.value(days), n2.value(days));
+    assert!(
+        n2.value(days).starts_with("01/03/2024 00:00:00 +0545"),
+        "{}",
+        n2.value(days)
+    );
 }
 
 #[test]
@@ -165,4 +183,177 @@ fn a_new_node_whose_settings_are_odd() {
     set(n2, "ALTER ROLE odd", more);
     join_as_odd(n1, n2);
     assert_equal(n1, n2);
+}
+
+/// What a survivor lacks is found by comparison, whatever time zones there are.
+#[test]
+fn contents_are_compared_whatever_the_settings() {
+    let cluster = Cluster::start_with(3, &recovery::options());
+    cluster.form_mesh(
+        3,
+        "CREATE TABLE ev (id integer PRIMARY KEY, at timestamptz, span interval, tab regclass)",
+    );
+    wait_mesh(&cluster.all());
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    for (node, zone, style) in [
+        (n1, "America/New_York", "postgres"),
+        (n2, "Europe/London", "sql_standard"),
+        (n3, "Asia/Tokyo", "iso_8601"),
+    ] {
+        node.sql(&format!("ALTER DATABASE postgres SET timezone = '{zone}'"));
+        node.sql(&format!(
+            "ALTER DATABASE postgres SET intervalstyle = '{style}'"
+        ));
+        node.sql("ALTER DATABASE postgres SET quote_all_identifiers = on");
+    }
+    n1.sql("INSERT INTO ev SELECT i, '2024-03-02 01:02:03+00', '-1 day -02:03:04', 'ev' FROM generate_series(1, 5) i");
+    wait_quiet(&[n1, n2, n3]);
+    assert_eq!(n1.value("SELECT count(*) FROM spock.verify_nodes()"), "0");
+
+    On::Native.suspend(n3, n1);
+    n1.sql(
+        "INSERT INTO ev VALUES (10, '2024-07-01 12:00:00+00', '-1 day -02:03:04', 'ev');
+         UPDATE ev SET at = at + interval '1 hour' WHERE id = 2; DELETE FROM ev WHERE id = 3",
+    );
+    n2.wait_for("SELECT count(*) FROM ev WHERE id IN (3, 10)", "1");
+    n1.crash();
+    let called = recovery::recover(n3, "n1");
+    assert_same_content(&[n2, n3]);
+    assert_eq!(n3.value("SELECT count(*) FROM ev"), "5");
+    let warned = called
+        .notices
+        .iter()
+        .find(|n| n.message.contains("ev") && n.severity == "WARNING");
+    assert!(warned.is_none(), "{called:?}");
+}
+
+/// Event triggers fire for what users do. What they note or forbid of zodan's own statements would be a row of
+/// each node's own, or the end of the join.
+#[test]
+fn event_triggers_do_not_fire_for_a_join() {
+    let cluster = Cluster::start_with(2, &quick());
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    if n1.value("SELECT count(*) FROM pg_settings WHERE name = 'event_triggers'") == "0" {
+        eprintln!("skipped: PostgreSQL before 17 cannot keep event triggers from a session");
+        return;
+    }
+    cluster.create_extension();
+    n1.sql(
+        "CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1);
+         CREATE TABLE keyless (a integer);
+         CREATE TABLE noted (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, tag text, application text);
+         CREATE TABLE logins (application text);
+         CREATE FUNCTION note_login() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO public.logins VALUES (current_setting('application_name'));
+         END $$;
+         CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO public.noted (tag, application) VALUES (tg_tag, current_setting('application_name'));
+         END $$;
+         CREATE FUNCTION forbid() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF current_setting('app.migrating', true) IS DISTINCT FROM 'on' THEN
+                 RAISE EXCEPTION 'DDL only by migrations (%)', tg_tag;
+             END IF; END $$;
+         CREATE EVENT TRIGGER note ON ddl_command_end EXECUTE FUNCTION note();
+         ALTER EVENT TRIGGER note ENABLE ALWAYS;
+         CREATE EVENT TRIGGER note_login ON login EXECUTE FUNCTION note_login();
+         ALTER EVENT TRIGGER note_login ENABLE ALWAYS;
+         CREATE EVENT TRIGGER forbid ON ddl_command_start EXECUTE FUNCTION forbid();
+         ALTER EVENT TRIGGER forbid ENABLE ALWAYS",
+    );
+    let call = Call::of(n2, n1).sql().replace(")", ", verify := true)");
+    n2.call(&call).unwrap_or_else(|e| panic!("{e}"));
+    let noted = "SELECT string_agg(DISTINCT concat_ws(' ', tag, application), ', ') FROM noted
+                  WHERE tag <> 'CREATE EVENT TRIGGER'";
+    // The sessions of subscriptions are PostgreSQL's own.
+    let logins = "SELECT string_agg(DISTINCT application, ', ') FROM logins WHERE application NOT LIKE 'sub%'";
+    for node in cluster.all() {
+        assert_eq!(node.value(noted), "");
+        assert_eq!(node.value(logins), "lab");
+    }
+    let error = n2.sql_error("CREATE TABLE later (id integer)");
+    assert!(
+        error.message().contains("DDL only by migrations"),
+        "{error}"
+    );
+
+    // The undo of a join too.
+    n2.call("CALL spock.remove_node('n2')")
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(n1.value(noted), "");
+}
+
+#[test]
+fn names_that_are_not_ascii_in_a_database_that_is_not_utf8() {
+    let options = quick().initdb("--encoding=LATIN1").initdb("--locale=C");
+    let cluster = Cluster::start_with(2, &options);
+    cluster.create_extension();
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n1.sql(
+        r#"CREATE TYPE "état" AS ENUM ('été', 'hiver');
+           CREATE TABLE "größe" ("straße" integer PRIMARY KEY, v text, tab regclass,
+                                 gen text GENERATED ALWAYS AS (v || 'ß') STORED);
+           COMMENT ON TABLE "größe" IS 'naïve façade';
+           CREATE TABLE "clé" (s "état" PRIMARY KEY, n serial, t text DEFAULT 'ø');
+           INSERT INTO "clé" (s) VALUES ('été');
+           INSERT INTO "größe" ("straße", v, tab) VALUES (1, 'é\ü', '"größe"');
+           CREATE MATERIALIZED VIEW "vué" AS SELECT v FROM public."größe";
+           CREATE INDEX "índice" ON "größe" (v);
+           ALTER DATABASE postgres SET "app.où" = 'là'"#,
+    );
+    let call = Call::of(n2, n1).sql().replace(")", ", verify := true)");
+    n2.call(&call).unwrap_or_else(|e| panic!("{e}"));
+    n1.sql(r#"INSERT INTO "größe" VALUES (2, 'Ø')"#);
+    n2.sql(r#"INSERT INTO "clé" (s) VALUES ('hiver'); UPDATE "clé" SET t = 'õ' WHERE s = 'été'"#);
+    wait_quiet(&[n1, n2]);
+    assert_same_content(&[n1, n2]);
+    assert_eq!(n2.value(r#"SELECT v FROM "vué""#), r"é\\ü");
+    assert_eq!(n1.value("SELECT count(*) FROM spock.verify_nodes()"), "0");
+    let names =
+        "SELECT string_agg(encode(relname::bytea, 'escape'), ' ' ORDER BY relname) FROM pg_class
+                  WHERE relnamespace = 'public'::regnamespace";
+    assert_eq!(n1.value(names), n2.value(names));
+}
+
+#[test]
+fn a_join_that_fails_is_undone_in_a_database_that_is_not_utf8() {
+    let options = quick().initdb("--encoding=LATIN1").initdb("--locale=C");
+    let cluster = Cluster::start_with(2, &options);
+    cluster.create_extension();
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n1.sql(&format!(
+        r#"CREATE TABLE "größe" (id integer PRIMARY KEY, "straße" text);
+           INSERT INTO "größe" VALUES (1);
+           CREATE TYPE "état" AS ENUM ('été');
+           CREATE FUNCTION public."très"(integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+               IF current_setting('port') <> '{}' THEN RAISE EXCEPTION 'à la fin'; END IF; RETURN $1; END $$;
+           CREATE INDEX "índice" ON "größe" ("très"(id))"#,
+        n1.port()
+    ));
+    let before = fingerprint(&cluster.all());
+    let failed = Call::of(n2, n1).fails_on(n2);
+    assert_eq!(failed.code(), "38000", "{failed}");
+    assert!(!failed.hint().contains("Could not be undone"), "{failed}");
+    before.assert_same_now(&cluster.all());
+}
+
+/// A limit that the user has set for this session is meant for the CALL, one of a role or database is not.
+#[test]
+fn a_limit_of_the_session_ends_the_call() {
+    let cluster = Cluster::start_with(2, &quick());
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    cluster.form_mesh(1, "CREATE TABLE t (id integer PRIMARY KEY)");
+    let mut writer = open_writer(n1);
+    let mut session = n2.client();
+    session
+        .batch_execute("SET statement_timeout = '1500ms'")
+        .unwrap();
+    let error = session.simple_query(&Call::of(n2, n1).sql()).unwrap_err();
+    assert_eq!(error.code().map(|c| c.code()), Some("57014"), "{error}");
+    session
+        .batch_execute("SET default_transaction_read_only = on")
+        .unwrap();
+    let before = settings(&mut session);
+    session.simple_query(&Call::of(n2, n1).sql()).unwrap_err();
+    assert_unchanged(&mut session, &before);
+    writer.batch_execute("ROLLBACK").unwrap();
 }

@@ -35,8 +35,12 @@ pub struct Refreshed {
 
 /// Refreshes those that are populated on the source, each after those that it reads. One that reads another
 /// in a function may come too early, so those that fail are tried again as long as that helps.
-/// `search_path` is for the functions in them, as in [`super::data::Options`].
-pub fn refresh(source: &mut Session, target: &mut Session, search_path: &str) -> Result<Refreshed> {
+/// `defaults` are the settings that their queries expect, see [`super::settings::of_queries`].
+pub fn refresh(
+    source: &mut Session,
+    target: &mut Session,
+    defaults: &[(String, String)],
+) -> Result<Refreshed> {
     let populated: Vec<String> = source
         .query(POPULATED, &[&array(OURS)])?
         .iter()
@@ -53,13 +57,20 @@ pub fn refresh(source: &mut Session, target: &mut Session, search_path: &str) ->
             .or_default()
             .push(qualified(row.text(2), row.text(3)));
     }
+    let settings: Vec<String> = defaults
+        .iter()
+        .map(|(name, value)| {
+            let (name, value) = (literal(name), literal(value));
+            format!("pg_catalog.set_config({name}, {value}, true)")
+        })
+        .collect();
     let mut left = in_order(&populated, &reads);
     loop {
         let tried = left.len();
         for name in std::mem::take(&mut left) {
             let statement = format!(
-                "SELECT pg_catalog.set_config('search_path', {}, true); REFRESH MATERIALIZED VIEW {name}",
-                literal(search_path)
+                "SELECT {}; REFRESH MATERIALIZED VIEW {name}",
+                settings.join(", ")
             );
             match target.query(&statement, &[]) {
                 Ok(_) => done.names.push(name),

@@ -84,6 +84,21 @@ pub fn search_path(session: &mut Session) -> Result<String> {
     Ok(rows.one()?.text(0).to_owned())
 }
 
+/// What the result of a query may depend on, as a session like this one has it by default: functions are found
+/// by the search_path, days begin by the time zone.
+pub fn of_queries(session: &mut Session) -> Result<Vec<(String, String)>> {
+    let rows = session.query(
+        "SELECT name, reset_val FROM pg_catalog.pg_settings
+          WHERE name IN ('search_path', 'DateStyle', 'IntervalStyle', 'TimeZone', 'extra_float_digits',
+                         'bytea_output', 'xmlbinary', 'xmloption', 'array_nulls', 'quote_all_identifiers',
+                         'transform_null_equals', 'default_text_search_config')
+          ORDER BY 1",
+        &[],
+    )?;
+    let setting = |row: &crate::libpq::Row| (row.text(0).to_owned(), row.text(1).to_owned());
+    Ok(rows.iter().map(setting).collect())
+}
+
 fn current_database(session: &mut Session) -> Result<String> {
     let rows = session.query("SELECT current_database()", &[])?;
     Ok(rows.one()?.text(0).to_owned())

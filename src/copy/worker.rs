@@ -153,12 +153,12 @@ fn store(stream: Stream<'_>, table: &Table, instead: bool) -> Result<u64> {
         Some((schema, name)) => (schema, name),
         None => (&table.schema, &table.name),
     };
-    let (schema, name) = (encoding::to_server(schema)?, encoding::to_server(name)?);
     // SAFETY: the frame of a transaction as background workers make it. On an error the caller aborts
     // the transaction, which closes the relation and gives the user back.
     unsafe {
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let (schema, name) = (encoding::to_server(schema)?, encoding::to_server(name)?);
         let range = pg_sys::makeRangeVar(
             pg_sys::pstrdup(schema.as_ptr()),
             pg_sys::pstrdup(name.as_ptr()),

@@ -574,13 +574,14 @@ impl Engine for Native {
     }
 
     fn apply_runs_statements(&self, source: &mut Node) -> Result<bool> {
-        // Triggers that fire for replicated rows may run any.
+        // Triggers that fire for replicated rows may run any, and so may those that fire when subscriptions connect.
         let rows = source.query(
             "SELECT EXISTS (SELECT FROM pg_trigger t
                               JOIN pg_proc p ON p.oid = t.tgfoid
                               JOIN pg_namespace n ON n.oid = p.pronamespace
                              WHERE t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal
-                               AND n.nspname <> 'zodan')",
+                               AND n.nspname <> 'zodan')
+                 OR EXISTS (SELECT FROM pg_event_trigger WHERE evtevent = 'login' AND evtenabled <> 'D')",
             &[],
         )?;
         Ok(rows.one()?.bool(0))

@@ -599,6 +599,43 @@ pub fn advance_slot(slot: &str, lsn: Lsn) -> Statement {
     )
 }
 
+/// Event triggers of users that fire for what zodan does, since the server cannot keep them from a session:
+/// before PostgreSQL 17.
+pub fn unavoidable_event_triggers() -> Statement {
+    Statement::new(
+        "SELECT e.evtname FROM pg_event_trigger e
+          WHERE e.evtenabled <> 'D' AND current_setting('event_triggers', true) IS NULL
+            AND NOT EXISTS (SELECT FROM pg_depend d
+                             WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid
+                               AND d.deptype = 'e')
+          ORDER BY 1",
+        &[],
+    )
+}
+
+/// Login triggers of users.
+pub fn login_triggers() -> Statement {
+    Statement::new(
+        "SELECT evtname FROM pg_event_trigger WHERE evtevent = 'login' AND evtenabled <> 'D' ORDER BY 1",
+        &[],
+    )
+}
+
+/// Settings by which apply workers of a role like this one's read other values than were sent, as they are by
+/// default for a session of the database.
+pub fn misreading_settings() -> Statement {
+    Statement::new(
+        "SELECT name, reset_val FROM pg_settings
+          WHERE (name, reset_val) IN (('array_nulls', 'off'), ('xmloption', 'document'))
+            AND EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+                               JOIN pg_type t ON t.oid = a.atttypid
+                         WHERE c.relkind = 'r' AND c.oid >= 16384 AND NOT a.attisdropped
+                           AND CASE name WHEN 'xmloption' THEN t.oid = 'xml'::regtype
+                                         ELSE t.typcategory = 'A' END)",
+        &[],
+    )
+}
+
 /// What is committed from here on in this session is of `origin`, and moves its progress. Rows are looked up by their keys, however small
 /// the tables were when that was planned.
 pub fn begin_replay(origin: &str) -> Statement {

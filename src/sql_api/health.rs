@@ -1,6 +1,7 @@
 //! `spock.health_report(...)` and `CALL spock.health_check(...)`.
 
 use super::arguments;
+use crate::encoding::shown;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{HiddenContext, Member, Reader, hide_statement};
 use crate::workflow::findings::Outcome;
@@ -104,9 +105,9 @@ fn health_report(
             o.node,
             o.check,
             o.status.label(),
-            o.found,
+            shown(&o.found).into_owned(),
             o.wanted,
-            o.remedy,
+            shown(&o.remedy).into_owned(),
             o.statement,
         )
     })))

@@ -1,5 +1,6 @@
 //! What `zodan.progress` reads.
 
+use crate::encoding::shown;
 use crate::progress::{self, Work};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
@@ -50,7 +51,7 @@ fn progress_told(
             state.step,
             state.step_node,
             state.activity,
-            state.tables,
+            state.tables.iter().map(|t| shown(t).into_owned()).collect(),
             state.percent,
             of(|work| work.bytes_done),
             of(|work| work.bytes_total),

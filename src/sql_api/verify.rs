@@ -1,6 +1,7 @@
 //! `spock.verify_nodes(...)`.
 
 use super::recovery_slot::own;
+use crate::encoding::shown;
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::node::Node;
@@ -32,13 +33,13 @@ fn verify_nodes(
     let found = compare(usize::try_from(key_limit).unwrap_or(0))?;
     Ok(TableIterator::new(found.into_iter().map(|m| {
         (
-            m.table,
+            shown(&m.table).into_owned(),
             m.reference,
             m.node,
             m.missing as i64,
             m.extra as i64,
             m.different as i64,
-            m.keys,
+            m.keys.iter().map(|key| shown(key).into_owned()).collect(),
         )
     })))
 }

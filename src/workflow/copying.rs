@@ -129,6 +129,7 @@ impl Copying<'_> {
             settings: &plan.settings,
         };
         let search_path = settings::search_path(&mut self.source.session)?;
+        let of_queries = settings::of_queries(&mut self.source.session)?;
         let indexes = Indexes::of(&mut self.source.session)?;
 
         report.now("dumping the structure");
@@ -260,7 +261,7 @@ impl Copying<'_> {
         let refreshed = matviews::refresh(
             &mut self.source.session,
             &mut self.new.session,
-            &search_path,
+            &of_queries,
         )?;
         for (view, error) in &refreshed.unfilled {
             report.warn(

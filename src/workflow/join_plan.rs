@@ -95,7 +95,9 @@ impl Nodes<'_> {
         for member in members() {
             add(ATTACH, &new, slot(&new, member));
         }
-        let apply_writes = engine.apply_runs_statements(self.source)?;
+        // Subscriptions of the members give up a server that is read-only, if their connection string says so.
+        let read_write = self.new.dsn.get("target_session_attrs") == Some("read-write");
+        let apply_writes = read_write || engine.apply_runs_statements(self.source)?;
         if apply_writes {
             add(ATTACH, &new, Action::LetApplyWrite);
         }

@@ -1,5 +1,7 @@
 //! The checks before the first change. Everything found is reported together.
 
+mod defaults;
+
 use super::division::Division;
 use super::findings::{Check, Outcome, failures};
 use super::lost_wal::{LostWal, end_of_wal};
@@ -77,6 +79,7 @@ impl Checks<'_> {
                 checks.push(self.check_names()?);
                 checks.push(self.check_division()?);
                 checks.push(self.check_reachability(known)?);
+                checks.push(self.check_event_triggers()?);
                 checks.push(self.check_empty()?);
                 let check = Check::new(
                     "structure",
@@ -713,7 +716,9 @@ impl Checks<'_> {
             true => engine.passed(&self.source.name, ""),
             false => found.into_iter().for_each(|f| engine.warned_of(f)),
         }
-        let checks = [objects, sessions, wal, idle, engine];
+        let login = self.check_login_triggers()?;
+        let apply = self.check_apply_settings()?;
+        let checks = [objects, sessions, wal, idle, engine, login, apply];
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
     }
 }

@@ -1,0 +1,100 @@
+//! What servers, databases and roles have by default, and what no session of ours can do without.
+
+use super::Checks;
+use crate::error::{Finding, Result, SqlState};
+use crate::node::{Node, server};
+use crate::quote::ident;
+use crate::workflow::findings::Check;
+use crate::workflow::members::each;
+
+impl Checks<'_> {
+    fn everyone(&mut self) -> Vec<&mut Node> {
+        let mut nodes: Vec<&mut Node> = vec![&mut *self.source];
+        nodes.extend(self.peers.iter_mut());
+        nodes.push(&mut *self.new);
+        nodes
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names = self.member_names();
+        names.push(self.new.name.clone());
+        names
+    }
+
+    /// What they note of a join would be a row of each node's own, and what they forbid would end it.
+    pub(super) fn check_event_triggers(&mut self) -> Result<Check> {
+        let names = self.names();
+        let answers = each(self.everyone(), |_| server::unavoidable_event_triggers())?;
+        let mut check = Check::new("event triggers", "none that fire for what zodan does");
+        for (name, rows) in names.iter().zip(&answers) {
+            let triggers: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
+            let found = (!triggers.is_empty()).then(|| {
+                let disable: Vec<String> = triggers
+                    .iter()
+                    .map(|t| format!("ALTER EVENT TRIGGER {} DISABLE", ident(t)))
+                    .collect();
+                let disable = disable.join("; ");
+                Finding::new(
+                    name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "event triggers would fire for what the run does there: {}",
+                        triggers.join(", ")
+                    ),
+                    format!("PostgreSQL before 17 cannot keep them from single sessions. For the time of the CALL: {disable}"),
+                )
+                .mended_by(disable)
+            });
+            check.look(name, "none", found);
+        }
+        Ok(check)
+    }
+
+    /// Those that fire for the connections of subscriptions, which are none of ours.
+    pub(super) fn check_login_triggers(&mut self) -> Result<Check> {
+        let names = self.names();
+        let answers = each(self.everyone(), |_| server::login_triggers())?;
+        let mut check = Check::new("login triggers", "none");
+        for (name, rows) in names.iter().zip(&answers) {
+            let triggers: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
+            match triggers.is_empty() {
+                true => check.passed(name, "none"),
+                false => check.warned(
+                    name,
+                    format!(
+                        "login triggers fire whenever a subscription connects: {}",
+                        triggers.join(", ")
+                    ),
+                    "What they write is replicated: on different nodes it must not have the same keys. They can tell such a connection by backend_type in pg_stat_activity, which is walsender.",
+                ),
+            }
+        }
+        Ok(check)
+    }
+
+    /// Apply workers have the defaults of their role and database, and read what is sent as text by them.
+    pub(super) fn check_apply_settings(&mut self) -> Result<Check> {
+        let names = self.names();
+        let answers = each(self.everyone(), |_| server::misreading_settings())?;
+        let mut check = Check::new("settings of apply workers", "as values are sent");
+        for (name, rows) in names.iter().zip(&answers) {
+            let Some(row) = rows.first() else {
+                check.passed(name, "as values are sent");
+                continue;
+            };
+            let (setting, value) = (row.text(0), row.text(1));
+            let harm = match setting {
+                "array_nulls" => {
+                    "apply stores the text NULL where an array that is changed has a null"
+                }
+                _ => "apply stops at a value that is no whole document",
+            };
+            check.warned(
+                name,
+                format!("{setting} is {value} by default: {harm}"),
+                format!("Reset {setting} for the database, the role and the server, and set it where it is needed."),
+            );
+        }
+        Ok(check)
+    }
+}
