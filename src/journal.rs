@@ -2,6 +2,7 @@
 //! and again after it, so that whoever comes later knows what may have to be undone.
 
 use crate::copy::Inventory;
+use crate::encoding::shown;
 use crate::engine::SequencePolicy;
 use crate::error::{Error, Result};
 use crate::fault;
@@ -349,7 +350,7 @@ impl Journal {
             "UPDATE zodan.step SET state = $3, ended_at = clock_timestamp(), message = nullif($4, '')
                FROM zodan.unreplicated()
               WHERE run_id = $1::bigint AND step = $2::integer",
-            &[&self.run.to_string(), &step.to_string(), state, message],
+            &[&self.run.to_string(), &step.to_string(), state, &shown(message)],
         )?;
         Ok(())
     }
@@ -402,6 +403,8 @@ impl Journal {
     fn end_with(&self, last: &[Statement], state: &str, error: Option<&Error>) -> Result<()> {
         let sqlstate = error.map_or(String::new(), |e| e.sqlstate().to_string());
         let message = error.map_or(String::new(), |e| crate::libpq::scrub(&e.to_string()));
+        // What others say may hold characters that this database has not.
+        let message = shown(&message);
         let last: String = last.iter().map(|s| format!("{};\n", s.sql)).collect();
         self.query(
             &format!(

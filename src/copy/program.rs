@@ -1,11 +1,13 @@
 //! Runs one of the server's own programs from a backend, so that it ends when the backend does and
 //! says what went wrong.
 
+use super::guard::guarded;
 use super::on_exit::OnExit;
+use crate::encoding;
 use crate::error::{Error, Result};
 use crate::libpq::{Dsn, must_answer, scrub, silence, wait};
 use pgrx::pg_sys;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -202,7 +204,7 @@ impl Running {
     }
 
     fn complaint(&self, name: &str, status: ExitStatus) -> String {
-        let said = hide_options(&String::from_utf8_lossy(&self.complaints));
+        let said = hide_options(&readable(&self.complaints));
         let prefix = format!("{name}: ");
         let lines: Vec<&str> = said
             .lines()
@@ -285,6 +287,17 @@ fn hide_options(text: &str) -> String {
         shown.push_str(part.find(");").map_or("", |end| &part[end..]));
     }
     shown
+}
+
+/// What a program says in the encoding of the database, as far as it can be read.
+fn readable(said: &[u8]) -> String {
+    let lossy = || String::from_utf8_lossy(said).into_owned();
+    match CString::new(said) {
+        Ok(text) if !text.as_bytes().is_ascii() => {
+            guarded(|| encoding::from_server(&text)).unwrap_or_else(|_| lossy())
+        }
+        _ => lossy(),
+    }
 }
 
 /// Reads what is there; true at the end of the stream.
