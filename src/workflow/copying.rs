@@ -258,11 +258,8 @@ impl Copying<'_> {
         let carried = sequences::carry(&mut self.source.session, &mut self.new.session)?;
         report.step(&format!("{carried} sequences carry their values"));
         report.now("refreshing materialized views");
-        let refreshed = matviews::refresh(
-            &mut self.source.session,
-            &mut self.new.session,
-            &of_queries,
-        )?;
+        let refreshed =
+            matviews::refresh(&mut self.source.session, &mut self.new.session, &of_queries)?;
         for (view, error) in &refreshed.unfilled {
             report.warn(
                 &format!(
