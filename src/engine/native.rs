@@ -489,6 +489,7 @@ impl Engine for Native {
             "SELECT (SELECT count(*) FROM zodan.paused_subscription),
                     (SELECT count(*) FROM pg_stat_subscription w
                        JOIN pg_subscription s ON s.oid = w.subid
+                       JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
                        JOIN zodan.paused_subscription p ON p.name = s.subname
                       WHERE w.pid IS NOT NULL)",
             &[],
