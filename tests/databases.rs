@@ -398,10 +398,15 @@ fn the_keeper_of_a_database_that_is_gone_ends() {
 /// The launcher has lost sight of a keeper: there is still one alone.
 #[test]
 fn a_database_has_one_keeper() {
-    let options = talkative("inventory").set("shared_preload_libraries", "zodan");
+    let options = talkative("inventory")
+        .set("shared_preload_libraries", "zodan")
+        .set("zodan.recovery_slots", "off");
     let cluster = Cluster::start_with(2, &options);
     cluster.form_mesh(2, "");
     let n1 = cluster.n(1);
+    assert_eq!(keepers_started(n1), 0);
+    n1.configure("zodan.recovery_slots", "on");
+    n1.reload();
     let keepers = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type = 'zodan recovery keeper'";
     n1.wait_for("SELECT count(*) FROM zodan.recovery_status", "1");
     let keeper = n1.value(keepers);

@@ -142,7 +142,7 @@ impl Engine for Native {
                     &node.name,
                     SqlState::DUPLICATE_OBJECT,
                     "publication zodan exists already, and the database is no member of a cluster",
-                    "It was not made by zodan. Rename or drop it.",
+                    "It was not made by zodan. ALTER PUBLICATION zodan RENAME TO another name, and have the subscriptions that name it follow.",
                 ));
             }
             match row.get(1) {
