@@ -19,6 +19,8 @@ use std::collections::{BTreeSet, VecDeque};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Effect {
+    /// Nothing yet: what is to be made has a name that somebody else may use first.
+    Nothing,
     /// A replication slot on the node.
     Slot { slot: String },
     /// A subscription on the node.
@@ -233,7 +235,7 @@ impl Journal {
     /// Writes down what is about to be made where somebody else may make something of that name first. Nothing is
     /// undone before [`Journal::makes`].
     pub fn announce(&mut self, step: &Step) -> Result<i32> {
-        self.write(step, "")
+        self.intend(step, &Effect::Nothing)
     }
 
     /// From here on `effect` may be there, and is the run's.
@@ -428,6 +430,7 @@ mod tests {
     fn effects_survive_the_journal() {
         for effect in [
             Effect::Slot { slot: "s".into() },
+            Effect::Nothing,
             Effect::Provider,
             Effect::ReadOnly {
                 database: "d\"b".into(),

@@ -5,7 +5,7 @@ mod common;
 #[path = "common/gate.rs"]
 mod gate;
 
-use common::{Running, assert_failed, fingerprint, quick, wait_mesh, wait_no_sessions};
+use common::{Hang, Running, assert_failed, fingerprint, quick, wait_mesh, wait_no_sessions};
 use lab::load::LoadOptions;
 use lab::{
     CallFailed, Called, Cluster, Load, Server, add_node, assert_same_content, load, quote_literal,
@@ -520,6 +520,44 @@ fn a_prepared_transaction_is_not_lost() {
     assert_eq!(cluster.n(1).value("SELECT count(*) FROM load.account"), "1");
 }
 
+/// Prepared when the checks are past it, and committed when nobody can write any more.
+#[test]
+fn a_transaction_prepared_meanwhile_is_waited_for() {
+    const PREPARE: &str = "BEGIN; INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'x', 0); PREPARE TRANSACTION 'late';";
+    let options = quick().set("max_prepared_transactions", "5");
+    let cluster = Cluster::start_with(2, &options);
+    cluster.form_mesh(2, load::SCHEMA);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let point = "within the run is written down";
+
+    // Nobody commits it: the removal is taken back.
+    let impatient = "SET zodan.no_progress_timeout = '1s'";
+    let (hang, removal) = Hang::start(n1, impatient, point, &call("n2", None, ""));
+    n2.sql(PREPARE);
+    hang.release();
+    let failed = removal.fails();
+    assert_failed(
+        &failed,
+        "55000",
+        "node \"n2\": waiting for prepared transactions made no progress for 1 s",
+        "COMMIT PREPARED or ROLLBACK PREPARED it there.",
+    );
+    assert_eq!(failed.detail(), "prepared transaction 'late'");
+    assert_eq!(n2.value("SHOW default_transaction_read_only"), "off");
+    n2.sql("ROLLBACK PREPARED 'late'");
+    wait_mesh(&[n1, n2]);
+
+    let (hang, removal) = Hang::start(n1, "", point, &call("n2", None, ""));
+    n2.sql(PREPARE);
+    hang.release();
+    removal.wait_notice("node \"n2\" has prepared transaction 'late': waiting for its end");
+    assert_eq!(n2.value("SHOW default_transaction_read_only"), "on");
+    n2.sql("COMMIT PREPARED 'late'");
+    removal.succeeds();
+    assert_eq!(n1.value("SELECT count(*) FROM load.account"), "1");
+    assert_forgotten(n1, "n2", 1);
+}
+
 /// n4 died when n3 had not yet applied what n1 and n2 have.
 #[test]
 fn survivors_that_lack_transactions_of_a_dead_node_are_named() {
@@ -740,7 +778,22 @@ fn the_extension_of_a_member_cannot_be_dropped() {
         "the database is node \"n2\" of a cluster that needs the extension zodan",
         "Leave the cluster first: CALL spock.remove_node('n2');",
     );
-    n2.sql("CREATE EXTENSION pg_trgm; DROP EXTENSION pg_trgm");
+    let failed = n2.sql_error("DROP /* it */ EXTENSION -- now\n IF EXISTS hstore, zodan");
+    assert_eq!(failed.code(), "55006", "{failed}");
+    // Everybody else is left alone, whatever they set.
+    n2.sql(&format!(
+        "CREATE ROLE app; CREATE SCHEMA app AUTHORIZATION app; GRANT CREATE ON DATABASE {} TO app",
+        lab::server::quote_ident(n2.database())
+    ));
+    for settings in [
+        "",
+        "SET search_path = ''",
+        "SET standard_conforming_strings = off",
+    ] {
+        n2.sql(&format!(
+            "SET ROLE app; {settings}; CREATE EXTENSION hstore SCHEMA app; DROP EXTENSION hstore"
+        ));
+    }
     let mut admin = n2.client_as("postgres", "template1");
     let name = lab::server::quote_ident(n2.database());
     let error = admin

@@ -969,3 +969,26 @@ fn the_source_crashes_during_the_pause() {
     wait_quiet(&cluster.all());
     assert_same_content(&cluster.all());
 }
+
+/// The node of the CALL is lost too, and its journal with it: the keeper of the source is who resumes.
+#[test]
+fn the_source_and_the_coordinator_are_lost_during_the_pause() {
+    let cluster = scene_with(|name| match name {
+        "n1" => quick().set("shared_preload_libraries", "zodan"),
+        _ => quick(),
+    });
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    let (running, _young) = join_in_its_pause(&cluster);
+    n3.crash();
+    n1.crash();
+    assert!(running.join().is_err());
+    n1.boot();
+    n1.wait_for(PAUSED, "0");
+    n1.wait_for(
+        "SELECT string_agg(subname, ' ') FROM pg_subscription WHERE subenabled",
+        "sub_n2_n1",
+    );
+    wait_mesh(&[n1, n2]);
+    n2.sql("INSERT INTO app.item VALUES (9001)");
+    n1.wait_for("SELECT count(*) FROM app.item WHERE id = 9001", "1");
+}

@@ -398,7 +398,12 @@ impl Server {
         let started =
             child.insert(started.unwrap_or_else(|e| panic!("cannot start {}: {e}", self.name)));
         let deadline = Instant::now() + PATIENCE;
-        while let Err(e) = self.config("postgres", "postgres").connect(NoTls) {
+        // Somebody may have dropped the one, and the other is not there at first.
+        let connect = || {
+            let first = self.config("postgres", "postgres").connect(NoTls);
+            first.or_else(|_| self.config("postgres", self.database()).connect(NoTls))
+        };
+        while let Err(e) = connect() {
             if let Ok(Some(status)) = started.try_wait() {
                 *child = None;
                 panic!(

@@ -142,7 +142,7 @@ impl Engine for Native {
                     &node.name,
                     SqlState::DUPLICATE_OBJECT,
                     "publication zodan exists already, and the database is no member of a cluster",
-                    "It was not made by zodan. Rename or drop it.",
+                    "It was not made by zodan. ALTER PUBLICATION zodan RENAME TO another name, and have the subscriptions that name it follow.",
                 ));
             }
             match row.get(1) {
@@ -489,6 +489,7 @@ impl Engine for Native {
             "SELECT (SELECT count(*) FROM zodan.paused_subscription),
                     (SELECT count(*) FROM pg_stat_subscription w
                        JOIN pg_subscription s ON s.oid = w.subid
+                       JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
                        JOIN zodan.paused_subscription p ON p.name = s.subname
                       WHERE w.pid IS NOT NULL)",
             &[],

@@ -574,6 +574,17 @@ pub fn table_name(oid: u32) -> Statement {
     )
 }
 
+/// The recovery slots of this database, without copies of them.
+pub fn recovery_slots() -> Statement {
+    Statement::new(
+        "SELECT slot_name FROM pg_replication_slots
+          WHERE slot_name LIKE 'spk\\_recovery\\_%' AND slot_name !~ '_clone_[0-9]{1,15}(_t)?$'
+            AND database = current_database() AND NOT temporary
+          ORDER BY 1",
+        &[],
+    )
+}
+
 /// `restart, confirmed, retained bytes, lost, active` of a slot.
 pub fn slot_state(slot: &str) -> Statement {
     Statement::new(

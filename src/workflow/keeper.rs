@@ -7,11 +7,11 @@
 //! other member has applied as much, the slot can be moved there. Reading both at once would not do: progress
 //! is moved after the commit is in the WAL.
 
-use super::members::connect_each;
+use super::members::{connect_each, recovery_slot};
 use super::membership::{catch_up, known, removed};
 use super::taken;
 use super::unfinished::unfinished;
-use crate::engine::{Engine, names, subscription_states};
+use crate::engine::{Engine, subscription_states};
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, server};
@@ -137,9 +137,7 @@ impl Keeper {
     }
 
     fn slot(&mut self) -> Result<String> {
-        Ok(names::recovery_slot(
-            &super::members::identity(&mut self.here)?.1,
-        ))
+        recovery_slot(&mut self.here)
     }
 
     fn create(&mut self, slot: &str) -> Result<()> {

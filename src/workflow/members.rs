@@ -1,5 +1,6 @@
 //! The members a run works with: sessions, the membership lock, answers from all of them at once.
 
+use crate::engine::names;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Conn, Dsn, Row};
 use crate::node::{Here, Member, Node, Session, Statement, ask, server};
@@ -81,6 +82,18 @@ pub fn identity(node: &mut Node) -> Result<(String, String)> {
     let rows = server::identity().run(node)?;
     let row = rows.one()?;
     Ok((row.text(0).to_owned(), row.text(1).to_owned()))
+}
+
+/// The recovery slot of the node, whether it is there or not. One that is there keeps its name when the database gets
+/// another one.
+pub fn recovery_slot(node: &mut Node) -> Result<String> {
+    let by_rule = names::recovery_slot(&identity(node)?.1);
+    let rows = server::recovery_slots().run(node)?;
+    let there = |row: &Row| row.text(0) == by_rule;
+    Ok(match rows.first() {
+        Some(other) if !rows.iter().any(there) => other.text(0).to_owned(),
+        _ => by_rule,
+    })
 }
 
 /// The node that this server is, worked on through SPI.

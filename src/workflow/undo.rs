@@ -126,7 +126,7 @@ impl Undo<'_> {
     }
 
     fn undo_one(&self, begun: &Begun, nodes: &mut [&mut Node]) -> Result<()> {
-        if self.name_taken && begun.node != self.new {
+        if self.name_taken && begun.node != self.new || begun.effect == Effect::Nothing {
             return Ok(());
         }
         let unknown = || {
@@ -227,7 +227,7 @@ pub fn statements(engine: &dyn Engine, effect: &Effect) -> Vec<Statement> {
         Effect::Table { undo } | Effect::Statement { undo } => {
             vec![Statement::new(undo.as_str(), &[])]
         }
-        Effect::Marker | Effect::Objects { .. } => vec![],
+        Effect::Nothing | Effect::Marker | Effect::Objects { .. } => vec![],
     }
 }
 

@@ -2,12 +2,12 @@
 
 use super::find::slots_there;
 use super::{Hold, Leave};
-use crate::engine::{Path, names};
+use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, Statement, server};
 use crate::step::{Action, Step};
-use crate::workflow::members::{each_in_turn, identity};
+use crate::workflow::members::{each_in_turn, recovery_slot};
 use crate::workflow::membership::{announce, now};
 use crate::workflow::undo::drop_slot;
 
@@ -95,8 +95,8 @@ impl Leave {
             return Ok(());
         };
         // Its keeper sees to that by itself, where one runs.
-        let database = identity(leaving)?.1;
-        drop_slot(leaving, &names::recovery_slot(&database))?;
+        let slot = recovery_slot(leaving)?;
+        drop_slot(leaving, &slot)?;
         each_in_turn([(leaving, statements)])
     }
 

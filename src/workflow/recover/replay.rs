@@ -156,8 +156,7 @@ impl Recovery {
     pub fn check_slot(&mut self, gap: &Gap) -> Result<String> {
         let failed = self.request.failed.clone();
         let source = self.survivor(&gap.source)?;
-        let database = members::identity(source)?.1;
-        let slot = names::recovery_slot(&database);
+        let slot = members::recovery_slot(source)?;
         let none = |why: String| {
             Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
