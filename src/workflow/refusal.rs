@@ -15,6 +15,8 @@ const BETWEEN: Duration = Duration::from_millis(1500);
 /// Where the provider has nothing against it, the worker must find the slot free.
 const AFTER_CONSENT: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// The first change that is sent may be what the provider cannot send.
+const LISTEN: Duration = Duration::from_secs(1);
 
 /// What the provider of one path has said so far.
 #[derive(Clone, Default)]
@@ -120,7 +122,7 @@ fn refused(
 }
 
 /// Whether the provider lets the subscription read: from where its worker is, and with what the worker asks for.
-/// Nothing is read, and nothing confirmed.
+/// Nothing is confirmed.
 fn ask(engine: &dyn Engine, node: &mut Node, provider: &Member, path: &Path) -> Result<()> {
     let command = engine.start_replication(path).run(node)?;
     let Some(command) = command.first() else {
@@ -131,9 +133,8 @@ fn ask(engine: &dyn Engine, node: &mut Node, provider: &Member, path: &Path) -> 
             statement.run(node)?;
         }
     }
-    let mut session = Conn::open_replication(&provider.name, &provider.dsn)?;
-    session.query_within(command.text(0), &[], Some(ANSWER_WITHIN))?;
-    Ok(())
+    let session = Conn::open_replication(&provider.name, &provider.dsn)?;
+    session.try_streaming(command.text(0), LISTEN, ANSWER_WITHIN)
 }
 
 /// In one line.
