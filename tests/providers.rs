@@ -39,7 +39,8 @@ fn a_provider_whose_wal_has_gone_back() {
         "1",
     );
     let before = fingerprint(&cluster.all());
-    let message = "subscription sub_n2_n1 has applied node \"n2\" up to 70/0, but the WAL of \"n2\" ends at";
+    let message =
+        "subscription sub_n2_n1 has applied node \"n2\" up to 70/0, but the WAL of \"n2\" ends at";
     let hint = "remove \"n2\" from the cluster with force := true, and add it again";
     assert_failed(&Call::of(n3, n1).fails_on(n3), "55000", message, hint);
     before.assert_same_now(&cluster.all());

@@ -284,7 +284,10 @@ fn a_provider_that_refuses() {
         Err(failed) => failed,
     };
     let text = format!("{}\n{}", failed.message(), failed.detail());
-    assert!(text.contains(&format!("{cut_off}replication set")), "{failed}");
+    assert!(
+        text.contains(&format!("{cut_off}replication set")),
+        "{failed}"
+    );
 }
 
 /// A table that comes into a set while the copy runs has rows that are not copied, and is told.
