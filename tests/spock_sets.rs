@@ -279,6 +279,15 @@ fn a_provider_that_refuses() {
     let failed = fails(&cluster, || n2.sql("SELECT spock.repset_drop('of n2')"));
     let what = "node \"n2\" refuses subscription sub_n2_n3 of node \"n3\": replication set of n2 not found";
     assert_refused(failed, "22023", what);
+    let failed = match add_node(n3, "n3", cluster.n(1), "n1") {
+        Ok(called) => panic!("this was expected to fail: {called:?}"),
+        Err(failed) => failed,
+    };
+    let text = format!("{}\n{}", failed.message(), failed.detail());
+    assert!(
+        text.contains(&format!("{cut_off}replication set")),
+        "{failed}"
+    );
 }
 
 /// A table that comes into a set while the copy runs has rows that are not copied, and is told.

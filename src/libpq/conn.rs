@@ -38,7 +38,7 @@ struct Notice {
 /// An open session. Dropping it closes it, and cancels what still runs.
 pub struct Conn {
     raw: NonNull<pq::PGconn>,
-    node: String,
+    pub(super) node: String,
     dsn: Dsn,
     /// Which running server answered.
     server: String,
@@ -58,7 +58,7 @@ struct How {
 }
 
 /// What is left of a copy whose rows nobody wants any more.
-enum Drained {
+pub(super) enum Drained {
     End,
     More,
     Failed,
@@ -141,8 +141,7 @@ impl Conn {
             .collect()
     }
 
-    /// A session that also understands the commands of the replication protocol. One that streams has answered its
-    /// last query.
+    /// A session that also understands the commands of the replication protocol.
     pub fn open_replication(node: &str, dsn: &Dsn) -> Result<Self> {
         let how = How {
             replication: true,
@@ -507,13 +506,13 @@ impl Conn {
     }
 
     /// Nobody waits for its answers any more, and nothing is asked of it.
-    fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self) {
         self.broken = true;
         self.busy = false;
     }
 
     /// Throws away the rows that have arrived.
-    fn drain_copy(&mut self) -> Drained {
+    pub(super) fn drain_copy(&mut self) -> Drained {
         loop {
             let mut buffer: *mut c_char = std::ptr::null_mut();
             // SAFETY: asynchronous mode does not block; each buffer is freed.
@@ -794,12 +793,7 @@ impl<'a> Running<'a> {
                 Status::PGRES_COMMAND_OK | Status::PGRES_TUPLES_OK | Status::PGRES_EMPTY_QUERY => {
                     self.rows = result.rows();
                 }
-                // The server streams: that it would was the question, and nothing is taken from it.
-                Status::PGRES_COPY_BOTH => {
-                    self.conn.abandon();
-                    self.finished = true;
-                }
-                Status::PGRES_COPY_IN | Status::PGRES_COPY_OUT => {
+                Status::PGRES_COPY_IN | Status::PGRES_COPY_OUT | Status::PGRES_COPY_BOTH => {
                     self.conn.settle();
                     self.finish_with(Error::internal("COPY where a query was expected"));
                 }

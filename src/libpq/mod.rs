@@ -12,6 +12,7 @@ mod copy_out;
 mod dsn;
 mod pipeline;
 mod rows;
+mod streaming;
 pub mod wait;
 
 pub use conn::{Conn, Job, must_answer, silence, together_within};

@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 /// How often in a row a provider refuses before it is believed: a limit of connections may be reached for a moment.
 const BELIEVED: u32 = 3;
 /// A worker that has just been enabled, or that comes back by itself, is left alone for so long.
-const UNDISTURBED: Duration = Duration::from_secs(2);
+const UNDISTURBED: Duration = Duration::from_secs(3);
 const BETWEEN: Duration = Duration::from_millis(1500);
 /// Where the provider has nothing against it, the worker must find the slot free.
 const AFTER_CONSENT: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// The first change that is sent may be what the provider cannot send.
+const LISTEN: Duration = Duration::from_secs(1);
 
 /// What the provider of one path has said so far.
 #[derive(Clone, Default)]
@@ -23,6 +25,8 @@ pub struct Refusals {
     away: Option<Instant>,
     ask_at: Option<Instant>,
     in_a_row: u32,
+    /// The provider has let us read, and the worker is still away.
+    consented: bool,
     /// The last refusal. It stays until the worker gets on: what comes and goes would pass for progress.
     said: Option<String>,
 }
@@ -57,8 +61,14 @@ impl Refusals {
         if !due {
             return Ok(());
         }
-        let Some(error) = refused(engine, node, provider, path)? else {
+        // One that has not been there yet may come any moment, and needs the slot.
+        let listen = match lost || self.consented {
+            true => LISTEN,
+            false => Duration::ZERO,
+        };
+        let Some(error) = refused(engine, node, provider, path, listen)? else {
             self.in_a_row = 0;
+            self.consented = true;
             self.ask_at = Some(Instant::now() + AFTER_CONSENT);
             return Ok(());
         };
@@ -101,7 +111,9 @@ pub fn reason(
     provider: &Member,
     path: &Path,
 ) -> Result<Option<String>> {
-    Ok(refused(engine, node, provider, path)?.as_ref().map(text))
+    Ok(refused(engine, node, provider, path, LISTEN)?
+        .as_ref()
+        .map(text))
 }
 
 fn refused(
@@ -109,8 +121,9 @@ fn refused(
     node: &mut Node,
     provider: &Member,
     path: &Path,
+    listen: Duration,
 ) -> Result<Option<Error>> {
-    match ask(engine, node, provider, path) {
+    match ask(engine, node, provider, path, listen) {
         Ok(()) | Err(Error::Deadline { .. }) => Ok(None),
         Err(error @ (Error::Interrupted { .. } | Error::Internal(_))) => Err(error),
         // The worker itself may be the one that reads.
@@ -120,8 +133,14 @@ fn refused(
 }
 
 /// Whether the provider lets the subscription read: from where its worker is, and with what the worker asks for.
-/// Nothing is read, and nothing confirmed.
-fn ask(engine: &dyn Engine, node: &mut Node, provider: &Member, path: &Path) -> Result<()> {
+/// Nothing is confirmed.
+fn ask(
+    engine: &dyn Engine,
+    node: &mut Node,
+    provider: &Member,
+    path: &Path,
+    listen: Duration,
+) -> Result<()> {
     let command = engine.start_replication(path).run(node)?;
     let Some(command) = command.first() else {
         return Ok(());
@@ -131,9 +150,8 @@ fn ask(engine: &dyn Engine, node: &mut Node, provider: &Member, path: &Path) -> 
             statement.run(node)?;
         }
     }
-    let mut session = Conn::open_replication(&provider.name, &provider.dsn)?;
-    session.query_within(command.text(0), &[], Some(ANSWER_WITHIN))?;
-    Ok(())
+    let session = Conn::open_replication(&provider.name, &provider.dsn)?;
+    session.try_streaming(command.text(0), listen, ANSWER_WITHIN)
 }
 
 /// In one line.

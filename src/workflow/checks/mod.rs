@@ -35,6 +35,9 @@ pub struct Known {
     pub new: Facts,
 }
 
+/// A finding about a path, and the path itself if that has no connection.
+type Trouble = (Finding, Option<Path>);
+
 /// The checks come in stages: what one stage has found would make those after it fall over.
 const STAGES: usize = 3;
 
@@ -455,9 +458,8 @@ impl Checks<'_> {
         }
     }
 
-    /// What is wrong with the mesh, with the path where that has no connection, and whether all of it may pass by
-    /// itself.
-    fn mesh_troubles(&mut self) -> Result<(Vec<(Finding, Option<Path>)>, bool)> {
+    /// What is wrong with the mesh, and whether all of it may pass by itself.
+    fn mesh_troubles(&mut self) -> Result<(Vec<Trouble>, bool)> {
         let (mut findings, mut may_pass) = (vec![], true);
         let mut members: Vec<&mut Node> = vec![&mut *self.source];
         members.extend(self.peers.iter_mut());
