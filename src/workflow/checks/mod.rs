@@ -1,5 +1,6 @@
 //! The checks before the first change. Everything found is reported together.
 
+use super::clocks;
 use super::division::Division;
 use super::findings::{Check, Outcome, failures};
 use super::lost_wal::{LostWal, end_of_wal};
@@ -713,7 +714,9 @@ impl Checks<'_> {
             true => engine.passed(&self.source.name, ""),
             false => found.into_iter().for_each(|f| engine.warned_of(f)),
         }
-        let checks = [objects, sessions, wal, idle, engine];
+        let all = [&mut *self.source].into_iter().chain(&mut *self.peers);
+        let clocks = clocks::check(&clocks::read(all.chain([&mut *self.new]))?);
+        let checks = [objects, sessions, wal, idle, clocks, engine];
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
     }
 }

@@ -7,6 +7,8 @@ use crate::libpq::{Dsn, wait};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Here, Member, Node};
 use crate::settings;
+use crate::workflow::clocks;
+use crate::workflow::findings::Status;
 use crate::workflow::members::each;
 use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
@@ -117,6 +119,13 @@ impl Recovery {
             away: away.into_iter().map(|member| member.name).collect(),
             done: Default::default(),
         };
+        let clocks = clocks::check(&clocks::read(&mut recovery.survivors)?);
+        for outcome in clocks.outcomes() {
+            if outcome.status == Status::Warning {
+                let what = format!("node \"{}\": {}", outcome.node, outcome.found);
+                recovery.report.warn(&what, &outcome.remedy);
+            }
+        }
         recovery.refuse_living(&failed)?;
         Ok(recovery)
     }
