@@ -54,6 +54,15 @@ BEGIN
         EXECUTE pg_catalog.format('DROP TRIGGER zodan_last_update_wins ON %s', target);
         RETURN true;
     END IF;
+    -- An update finds the row that another has changed by its key only.
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_index i
+                    WHERE i.indrelid = target AND i.indisvalid AND i.indimmediate
+                      AND (i.indisprimary OR i.indisreplident)) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = pg_catalog.format('table %s has no key', target),
+            HINT = 'Updates of a row without a key do not find it once it is not the same. Give the table a primary key that is not deferrable.';
+    END IF;
     IF stamped <> 'timestamp with time zone' THEN
         RAISE EXCEPTION USING
             ERRCODE = 'datatype_mismatch',
@@ -75,7 +84,7 @@ END
 $$;
 REVOKE ALL ON FUNCTION zodan.set_last_update_wins(regclass, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.set_last_update_wins(regclass, boolean) IS
-    'Gives the table of this member the column zodan_updated_at and the trigger zodan_last_update_wins, or takes the trigger away; whether that changed anything; 42804 if the column is there with another type';
+    'Gives the table of this member the column zodan_updated_at and the trigger zodan_last_update_wins, or takes the trigger away; whether that changed anything; 42804 if the column is there with another type, 55000 if the table has no key';
 
 CREATE FUNCTION spock.enable_last_update_wins(relation regclass) RETURNS integer
 LANGUAGE c

@@ -308,6 +308,8 @@ impl Engine for Native {
         [
             "DELETE FROM zodan.marker USING zodan.unreplicated() WHERE node = $1",
             "DELETE FROM zodan.owed USING zodan.unreplicated() WHERE member = $1",
+            // One that comes back under the name is another.
+            "DELETE FROM zodan.recovery USING zodan.unreplicated() WHERE provider = $1",
         ]
         .map(|sql| Statement::new(sql, &[name]))
         .to_vec()

@@ -29,11 +29,15 @@ pub struct Catalog {
     pub truncate_fires: BTreeSet<String>,
 }
 
-/// How values of a column are compared, whatever the search_path is.
+/// How values of a column are written and compared, whatever the search_path is.
 #[derive(Clone, Debug)]
 pub struct Equality {
     /// The type of the column, below its domains.
     pub of: String,
+    /// Constraints of domains would run before the statement does: the type is one, ...
+    pub domain: bool,
+    /// ... or may have such parts.
+    pub nested: bool,
     /// The operator of its class in the index that is the identity, if it is part of that.
     pub operator: Option<String>,
     /// Whether the type has an operator for it at all.
@@ -60,6 +64,8 @@ impl Catalog {
             let table = qualified(row.text(0), row.text(1));
             let equality = Equality {
                 of: qualified(row.text(3), row.text(4)),
+                domain: row.bool(8),
+                nested: row.bool(9),
                 operator: row
                     .get(5)
                     .map(|schema| format!("OPERATOR({}.{})", ident(schema), row.text(6))),
@@ -87,7 +93,7 @@ impl Catalog {
     }
 }
 
-/// `schema, table, column, schema and name of its type, schema and name of its operator, comparable`.
+/// `schema, table, column, schema and name of its type, schema and name of its operator, comparable, domain, nested`.
 const COLUMNS: &str = "
 WITH RECURSIVE base(oid, typ) AS (
     SELECT oid, oid FROM pg_type WHERE typtype <> 'd'
@@ -101,7 +107,11 @@ SELECT n.nspname, c.relname, a.attname, tn.nspname, t.typname, k.nspname, k.oprn
               AND (o.opcintype = e.oid
                    OR EXISTS (SELECT FROM pg_cast s
                                WHERE s.castsource = e.oid AND s.casttarget = o.opcintype
-                                 AND s.castmethod = 'b' AND s.castcontext = 'i')))
+                                 AND s.castmethod = 'b' AND s.castcontext = 'i'))),
+       b.oid <> b.typ,
+       t.typtype IN ('c', 'r', 'm')
+       OR t.typcategory = 'A' AND EXISTS (SELECT FROM pg_type x
+                                           WHERE x.oid = t.typelem AND x.typtype IN ('d', 'c', 'r', 'm'))
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
   JOIN base b ON b.oid = a.atttypid
@@ -156,6 +166,16 @@ pub struct Rendering {
     /// Rows of unknown age stay as they are.
     careful: bool,
     rendered: Vec<Change>,
+}
+
+impl Equality {
+    /// The value as one of the type. It becomes one when the statement runs, as whoever runs it.
+    fn cast(&self, value: &str) -> String {
+        match self.nested {
+            true => format!("{value}::text::{}", self.of),
+            false => format!("{value}::{}", self.of),
+        }
+    }
 }
 
 impl Rendering {
@@ -313,9 +333,11 @@ impl Rendering {
         };
         let mut change = Change::default();
         let columns: Vec<String> = relation.columns.iter().map(|c| ident(&c.name)).collect();
-        let values = new
+        let values = relation
+            .columns
             .iter()
-            .map(|v| change.value(v))
+            .zip(new)
+            .map(|(column, v)| self.written(relation, column, v, &mut change))
             .collect::<Result<Vec<_>>>()?;
         let mut sql = format!(
             "INSERT INTO {} AS z ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
@@ -365,7 +387,10 @@ impl Rendering {
             .filter(|(column, value)| {
                 **value != Value::Unchanged && (!column.key || relation.full || moved.is_some())
             })
-            .map(|(column, v)| Ok(format!("{} = {}", ident(&column.name), change.value(v)?)))
+            .map(|(column, v)| {
+                let value = self.written(relation, column, v, &mut change)?;
+                Ok(format!("{} = {value}", ident(&column.name)))
+            })
             .collect::<Result<Vec<_>>>()?;
         if sets.is_empty() {
             return Ok(());
@@ -466,6 +491,22 @@ impl Rendering {
         }
     }
 
+    /// The value as it is written into the column.
+    fn written(
+        &self,
+        relation: &Relation,
+        column: &Column,
+        value: &Value,
+        change: &mut Change,
+    ) -> Result<String> {
+        let text = change.value(value)?;
+        let known = self.catalog.equality.get(&name(relation));
+        Ok(match known.and_then(|of| of.get(&column.name)) {
+            Some(of) if *value != Value::Unchanged && (of.domain || of.nested) => of.cast(&text),
+            _ => text,
+        })
+    }
+
     /// Which row is meant.
     fn row(&self, relation: &Relation, old: &Tuple, change: &mut Change) -> Result<String> {
         let table = name(relation);
@@ -478,17 +519,17 @@ impl Rendering {
         if !relation.full {
             let conditions = identity
                 .map(|(column, value)| {
-                    let value = change.value(value)?;
-                    let column = known.and_then(|of| Some((of.get(&column.name)?, column)));
-                    Ok(match column {
-                        Some((Equality { of, operator: Some(operator), .. }, column)) => {
-                            format!("z.{} {operator} {value}::{of}", ident(&column.name))
-                        }
-                        Some((Equality { of, .. }, column)) => format!(
-                            "ROW(z.{}::{of})::record OPERATOR(pg_catalog.=) ROW({value}::{of})::record",
-                            ident(&column.name)
+                    let of = known
+                        .and_then(|of| of.get(&column.name))
+                        .ok_or_else(|| Error::internal("a column of no known type"))?;
+                    let value = of.cast(&change.value(value)?);
+                    let column = format!("z.{}", ident(&column.name));
+                    Ok(match &of.operator {
+                        Some(operator) => format!("{column} {operator} {value}"),
+                        None => format!(
+                            "ROW({column}::{})::record OPERATOR(pg_catalog.=) ROW({value})::record",
+                            of.of
                         ),
-                        None => return Err(Error::internal("a column of no known type")),
                     })
                 })
                 .collect::<Result<Vec<_>>>()?;
@@ -505,7 +546,7 @@ impl Rendering {
                 equals = "*=";
             }
             ours.push(format!("y.{}::{}", ident(&column.name), of.of));
-            theirs.push(format!("{}::{}", change.value(value)?, of.of));
+            theirs.push(of.cast(&change.value(value)?));
         }
         // Of rows that are alike, one.
         Ok(format!(
@@ -607,6 +648,8 @@ mod tests {
         let of = |name: &str, key: bool| {
             let equality = Equality {
                 of: format!("\"p\".\"{name}\""),
+                domain: false,
+                nested: false,
                 operator: key.then(|| "OPERATOR(\"x\".=)".into()),
                 comparable: true,
             };

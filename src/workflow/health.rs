@@ -2,6 +2,7 @@
 //! Nothing is changed.
 
 use super::checks::Checks;
+use super::clocks;
 use super::findings::{Check, Outcome, Status, failures};
 use super::gather::{Party, Wanted, gather};
 use super::lost_wal::{LostWal, end_of_wal};
@@ -215,6 +216,7 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
     }
     outcomes.extend(registries(&*engine, &mesh, &name, &registry)?);
     outcomes.extend(sequences(&mesh)?);
+    outcomes.extend(clocks_of(&mesh)?);
     outcomes.extend(paths(&*engine, &mesh));
     outcomes.extend(positions(&*engine, &mesh)?);
     Ok(())
@@ -372,6 +374,21 @@ fn positions(engine: &dyn Engine, mesh: &Mesh) -> Result<Vec<Outcome>> {
         check.look(subscriber, found, lost.map(|lost| lost.finding()));
     }
     Ok(check.outcomes())
+}
+
+/// The clocks of those that answer, in sessions of their own: to connect takes longer than to ask.
+fn clocks_of(mesh: &Mesh) -> Result<Vec<Outcome>> {
+    let asked: Vec<Member> = mesh.members.iter().filter_map(answering).collect();
+    let mut nodes = vec![];
+    for answer in members::connect_each(&asked) {
+        match answer {
+            Ok(node) => nodes.push(node),
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            // That it does not answer any more is told with its registry.
+            Err(_) => {}
+        }
+    }
+    Ok(clocks::check(&clocks::read(&mut nodes)?).outcomes())
 }
 
 fn answering(member: &Seen) -> Option<Member> {

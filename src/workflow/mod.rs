@@ -2,6 +2,7 @@
 //! the business of `engine` and `node`.
 
 mod checks;
+mod clocks;
 mod copying;
 mod division;
 mod estimate;

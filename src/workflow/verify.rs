@@ -78,9 +78,9 @@ pub fn mismatches(
                         (Some(_), Some(_)) => &mut mismatch.different,
                     } += 1;
                     mismatch.keys.push(difference.key);
-                    mismatch.keys.sort();
-                    mismatch.keys.truncate(most_keys);
                 }
+                mismatch.keys.sort();
+                mismatch.keys.truncate(most_keys);
             }
             if mismatch.missing + mismatch.extra + mismatch.different > 0 {
                 found.push(mismatch);

@@ -2,6 +2,7 @@
 
 mod defaults;
 
+use super::clocks;
 use super::division::Division;
 use super::findings::{Check, Outcome, failures};
 use super::lost_wal::{LostWal, end_of_wal};
@@ -720,7 +721,9 @@ impl Checks<'_> {
         }
         let login = self.check_login_triggers()?;
         let apply = self.check_apply_settings()?;
-        let checks = [objects, sessions, wal, idle, engine, login, apply];
+        let all = [&mut *self.source].into_iter().chain(&mut *self.peers);
+        let clocks = clocks::check(&clocks::read(all.chain([&mut *self.new]))?);
+        let checks = [objects, sessions, wal, idle, clocks, engine, login, apply];
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
     }
 }

@@ -96,7 +96,7 @@ impl Recovery {
     /// Which of the two has more of a member that is away, and since when; both, as long as one of them is connected
     /// to it.
     fn leads(&mut self, gap: &Gap, member: &str) -> Result<Vec<Lead>> {
-        let connected = self.still_connected(member)?;
+        let connected = self.still_connected(member, false)?;
         let states = self.states(member)?;
         let mut applied: BTreeMap<String, Lsn> = BTreeMap::new();
         for (node, state) in self.survivors.iter_mut().zip(states) {

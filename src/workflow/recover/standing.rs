@@ -7,12 +7,17 @@ use crate::libpq::{Dsn, wait};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Here, Member, Node};
 use crate::settings;
+use crate::workflow::clocks;
+use crate::workflow::findings::Status;
 use crate::workflow::members::each;
 use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
 use crate::workflow::unfinished::unfinished;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+/// A worker that has been connected for this long is.
+const CONNECTED: Duration = Duration::from_secs(2);
 
 impl Recovery {
     pub fn connect(session: Here, request: Request, report: Report) -> Result<Self> {
@@ -117,6 +122,13 @@ impl Recovery {
             away: away.into_iter().map(|member| member.name).collect(),
             done: Default::default(),
         };
+        let clocks = clocks::check(&clocks::read(&mut recovery.survivors)?);
+        for outcome in clocks.outcomes() {
+            if outcome.status == Status::Warning {
+                let what = format!("node \"{}\": {}", outcome.node, outcome.found);
+                recovery.report.warn(&what, &outcome.remedy);
+            }
+        }
         recovery.refuse_living(&failed)?;
         Ok(recovery)
     }
@@ -138,7 +150,7 @@ impl Recovery {
             Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
             _ => {}
         }
-        match self.still_connected(&failed.name)?.first() {
+        match self.still_connected(&failed.name, true)?.first() {
             Some(name) => refused(format!("node \"{name}\" is connected to it")),
             None => Ok(()),
         }
@@ -160,9 +172,13 @@ impl Recovery {
     }
 
     /// Waits until no survivor is applying what had arrived from `provider`: its worker was seen to be gone, if
-    /// only between two tries to connect. Those that stay connected are the answer.
-    pub fn still_connected(&mut self, provider: &str) -> Result<Vec<String>> {
-        let patience = settings::connect_timeout();
+    /// only between two tries to connect. Those that stay connected are the answer. `to_the_end` waits as long
+    /// as they get on with it.
+    pub fn still_connected(&mut self, provider: &str, to_the_end: bool) -> Result<Vec<String>> {
+        let patience = match to_the_end {
+            true => settings::connect_timeout(),
+            false => settings::connect_timeout().min(CONNECTED),
+        };
         let mut rest = Duration::from_millis(1);
         let (mut last, mut since) = (vec![], Instant::now());
         let mut gone: Vec<bool> = self.survivors.iter().map(|_| false).collect();
@@ -175,7 +191,7 @@ impl Recovery {
                 .iter()
                 .map(|s| s.as_ref().map(|s| s.applied))
                 .collect();
-            if now != last {
+            if now != last && to_the_end {
                 last = now;
                 since = Instant::now();
             }

@@ -1,0 +1,126 @@
+//! Whether the clocks of the nodes are together. Of two writes the later one counts as the right one where a last
+//! update wins, and where a recovery meets rows that somebody has changed since.
+
+use super::findings::Check;
+use crate::error::{Error, Result};
+use crate::node::{Node, Statement};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Clocks further apart than that are told, in microseconds.
+const LIMIT: i64 = 500_000;
+
+/// Each is read so often. The shortest way there and back is the one to go by.
+const LOOKS: usize = 3;
+
+/// The clock of a node, in microseconds ahead of the one here; the truth is no further off than `error`.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    node: String,
+    ahead: i64,
+    error: i64,
+}
+
+/// Reads the clock of each.
+pub fn read<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<Vec<Clock>> {
+    nodes.into_iter().map(read_one).collect()
+}
+
+fn read_one(node: &mut Node) -> Result<Clock> {
+    let now = Statement::new(
+        "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+        &[],
+    );
+    let mut best: Option<Clock> = None;
+    for _ in 0..LOOKS {
+        let (began, asked) = (Instant::now(), here());
+        let there: i64 = now.run(node)?.one()?.parse(0)?;
+        let half = i64::try_from(began.elapsed().as_micros() / 2).unwrap_or(i64::MAX / 4);
+        if best.as_ref().is_none_or(|best| half < best.error) {
+            best = Some(Clock {
+                node: node.name.clone(),
+                ahead: there - asked - half,
+                error: half,
+            });
+        }
+    }
+    best.ok_or_else(|| Error::internal("a clock was not read"))
+}
+
+fn here() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// Compares each with the first.
+pub fn check(clocks: &[Clock]) -> Check {
+    let mut check = Check::new("clock", "within 0.5 s of the others");
+    let Some(first) = clocks.first() else {
+        return check;
+    };
+    check.passed(&first.node, "");
+    for clock in &clocks[1..] {
+        let apart = clock.ahead - first.ahead;
+        let told = format!(
+            "{:.3} s {} that of node \"{}\"",
+            apart.unsigned_abs() as f64 / 1e6,
+            if apart < 0 { "behind" } else { "ahead of" },
+            first.node
+        );
+        // What the way there and back may have added is no difference of clocks.
+        match apart.abs() - clock.error - first.error > LIMIT {
+            false => check.passed(&clock.node, told),
+            true => check.warned(
+                &clock.node,
+                format!("its clock is {told}"),
+                "Keep the clocks together with NTP: where a last update wins, and in a recovery, an earlier write of the node that is ahead counts as the later one.",
+            ),
+        }
+    }
+    check
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workflow::findings::Status;
+
+    #[test]
+    fn what_the_network_can_explain_is_no_difference() {
+        let clock = |node: &str, ahead, error| Clock {
+            node: node.into(),
+            ahead,
+            error,
+        };
+        let outcomes = check(&[
+            clock("n1", -100_000, 1_000),
+            clock("n2", 402_000, 1_000),
+            clock("n3", 402_001, 1_000),
+            clock("n4", -2_100_000, 1_000),
+            clock("n5", 3_000_000, 3_000_000),
+        ])
+        .outcomes();
+        let told: Vec<(&str, Status, &str)> = outcomes
+            .iter()
+            .map(|o| (o.node.as_str(), o.status, o.found.as_str()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("n1", Status::Ok, ""),
+                ("n2", Status::Ok, "0.502 s ahead of that of node \"n1\""),
+                (
+                    "n3",
+                    Status::Warning,
+                    "its clock is 0.502 s ahead of that of node \"n1\""
+                ),
+                (
+                    "n4",
+                    Status::Warning,
+                    "its clock is 2.000 s behind that of node \"n1\""
+                ),
+                ("n5", Status::Ok, "3.100 s ahead of that of node \"n1\""),
+            ]
+        );
+    }
+}
