@@ -124,7 +124,8 @@ fn members_that_are_not_alike() {
     cluster.form_mesh(
         2,
         "CREATE TYPE mood AS ENUM ('good', 'bad');
-         CREATE TABLE t (i int PRIMARY KEY, gone int, v varchar(10), m mood); CREATE TABLE s (i int PRIMARY KEY)",
+         CREATE TABLE t (i int PRIMARY KEY, gone int, v varchar(10), m mood); CREATE TABLE s (i int PRIMARY KEY);
+         CREATE TABLE k (a int NOT NULL, b int NOT NULL, PRIMARY KEY (a), UNIQUE (b))",
     );
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     n1.sql(
@@ -132,13 +133,14 @@ fn members_that_are_not_alike() {
     );
     n2.sql(
         "ALTER TABLE t ADD fresh text; ALTER TABLE t ALTER v TYPE text; ALTER TYPE mood ADD VALUE 'mixed';
-         ALTER TABLE t ADD g int; ALTER TABLE s RENAME TO r",
+         ALTER TABLE t ADD g int; ALTER TABLE s RENAME TO r;
+         ALTER TABLE k REPLICA IDENTITY USING INDEX k_b_key",
     );
     let failed = refused(&cluster, n3, n1);
     let lines = [
         "node \"n1\": table public.r, column fresh of table public.t, column gone of table public.t: missing here, node \"n2\" has it",
         "node \"n2\": table public.s: missing here, node \"n1\" has it",
-        "node \"n2\": column g of table public.t is integer, on node \"n1\" integer generated, column v of table public.t is text, on node \"n1\" character varying(10), type public.mood has 'good', 'bad', 'mixed', on node \"n1\" 'good', 'bad'",
+        "node \"n2\": column g of table public.t is integer, on node \"n1\" integer generated, column v of table public.t is text, on node \"n1\" character varying(10), the key of table public.k has b, on node \"n1\" a, type public.mood has 'good', 'bad', 'mixed', on node \"n1\" 'good', 'bad'",
     ];
     for line in lines {
         assert!(failed.detail().contains(line), "{line}\n{failed}");
@@ -154,7 +156,7 @@ fn members_that_are_not_alike() {
         "{:?}",
         failed_checks(n2, n1)
     );
-    n1.sql("ALTER TABLE t ADD fresh text, ADD gone int, ALTER v TYPE text, DROP g, ADD g int; ALTER TYPE mood ADD VALUE 'mixed'; ALTER TABLE s RENAME TO r");
+    n1.sql("ALTER TABLE t ADD fresh text, ADD gone int, ALTER v TYPE text, DROP g, ADD g int; ALTER TYPE mood ADD VALUE 'mixed'; ALTER TABLE s RENAME TO r; ALTER TABLE k REPLICA IDENTITY USING INDEX k_b_key");
     assert_eq!(failed_checks(n2, n1), Vec::<String>::new());
     n3.call(&Call::of(n3, n1).sql())
         .unwrap_or_else(|failed| panic!("{failed}"));

@@ -21,6 +21,10 @@ CREATE TABLE a_check (k int PRIMARY KEY, CONSTRAINT above CHECK (positive(k)));
 CREATE TABLE b_generated (k int PRIMARY KEY, g int GENERATED ALWAYS AS (twice(k)) STORED);
 CREATE TABLE c_index (k int PRIMARY KEY); CREATE INDEX doubled ON c_index (twice(k));
 CREATE TABLE d_domain (k int PRIMARY KEY, n natural_number);
+CREATE DOMAIN small_number AS natural_number; CREATE TYPE numbers AS (n small_number[]);
+CREATE TABLE d_nested (k int PRIMARY KEY, n numbers);
+CREATE TABLE parted (k int) PARTITION BY LIST (twice(k)); CREATE TABLE p_leaf PARTITION OF parted DEFAULT;
+ALTER TABLE p_leaf ADD PRIMARY KEY (k);
 CREATE TABLE e_operator (k int PRIMARY KEY, CONSTRAINT apart CHECK (k <!> 7));
 CREATE TABLE f_forced (k int PRIMARY KEY, tenant text);
 ALTER TABLE f_forced ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
@@ -58,8 +62,20 @@ fn what_the_owner_of_a_table_may_not_do_is_found() {
         (calls("generated column g", "b_generated", "twice(integer)"), grant("twice(integer)")),
         (calls("index doubled", "c_index", "twice(integer)"), grant("twice(integer)")),
         (
-            calls("column n of a domain with constraint natural_number_check", "d_domain", "positive(integer)"),
+            calls("column n with constraint natural_number_check of a domain", "d_domain", "positive(integer)"),
             grant("positive(integer)"),
+        ),
+        (
+            calls(
+                "column n with constraint natural_number_check of a domain",
+                "d_nested",
+                "positive(integer)",
+            ),
+            grant("positive(integer)"),
+        ),
+        (
+            calls("partition key of public.parted", "p_leaf", "twice(integer)"),
+            grant("twice(integer)"),
         ),
         (
             calls("constraint apart", "e_operator", "beside(integer,integer)"),

@@ -241,7 +241,7 @@ pub trait Engine {
     /// runs now has had anything from it, and is null where nobody knows.
     fn inbound(&self) -> Statement;
     /// An expression: one value for the tables that the node sends; `None` where subscriptions may differ in that.
-    fn sent_tables(&self) -> Option<&'static str> {
+    fn sent_tables(&self) -> Option<String> {
         None
     }
 

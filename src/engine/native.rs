@@ -1,9 +1,10 @@
 //! PostgreSQL's own logical replication, `origin = none`, as the cluster's engine.
 
 use super::names;
-use super::questions::{KNOWN, SENT};
 use super::registry::parse_dsn;
-use super::{CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Registry, Survey, identities};
+use super::{
+    CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Registry, Survey, identities, questions,
+};
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
@@ -401,10 +402,11 @@ impl Engine for Native {
                         CASE WHEN x.errors > 0
                              THEN format('errors of the apply worker so far: %s (see the log of the subscriber)',
                                     x.errors) END AS trouble,
-                        {KNOWN} AS tables
+                        {} AS tables
                    FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
                    JOIN pg_database d ON d.datname = current_database()
                    JOIN pg_subscription s ON s.subdbid = d.oid AND s.subname = x.name",
+                questions::known(),
                 self.subscriptions().sql
             ),
             &[],
@@ -428,8 +430,8 @@ impl Engine for Native {
         ))
     }
 
-    fn sent_tables(&self) -> Option<&'static str> {
-        Some(SENT)
+    fn sent_tables(&self) -> Option<String> {
+        Some(questions::sent())
     }
 
     fn start_watchdog(&self, limit_ms: u128) -> Option<Statement> {

@@ -8,7 +8,7 @@ use crate::quote::literal;
 /// the owner to thank for it, which the role of that name may lack elsewhere.
 pub fn owners() -> Statement {
     Statement::new(
-        "WITH tab AS (
+        "WITH RECURSIVE tab AS (
              SELECT c.oid, c.relacl, c.relrowsecurity AND c.relforcerowsecurity AS forced, n.nspname, c.relname,
                     c.relowner, r.rolname, r.rolsuper, r.rolbypassrls
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner
@@ -25,15 +25,30 @@ pub fn owners() -> Statement {
              SELECT d.classid, d.objid, f.oid
                FROM closed f JOIN pg_operator o ON o.oprcode = f.oid
                JOIN pg_depend d ON d.refclassid = 'pg_operator'::regclass AND d.refobjid = o.oid),
+         checked (typ, conname, proc) AS (
+             SELECT k.contypid, k.conname, u.proc
+               FROM needs u JOIN pg_constraint k ON u.classid = 'pg_constraint'::regclass AND k.oid = u.objid
+              WHERE k.contypid <> 0
+              UNION
+             SELECT t.oid, c.conname, c.proc
+               FROM checked c JOIN pg_type t
+                 ON c.typ IN (t.typbasetype, CASE t.typsubscript WHEN 'array_subscript_handler'::regproc THEN t.typelem END)
+                 OR t.typtype = 'c' AND EXISTS (SELECT FROM pg_attribute a
+                                                 WHERE a.attrelid = t.typrelid AND a.atttypid = c.typ
+                                                   AND a.attnum > 0 AND NOT a.attisdropped)),
          code (relid, what, proc) AS (
              SELECT k.conrelid, format('constraint %I', k.conname), u.proc
                FROM needs u JOIN pg_constraint k ON u.classid = 'pg_constraint'::regclass AND k.oid = u.objid
               WHERE k.contype = 'c' AND k.conrelid <> 0
               UNION ALL
-             SELECT a.attrelid, format('column %I of a domain with constraint %I', a.attname, k.conname), u.proc
-               FROM needs u JOIN pg_constraint k ON u.classid = 'pg_constraint'::regclass AND k.oid = u.objid
-               JOIN pg_attribute a ON a.atttypid = k.contypid AND a.attnum > 0 AND NOT a.attisdropped
-              WHERE k.contypid <> 0
+             SELECT a.attrelid, format('column %I with constraint %I of a domain', a.attname, c.conname), c.proc
+               FROM checked c JOIN pg_attribute a ON a.atttypid = c.typ AND a.attnum > 0 AND NOT a.attisdropped
+              UNION ALL
+             SELECT l.relid, format('partition key of %s', p.partrelid::regclass), u.proc
+               FROM needs u
+               JOIN pg_partitioned_table p ON u.classid = 'pg_class'::regclass AND u.objid = p.partrelid
+              CROSS JOIN pg_partition_tree(p.partrelid) l
+              WHERE l.isleaf
               UNION ALL
              SELECT e.adrelid, format('generated column %I', a.attname), u.proc
                FROM needs u JOIN pg_attrdef e ON u.classid = 'pg_attrdef'::regclass AND e.oid = u.objid
@@ -80,7 +95,7 @@ pub fn attributes<'a>(roles: impl IntoIterator<Item = &'a str>) -> Statement {
 }
 
 /// `what, column, is`: the columns of tables with their types; a table itself without a column, an enumerated type with
-/// its labels.
+/// its labels; the key by which updates tell a row, where there is one.
 pub fn tables() -> Statement {
     Statement::new(
         "SELECT format('table %I.%I', n.nspname, c.relname), coalesce(quote_ident(a.attname), ''),
@@ -93,7 +108,20 @@ pub fn tables() -> Statement {
           UNION ALL
          SELECT format('type %s', format_type(e.enumtypid, NULL)), '',
                 string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder)
-           FROM pg_enum e GROUP BY e.enumtypid",
+           FROM pg_enum e GROUP BY e.enumtypid
+          UNION ALL
+         SELECT format('the key of table %I.%I', n.nspname, c.relname), '',
+                string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname COLLATE \"C\")
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_index k ON k.indrelid = c.oid AND k.indislive AND k.indisvalid AND k.indisunique AND k.indimmediate
+                          AND k.indpred IS NULL
+                          AND CASE c.relreplident WHEN 'd' THEN k.indisprimary
+                                                  WHEN 'i' THEN k.indisreplident ELSE false END
+           JOIN pg_attribute a ON a.attrelid = c.oid
+                              AND a.attnum = ANY ((k.indkey::int2[])[0:k.indnkeyatts - 1])
+          WHERE c.relkind = 'r' AND c.relpersistence = 'p'
+            AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'zodan')
+          GROUP BY n.nspname, c.relname",
         &[],
     )
 }
@@ -111,19 +139,32 @@ pub fn tables_digest() -> Statement {
     )
 }
 
+/// Tables of extensions are left out of what is compared: they may be each node's own, and so not be subscribed to on
+/// purpose.
+const OF_EXTENSION: &str = "
+    EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e')";
+
+/// `c`, `n`: the tables that the node sends.
+const SENT_TABLES: &str = "
+    pg_publication p CROSS JOIN LATERAL pg_get_publication_tables(p.pubname::text) g
+    JOIN pg_class c ON c.oid = g.relid AND p.pubname = 'zodan' JOIN pg_namespace n ON n.oid = c.relnamespace";
+
 /// `subscription, table, whether its changes are applied`; what the node itself sends has no subscription.
 pub fn subscribed() -> Statement {
     Statement::new(
-        "SELECT '', format('%I.%I', t.schemaname, t.tablename), true
-           FROM pg_publication_tables t WHERE t.pubname = 'zodan'
-          UNION ALL
-         SELECT s.subname, CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', n.nspname, c.relname) END,
-                r.srsubstate IN ('r', 's')
-           FROM pg_subscription s
-           JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
-           LEFT JOIN pg_subscription_rel r ON r.srsubid = s.oid
-           LEFT JOIN pg_class c ON c.oid = r.srrelid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
-          WHERE 'zodan' = ANY (s.subpublications)",
+        format!(
+            "SELECT '', format('%I.%I', n.nspname, c.relname), true
+               FROM {SENT_TABLES} WHERE NOT {OF_EXTENSION}
+              UNION ALL
+             SELECT s.subname, CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', n.nspname, c.relname) END,
+                    r.srsubstate IN ('r', 's')
+               FROM pg_subscription s
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+               LEFT JOIN (pg_subscription_rel r
+                          JOIN pg_class c ON c.oid = r.srrelid AND NOT {OF_EXTENSION}
+                          JOIN pg_namespace n ON n.oid = c.relnamespace) ON r.srsubid = s.oid
+              WHERE 'zodan' = ANY (s.subpublications)"
+        ),
         &[],
     )
 }
@@ -163,15 +204,20 @@ pub fn publications() -> Statement {
 }
 
 /// One value for all the tables that the node sends.
-pub const SENT: &str = "
-    (SELECT md5(string_agg(x.t, E'\\n' ORDER BY x.t COLLATE \"C\"))
-       FROM (SELECT format('%I.%I', t.schemaname, t.tablename)
-               FROM pg_publication_tables t WHERE t.pubname = 'zodan') AS x (t))";
+pub fn sent() -> String {
+    format!(
+        "(SELECT coalesce(md5(string_agg(x.t, E'\\n' ORDER BY x.t COLLATE \"C\")), '')
+            FROM (SELECT format('%I.%I', n.nspname, c.relname) FROM {SENT_TABLES} WHERE NOT {OF_EXTENSION}) AS x (t))"
+    )
+}
 
 /// The same for the tables that subscription `s` applies.
-pub const KNOWN: &str = "
-    (SELECT md5(string_agg(x.t, E'\\n' ORDER BY x.t COLLATE \"C\"))
-       FROM (SELECT format('%I.%I', n.nspname, c.relname)
-               FROM pg_subscription_rel r JOIN pg_class c ON c.oid = r.srrelid
-               JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE r.srsubid = s.oid AND r.srsubstate IN ('r', 's')) AS x (t))";
+pub fn known() -> String {
+    format!(
+        "(SELECT coalesce(md5(string_agg(x.t, E'\\n' ORDER BY x.t COLLATE \"C\")), '')
+            FROM (SELECT format('%I.%I', n.nspname, c.relname)
+                    FROM pg_subscription_rel r JOIN pg_class c ON c.oid = r.srrelid
+                    JOIN pg_namespace n ON n.oid = c.relnamespace
+                   WHERE r.srsubid = s.oid AND r.srsubstate IN ('r', 's') AND NOT {OF_EXTENSION}) AS x (t))"
+    )
+}

@@ -186,7 +186,7 @@ fn seen(engine: &dyn Engine, registered: Vec<Registered>) -> Result<Vec<Seen>> {
             })
         })
         .collect();
-    let question = server::standing(&engine.inbound(), engine.sent_tables());
+    let question = server::standing(&engine.inbound(), engine.sent_tables().as_deref());
     let asked: Vec<&Member> = members.iter().collect();
     let mut answers = glance(&asked, &question, settings::status_timeout()).into_iter();
     let mut all = vec![];
