@@ -219,7 +219,7 @@ pub(super) fn run(sql: &str, params: &[&str], read_only: bool) -> Result<Rows> {
         .iter()
         .map(|p| {
             encoding::to_server(p)?
-                .as_c_str()
+                .as_bytes() // a text as a bytea has it
                 .into_datum()
                 .ok_or_else(|| Error::internal("a parameter is null"))
         })
