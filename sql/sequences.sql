@@ -37,33 +37,39 @@ DECLARE
     own   zodan.sequence;
     here  pg_catalog.pg_sequence;
     last  bigint;
-    drawn boolean;
+    called boolean;
     next  numeric; -- at the end of a sequence it is beyond bigint
     width numeric;
     start numeric;
     low   numeric;
     high  numeric;
     step  numeric;
+    -- What others give next, of what was not divided: all before it is in use.
+    passed CONSTANT numeric := elsewhere ->> 'passed';
+    drawn  numeric;
 BEGIN
     PERFORM zodan.unreplicated();
     SELECT s.* INTO own FROM zodan.sequence s WHERE s.sequence = target;
-    IF (own.policy, own.parts, own.part) = (policy, parts, part) THEN
+    IF (own.policy, own.parts, own.part) = (policy, parts, part) AND passed IS NULL THEN
         RETURN pg_catalog.to_jsonb(own);
     END IF;
     SELECT s.* INTO here FROM pg_catalog.pg_sequence s WHERE s.seqrelid = target;
     EXECUTE pg_catalog.format('ALTER SEQUENCE %s INCREMENT BY %s', target, here.seqincrement);
     SELECT s.* INTO here FROM pg_catalog.pg_sequence s WHERE s.seqrelid = target;
-    EXECUTE pg_catalog.format('SELECT last_value, is_called FROM %s', target) INTO last, drawn;
-    next := last::numeric + CASE WHEN drawn THEN here.seqincrement ELSE 0 END;
+    EXECUTE pg_catalog.format('SELECT last_value, is_called FROM %s', target) INTO last, called;
+    next := last::numeric + CASE WHEN called THEN here.seqincrement ELSE 0 END;
+    drawn := next;
+    IF own.sequence IS NULL AND elsewhere ->> 'first' IS NULL AND next NOT BETWEEN here.seqmin AND here.seqmax THEN
+        RETURN NULL; -- it has come to its end
+    END IF;
+    -- Both leave a null out.
+    next := CASE WHEN here.seqincrement > 0 THEN greatest(next, passed) ELSE least(next, passed) END;
     IF own.sequence IS NULL THEN
         own.start := here.seqstart;
         own.increment := here.seqincrement;
         own.minimum := here.seqmin;
         own.maximum := here.seqmax;
-        IF elsewhere IS NULL AND next NOT BETWEEN here.seqmin AND here.seqmax THEN
-            RETURN NULL; -- it has come to its end
-        END IF;
-        own.first := coalesce((elsewhere ->> 'first')::bigint, next::bigint);
+        own.first := coalesce((elsewhere ->> 'first')::numeric, least(greatest(next, here.seqmin), here.seqmax));
         own.step := coalesce((elsewhere ->> 'step')::bigint, here.seqincrement);
         own.low := coalesce((elsewhere ->> 'low')::bigint, here.seqmin);
         own.high := coalesce((elsewhere ->> 'high')::bigint, here.seqmax);
@@ -103,12 +109,12 @@ BEGIN
         target, step, low, high, start, next);
     DELETE FROM zodan.sequence s WHERE s.sequence = target;
     INSERT INTO zodan.sequence SELECT own.*;
-    RETURN pg_catalog.to_jsonb(own);
+    RETURN pg_catalog.to_jsonb(own) || pg_catalog.jsonb_build_object('passed', drawn::text);
 END
 $$;
 REVOKE ALL ON FUNCTION zodan.divide_sequence(regclass, text, integer, integer, jsonb) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.divide_sequence(regclass, text, integer, integer, jsonb) IS
-    'Makes the sequence give only the values of one part, from its next one on, and returns its row of zodan.sequence; null if it has come to its end; elsewhere is that row of the member that was first; 2200H if nothing is left for the part';
+    'Makes the sequence give only the values of one part, from its next one on, and returns its row of zodan.sequence; null if it has come to its end; elsewhere is that row of the member that was first, and may say as passed what others give next: what comes before that is given no more; passed of the result is what the sequence would have given next; 2200H if nothing is left for the part';
 
 CREATE FUNCTION zodan.restore_sequences(names text[]) RETURNS integer
 LANGUAGE plpgsql

@@ -70,9 +70,14 @@ extension_sql_file!(
     requires = ["recovery"]
 );
 extension_sql_file!(
+    "../sql/refresh.sql",
+    name = "refresh",
+    requires = ["last_update"]
+);
+extension_sql_file!(
     "../sql/verify.sql",
     name = "verify",
-    requires = ["last_update", "plan"],
+    requires = ["refresh", "plan"],
     finalize
 );
 

@@ -163,6 +163,39 @@ fn draw(server: &Server, sequence: &str, n: i32) -> Vec<i64> {
     drawn.into_iter().map(value).collect()
 }
 
+/// Where another member than the source of the join has drawn further, its values are in rows already.
+#[test]
+fn nobody_is_given_what_another_member_had() {
+    for policy in ["copy", "stride", "range"] {
+        let cluster = Cluster::start_with(3, &quick());
+        cluster.form_mesh(
+            2,
+            "CREATE SEQUENCE up; CREATE SEQUENCE \"Down\" INCREMENT -1; CREATE SEQUENCE small AS smallint;
+             CREATE SEQUENCE set; SELECT nextval('up')",
+        );
+        let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+        draw(n2, "up", 1000);
+        draw(n2, "\"Down\"", 500);
+        draw(n2, "small", 300);
+        n2.sql("SELECT setval('set', 700, false)");
+        joined(n3, n1, &format!("SET zodan.sequence_policy = {policy}"));
+        let nodes = match policy {
+            // A member that has copies goes on with its own.
+            "copy" => vec![n3],
+            _ => vec![n1, n2, n3],
+        };
+        for (sequence, had) in [("up", 1001), ("small", 300), ("set", 699)] {
+            let drawn: Vec<i64> = nodes.iter().flat_map(|n| draw(n, sequence, 20)).collect();
+            assert!(
+                drawn.iter().all(|v| *v > had),
+                "{policy} {sequence} {drawn:?}"
+            );
+        }
+        let drawn: Vec<i64> = nodes.iter().flat_map(|n| draw(n, "\"Down\"", 20)).collect();
+        assert!(drawn.iter().all(|v| *v < -500), "{policy} {drawn:?}");
+    }
+}
+
 #[test]
 fn odd_sequences_are_divided_too() {
     for policy in ["stride", "range"] {

@@ -813,6 +813,34 @@ fn what_the_structure_of_the_source_needs() {
     );
     n1.sql("DROP EXTENSION hstore");
 
+    // A function of the library by a name of one's own is none of the extension's.
+    n1.sql(
+        "CREATE EXTENSION hstore; ALTER EXTENSION hstore DROP FUNCTION slice(hstore, text[]);
+         CREATE FUNCTION own_keys(hstore) RETURNS text[] LANGUAGE c AS '$libdir/hstore', 'hstore_akeys'",
+    );
+    Before::of(cluster.all()).refuses(
+        n3,
+        &call,
+        "42710",
+        "node \"n1\": function public.slice(public.hstore,text[]) is in the library of extension \"hstore\", but does not belong to it any more",
+        "ALTER EXTENSION \"hstore\" ADD FUNCTION public.slice(public.hstore,text[])",
+    );
+    n1.sql("ALTER EXTENSION hstore ADD FUNCTION slice(hstore, text[])");
+
+    // No such library is there to be loaded, so the label is made by hand.
+    n1.sql(
+        "SET allow_system_table_mods = on;
+         INSERT INTO pg_seclabel VALUES ('item'::regclass, 'pg_class'::regclass, 0, 'made up', 'secret')",
+    );
+    Before::of(cluster.all()).refuses(
+        n3,
+        &call,
+        "55000",
+        "node \"n3\": no session here has the security label provider \"made up\" loaded, whose labels node \"n1\" has",
+        "Set shared_preload_libraries or session_preload_libraries as on the source",
+    );
+    n1.sql("SET allow_system_table_mods = on; DELETE FROM pg_seclabel");
+
     n1.sql(
         "CREATE FUNCTION area(numeric) RETURNS numeric LANGUAGE sql AS 'SELECT $1';
          CREATE FUNCTION area(int, int) RETURNS int LANGUAGE sql AS 'SELECT $1'",
@@ -879,6 +907,60 @@ fn the_database_must_be_like_that_of_the_source() {
         };
         assert_failed(&fails(&mut client, &call.sql()), "55000", message, hint);
         before.still();
+    }
+}
+
+/// Rules that change the order of a collation count as much as its locale.
+#[test]
+fn the_rules_of_icu_must_be_those_of_the_source() {
+    let cluster = Cluster::start_each(2, |name| {
+        let options = quick()
+            .initdb("--locale-provider=icu")
+            .initdb("--icu-locale=de");
+        match name {
+            "n2" => options.initdb("--icu-rules=&a < z"),
+            _ => options,
+        }
+    });
+    cluster.create_extension();
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n1.sql("CREATE TABLE t (i int PRIMARY KEY)");
+    Before::of(cluster.all()).refuses(
+        n2,
+        &Call::of(n2, n1),
+        "55000",
+        "'&a < z', the source's is ",
+        "Create the new node's database with the encoding and the locale of the source's",
+    );
+}
+
+/// What belongs to the database itself is in no copy of its structure.
+#[test]
+fn attributes_of_the_database_are_told() {
+    let cluster = mesh_and_new(2);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n1.sql(
+        "CREATE ROLE app; REVOKE CONNECT ON DATABASE postgres FROM PUBLIC; GRANT CONNECT ON DATABASE postgres TO app;
+         ALTER DATABASE postgres CONNECTION LIMIT 70; COMMENT ON DATABASE postgres IS 'the shop'",
+    );
+    n2.sql("CREATE ROLE app");
+    let called = n2
+        .call(&Call::of(n2, n1).sql())
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    let told = called
+        .notices
+        .iter()
+        .find(|n| n.message.contains("other attributes"));
+    let told = told.unwrap_or_else(|| panic!("{called:?}"));
+    assert_eq!(told.severity, "WARNING");
+    for text in [
+        "node \"n2\": the database has other attributes than that of node \"n1\": privileges \"",
+        "PUBLIC connect",
+        "not \"PUBLIC temporary, app connect, ",
+        "limit of connections \"-1\", not \"70\"",
+        ", not \"the shop\"",
+    ] {
+        assert!(told.message.contains(text), "{text}: {}", told.message);
     }
 }
 

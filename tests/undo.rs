@@ -314,6 +314,11 @@ fn the_proof_fails() {
         "subscription sub_n3_n2 of node \"n2\" fails again and again",
         "The log of the subscriber says why",
     );
+    let errors = "errors of its apply worker so far. The log of that server says what they were";
+    assert!(
+        failed.detail().starts_with("Subscription sub_n3_n2: ") && failed.detail().contains(errors),
+        "{failed}"
+    );
     assert_undone(&cluster, &before, &failed);
     n2.sql("DROP TRIGGER refuse ON zodan.marker; DROP FUNCTION public.refuse()");
     assert_joins(&cluster);

@@ -4,7 +4,8 @@ use super::labels;
 use super::program;
 use super::{OURS, sql::array};
 use crate::error::{Finding, Result, SqlState};
-use crate::node::Node;
+use crate::libpq::Row;
+use crate::node::{Node, server};
 use crate::quote::{ident, literal};
 use pgrx::pg_sys;
 use std::collections::{BTreeSet, HashMap};
@@ -76,8 +77,32 @@ SELECT DISTINCT p.probin
                     WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
  ORDER BY 1";
 
+/// Functions that belonged to an extension once: in its library, and by a symbol that no function of it has any more.
+/// Who calls a function of a library by another name has another one of it by the same symbol.
+const FORMER_MEMBERS: &str = "
+WITH member AS (
+    SELECT p.oid, p.probin, p.prosrc, d.refobjid AS extension
+      FROM pg_catalog.pg_proc p
+      JOIN pg_catalog.pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+     WHERE p.probin IS NOT NULL)
+SELECT DISTINCT e.extname, p.oid::regprocedure::text
+  FROM pg_catalog.pg_proc p
+  JOIN member m ON m.probin = p.probin
+  JOIN pg_catalog.pg_extension e ON e.oid = m.extension
+ WHERE p.oid >= 16384 AND p.oid NOT IN (SELECT oid FROM member) AND e.extname <> ALL ($1::text[])
+   AND NOT EXISTS (SELECT FROM member s WHERE s.probin = p.probin AND s.prosrc = p.prosrc)
+ ORDER BY 1, 2";
+
+const LABEL_PROVIDERS: &str = "
+SELECT provider, current_setting('session_preload_libraries') FROM pg_catalog.pg_seclabel GROUP BY 1 ORDER BY 1";
+
 /// Checks what would stop the restore on `target`, which is this server. Changes nothing.
-pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
+/// `sessions` is one by libpq, as the restore has them.
+pub fn requirements(
+    source: &mut Node,
+    target: &mut Node,
+    sessions: &mut Node,
+) -> Result<Vec<Finding>> {
     let mut findings = missing_programs(&target.name);
     let first = |node: &mut Node, sql: &str, params: &[&str]| -> Result<Vec<String>> {
         Ok(node
@@ -129,6 +154,28 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
 
     findings.extend(extensions(source, target)?);
 
+    for row in &source.query(FORMER_MEMBERS, &[&array(OUR_EXTENSIONS)])? {
+        let (extension, function) = (ident(row.text(0)), row.text(1));
+        let add = format!("ALTER EXTENSION {extension} ADD FUNCTION {function}");
+        findings.push(
+            Finding::new(
+                &source.name,
+                SqlState::DUPLICATE_OBJECT,
+                format!(
+                    "function {function} is in the library of extension {extension}, but does not belong to it any more"
+                ),
+                format!(
+                    "CREATE EXTENSION on the new node makes it as well. Give it back: {add}; or drop it."
+                ),
+            )
+            .mended_by(add),
+        );
+    }
+
+    for row in &source.query(LABEL_PROVIDERS, &[])? {
+        findings.extend(unlabelled(row, &source.name, sessions)?);
+    }
+
     for library in first(source, LIBRARIES, &[])? {
         if let Some(path) = missing_library(&library) {
             findings.push(Finding::new(
@@ -145,6 +192,28 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
     }
     findings.extend(labels::providers(source, target)?);
     Ok(findings)
+}
+
+fn unlabelled(row: &Row, source: &str, sessions: &mut Node) -> Result<Option<Finding>> {
+    let (provider, libraries) = (row.text(0), row.text(1));
+    match server::try_label_provider(provider).run(sessions) {
+        Err(error) if error.sqlstate() == SqlState::INVALID_PARAMETER_VALUE => {}
+        Err(error) if error.is_undefined() => return Ok(None),
+        Err(error) => return Err(error),
+        Ok(_) => return Ok(None),
+    }
+    let finding = Finding::new(
+        &sessions.name,
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        format!(
+            "no session here has the security label provider {} loaded, whose labels node \"{source}\" has",
+            ident(provider)
+        ),
+        format!(
+            "Set shared_preload_libraries or session_preload_libraries as on the source, where the latter is '{libraries}'."
+        ),
+    );
+    Ok(Some(finding))
 }
 
 fn missing_programs(node: &str) -> Vec<Finding> {

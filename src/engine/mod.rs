@@ -2,8 +2,10 @@
 //! "marker" and "progress" mean on its servers.
 
 pub mod division;
+pub mod identities;
 pub mod names;
 mod native;
+pub mod questions;
 mod registry;
 mod spock;
 
@@ -176,10 +178,11 @@ pub trait Engine {
     fn become_provider(&self, identity: &Identity) -> Vec<Statement>;
     fn cease_provider(&self) -> Vec<Statement>;
 
-    /// Tables of a source that is becoming a node on which updates and deletes would fail from
-    /// then on, and what makes them go on working: schema, name, the statement, its undo, and the
-    /// column because of which the statement is of no use, if there is one.
-    fn tables_to_prepare(&self) -> Option<Statement>;
+    /// Tables of which updates would fail, or stop who applies them, as [`identities::unfit`] has them; `None` where
+    /// the engine decides itself what it sends of such tables.
+    fn unfit_identities(&self, _unsent: bool) -> Option<Statement> {
+        None
+    }
 
     /// `name, registry`: which member the node is, and its registry as one value; no row where it is none.
     /// `None` where the engine makes nodes known to each other by itself.
@@ -227,10 +230,20 @@ pub trait Engine {
     /// `name, enabled, working, errors, applied, gave up` of the subscriptions of a node.
     fn subscriptions(&self) -> Statement;
 
-    /// The same for people: `subscription, provider, slot, status, heard, replication_sets, trouble` of each. The
-    /// provider is null where its name follows from that of the subscription; heard tells whether the worker that
+    /// One text: what the subscriber of `path` knows of why its worker does not get on, and where it says more.
+    /// `None` where [`Self::subscriptions`] tells it.
+    fn worker_trouble(&self, _path: &Path) -> Option<Statement> {
+        None
+    }
+
+    /// As [`Self::subscriptions`] for people: `subscription, provider, slot, status, heard, replication_sets, trouble` of each, and
+    /// `tables`, one value for those that it applies, to be compared with [`Self::sent_tables`]. The provider is null where its name follows from that of the subscription; heard tells whether the worker that
     /// runs now has had anything from it, and is null where nobody knows.
     fn inbound(&self) -> Statement;
+    /// An expression: one value for the tables that the node sends; `None` where subscriptions may differ in that.
+    fn sent_tables(&self) -> Option<String> {
+        None
+    }
 
     /// Something on the node that resumes apply when the coordinator is gone, if the engine's pause
     /// does not end by itself.
@@ -323,6 +336,11 @@ pub trait Engine {
     /// The setting of the engine that limits one wait for its subscriptions in the session of the CALL,
     /// and its value in seconds, where it is set.
     fn sync_timeout(&self) -> Option<(&'static str, u64)> {
+        None
+    }
+    /// Makes the subscription of `path` know the tables that its provider sends by now, without copying any of their
+    /// rows. `None` where the engine has other ways to say what is replicated.
+    fn refresh(&self, _path: &Path) -> Option<Statement> {
         None
     }
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement>;

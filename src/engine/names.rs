@@ -38,6 +38,9 @@ pub fn slot(provider: &str, subscriber: &str, database: &str) -> String {
     )
 }
 
+/// What the names of recovery slots and of their copies begin with.
+pub const RECOVERY_SLOTS: &str = "spk_recovery_";
+
 /// `spk_recovery_<database>`: the slot that keeps what other nodes may still need of the nodes that this one
 /// subscribes to.
 pub fn recovery_slot(database: &str) -> String {

@@ -2,7 +2,9 @@
 
 use super::names;
 use super::registry::parse_dsn;
-use super::{CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Registry, Survey};
+use super::{
+    CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Registry, Survey, identities, questions,
+};
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
@@ -255,39 +257,8 @@ impl Engine for Native {
         )]
     }
 
-    fn tables_to_prepare(&self) -> Option<Statement> {
-        Some(Statement::new(
-            "SELECT n.nspname, c.relname,
-                    format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY FULL', n.nspname, c.relname),
-                    format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', n.nspname, c.relname,
-                           CASE c.relreplident WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END),
-                    (SELECT format('%I %s', a.attname, format_type(t.oid, NULL))
-                       FROM pg_attribute a
-                       JOIN pg_type t ON t.oid = a.atttypid
-                       JOIN pg_type b ON b.oid = coalesce(nullif(t.typbasetype, 0),
-                                             CASE t.typcategory WHEN 'A' THEN t.typelem END, t.oid)
-                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                        AND b.typtype = 'b'
-                        AND NOT EXISTS (
-                                SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
-                                 WHERE o.opcdefault AND m.amname IN ('btree', 'hash')
-                                   AND (o.opcintype = b.oid
-                                        OR o.opcintype = 'anyarray'::regtype AND b.typcategory = 'A'
-                                        OR EXISTS (SELECT FROM pg_cast k
-                                                    WHERE k.castsource = b.oid
-                                                      AND k.casttarget = o.opcintype
-                                                      AND k.castmethod = 'b'
-                                                      AND k.castcontext = 'i')))
-                      LIMIT 1)
-               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-                AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'zodan')
-                AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (
-                         SELECT FROM pg_index i
-                          WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid))
-              ORDER BY 1, 2",
-            &[],
-        ))
+    fn unfit_identities(&self, unsent: bool) -> Option<Statement> {
+        Some(identities::unfit(unsent))
     }
 
     fn membership(&self) -> Option<Statement> {
@@ -432,14 +403,37 @@ impl Engine for Native {
                         s.subpublications::text[] AS replication_sets,
                         CASE WHEN x.errors > 0
                              THEN format('errors of the apply worker so far: %s (see the log of the subscriber)',
-                                    x.errors) END AS trouble
+                                    x.errors) END AS trouble,
+                        {} AS tables
                    FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
                    JOIN pg_database d ON d.datname = current_database()
                    JOIN pg_subscription s ON s.subdbid = d.oid AND s.subname = x.name",
+                questions::known(),
                 self.subscriptions().sql
             ),
             &[],
         )
+    }
+
+    fn worker_trouble(&self, path: &Path) -> Option<Statement> {
+        // What an error was is in the log alone; PostgreSQL 18 counts conflicts by their kind.
+        Some(Statement::new(
+            "SELECT format('Subscription %s: %s errors of its apply worker so far%s. The log of that server says what they were%s.',
+                           s.subname, coalesce(e.apply_error_count, 0),
+                           (SELECT ', conflicts: ' || string_agg(format('%s %s', substr(c.key, 7), c.value), ', ' ORDER BY c.key)
+                              FROM jsonb_each_text(to_jsonb(e)) c
+                             WHERE c.key LIKE 'confl\\_%' AND c.value <> '0'),
+                           ': ' || pg_current_logfile())
+               FROM pg_subscription s
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+               LEFT JOIN pg_stat_subscription_stats e ON e.subid = s.oid
+              WHERE s.subname = $1",
+            &[&path.subscription],
+        ))
+    }
+
+    fn sent_tables(&self) -> Option<String> {
+        Some(questions::sent())
     }
 
     fn start_watchdog(&self, limit_ms: u128) -> Option<Statement> {
@@ -537,6 +531,14 @@ impl Engine for Native {
     fn disable(&self, path: &Path) -> Statement {
         let name = crate::quote::ident(&path.subscription);
         Statement::new(format!("ALTER SUBSCRIPTION {name} DISABLE"), &[])
+    }
+
+    fn refresh(&self, path: &Path) -> Option<Statement> {
+        let name = crate::quote::ident(&path.subscription);
+        Some(Statement::new(
+            format!("ALTER SUBSCRIPTION {name} REFRESH PUBLICATION WITH (copy_data = false)"),
+            &[],
+        ))
     }
 
     fn origin(&self, path: &Path) -> Statement {

@@ -405,10 +405,6 @@ impl Engine for Spock {
         ]
     }
 
-    fn tables_to_prepare(&self) -> Option<Statement> {
-        None
-    }
-
     fn unregister(&self, name: &str) -> Vec<Statement> {
         vec![Statement::new(
             "SELECT spock.node_drop($1::name, true)",

@@ -78,7 +78,8 @@ pub fn facts() -> Statement {
                      THEN 'max_replication_slots' ELSE 'max_active_replication_origins' END,
                 pg_encoding_to_char(d.encoding),
                 concat_ws(' ', d.datlocprovider, d.datcollate, d.datctype,
-                          coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale')),
+                          coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale'),
+                          quote_literal(to_jsonb(d) ->> 'daticurules')),
                 (SELECT setting FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
                 (SELECT setting FROM pg_settings WHERE name = 'idle_replication_slot_timeout'),
                 current_setting('output_plugin_libraries', true),
@@ -384,6 +385,32 @@ pub fn role_read_only(role: &str) -> Statement {
     )
 }
 
+/// `privileges, limit of connections, comment` of this database, which no copy of its structure has. The owner is left out:
+/// whoever made the servers has the first, under whatever name.
+pub fn database_itself() -> Statement {
+    Statement::new(
+        "SELECT (SELECT string_agg(x.a, ', ' ORDER BY x.a COLLATE \"C\") FROM (
+                    SELECT concat_ws(' ', CASE a.grantee WHEN 0 THEN 'PUBLIC' WHEN d.datdba THEN 'the owner'
+                                          ELSE pg_get_userbyid(a.grantee) END, lower(a.privilege_type))
+                      FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a) AS x (a)),
+                d.datconnlimit, coalesce(shobj_description(d.oid, 'pg_database'), '')
+           FROM pg_database d WHERE d.datname = current_database()",
+        &[],
+    )
+}
+
+/// Whether the sessions of the server know a provider of security labels: always an error, 22023 if they do not.
+pub fn try_label_provider(provider: &str) -> Statement {
+    // The provider is looked up first. There is no such table.
+    Statement::new(
+        format!(
+            "SECURITY LABEL FOR {} ON TABLE zodan.\"no such table\" IS NULL",
+            crate::quote::ident(provider)
+        ),
+        &[],
+    )
+}
+
 /// The tables of this database that belong to its users, as `schema.table`.
 pub fn user_tables() -> Statement {
     Statement::new(
@@ -420,6 +447,28 @@ pub fn rows_written() -> Statement {
 /// Empties tables together, since they may refer to each other.
 pub fn empty(tables: &[String]) -> Statement {
     Statement::new(format!("TRUNCATE {}", tables.join(", ")), &[])
+}
+
+/// PostgreSQL's own subscriptions of this database.
+pub fn subscriptions() -> Statement {
+    Statement::new(
+        "SELECT s.subname
+           FROM pg_subscription s
+           JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+          ORDER BY 1",
+        &[],
+    )
+}
+
+/// How many tables they know, all together.
+pub fn subscribed_tables() -> Statement {
+    Statement::new(
+        "SELECT count(*)
+           FROM pg_subscription s
+           JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+           JOIN pg_subscription_rel r ON r.srsubid = s.oid",
+        &[],
+    )
 }
 
 /// Client sessions in this database but this one's and zodan's own: `pid, user, application`.
@@ -512,10 +561,11 @@ pub fn sequences() -> Statement {
     )
 }
 
-/// One row: `version, standby, slots, subscriptions`, the last two as JSON. The slots of this database
-/// each with `name, active, wal_status, retained_bytes, lag_bytes, lag_us`; the subscriptions as
+/// One row: `version, standby, slots, subscriptions, sent`, the third and the fourth as JSON, the last an expression. The slots
+/// of this database each with `name, active, wal_status, retained_bytes, lag_bytes, lag_us`; the subscriptions as
 /// `inbound` has them.
-pub fn standing(inbound: &Statement) -> Statement {
+pub fn standing(inbound: &Statement, sent: Option<&str>) -> Statement {
+    let sent = sent.unwrap_or("NULL");
     // A reader that has confirmed everything has no lag to show. Of a slot that nobody reads, PostgreSQL 17
     // knows since when.
     Statement::new(
@@ -535,7 +585,8 @@ pub fn standing(inbound: &Statement) -> Statement {
                                     pg_replication_slots s
                                LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
                               WHERE s.slot_type = 'logical' AND s.database = current_database()) s),
-                    (SELECT coalesce(json_agg(i), '[]') FROM ({}) i)",
+                    (SELECT coalesce(json_agg(i), '[]') FROM ({}) i),
+                    {sent}",
             inbound.sql
         ),
         &[],

@@ -14,6 +14,7 @@ mod plan;
 mod progress;
 mod recover;
 mod recovery_slot;
+mod refresh;
 mod remove_node;
 mod status;
 mod verify;

@@ -4,13 +4,15 @@
 use super::membership;
 use super::patience::{Seen, wait_until};
 use super::report::Report;
+use crate::copy::sequences::next_values;
 use crate::engine::{Engine, Registry, SequencePolicy, division};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::{Effect, Journal};
 use crate::node::{Node, server};
 use crate::settings;
 use crate::step::{Action, Step};
-use std::collections::BTreeMap;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
 const HINT: &str =
     "End the transactions that have drawn from the sequence, or run the CALL at a quieter time.";
@@ -91,7 +93,7 @@ impl Division {
         }))
     }
 
-    /// Divides the sequences of the members, the source first.
+    /// Divides the sequences of the members, the source first: beyond what any of them has given.
     pub fn divide_members(
         self,
         engine: &dyn Engine,
@@ -102,30 +104,165 @@ impl Division {
     ) -> Result<()> {
         let registry = membership::of(engine, source)?;
         let registry = registry.ok_or_else(|| Error::internal("the source has no registry"))?;
-        self.divide_member(source, &registry, None, journal, report)?;
+        let mut passed = Passed::default();
+        for peer in &mut *peers {
+            let part = part(&registry, peer)?;
+            let undivided = division::undivided(self.policy, self.parts, part).run(peer)?;
+            let new = undivided.iter().filter(|row| !row.bool(1));
+            let new: BTreeSet<&str> = new.map(|row| row.text(0)).collect();
+            if !new.is_empty() {
+                let mut next = next_values(&mut peer.session)?;
+                next.retain(|name, _| new.contains(name.as_str()));
+                passed.all(next);
+            }
+        }
+        let models: BTreeMap<String, Value> = passed
+            .0
+            .iter()
+            .map(|(name, (next, _))| {
+                let model = serde_json::json!({ "passed": next.to_string() });
+                (name.clone(), model)
+            })
+            .collect();
+        let mut this = Dividing {
+            division: self,
+            registry: &registry,
+            journal,
+            report,
+            passed,
+        };
+        this.member(source, &models, true)?;
         let elsewhere = divided(source)?;
-        for peer in peers {
-            self.divide_member(peer, &registry, Some(&elsewhere), journal, report)?;
+        for peer in &mut *peers {
+            this.member(peer, &elsewhere, false)?;
+        }
+        // What a member has given while others were divided already is passed by all.
+        let passed = this.passed;
+        for member in std::iter::once(source).chain(peers) {
+            let part = part(&registry, member)?;
+            for (name, model) in &elsewhere {
+                if passed.is_beyond(name, model["first"].as_i64()) {
+                    let model = passed.beyond(name, model);
+                    self.divide(member, name, part, Some(&model))?;
+                }
+            }
         }
         Ok(())
     }
 
-    fn divide_member(
+    /// Gives the new node, which has copies, the part that is its own. Of strides some member may have had it until
+    /// there became more of them.
+    pub fn divide_new(self, source: &mut Node, peers: &mut [Node], new: &mut Node) -> Result<()> {
+        let models = divided(source)?;
+        let mut passed = Passed::default();
+        if self.policy == SequencePolicy::Stride {
+            for member in std::iter::once(source).chain(peers) {
+                passed.all(next_values(&mut member.session)?);
+            }
+        }
+        for (name, model) in &models {
+            let model = passed.beyond(name, model).to_string();
+            division::divide(name, self.policy, self.parts, self.part, Some(&model)).run(new)?;
+        }
+        Ok(())
+    }
+
+    /// Divides one sequence; what it would have given next, if there was something left of it.
+    fn divide(
         self,
         node: &mut Node,
-        registry: &Registry,
-        elsewhere: Option<&BTreeMap<String, String>>,
-        journal: &mut Journal,
-        report: &Report,
+        name: &str,
+        part: i32,
+        model: Option<&Value>,
+    ) -> Result<Option<i128>> {
+        let model = model.map(Value::to_string);
+        let statement = division::divide(name, self.policy, self.parts, part, model.as_deref());
+        let statement = statement.inlined();
+        let on = node.name.clone();
+        let what = format!("dividing sequence {name}");
+        let rows = wait_until(&on, &what, HINT, || {
+            match server::without_queueing(&statement).run(node) {
+                Ok(rows) => Ok(Seen::Done(rows)),
+                Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
+                    Ok(Seen::Pending("the sequence is in use".into()))
+                }
+                Err(error) => Err(error),
+            }
+        })?;
+        let Some(answer) = rows.one()?.get(0) else {
+            return Ok(None);
+        };
+        Ok(parsed(answer)?["passed"]
+            .as_str()
+            .and_then(|next| next.parse().ok()))
+    }
+}
+
+/// What the members give next of the sequences that are not divided.
+#[derive(Default)]
+struct Passed(BTreeMap<String, (i128, bool)>);
+
+impl Passed {
+    fn all(&mut self, values: BTreeMap<String, (i128, bool)>) {
+        for (name, (next, ascending)) in values {
+            self.one(&name, next, ascending);
+        }
+    }
+
+    fn one(&mut self, name: &str, next: i128, ascending: bool) {
+        let (furthest, _) = self.0.entry(name.to_owned()).or_insert((next, ascending));
+        *furthest = match ascending {
+            true => next.max(*furthest),
+            false => next.min(*furthest),
+        };
+    }
+
+    /// Whether somebody has given values from `first` on.
+    fn is_beyond(&self, name: &str, first: Option<i64>) -> bool {
+        let known = self.0.get(name).zip(first);
+        known.is_some_and(|(&(next, ascending), first)| match ascending {
+            true => next > first.into(),
+            false => next < first.into(),
+        })
+    }
+
+    /// `model`, with what has passed.
+    fn beyond(&self, name: &str, model: &Value) -> Value {
+        let mut model = model.clone();
+        if let Some((next, _)) = self.0.get(name) {
+            model["passed"] = Value::String(next.to_string());
+        }
+        model
+    }
+}
+
+/// The sequences of one member after the other.
+struct Dividing<'a> {
+    division: Division,
+    registry: &'a Registry,
+    journal: &'a mut Journal,
+    report: &'a Report,
+    passed: Passed,
+}
+
+impl Dividing<'_> {
+    /// `models` say how each sequence is divided elsewhere, or only what has passed; of the first member those that
+    /// are not in it are divided too.
+    fn member(
+        &mut self,
+        node: &mut Node,
+        models: &BTreeMap<String, Value>,
+        first: bool,
     ) -> Result<()> {
-        let part = registry
-            .number_of(&node.name)
-            .ok_or_else(|| Error::internal(format!("node \"{}\" has no number", node.name)))?;
-        let undivided = division::undivided(self.policy, self.parts, part).run(node)?;
+        let Division {
+            policy: how, parts, ..
+        } = self.division;
+        let part = part(self.registry, node)?;
+        let undivided = division::undivided(how, parts, part).run(node)?;
         let wanted: Vec<(String, bool)> = undivided
             .iter()
             .map(|row| (row.text(0).to_owned(), row.bool(1)))
-            .filter(|(name, _)| elsewhere.is_none_or(|all| all.contains_key(name)))
+            .filter(|(name, _)| first || models.contains_key(name))
             .collect();
         let new: Vec<String> = wanted
             .iter()
@@ -135,45 +272,40 @@ impl Division {
         let effect = Effect::Statement {
             undo: division::restore(&new),
         };
-        let step = Step::new(report.current(), &node.name, Action::DivideSequences);
-        let step = journal.intend(&step, &effect)?;
-        for (name, _) in &wanted {
-            let model = elsewhere.and_then(|all| all.get(name)).map(String::as_str);
-            let statement = division::divide(name, self.policy, self.parts, part, model).inlined();
-            let on = node.name.clone();
-            wait_until(&on, &format!("dividing sequence {name}"), HINT, || {
-                match server::without_queueing(&statement).run(node) {
-                    Ok(_) => Ok(Seen::Done(())),
-                    Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
-                        Ok(Seen::Pending("the sequence is in use".into()))
-                    }
-                    Err(error) => Err(error),
-                }
-            })?;
+        let step = Step::new(self.report.current(), &node.name, Action::DivideSequences);
+        let step = self.journal.intend(&step, &effect)?;
+        for (name, known) in &wanted {
+            // Of one that is divided already nobody gives what others do.
+            let model = models.get(name).filter(|_| !(first && *known));
+            let next = self.division.divide(node, name, part, model)?;
+            if let (Some(next), false) = (next, known) {
+                let ascending = self.passed.0.get(name).is_none_or(|(_, up)| *up);
+                self.passed.one(name, next, ascending);
+            }
         }
-        report.step(&format!(
-            "{} sequences of \"{}\" divided: {}, part {part} of {}",
+        self.report.step(&format!(
+            "{} sequences of \"{}\" divided: {}, part {part} of {parts}",
             wanted.len(),
             node.name,
-            self.policy.label(),
-            self.parts
+            how.label(),
         ));
-        journal.done(step)
-    }
-
-    /// Gives the new node, which has copies, the part that is its own.
-    pub fn divide_new(self, source: &mut Node, new: &mut Node) -> Result<()> {
-        for (name, model) in &divided(source)? {
-            division::divide(name, self.policy, self.parts, self.part, Some(model)).run(new)?;
-        }
-        Ok(())
+        self.journal.done(step)
     }
 }
 
-fn divided(node: &mut Node) -> Result<BTreeMap<String, String>> {
+fn part(registry: &Registry, node: &Node) -> Result<i32> {
+    registry
+        .number_of(&node.name)
+        .ok_or_else(|| Error::internal(format!("node \"{}\" has no number", node.name)))
+}
+
+fn divided(node: &mut Node) -> Result<BTreeMap<String, Value>> {
     let rows = division::divided().run(node)?;
-    Ok(rows
-        .iter()
-        .map(|row| (row.text(0).to_owned(), row.text(1).to_owned()))
-        .collect())
+    rows.iter()
+        .map(|row| Ok((row.text(0).to_owned(), parsed(row.text(1))?)))
+        .collect()
+}
+
+fn parsed(text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|e| Error::internal(format!("zodan.sequence: {e}")))
 }

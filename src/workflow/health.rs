@@ -2,6 +2,7 @@
 //! Nothing is changed.
 
 use super::checks::Checks;
+use super::checks::everybody::Everybody;
 use super::clocks;
 use super::findings::{Check, Outcome, Status, failures};
 use super::gather::{Party, Wanted, gather};
@@ -9,7 +10,7 @@ use super::lost_wal::{LostWal, end_of_wal};
 use super::members;
 use super::report::table;
 use super::sequences::Ahead;
-use super::status::{Mesh, Seen, look_from};
+use super::status::{Course, Mesh, Seen, look_from};
 use crate::engine::{self, Engine, Path, Registry, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::Journal;
@@ -98,15 +99,16 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         source,
         peers,
         new,
+        loopback,
         founded,
         registered_as,
-        ..
     } = &mut party;
     let checks = Checks {
         engine: &**engine,
         source,
         peers,
         new,
+        loopback,
         founded: *founded,
         registered_as,
     };
@@ -219,7 +221,34 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
     outcomes.extend(clocks_of(&mesh)?);
     outcomes.extend(paths(&*engine, &mesh));
     outcomes.extend(positions(&*engine, &mesh)?);
+    outcomes.extend(everybody(&*engine, &mesh)?);
     Ok(())
+}
+
+/// What is checked on every member before a join as well.
+fn everybody(engine: &dyn Engine, mesh: &Mesh) -> Result<Vec<Outcome>> {
+    let name = |member: usize| mesh.members[member].registered.name.clone();
+    let path = |course: &Course| {
+        let by_rule = engine.path(&name(course.provider), &name(course.subscriber));
+        Path {
+            subscription: course.subscription.clone().unwrap_or(by_rule.subscription),
+            slot: course.slot_name.clone().unwrap_or(by_rule.slot),
+            ..by_rule
+        }
+    };
+    let standing = mesh.members.iter().filter_map(|m| m.standing.as_ref().ok());
+    let major = |version: &str| {
+        let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().ok()
+    };
+    Everybody {
+        engine,
+        ask: &mut |question, _| ask_again(mesh, question),
+        paths: mesh.courses.iter().map(path).collect(),
+        founding: false,
+        versions: standing.filter_map(|s| major(&s.version)).collect(),
+    }
+    .outcomes()
 }
 
 /// The registries of all that answer say the same as that of `first`.

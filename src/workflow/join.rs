@@ -192,6 +192,7 @@ impl Join {
             source: &mut self.source,
             peers: &mut self.peers,
             new: &mut self.new,
+            loopback: &mut self.loopback,
             founded: self.founded,
             registered_as: &self.registered_as,
         }
@@ -294,19 +295,20 @@ impl Join {
             self.source.name
         ));
         let phase = self.report.current();
-        for row in &plan.to_prepare {
-            let table = crate::quote::qualified(row.text(0), row.text(1));
+        for unfit in &plan.to_prepare {
+            let table = unfit.table.clone();
             self.report.say(&format!(
-                "table {table} of node \"{}\" has no replica identity: it becomes FULL, or updates and deletes would fail",
-                self.source.name
+                "table {table} of node \"{}\" has no replica identity: it becomes {}, or updates and deletes would fail",
+                self.source.name,
+                unfit.becomes.as_deref().unwrap_or_default()
             ));
             let step = journal.intend(
                 &Step::new(phase, &self.source.name, Action::ReplicaIdentity { table }),
                 &Effect::Table {
-                    undo: row.text(3).to_owned(),
+                    undo: unfit.undo.clone(),
                 },
             )?;
-            if let Err(error) = self.prepare_table(row.text(2)) {
+            if let Err(error) = self.prepare_table(&unfit.statement) {
                 // A statement that the server has refused did nothing that an undo could take back.
                 if matches!(error, Error::Remote(_)) && self.source.session.is_usable() {
                     journal.undone(step)?;
@@ -536,7 +538,7 @@ impl Join {
             self.report.step(&told);
         }
         if let Some(division) = self.division {
-            division.divide_new(&mut self.source, &mut self.new)?;
+            division.divide_new(&mut self.source, &mut self.peers, &mut self.new)?;
         }
         journal.done(step)?;
         for member in self.members() {
@@ -897,7 +899,9 @@ impl Join {
 
     fn finish(&mut self, markers: &[Marker]) -> Result<()> {
         if self.division.is_none() {
-            copy::sequences::catch_up(&mut self.source.session, &mut self.new.session)?;
+            let members = std::iter::once(&mut self.source).chain(&mut self.peers);
+            let sessions = members.map(|member| &mut member.session);
+            copy::sequences::catch_up(sessions, &mut self.new.session)?;
         }
         let engine = &*self.engine;
         for drift in engine.drift(&mut self.source, &mut self.new)? {

@@ -11,10 +11,9 @@ use super::plan::{Planned, refuse_interrupted};
 use super::report::Report;
 use crate::copy::Indexes;
 use crate::engine::Engine;
+use crate::engine::identities::Unfit;
 use crate::error::Result;
-use crate::libpq::Rows;
 use crate::node::{Here, Member, Node, Reader, Statement, server};
-use crate::quote::qualified;
 use crate::step::{Action, Step};
 
 pub const PHASES: usize = 9;
@@ -28,8 +27,8 @@ const REVERSE: usize = 8;
 /// What a join is going to do, and what it has found out for that.
 pub struct Plan {
     pub steps: Vec<Step>,
-    /// Tables of a source that becomes a node, as [`Engine::tables_to_prepare`] tells them.
-    pub to_prepare: Rows,
+    /// Tables of a source that becomes a node, whose replica identities have to be others then.
+    pub to_prepare: Vec<Unfit>,
     /// As of [`Engine::hold_off_writes`].
     pub engines: Option<[Statement; 2]>,
     /// As of [`Engine::apply_runs_statements`].
@@ -59,12 +58,14 @@ impl Nodes<'_> {
         let mut steps = vec![];
         let mut add = |phase, node: &str, action| steps.push(Step::new(phase, node, action));
 
-        let to_prepare = match engine.tables_to_prepare().filter(|_| !self.founded) {
-            Some(statement) => statement.run(self.source)?,
-            None => Rows::default(),
+        let question = engine.unfit_identities(known.unsent());
+        let mut to_prepare = match question.filter(|_| !self.founded) {
+            Some(question) => Unfit::all(&question.run(self.source)?),
+            None => vec![],
         };
-        for row in &to_prepare {
-            let table = qualified(row.text(0), row.text(1));
+        to_prepare.retain(|unfit| unfit.becomes.is_some());
+        for unfit in &to_prepare {
+            let table = unfit.table.clone();
             add(SLOTS, &source, Action::ReplicaIdentity { table });
         }
         if !self.founded {
@@ -131,9 +132,9 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         mut source,
         mut peers,
         mut new,
+        mut loopback,
         founded,
         registered_as,
-        ..
     } = gather(Wanted {
         source: Member {
             name: request.source.clone(),
@@ -148,6 +149,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         source: &mut source,
         peers: &mut peers,
         new: &mut new,
+        loopback: &mut loopback,
         founded,
         registered_as: &registered_as,
     }

@@ -98,7 +98,7 @@ pub fn wait(
     let mut watch = Watch::new(inbound, new);
     let name = node.name.clone();
     let what = "applying what its peers committed";
-    wait_within(limit(engine), &name, what, HINT, || {
+    let outcome = wait_within(limit(engine), &name, what, HINT, || {
         check_open(others)?;
         let mut missing = vec![];
         for (path, token) in wanted.drain(..) {
@@ -115,7 +115,29 @@ pub fn wait(
             "{} of {all} markers arrived; {states}",
             all - wanted.len()
         )))
-    })
+    });
+    let missing: Vec<&Path> = wanted.iter().map(|(path, _)| *path).collect();
+    outcome.map_err(|error| explained(engine, node, &missing, error))
+}
+
+/// What a wait ended with that nothing moved in any more, with what the node knows of the reason.
+fn explained(engine: &dyn Engine, node: &mut Node, paths: &[&Path], mut error: Error) -> Error {
+    let Error::Stalled { detail, .. } = &mut error else {
+        return error;
+    };
+    for path in paths {
+        if let Some(trouble) = trouble(engine, node, path) {
+            detail.push('\n');
+            detail.push_str(&trouble);
+        }
+    }
+    error
+}
+
+/// The error that is being told is worth more than one that keeps from telling more.
+fn trouble(engine: &dyn Engine, node: &mut Node, path: &Path) -> Option<String> {
+    let rows = engine.worker_trouble(path)?.run(node).ok()?;
+    rows.first()?.get(0).map(str::to_owned)
 }
 
 /// Waits until every subscription in `inbound` has a connected worker, as long as `others` are there.
@@ -132,7 +154,7 @@ pub fn wait_for_workers(
     let mut before = 0;
     let name = node.name.clone();
     let what = "waiting for its subscriptions to replicate";
-    wait_within(limit(engine), &name, what, HINT, || {
+    let outcome = wait_within(limit(engine), &name, what, HINT, || {
         check_open(others)?;
         let text = watch.look(engine, node, others)?;
         if let Some(nudge) = nudge
@@ -146,7 +168,9 @@ pub fn wait_for_workers(
         } else {
             Seen::Pending(text)
         })
-    })
+    });
+    let paths: Vec<&Path> = inbound.iter().collect();
+    outcome.map_err(|error| explained(engine, node, &paths, error))
 }
 
 /// Where the engine's own limit for such a wait is set, it takes the place of ours.
@@ -240,12 +264,12 @@ impl<'a> Watch<'a> {
         let before = self.errors_before.get_or_insert_with(|| errors.clone());
         for ((path, now), before) in self.inbound.iter().zip(&errors).zip(before) {
             if now.saturating_sub(*before) >= HOPELESS {
-                return Err(hopeless(
-                    node,
-                    path,
-                    "fails again and again at the same change",
-                    None,
-                ));
+                let what = "fails again and again at the same change";
+                let mut error = hopeless(node, path, what, None);
+                if let Error::Refused { detail, .. } = &mut error {
+                    *detail = trouble(engine, node, path);
+                }
+                return Err(error);
             }
         }
         self.working = found.iter().filter(|s| s.working).count();

@@ -21,6 +21,7 @@ mod membership;
 mod patience;
 pub mod plan;
 pub mod recover;
+pub mod refresh;
 mod refusal;
 mod report;
 mod sequences;

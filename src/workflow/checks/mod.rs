@@ -1,7 +1,14 @@
 //! The checks before the first change. Everything found is reported together.
 
 mod defaults;
+pub mod everybody;
+mod identities;
+mod outsiders;
+mod owners;
+mod subscribed;
+mod tables;
 
+use self::everybody::{Answers, Everybody, REFUSES_UNSENT};
 use super::clocks;
 use super::division::Division;
 use super::findings::{Check, Outcome, failures};
@@ -15,7 +22,7 @@ use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Row, Rows, wait};
 use crate::lsn::Lsn;
 use crate::node::server::{self, Budget, Facts};
-use crate::node::{Node, ask};
+use crate::node::{Node, Statement, ask};
 use crate::settings;
 use std::time::{Duration, Instant};
 
@@ -25,6 +32,8 @@ pub struct Checks<'a> {
     pub source: &'a mut Node,
     pub peers: &'a mut [Node],
     pub new: &'a mut Node,
+    /// The new node by its connection string.
+    pub loopback: &'a mut Node,
     pub founded: bool,
     pub registered_as: &'a [String],
 }
@@ -39,6 +48,22 @@ pub struct Known {
 /// A finding about a path, and the path itself if that has no connection.
 type Trouble = (Finding, Option<Path>);
 
+impl Known {
+    /// Major versions of the members, then of the new node.
+    pub fn versions(&self) -> Vec<u32> {
+        let members = std::iter::once(&self.source).chain(&self.peers);
+        members
+            .chain(std::iter::once(&self.new))
+            .map(|facts| facts.version / 10_000)
+            .collect()
+    }
+
+    /// Whether some node refuses updates that are told by columns which it does not send.
+    pub fn unsent(&self) -> bool {
+        self.versions().iter().any(|v| *v >= REFUSES_UNSENT)
+    }
+}
+
 /// The checks come in stages: what one stage has found would make those after it fall over.
 const STAGES: usize = 3;
 
@@ -46,13 +71,16 @@ impl Checks<'_> {
     /// For a CALL: the first stage that finds something ends it. `warn` is told the rest.
     pub fn run(mut self, mut warn: impl FnMut(&Outcome)) -> Result<Known> {
         let known = self.facts()?;
+        let mut outcomes = vec![];
         for stage in 0..STAGES {
-            let findings = failures(&self.stage(stage, &known)?);
+            outcomes.extend(self.stage(stage, &known)?);
+            let findings = failures(&outcomes);
             if !findings.is_empty() {
                 return Err(Error::Checks(findings));
             }
         }
-        self.warnings(&known)?.iter().for_each(&mut warn);
+        outcomes.extend(self.warnings(&known)?);
+        outcomes.iter().for_each(&mut warn);
         Ok(known)
     }
 
@@ -78,7 +106,6 @@ impl Checks<'_> {
                 let mut checks = self.check_servers(known);
                 checks.extend(self.check_budgets(known));
                 checks.push(self.check_space(known)?);
-                checks.push(self.check_identities()?);
                 checks.push(self.check_mesh()?);
                 checks.push(self.check_names()?);
                 checks.push(self.check_division()?);
@@ -89,12 +116,47 @@ impl Checks<'_> {
                     "structure",
                     "what the structure of the source needs is there",
                 );
-                let findings = copy::requirements(self.source, self.new)?;
+                let findings = copy::requirements(self.source, self.new, self.loopback)?;
                 checks.push(check.all([self.new.name.as_str()], findings));
-                checks
+                let mut outcomes: Vec<Outcome> =
+                    checks.into_iter().flat_map(Check::outcomes).collect();
+                outcomes.extend(self.everybody(known)?);
+                return Ok(outcomes);
             }
         };
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
+    }
+
+    /// What is checked on every member, as it is afterwards.
+    fn everybody(&mut self, known: &Known) -> Result<Vec<Outcome>> {
+        let names = self.member_names();
+        let mut paths = vec![];
+        for subscriber in names.iter().filter(|_| self.founded) {
+            for provider in names.iter().filter(|p| *p != subscriber) {
+                paths.push(self.engine.path(provider, subscriber));
+            }
+        }
+        let (engine, founding) = (self.engine, !self.founded);
+        let mut ask_them = |question: &Statement, with_new: bool| -> Result<Answers> {
+            let mut nodes: Vec<&mut Node> = vec![&mut *self.source];
+            nodes.extend(self.peers.iter_mut());
+            if with_new {
+                nodes.push(&mut *self.new);
+            }
+            let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+            let questions = nodes.into_iter().map(|n| question.clone().on(n)).collect();
+            let answers = ask(questions).into_iter().map(|rows| rows.map(Ok));
+            let answers: Result<Vec<Result<Rows>>> = answers.collect();
+            Ok(names.into_iter().zip(answers?).collect())
+        };
+        Everybody {
+            engine,
+            ask: &mut ask_them,
+            paths,
+            founding,
+            versions: known.versions(),
+        }
+        .outcomes()
     }
 
     fn member_names(&self) -> Vec<String> {
@@ -382,37 +444,6 @@ impl Checks<'_> {
         .all([new.as_str()], findings))
     }
 
-    /// A table of a source that becomes a node must have something to tell its rows by.
-    fn check_identities(&mut self) -> Result<Check> {
-        let mut findings = vec![];
-        let check = Check::new(
-            "replica identity",
-            "something to tell the rows of every table by",
-        );
-        let statement = match self.founded {
-            true => None,
-            false => self.engine.tables_to_prepare(),
-        };
-        let tables = match statement {
-            Some(statement) => statement.run(self.source)?,
-            None => Rows::default(),
-        };
-        for row in &tables {
-            if let Some(column) = row.get(4) {
-                findings.push(Finding::new(
-                    &self.source.name,
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!(
-                        "table {} has no key, and its rows cannot be told by all columns: {column} has no equality",
-                        crate::quote::qualified(row.text(0), row.text(1))
-                    ),
-                    "Give the table a primary key, or a replica identity by a unique index.",
-                ));
-            }
-        }
-        Ok(check.all([self.source.name.as_str()], findings))
-    }
-
     /// Every subscription between the members is there, enabled and connected. A worker that has just
     /// been started, after our own pause for instance, gets the time that a connection may take.
     fn check_mesh(&mut self) -> Result<Check> {
@@ -649,6 +680,39 @@ impl Checks<'_> {
         Ok(check.all(names.iter().map(String::as_str), findings))
     }
 
+    /// What the database of the new node has otherwise than that of the source, and no copy of its structure brings.
+    fn database_itself(&mut self) -> Result<Check> {
+        let mut check = Check::new("database itself", "as that of the source");
+        let there = server::database_itself().run(self.source)?;
+        let here = server::database_itself().run(self.new)?;
+        let (there, here) = (there.one()?, here.one()?);
+        let what = ["privileges", "limit of connections", "comment"];
+        let others: Vec<String> = (0..what.len())
+            .filter(|column| there.text(*column) != here.text(*column))
+            .map(|column| {
+                format!(
+                    "{} \"{}\", not \"{}\"",
+                    what[column],
+                    here.text(column),
+                    there.text(column)
+                )
+            })
+            .collect();
+        match others.is_empty() {
+            true => check.passed(&self.new.name, ""),
+            false => check.warned(
+                &self.new.name,
+                format!(
+                    "the database has other attributes than that of node \"{}\": {}",
+                    self.source.name,
+                    others.join(", ")
+                ),
+                "They are not copied: GRANT and REVOKE ON DATABASE, ALTER DATABASE, COMMENT ON DATABASE.",
+            ),
+        }
+        Ok(check)
+    }
+
     /// What does no harm now and may do some during a long copy, or afterwards.
     fn warnings(&mut self, known: &Known) -> Result<Vec<Outcome>> {
         let mut objects = Check::new("large objects", "none");
@@ -661,6 +725,7 @@ impl Checks<'_> {
                 "Keep such data in columns of type bytea.",
             ),
         }
+        let database = self.database_itself()?;
         let mut sessions = Check::new("other sessions", "none");
         let others = server::other_sessions().run(self.new)?;
         let pids: Vec<&str> = others.iter().map(|r| r.text(0)).collect();
@@ -723,7 +788,9 @@ impl Checks<'_> {
         let apply = self.check_apply_settings()?;
         let all = [&mut *self.source].into_iter().chain(&mut *self.peers);
         let clocks = clocks::check(&clocks::read(all.chain([&mut *self.new]))?);
-        let checks = [objects, sessions, wal, idle, clocks, engine, login, apply];
+        let checks = [
+            objects, database, sessions, wal, idle, clocks, engine, login, apply,
+        ];
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
     }
 }

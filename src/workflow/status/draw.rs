@@ -198,6 +198,7 @@ mod tests {
                     standby: false,
                     slots: vec![],
                     inbound: vec![],
+                    sent: None,
                 }),
                 false => Err("no connection: refused".into()),
             },

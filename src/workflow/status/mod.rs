@@ -41,6 +41,8 @@ pub struct Standing {
     pub standby: bool,
     slots: Vec<Slot>,
     inbound: Vec<Inbound>,
+    /// One value for the tables that it sends, where the engine has such.
+    sent: Option<String>,
 }
 
 impl Standing {
@@ -70,6 +72,8 @@ struct Inbound {
     heard: Option<bool>,
     replication_sets: Option<Vec<String>>,
     trouble: Option<String>,
+    /// One value for the tables that it applies, to be compared with what its provider sends.
+    tables: Option<String>,
 }
 
 /// One path of the mesh, as both its ends see it.
@@ -78,7 +82,7 @@ pub struct Course {
     pub provider: usize,
     pub subscriber: usize,
     pub subscription: Option<String>,
-    /// `replicating`, `down`, `disabled`, `missing`, `unknown`, or how far its own copy is.
+    /// `replicating`, `incomplete`, `down`, `disabled`, `missing`, `unknown`, or how far its own copy is.
     pub state: String,
     pub replication_sets: Option<Vec<String>>,
     pub slot_name: Option<String>,
@@ -182,7 +186,7 @@ fn seen(engine: &dyn Engine, registered: Vec<Registered>) -> Result<Vec<Seen>> {
             })
         })
         .collect();
-    let question = server::standing(&engine.inbound());
+    let question = server::standing(&engine.inbound(), engine.sent_tables().as_deref());
     let asked: Vec<&Member> = members.iter().collect();
     let mut answers = glance(&asked, &question, settings::status_timeout()).into_iter();
     let mut all = vec![];
@@ -211,6 +215,7 @@ fn standing(rows: &Rows) -> Result<Standing> {
         standby: row.bool(1),
         slots: serde_json::from_str(row.text(2)).map_err(bad)?,
         inbound: serde_json::from_str(row.text(3)).map_err(bad)?,
+        sent: row.get(4).map(str::to_owned),
     })
 }
 
@@ -236,6 +241,16 @@ fn courses(engine: &dyn Engine, members: &[Seen]) -> Vec<Course> {
     all
 }
 
+const OTHER_TABLES: &str =
+    "its tables are not those that its provider sends (see spock.health_report)";
+
+/// Whether the subscription leaves out tables of its provider, or has some that it never gets anything of.
+fn other_tables(provider: &Seen, inbound: &Inbound) -> bool {
+    let sent = provider.standing.as_ref().ok();
+    let sent = sent.and_then(|s| s.sent.as_ref());
+    sent.is_some() && inbound.tables.is_some() && sent != inbound.tables.as_ref()
+}
+
 fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: usize) -> Course {
     let (from, to) = (&members[provider], &members[subscriber]);
     let Registered { name, database, .. } = &from.registered;
@@ -256,6 +271,12 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
     let slots = from.standing.as_ref().ok().map(|s| &s.slots);
     let slot = slots.and_then(|all| all.iter().find(is_slot));
     let mut trouble = inbound.and_then(|i| i.trouble.clone());
+    let tell = |problem: &str, trouble: &mut Option<String>| {
+        *trouble = Some(match trouble.take() {
+            Some(known) => format!("{problem}; {known}"),
+            None => problem.to_owned(),
+        });
+    };
     let state = match (&to.standing, inbound) {
         (Err(_), _) => "unknown",
         (Ok(_), None) => "missing",
@@ -274,11 +295,12 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
             };
             match problem {
                 Some(problem) => {
-                    trouble = Some(match trouble {
-                        Some(known) => format!("{problem}; {known}"),
-                        None => problem.to_owned(),
-                    });
+                    tell(problem, &mut trouble);
                     "down"
+                }
+                None if i.status == "replicating" && other_tables(from, i) => {
+                    tell(OTHER_TABLES, &mut trouble);
+                    "incomplete"
                 }
                 None => i.status.as_str(),
             }

@@ -1,0 +1,82 @@
+//! What is checked on every member: before a join, and in the same words afterwards.
+
+use super::{identities, outsiders, owners, subscribed, tables};
+use crate::engine::{Engine, Path};
+use crate::error::{Error, Finding, Result};
+use crate::libpq::Rows;
+use crate::node::Statement;
+use crate::workflow::findings::{Check, Outcome};
+
+/// What a node answers, or why it does not.
+pub type Answers = Vec<(String, Result<Rows>)>;
+
+pub struct Everybody<'a> {
+    pub engine: &'a dyn Engine,
+    /// Asks every member the same, and where the second argument says so also a node that is to join. The source of
+    /// a join is the first.
+    pub ask: &'a mut dyn FnMut(&Statement, bool) -> Result<Answers>,
+    /// Between the members, as they are called.
+    pub paths: Vec<Path>,
+    /// Whether the source is about to found a cluster.
+    pub founding: bool,
+    /// Major versions of the members, then of the node that is to join.
+    pub versions: Vec<u32>,
+}
+
+/// Since this major version a server refuses updates that are told by columns it does not send.
+pub const REFUSES_UNSENT: u32 = 18;
+
+impl Everybody<'_> {
+    pub fn outcomes(mut self) -> Result<Vec<Outcome>> {
+        let mut checks = vec![identities::check(&mut self)?];
+        if self.engine.uses_logical_workers() {
+            checks.push(owners::check(&mut self)?);
+            checks.push(tables::check(&mut self)?);
+            checks.push(subscribed::check(&mut self)?);
+            checks.push(outsiders::publications(&mut self)?);
+        }
+        checks.push(outsiders::subscriptions(&mut self)?);
+        Ok(checks.into_iter().flat_map(Check::outcomes).collect())
+    }
+
+    /// The answers of those who give one; that the others do not has its place in the check.
+    pub fn answers(
+        &mut self,
+        check: &mut Check,
+        question: &Statement,
+        with_new: bool,
+    ) -> Result<Vec<(String, Rows)>> {
+        let mut answers = vec![];
+        for (node, answer) in (self.ask)(question, with_new)? {
+            match answer {
+                Ok(rows) => answers.push((node, rows)),
+                Err(error @ Error::Interrupted { .. }) => return Err(error),
+                Err(error) => check.failed(Finding::new(
+                    &node,
+                    error.sqlstate(),
+                    error.to_string(),
+                    error.hint().unwrap_or_default(),
+                )),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Whether some node refuses updates that are told by columns it does not send, and some node does not.
+    pub fn unsent(&self) -> (bool, bool) {
+        let refuses = |version: &u32| *version >= REFUSES_UNSENT;
+        (
+            self.versions.iter().any(refuses),
+            !self.versions.iter().all(refuses),
+        )
+    }
+}
+
+/// The first of `names`, and how many more there are.
+pub fn some(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    match names.len().saturating_sub(SHOWN) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..SHOWN].join(", ")),
+    }
+}

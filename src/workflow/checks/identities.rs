@@ -1,0 +1,55 @@
+//! Whether updates and deletes of every table can be told to others.
+
+use super::everybody::Everybody;
+use crate::engine::identities::Unfit;
+use crate::error::{Finding, Result, SqlState};
+use crate::workflow::findings::Check;
+
+/// A source that becomes a node is given what is missing, so there only what cannot be mended fails. In a cluster
+/// it fails where updates would stop those who apply them; where updates fail by themselves, applications know.
+pub fn check(all: &mut Everybody) -> Result<Check> {
+    let mut check = Check::new(
+        "replica identity",
+        "something to tell the rows of every table by",
+    );
+    let (unsent, mixed) = all.unsent();
+    let Some(question) = all.engine.unfit_identities(unsent) else {
+        return Ok(check);
+    };
+    for (node, rows) in all.answers(&mut check, &question, false)? {
+        let mut fit = true;
+        for unfit in Unfit::all(&rows) {
+            let table = &unfit.table;
+            let finding = match &unfit.becomes {
+                Some(_) if all.founding => continue,
+                Some(becomes) => Finding::new(
+                    &node,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    match unfit.stops_apply {
+                        true => format!("updates and deletes of table {table} stop those who apply them"),
+                        false => format!(
+                            "table {table} has no replica identity, so updates and deletes of it fail"
+                        ),
+                    },
+                    format!("Make its replica identity {becomes}, on every member."),
+                )
+                .mended_by(unfit.statement.as_str()),
+                None => Finding::new(
+                    &node,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!("table {table} {}", unfit.why),
+                    unfit.hint(),
+                ),
+            };
+            fit = false;
+            match all.founding || unfit.stops_apply || mixed && unfit.generated {
+                true => check.failed(finding),
+                false => check.warned_of(finding),
+            }
+        }
+        if fit {
+            check.passed(&node, "");
+        }
+    }
+    Ok(check)
+}

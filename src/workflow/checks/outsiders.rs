@@ -1,0 +1,102 @@
+//! Replication with the world outside of the cluster.
+
+use super::everybody::Everybody;
+use crate::engine::{names, questions};
+use crate::error::{Finding, Result, SqlState};
+use crate::node::server;
+use crate::quote::ident;
+use crate::workflow::findings::Check;
+
+/// Publications of others that would send zodan's own records, and who may read them. The records hold connection
+/// strings, and a reader that has no such tables stops at the first of their rows.
+pub fn publications(all: &mut Everybody) -> Result<Check> {
+    let mut check = Check::new("publications", "none of others sends zodan's own records");
+    for (node, rows) in all.answers(&mut check, &questions::publications(), true)? {
+        let own = |slot: &str| {
+            let paths = all.paths.iter().filter(|p| p.provider == node);
+            slot.starts_with(names::RECOVERY_SLOTS) || paths.into_iter().any(|p| p.slot == slot)
+        };
+        let (mut sending, mut reading, mut unfiltered) = (vec![], vec![], vec![]);
+        for row in &rows {
+            let name = row.text(0).to_owned();
+            match row.text(1) {
+                "" => sending.push((name, row.bool(2))),
+                _ if own(&name) => {}
+                "pgoutput" => reading.push(name),
+                "spock_output" => {}
+                plugin => unfiltered.push(format!("{name} ({plugin})")),
+            }
+        }
+        if sending.is_empty() && unfiltered.is_empty() {
+            check.passed(&node, "");
+        }
+        for (name, all_tables) in sending {
+            let publication = ident(&name);
+            let what = match all_tables {
+                true => "is for all tables",
+                false => "has tables of schema zodan",
+            };
+            let hint = format!(
+                "Make it a publication of what others are to have: DROP PUBLICATION {publication}; CREATE PUBLICATION {publication} FOR TABLES IN SCHEMA ..."
+            );
+            let told = "zodan's own records, which hold connection strings";
+            let finding = |message| {
+                Finding::new(
+                    &node,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    message,
+                    hint.as_str(),
+                )
+            };
+            match reading.is_empty() {
+                true => check.warned_of(finding(format!(
+                    "publication {publication} {what}: who reads it is sent {told}"
+                ))),
+                false => check.failed(finding(format!(
+                    "publication {publication} {what}: the reader of slot {} may be sent {told}, and stop for lack of such tables",
+                    reading.join(", ")
+                ))),
+            }
+        }
+        if !unfiltered.is_empty() {
+            check.warned(
+                &node,
+                format!(
+                    "slot {} is sent all tables, also zodan's own records, which hold connection strings",
+                    unfiltered.join(", ")
+                ),
+                "Have its reader leave out schema zodan.",
+            );
+        }
+    }
+    Ok(check)
+}
+
+/// Subscriptions that are not the cluster's. What they bring stays where it arrives: members send on only what was
+/// written on them.
+pub fn subscriptions(all: &mut Everybody) -> Result<Check> {
+    let mut check = Check::new(
+        "subscriptions of others",
+        "none: what they bring is not sent on",
+    );
+    let question = server::subscriptions();
+    for (node, rows) in all.answers(&mut check, &question, true)? {
+        let own = |name: &str| {
+            let mut paths = all.paths.iter().filter(|p| p.subscriber == node);
+            paths.any(|p| p.subscription == name)
+        };
+        let names: Vec<&str> = rows.iter().map(|r| r.text(0)).filter(|n| !own(n)).collect();
+        match names.is_empty() {
+            true => check.passed(&node, "none"),
+            false => check.warned(
+                &node,
+                format!(
+                    "subscription {} brings rows from outside of the cluster, which no other member gets",
+                    names.join(", ")
+                ),
+                "Give every member such a subscription of its own, or end it.",
+            ),
+        }
+    }
+    Ok(check)
+}

@@ -1,0 +1,68 @@
+//! Every subscription of the cluster knows the tables that its provider has by now.
+
+use super::members;
+use crate::engine::{self, Engine, Path};
+use crate::error::{Error, Result, SqlState};
+use crate::node::{Member, Node, ask, server};
+
+/// Refreshes all, each member from one provider after the other, all members at the same time; `say` is told how many
+/// tables each member has got to know. Goes on where one fails, and ends with the first error.
+pub fn refresh(own: &Member, mut say: impl FnMut(&str)) -> Result<()> {
+    let mut here = members::own_session(own)?;
+    members::require_superuser([&mut here])?;
+    let mut engine = engine::detect(&mut here)?;
+    let survey = engine.survey(&mut here)?;
+    let others = survey.members.iter().filter(|m| m.name != own.name);
+    let mut others = members::connect(&others.cloned().collect::<Vec<_>>())?;
+    let mut nodes: Vec<&mut Node> = std::iter::once(&mut here).chain(&mut others).collect();
+    engine.learn(&mut nodes, &[])?;
+    let before = known(&mut nodes)?;
+    let mut outcome = Ok(());
+    for turn in 1..nodes.len() {
+        let paths: Vec<Path> = (0..nodes.len())
+            .map(|i| {
+                let provider = &nodes[(i + turn) % nodes.len()].name;
+                engine.path(provider, &nodes[i].name)
+            })
+            .collect();
+        let questions = nodes.iter_mut().zip(&paths).map(|(node, path)| {
+            let statement = engine.refresh(path).ok_or_else(|| not_here(&*engine))?;
+            Ok(statement.on(node))
+        });
+        for answer in ask(questions.collect::<Result<_>>()?) {
+            outcome = outcome.and(answer.map(drop));
+        }
+    }
+    let after = known(&mut nodes)?;
+    for (node, (before, after)) in nodes.iter().zip(before.iter().zip(after)) {
+        let more = after - before;
+        say(&format!(
+            "node \"{}\": its subscriptions know {more} tables more",
+            node.name
+        ));
+    }
+    outcome
+}
+
+/// How many tables the subscriptions of each know, all together.
+fn known(nodes: &mut [&mut Node]) -> Result<Vec<i64>> {
+    let questions = nodes
+        .iter_mut()
+        .map(|node| server::subscribed_tables().on(node));
+    let answers = ask(questions.collect());
+    answers
+        .into_iter()
+        .map(|rows| rows?.one()?.parse(0))
+        .collect()
+}
+
+fn not_here(engine: &dyn Engine) -> Error {
+    Error::refused(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        format!(
+            "with {} replication sets say which tables are replicated",
+            engine.label()
+        ),
+        "Add the table to a replication set on every node: spock.repset_add_table.",
+    )
+}
