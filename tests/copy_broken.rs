@@ -84,7 +84,7 @@ fn what_does_not_hold_on_the_source() {
     let unfilled = "materialized view \"public\".\"lost\" of node \"n2\" has no contents";
     assert!(told.iter().any(|t| t.starts_with(unfilled)), "{told:#?}");
 
-    let valid = "SELECT string_agg(conname || ' ' || convalidated, ', ' ORDER BY conname) FROM pg_constraint WHERE contype = 'f'";
+    let valid = "SELECT string_agg(conname || ' ' || convalidated, ', ' ORDER BY conname) FROM pg_constraint WHERE contype = 'f' AND connamespace = 'public'::regnamespace";
     assert_eq!(
         n2.value(valid),
         "half_a_b_fkey false, orders_code_fkey false, orders_customer_fkey false"
@@ -134,12 +134,12 @@ fn a_function_that_only_a_role_finds() {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     for server in cluster.all() {
-        server.sql("CREATE ROLE app");
+        server.sql("CREATE ROLE owner");
     }
     cluster.form_mesh(
         1,
-        "CREATE SCHEMA app AUTHORIZATION app;
-         SET ROLE app; SET search_path = app;
+        "CREATE SCHEMA app AUTHORIZATION owner;
+         SET ROLE owner; SET search_path = app;
          CREATE FUNCTION norm(text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN lower($1); END';
          CREATE FUNCTION slug(text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN norm($1); END';
          CREATE TABLE post (id int PRIMARY KEY, title text, slug text GENERATED ALWAYS AS (slug(title)) STORED);
