@@ -104,6 +104,7 @@ fn one_of_every_kind() {
         KINDS,
         "the test does not test every kind"
     );
+    n2.sql("DROP SCHEMA public");
     let before = fingerprint(&cluster.all());
     let arm = format!("SET zodan.fault = 'error {LATE}'");
     let failed = Running::start_after(n2, &arm, &Call::of(n2, n1).sql()).fails();
