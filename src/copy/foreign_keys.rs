@@ -5,6 +5,7 @@
 use super::sql::array;
 use super::{OURS, Source, snapshot_session};
 use crate::error::{Error, Result, SqlState};
+use crate::libpq::Rows;
 use crate::node::Session;
 use crate::quote::{ident, qualified};
 use std::collections::HashSet;
@@ -49,18 +50,31 @@ pub struct Broken {
     pub rows: u64,
 }
 
-/// Makes the foreign keys that the restore could not make, and returns those that rows break. What else
-/// is wrong with one is an error.
-pub fn mend(source: &Source<'_>, target: &mut Session) -> Result<Vec<Broken>> {
-    let parameter = array(OURS);
-    let wanted = snapshot_session(source)?.query(WANTED, &[&parameter])?;
+/// The foreign keys of the source.
+pub struct ForeignKeys(Rows);
+
+impl ForeignKeys {
+    pub fn of(source: &Source<'_>) -> Result<Self> {
+        Ok(Self(
+            snapshot_session(source)?.query(WANTED, &[&array(OURS)])?,
+        ))
+    }
+
+    /// Makes those that the restore could not make, and returns those that rows break. What else is wrong
+    /// with one is an error.
+    pub fn mend(&self, target: &mut Session) -> Result<Vec<Broken>> {
+        mend(&self.0, target)
+    }
+}
+
+fn mend(wanted: &Rows, target: &mut Session) -> Result<Vec<Broken>> {
     let there: HashSet<(String, String)> = target
-        .query(WANTED, &[&parameter])?
+        .query(WANTED, &[&array(OURS)])?
         .iter()
         .map(|row| (qualified(row.text(0), row.text(1)), row.text(2).to_owned()))
         .collect();
     let mut broken = vec![];
-    for row in &wanted {
+    for row in wanted {
         let (table, name) = (qualified(row.text(0), row.text(1)), row.text(2).to_owned());
         let definition = row.text(3);
         if there.contains(&(table.clone(), name.clone())) || definition.is_empty() {

@@ -38,22 +38,38 @@ SELECT o.class::text, o.oid, o.name, CASE a.grantee WHEN 0 THEN NULL ELSE pg_get
 /// Grantee, privilege, with grant option.
 type Grant = (Option<String>, String, bool);
 
-/// Grants what the restored objects are granted on the source, and nothing else. Where the new node has no
-/// default privileges of its own, they are.
-pub fn carry(source: &Source<'_>, target: &mut Session, before: &Inventory) -> Result<()> {
-    if before.defaults.is_empty() {
-        return Ok(());
+/// What the objects of the source are granted, where it has to be looked at: on a new node without default
+/// privileges of its own the restore does all of it.
+pub struct Privileges(Option<BTreeMap<String, BTreeSet<Grant>>>);
+
+impl Privileges {
+    pub fn of(source: &Source<'_>, before: &Inventory) -> Result<Self> {
+        if before.defaults.is_empty() {
+            return Ok(Self(None));
+        }
+        let rows = snapshot_session(source)?.query(PRIVILEGES, &[&array(OURS)])?;
+        Ok(Self(Some(by_object(&rows, |_| true))))
     }
-    let ours = array(OURS);
-    let there = by_object(
-        &snapshot_session(source)?.query(PRIVILEGES, &[&ours])?,
-        |_| true,
-    );
+
+    /// Grants what the restored objects are granted on the source, and nothing else.
+    pub fn carry(&self, target: &mut Session, before: &Inventory) -> Result<()> {
+        match &self.0 {
+            Some(there) => carry(there, target, before),
+            None => Ok(()),
+        }
+    }
+}
+
+fn carry(
+    there: &BTreeMap<String, BTreeSet<Grant>>,
+    target: &mut Session,
+    before: &Inventory,
+) -> Result<()> {
     let restored = |row: &Row| {
         let oid = row.parse(1).unwrap_or_default();
         !before.objects.contains(&(row.text(0).to_owned(), oid))
     };
-    let here = by_object(&target.query(PRIVILEGES, &[&ours])?, restored);
+    let here = by_object(&target.query(PRIVILEGES, &[&array(OURS)])?, restored);
     for (object, here) in &here {
         for statement in there
             .get(object)

@@ -4,8 +4,8 @@ use super::estimate::time_to_build;
 use super::report::Report;
 use super::waiting_slots;
 use crate::copy::{
-    self, Archive, Indexes, Inventory, LeaveOut, Source, Target, data, foreign_keys, matviews,
-    privileges, sequences, settings,
+    self, Archive, Broken, ForeignKeys, Indexes, Inventory, LeaveOut, Privileges, Source, Target,
+    data, matviews, sequences, settings,
 };
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
@@ -130,6 +130,8 @@ impl Copying<'_> {
         };
         let search_path = settings::search_path(&mut self.source.session)?;
         let indexes = Indexes::of(&mut self.source.session)?;
+        let foreign_keys = ForeignKeys::of(&source)?;
+        let privileges = Privileges::of(&source, before)?;
 
         report.now("dumping the structure");
         let archive = {
@@ -236,8 +238,8 @@ impl Copying<'_> {
         };
         progress::work(all, NOTHING, vec![]);
         progress::worked();
-        for broken in foreign_keys::mend(&source, &mut self.new.session)? {
-            let foreign_keys::Broken { table, name, rows } = broken;
+        for broken in foreign_keys.mend(&mut self.new.session)? {
+            let Broken { table, name, rows } = broken;
             report.warn(
                 &format!(
                     "foreign key \"{name}\" of table {table} is NOT VALID on node \"{}\": rows that break it, on node \"{}\" as well: {rows}",
@@ -249,7 +251,7 @@ impl Copying<'_> {
                 ),
             );
         }
-        privileges::carry(&source, &mut self.new.session, before)?;
+        privileges.carry(&mut self.new.session, before)?;
         archive.restore_last(&target)?;
         report.step("indexes, constraints and triggers created");
         self.journal.passed("indexes are created")?;
