@@ -23,7 +23,8 @@ fn big(name: &str) -> String {
         "CREATE TABLE {name} (id integer PRIMARY KEY, line text, pad text, CHECK (pass()));
          ALTER TABLE {name} ALTER pad SET STORAGE EXTERNAL;
          INSERT INTO {name} SELECT g, repeat('line', 60), repeat(md5(g::text), 3000) FROM generate_series(1, 1100) g;
-         DELETE FROM {name} WHERE id <= 350;"
+         DELETE FROM {name} WHERE id <= 350;
+         ALTER TABLE {name} ADD more integer NOT NULL DEFAULT 7;"
     )
 }
 

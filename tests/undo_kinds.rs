@@ -6,7 +6,7 @@ mod common;
 use common::{Call, Hang, Running, assert_failed, fingerprint, quick};
 use lab::{Cluster, Server, add_node};
 
-const ROLES: &str = r#"CREATE ROLE "Rôle ""x""; y""#;
+const ROLES: &str = r#"CREATE ROLE "Rôle ""x""; y"; CREATE ROLE reader"#;
 
 /// One of every kind, most of them with names that have to be quoted.
 const ZOO: &str = r#"
@@ -118,6 +118,36 @@ fn one_of_every_kind() {
     before.assert_same_now(&cluster.all());
     assert_eq!(runs(n2), "undone");
     add_node(n2, "n2", n1, "n1").unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// What a restore grants and revokes of objects that it finds.
+#[test]
+fn rights_on_what_was_there() {
+    const HSTORE: &str = "CREATE SCHEMA mine; CREATE EXTENSION hstore SCHEMA mine;";
+    let cluster = pair(&format!(
+        "{HSTORE}
+         REVOKE EXECUTE ON FUNCTION mine.akeys(mine.hstore) FROM PUBLIC;
+         GRANT EXECUTE ON FUNCTION pg_ls_waldir() TO reader;
+         GRANT SELECT ON pg_authid TO reader;
+         REVOKE USAGE ON LANGUAGE sql FROM PUBLIC"
+    ));
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n2.sql(HSTORE);
+    n2.sql("GRANT EXECUTE ON FUNCTION pg_ls_logdir() TO reader");
+    let rights = "SELECT string_agg(r::text, ' ') FROM (VALUES
+        (has_function_privilege('reader', 'mine.akeys(mine.hstore)', 'EXECUTE')),
+        (has_function_privilege('reader', 'pg_ls_waldir()', 'EXECUTE')),
+        (has_function_privilege('reader', 'pg_ls_logdir()', 'EXECUTE')),
+        (has_table_privilege('reader', 'pg_authid', 'SELECT')),
+        (has_language_privilege('reader', 'sql', 'USAGE'))) v(r)";
+    assert_eq!(n1.value(rights), "false true false true false");
+    let before = "true false true false true";
+    assert_eq!(n2.value(rights), before);
+    let failed = fail_after(&cluster, "SELECT 1");
+    assert!(!failed.hint().contains("Could not be undone"), "{failed}");
+    assert_eq!(n2.value(rights), before);
+    add_node(n2, "n2", n1, "n1").unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(n2.value(rights), "false true true true false");
 }
 
 /// Fails late, after `meanwhile` on the new node; returns what the CALL said.

@@ -240,6 +240,7 @@ impl Copying<'_> {
         progress::worked();
         for broken in foreign_keys.mend(&mut self.new.session)? {
             let Broken { table, name, rows } = broken;
+            let rows = rows.map_or("some".to_owned(), |rows| rows.to_string());
             report.warn(
                 &format!(
                     "foreign key \"{name}\" of table {table} is NOT VALID on node \"{}\": rows that break it, on node \"{}\" as well: {rows}",
