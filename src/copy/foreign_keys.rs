@@ -5,13 +5,14 @@
 use super::sql::array;
 use super::{OURS, Source, snapshot_session};
 use crate::error::{Error, Result, SqlState};
+use crate::libpq::Rows;
 use crate::node::Session;
 use crate::quote::{ident, qualified};
 use std::collections::HashSet;
 
 /// Those that are no part of another's and come with no extension.
 const WANTED: &str = "
-SELECT n.nspname, c.relname, k.conname, pg_catalog.pg_get_constraintdef(k.oid), c.relkind = 'p'
+SELECT n.nspname, c.relname, k.conname, pg_catalog.pg_get_constraintdef(k.oid)
   FROM pg_catalog.pg_constraint k
   JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -42,66 +43,107 @@ SELECT format('SELECT count(*) FROM %s%s f WHERE %s(num_nulls(%s) = 0 AND NOT EX
          JOIN pg_namespace n ON n.oid = o.oprnamespace) c
  WHERE k.conrelid = $1::regclass AND k.conname = $2";
 
+const LEAVES: &str = "
+SELECT relid::regclass::text FROM pg_partition_tree($1::regclass) WHERE isleaf";
+
 /// A foreign key that is there, and not valid.
 pub struct Broken {
     pub table: String,
     pub name: String,
-    pub rows: u64,
+    /// `None` where a row alone does not break it.
+    pub rows: Option<u64>,
 }
 
-/// Makes the foreign keys that the restore could not make, and returns those that rows break. What else
-/// is wrong with one is an error.
-pub fn mend(source: &Source<'_>, target: &mut Session) -> Result<Vec<Broken>> {
-    let parameter = array(OURS);
-    let wanted = snapshot_session(source)?.query(WANTED, &[&parameter])?;
+/// The foreign keys of the source.
+pub struct ForeignKeys(Rows);
+
+impl ForeignKeys {
+    pub fn of(source: &Source<'_>) -> Result<Self> {
+        Ok(Self(
+            snapshot_session(source)?.query(WANTED, &[&array(OURS)])?,
+        ))
+    }
+
+    /// Makes those that the restore could not make, and returns those that rows break. What else is wrong
+    /// with one is an error.
+    pub fn mend(&self, target: &mut Session) -> Result<Vec<Broken>> {
+        mend(&self.0, target)
+    }
+}
+
+fn mend(wanted: &Rows, target: &mut Session) -> Result<Vec<Broken>> {
     let there: HashSet<(String, String)> = target
-        .query(WANTED, &[&parameter])?
+        .query(WANTED, &[&array(OURS)])?
         .iter()
         .map(|row| (qualified(row.text(0), row.text(1)), row.text(2).to_owned()))
         .collect();
     let mut broken = vec![];
-    for row in &wanted {
+    for row in wanted {
         let (table, name) = (qualified(row.text(0), row.text(1)), row.text(2).to_owned());
         let definition = row.text(3);
         if there.contains(&(table.clone(), name.clone())) || definition.is_empty() {
             continue;
         }
-        let only = if row.bool(4) { "" } else { "ONLY " };
         let unchecked = ["NOT VALID", "NOT ENFORCED"]
             .iter()
             .any(|state| definition.ends_with(state));
-        let not_valid = if unchecked { "" } else { " NOT VALID" };
-        let constraint = ident(&name);
+        let add = |table: &str, state: &str| {
+            format!(
+                "ALTER TABLE {table} ADD CONSTRAINT {} {definition}{state}",
+                ident(&name)
+            )
+        };
         let explain = |error: Error| Error::Local {
             state: error.sqlstate(),
-            message: format!("could not create foreign key {constraint} of table {table}: {error}"),
+            message: format!(
+                "could not create foreign key {} of table {table}: {error}",
+                ident(&name)
+            ),
             detail: error.detail(),
             hint: error.hint(),
         };
-        target
-            .query(
-                &format!(
-                    "ALTER TABLE {only}{table} ADD CONSTRAINT {constraint} {definition}{not_valid}"
-                ),
-                &[],
-            )
-            .map_err(explain)?;
-        if unchecked {
-            continue;
+        match target.query(&add(&table, ""), &[]) {
+            Err(error) if error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION && !unchecked => {}
+            answer => {
+                answer.map_err(explain)?;
+                continue;
+            }
         }
-        match target.query(
-            &format!("ALTER TABLE {table} VALIDATE CONSTRAINT {constraint}"),
-            &[],
-        ) {
-            Err(error) if error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION => {
-                let count = target.query(BROKEN, &[&table, &name])?;
-                let rows = target.query(count.one()?.text(0), &[])?.one()?.parse(0)?;
-                broken.push(Broken { table, name, rows });
+        let holders = match target.query(&add(&table, " NOT VALID"), &[]) {
+            // Before PostgreSQL 18 a partitioned table cannot have one, but its partitions can.
+            Err(error) if error.sqlstate() == SqlState::WRONG_OBJECT_TYPE => {
+                let leaves: Vec<String> = target
+                    .query(LEAVES, &[&table])?
+                    .iter()
+                    .map(|row| row.text(0).to_owned())
+                    .collect();
+                for leaf in &leaves {
+                    target
+                        .query(&add(leaf, " NOT VALID"), &[])
+                        .map_err(explain)?;
+                }
+                leaves
             }
             answer => {
                 answer.map_err(explain)?;
+                vec![table.clone()]
             }
-        }
+        };
+        let rows = match definition.contains(" PERIOD ") {
+            true => None,
+            false => Some(count(target, &holders, &name)?),
+        };
+        broken.push(Broken { table, name, rows });
     }
     Ok(broken)
+}
+
+fn count(target: &mut Session, tables: &[String], name: &str) -> Result<u64> {
+    let mut rows = 0;
+    for table in tables {
+        let statement = target.query(BROKEN, &[table, name])?;
+        let counted = target.query(statement.one()?.text(0), &[])?;
+        rows += counted.one()?.parse::<u64>(0)?;
+    }
+    Ok(rows)
 }

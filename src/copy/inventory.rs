@@ -19,6 +19,21 @@ pub struct Inventory {
     pub(super) schemas: Vec<Schema>,
     pub(super) defaults: Vec<Defaults>,
     pub(super) settings: Vec<Setting>,
+    #[serde(default)]
+    pub(super) privileges: Vec<Privileges>,
+}
+
+/// What an object that a restore finds is granted, where that is not what it was made with: pg_dump writes
+/// that down for system objects and members of extensions too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Privileges {
+    pub catalog: String,
+    pub oid: u32,
+    /// As GRANT takes it.
+    pub name: String,
+    pub grants: BTreeSet<Grant>,
+    /// What it was made with.
+    pub initial: BTreeSet<Grant>,
 }
 
 /// What a restore may change of a schema that it finds.
@@ -67,6 +82,7 @@ pub fn inventory(session: &mut Session) -> Result<Inventory> {
         schemas: schemas(session)?,
         defaults: defaults(session)?,
         settings: settings::read(session)?,
+        privileges: privileges(session)?,
     })
 }
 
@@ -139,7 +155,61 @@ pub(super) fn defaults(session: &mut Session) -> Result<Vec<Defaults>> {
     Ok(all.into_values().collect())
 }
 
-fn grant(row: &Row, first: usize) -> Option<Grant> {
+const PRIVILEGES: &str = "
+SELECT o.class::text, o.oid, o.name, e.initial,
+       CASE e.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(e.grantee) END, e.privilege_type, e.is_grantable
+  FROM (
+    SELECT 'pg_class'::regclass AS class, c.oid, c.relowner AS owner, c.relacl AS acl,
+           CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass AS name,
+           CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END AS kind
+      FROM pg_class c WHERE c.relnamespace::regnamespace::text <> ALL ($1::text[])
+    UNION ALL
+    SELECT 'pg_proc'::regclass, p.oid, p.proowner, p.proacl, 'ROUTINE ' || p.oid::regprocedure, 'f'
+      FROM pg_proc p WHERE p.pronamespace::regnamespace::text <> ALL ($1::text[])
+    UNION ALL
+    SELECT 'pg_type'::regclass, t.oid, t.typowner, t.typacl, 'TYPE ' || format_type(t.oid, NULL), 'T'
+      FROM pg_type t WHERE t.typnamespace::regnamespace::text <> ALL ($1::text[])
+    UNION ALL
+    SELECT 'pg_language'::regclass, l.oid, l.lanowner, l.lanacl, 'LANGUAGE ' || quote_ident(l.lanname), 'l'
+      FROM pg_language l
+    UNION ALL
+    SELECT 'pg_foreign_data_wrapper'::regclass, w.oid, w.fdwowner, w.fdwacl, 'FOREIGN DATA WRAPPER ' || quote_ident(w.fdwname), 'F'
+      FROM pg_foreign_data_wrapper w
+    UNION ALL
+    SELECT 'pg_foreign_server'::regclass, s.oid, s.srvowner, s.srvacl, 'FOREIGN SERVER ' || quote_ident(s.srvname), 'S'
+      FROM pg_foreign_server s
+  ) o
+  LEFT JOIN pg_init_privs i ON (i.classoid, i.objoid, i.objsubid) = (o.class, o.oid, 0)
+  LEFT JOIN LATERAL (
+       SELECT false AS initial, a.* FROM aclexplode(o.acl) a
+        UNION ALL
+       SELECT true, a.* FROM aclexplode(coalesce(i.initprivs, acldefault(o.kind::\"char\", o.owner))) a) e ON true
+ WHERE o.acl IS NOT NULL AND o.acl IS DISTINCT FROM i.initprivs";
+
+pub(super) fn privileges(session: &mut Session) -> Result<Vec<Privileges>> {
+    let rows = session.query(PRIVILEGES, &[&array(OURS)])?;
+    let mut all: BTreeMap<(String, u32), Privileges> = BTreeMap::new();
+    for row in &rows {
+        let key = (row.text(0).to_owned(), row.parse(1)?);
+        let entry = all
+            .entry(key)
+            .or_insert_with_key(|(catalog, oid)| Privileges {
+                catalog: catalog.clone(),
+                oid: *oid,
+                name: row.text(2).to_owned(),
+                grants: BTreeSet::new(),
+                initial: BTreeSet::new(),
+            });
+        let list = match row.bool(3) {
+            true => &mut entry.initial,
+            false => &mut entry.grants,
+        };
+        list.extend(grant(row, 4));
+    }
+    Ok(all.into_values().collect())
+}
+
+pub(super) fn grant(row: &Row, first: usize) -> Option<Grant> {
     Some(Grant {
         grantee: row.get(first).map(str::to_owned),
         privilege: row.get(first + 1)?.to_owned(),

@@ -11,7 +11,7 @@ mod collisions;
 mod conninfo;
 mod contents;
 pub mod data;
-pub mod foreign_keys;
+mod foreign_keys;
 mod guard;
 mod indexes;
 mod inventory;
@@ -22,7 +22,7 @@ mod on_exit;
 mod origin;
 mod pin;
 mod plan;
-pub mod privileges;
+mod privileges;
 mod program;
 mod pulse;
 mod requirements;
@@ -38,8 +38,10 @@ mod worker;
 
 pub use archive::{Archive, LeaveOut};
 pub use collisions::collisions;
+pub use foreign_keys::{Broken, ForeignKeys};
 pub use indexes::Indexes;
 pub use inventory::{Inventory, inventory};
+pub use privileges::Privileges;
 pub use requirements::requirements;
 pub use tables::{Names, Table, tables};
 pub use undo::undo;
@@ -53,14 +55,22 @@ use std::collections::BTreeSet;
 /// Schemas of zodan and of Spock. What is in them is the business of those extensions on each node.
 const OURS: [&str; 2] = ["spock", "zodan"];
 
+/// What has been there since initdb on the source, and may be gone on the new node.
+const FROM_THE_BEGINNING: &str = "
+SELECT format('extension %I', extname) FROM pg_catalog.pg_extension
+UNION ALL
+SELECT 'schema public'";
+
 /// The names of all that a restore may bring from the database of this session.
 pub fn brought(source: &mut Session) -> Result<BTreeSet<String>> {
-    let objects = objects::objects(source)?;
-    Ok(objects
+    let mut names: BTreeSet<String> = objects::objects(source)?
         .iter()
         .filter(|o| !o.member && !o.owned)
         .map(objects::Object::name)
-        .collect())
+        .collect();
+    let more = source.query(FROM_THE_BEGINNING, &[])?;
+    names.extend(more.iter().map(|row| row.text(0).to_owned()));
+    Ok(names)
 }
 
 /// Where the copy comes from.

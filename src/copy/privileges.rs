@@ -1,16 +1,17 @@
 //! Default privileges of the new node itself change what restored objects are granted to: pg_dump writes
 //! down what differs from PostgreSQL's own defaults, and only that.
 
-use super::inventory::Inventory;
+use super::inventory::{Grant, Inventory, grant};
 use super::sql::array;
+use super::undo::changes;
 use super::{OURS, Source, snapshot_session};
 use crate::error::Result;
 use crate::libpq::{Row, Rows};
 use crate::node::Session;
-use crate::quote::ident;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Who may do what with the objects to which default privileges apply.
+/// Who but the owner may do what with the objects to which default privileges apply. What an owner may is
+/// a matter of versions, and pg_dump sees to the rest.
 const PRIVILEGES: &str = "
 SELECT o.class::text, o.oid, o.name, CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END, a.privilege_type, a.is_grantable
   FROM (
@@ -31,34 +32,46 @@ SELECT o.class::text, o.oid, o.name, CASE a.grantee WHEN 0 THEN NULL ELSE pg_get
       FROM pg_namespace n WHERE n.oid >= 16384
   ) o
   JOIN pg_namespace n ON n.oid = o.schema
-  LEFT JOIN LATERAL aclexplode(coalesce(o.acl, acldefault(o.kind::\"char\", o.owner))) a ON true
+  LEFT JOIN LATERAL aclexplode(coalesce(o.acl, acldefault(o.kind::\"char\", o.owner))) a ON a.grantee <> o.owner
  WHERE o.oid >= 16384 AND n.nspname <> ALL ($1::text[]) AND n.nspname !~ '^pg_'
    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e')";
 
-/// Grantee, privilege, with grant option.
-type Grant = (Option<String>, String, bool);
+/// What the objects of the source are granted, where it has to be looked at: on a new node without default
+/// privileges of its own the restore does all of it.
+pub struct Privileges(Option<BTreeMap<String, BTreeSet<Grant>>>);
 
-/// Grants what the restored objects are granted on the source, and nothing else. Where the new node has no
-/// default privileges of its own, they are.
-pub fn carry(source: &Source<'_>, target: &mut Session, before: &Inventory) -> Result<()> {
-    if before.defaults.is_empty() {
-        return Ok(());
+impl Privileges {
+    pub fn of(source: &Source<'_>, before: &Inventory) -> Result<Self> {
+        if before.defaults.is_empty() {
+            return Ok(Self(None));
+        }
+        let rows = snapshot_session(source)?.query(PRIVILEGES, &[&array(OURS)])?;
+        Ok(Self(Some(by_object(&rows, |_| true))))
     }
-    let ours = array(OURS);
-    let there = by_object(
-        &snapshot_session(source)?.query(PRIVILEGES, &[&ours])?,
-        |_| true,
-    );
+
+    /// Grants what the restored objects are granted on the source, and nothing else.
+    pub fn carry(&self, target: &mut Session, before: &Inventory) -> Result<()> {
+        match &self.0 {
+            Some(there) => carry(there, target, before),
+            None => Ok(()),
+        }
+    }
+}
+
+fn carry(
+    there: &BTreeMap<String, BTreeSet<Grant>>,
+    target: &mut Session,
+    before: &Inventory,
+) -> Result<()> {
     let restored = |row: &Row| {
         let oid = row.parse(1).unwrap_or_default();
         !before.objects.contains(&(row.text(0).to_owned(), oid))
     };
-    let here = by_object(&target.query(PRIVILEGES, &[&ours])?, restored);
+    let here = by_object(&target.query(PRIVILEGES, &[&array(OURS)])?, restored);
     for (object, here) in &here {
-        for statement in there
-            .get(object)
-            .map_or(vec![], |there| statements(object, here, there))
-        {
+        for statement in there.get(object).map_or(vec![], |there| {
+            changes(here, there, &format!("ON {object}"))
+        }) {
             target.query(&statement, &[])?;
         }
     }
@@ -70,53 +83,7 @@ fn by_object(rows: &Rows, wanted: impl Fn(&Row) -> bool) -> BTreeMap<String, BTr
     let mut objects: BTreeMap<String, BTreeSet<Grant>> = BTreeMap::new();
     for row in rows.iter().filter(|row| wanted(row)) {
         let grants = objects.entry(row.text(2).to_owned()).or_default();
-        if let Some(privilege) = row.get(4) {
-            let grantee = row.get(3).map(str::to_owned);
-            grants.insert((grantee, privilege.to_owned(), row.bool(5)));
-        }
+        grants.extend(grant(row, 3));
     }
     objects
-}
-
-fn statements(object: &str, here: &BTreeSet<Grant>, there: &BTreeSet<Grant>) -> Vec<String> {
-    let name = |grantee: &Option<String>| grantee.as_ref().map_or("PUBLIC".into(), |n| ident(n));
-    let revoked = here.difference(there).map(|(grantee, privilege, _)| {
-        format!("REVOKE {privilege} ON {object} FROM {}", name(grantee))
-    });
-    let granted = there
-        .difference(here)
-        .map(|(grantee, privilege, grantable)| {
-            let option = if *grantable { " WITH GRANT OPTION" } else { "" };
-            format!("GRANT {privilege} ON {object} TO {}{option}", name(grantee))
-        });
-    revoked.chain(granted).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::statements;
-
-    #[test]
-    fn the_difference_is_granted_and_revoked() {
-        let grant =
-            |who: Option<&str>, what: &str, option| (who.map(String::from), what.into(), option);
-        let here = [
-            grant(None, "EXECUTE", false),
-            grant(Some("a b"), "SELECT", true),
-        ]
-        .into();
-        let there = [
-            grant(None, "EXECUTE", false),
-            grant(Some("a b"), "SELECT", false),
-        ]
-        .into();
-        assert!(statements("TABLE t", &here, &here).is_empty());
-        assert_eq!(
-            statements("TABLE t", &here, &there),
-            [
-                "REVOKE SELECT ON TABLE t FROM \"a b\"",
-                "GRANT SELECT ON TABLE t TO \"a b\""
-            ]
-        );
-    }
 }

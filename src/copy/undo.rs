@@ -1,6 +1,6 @@
 //! Brings a database back to what it was, from wherever the copy got to.
 
-use super::inventory::{Defaults, Grant, Inventory, Schema, defaults, schemas};
+use super::inventory::{Defaults, Grant, Inventory, Schema, defaults, privileges, schemas};
 use super::objects::{Object, objects};
 use super::settings;
 use crate::error::{Error, Result, SqlState};
@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 
 /// Objects that one statement drops: each one takes locks until it is through.
 const BATCH: usize = 50;
+/// What has a smaller one has been there since initdb.
+const FIRST_USER_OID: u32 = 16384;
 /// How many names of what is left an error holds.
 const TOLD: usize = 10;
 
@@ -72,6 +74,20 @@ pub fn undo(
     for schema in &before.schemas {
         if let Some(now) = now.iter().find(|s| s.name == schema.name) {
             run(session, restore_schema(now, schema))?;
+        }
+    }
+    for now in privileges(session)? {
+        let key = (now.catalog.clone(), now.oid);
+        if now.oid < FIRST_USER_OID || before.objects.contains(&key) {
+            let wanted = before
+                .privileges
+                .iter()
+                .find(|p| (&p.catalog, p.oid) == (&key.0, key.1));
+            let wanted = wanted.map_or(&now.initial, |p| &p.grants);
+            run(
+                session,
+                changes(&now.grants, wanted, &format!("ON {}", now.name)),
+            )?;
         }
     }
     for now in defaults(session)? {
@@ -310,15 +326,19 @@ fn restore_defaults(now: &Defaults, wanted: &BTreeSet<Grant>) -> Vec<String> {
         ident(&now.role)
     );
     let on = format!("ON {kind}");
-    // Only what differs, so that the others keep their order.
-    let gone = now
-        .grants
-        .difference(wanted)
-        .map(|g| format!("REVOKE {} {on} FROM {}", g.privilege, grantee(&g.grantee)));
-    let missing: BTreeSet<Grant> = wanted.difference(&now.grants).cloned().collect();
-    gone.chain(grant(&missing, &on))
+    changes(&now.grants, wanted, &on)
+        .into_iter()
         .map(|statement| format!("{prefix} {statement}"))
         .collect()
+}
+
+/// Only what differs, so that the others keep their order.
+pub(super) fn changes(now: &BTreeSet<Grant>, wanted: &BTreeSet<Grant>, on: &str) -> Vec<String> {
+    let gone = now
+        .difference(wanted)
+        .map(|g| format!("REVOKE {} {on} FROM {}", g.privilege, grantee(&g.grantee)));
+    let missing: BTreeSet<Grant> = wanted.difference(now).cloned().collect();
+    gone.chain(grant(&missing, on)).collect()
 }
 
 fn revoke(grants: &BTreeSet<Grant>, on: &str) -> Vec<String> {
@@ -433,6 +453,26 @@ mod tests {
                 "unheard of",
                 "extension",
                 "schema"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_difference_is_granted_and_revoked() {
+        let g = |who: Option<&str>, what: &str, grantable| Grant {
+            grantee: who.map(String::from),
+            privilege: what.into(),
+            grantable,
+        };
+        let public = g(None, "EXECUTE", false);
+        let now = [public.clone(), g(Some("a b"), "SELECT", true)].into();
+        let wanted = [public, g(Some("a b"), "SELECT", false)].into();
+        assert!(changes(&now, &now, "ON TABLE t").is_empty());
+        assert_eq!(
+            changes(&now, &wanted, "ON TABLE t"),
+            [
+                "REVOKE SELECT ON TABLE t FROM \"a b\"",
+                "GRANT SELECT ON TABLE t TO \"a b\""
             ]
         );
     }

@@ -261,9 +261,10 @@ fn c_string(text: &str) -> Result<CString> {
 }
 
 fn in_table(error: Error, table: &Table, node: &str) -> Error {
-    let hint = error
-        .hint()
-        .or_else(|| (error.sqlstate() == SqlState::UNDEFINED_FUNCTION).then(|| UNFOUND.to_owned()));
+    let hint = match error.sqlstate() {
+        SqlState::UNDEFINED_FUNCTION => Some(UNFOUND.to_owned()),
+        _ => error.hint(),
+    };
     Error::Local {
         state: error.sqlstate(),
         message: format!(

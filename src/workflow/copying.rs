@@ -4,8 +4,8 @@ use super::estimate::time_to_build;
 use super::report::Report;
 use super::waiting_slots;
 use crate::copy::{
-    self, Archive, Indexes, Inventory, LeaveOut, Source, Target, data, foreign_keys, matviews,
-    privileges, sequences, settings,
+    self, Archive, Broken, ForeignKeys, Indexes, Inventory, LeaveOut, Privileges, Source, Target,
+    data, matviews, sequences, settings,
 };
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
@@ -131,6 +131,8 @@ impl Copying<'_> {
         let search_path = settings::search_path(&mut self.source.session)?;
         let of_queries = settings::of_queries(&mut self.source.session)?;
         let indexes = Indexes::of(&mut self.source.session)?;
+        let foreign_keys = ForeignKeys::of(&source)?;
+        let privileges = Privileges::of(&source, before)?;
 
         report.now("dumping the structure");
         let archive = {
@@ -237,8 +239,9 @@ impl Copying<'_> {
         };
         progress::work(all, NOTHING, vec![]);
         progress::worked();
-        for broken in foreign_keys::mend(&source, &mut self.new.session)? {
-            let foreign_keys::Broken { table, name, rows } = broken;
+        for broken in foreign_keys.mend(&mut self.new.session)? {
+            let Broken { table, name, rows } = broken;
+            let rows = rows.map_or("some".to_owned(), |rows| rows.to_string());
             report.warn(
                 &format!(
                     "foreign key \"{name}\" of table {table} is NOT VALID on node \"{}\": rows that break it, on node \"{}\" as well: {rows}",
@@ -250,7 +253,7 @@ impl Copying<'_> {
                 ),
             );
         }
-        privileges::carry(&source, &mut self.new.session, before)?;
+        privileges.carry(&mut self.new.session, before)?;
         archive.restore_last(&target)?;
         report.step("indexes, constraints and triggers created");
         self.journal.passed("indexes are created")?;
