@@ -355,8 +355,8 @@ pub const TWICE: [Twice; 4] = [
     },
 ];
 
-/// Nobody has all: n3 is ahead for n1, n4 for n2, in what they inserted, updated and deleted; of rows from before
-/// the mesh, from before they died, and of each other's.
+/// Nobody has all: n3 is ahead for n1, n4 for n2, in what they inserted, and in what they updated and deleted of
+/// rows that all had got, whoever had written them.
 pub fn two_nodes_died(on: On, how: Twice) -> Cluster {
     let cluster = match how.slots {
         true => on.mesh(4),

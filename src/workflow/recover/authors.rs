@@ -35,7 +35,7 @@ pub struct Authors {
     pub of: BTreeMap<u32, Author>,
     /// Of a member that is away the other node may lack what was committed from then on.
     pub lacking: BTreeMap<String, i64>,
-    /// When the node became a member. What was on it then was proved to be on the others.
+    /// When the last member joined. What was there then was proved to be on all.
     pub joined: Option<i64>,
 }
 
@@ -184,19 +184,23 @@ impl Recovery {
         number.run(node)?.one()?.parse_opt(0)
     }
 
-    fn joined(&mut self, name: &str) -> Result<Option<i64>> {
+    /// When the last of the members that there are joined, as `node` knows it.
+    fn joined(&mut self, node: &str) -> Result<Option<i64>> {
         let registry = self.engine.registry();
-        let node = self.survivor(name)?;
-        let registry = registry.run(node)?;
-        let joined = registry.iter().find(|row| row.text(0) == name);
-        let Some(joined) = joined.map(|row| row.text(7)).filter(|at| !at.is_empty()) else {
-            return Ok(None);
-        };
-        let microseconds = Statement::new(
-            "SELECT (extract(epoch FROM $1::timestamptz - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint",
-            &[joined],
-        );
-        microseconds.run(node)?.one()?.parse_opt(0)
+        let node = self.survivor(node)?;
+        let mut last = None;
+        for row in &registry.run(node)? {
+            // Spock does not know.
+            if row.text(7).is_empty() {
+                continue;
+            }
+            let microseconds = Statement::new(
+                "SELECT (extract(epoch FROM $1::timestamptz - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint",
+                &[row.text(7)],
+            );
+            last = last.max(microseconds.run(node)?.one()?.parse_opt(0)?);
+        }
+        Ok(last)
     }
 
     fn has_timestamps(&mut self, node: &str) -> Result<bool> {

@@ -200,7 +200,7 @@ mod tests {
             (FAILED, 10, "delete"),
             (AWAY, 10, "delete"),
             (STRANGER, 10, "Stranger"),
-            // From before the target was a member: whoever wrote it, all have had it.
+            // From before the last joining: whoever wrote it, all have had it.
             (AWAY, 5, "delete"),
             (STRANGER, 5, "delete"),
         ] {
