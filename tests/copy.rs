@@ -61,16 +61,21 @@ fn types_that_are_known_by_oid() {
 
 #[test]
 fn tables_of_odd_shapes() {
-    let cluster = join(
-        r#"
+    // From 18 on its rows cannot be told by the only column that they have.
+    let only_generated = match lab::pg::major() {
+        ..18 => {
+            "CREATE TABLE only_generated (g integer GENERATED ALWAYS AS (7) STORED);
+             INSERT INTO only_generated DEFAULT VALUES;"
+        }
+        _ => "",
+    };
+    let odd = r#"
         CREATE SCHEMA "a "" b";
         CREATE TABLE "a "" b"."T 'able;" ("select" integer PRIMARY KEY, " col "" ümläut" text);
         INSERT INTO "a "" b"."T 'able;" SELECT g, E'\\N\t\n' || g FROM generate_series(1, 500) g;
         CREATE TABLE no_columns ();
         INSERT INTO no_columns DEFAULT VALUES;
         INSERT INTO no_columns DEFAULT VALUES;
-        CREATE TABLE only_generated (g integer GENERATED ALWAYS AS (7) STORED);
-        INSERT INTO only_generated DEFAULT VALUES;
         CREATE TABLE dropped (a integer, b integer, c text);
         INSERT INTO dropped VALUES (1, 2, 'x');
         ALTER TABLE dropped DROP b, ADD d integer DEFAULT 42;
@@ -89,8 +94,8 @@ fn tables_of_odd_shapes() {
         CREATE FUNCTION check_it(integer) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN helper($1); END';
         CREATE TABLE checked (a integer PRIMARY KEY CHECK (check_it(a)));
         INSERT INTO checked VALUES (1), (2);
-        "#,
-    );
+        "#;
+    let cluster = join(&format!("{odd}{only_generated}"));
     assert_same_content(&cluster.all());
     assert_same_structure(cluster.n(1), cluster.n(2));
     assert_eq!(cluster.n(2).value("SELECT count(*) FROM no_columns"), "2");
