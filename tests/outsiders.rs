@@ -29,7 +29,7 @@ fn nobody_else_is_sent_the_registry() {
     }
     n1.sql("CREATE PUBLICATION \"for all\" FOR ALL TABLES");
     warehouse.sql(&format!(
-        "CREATE SUBSCRIPTION warehouse CONNECTION {} PUBLICATION \"for all\"",
+        "CREATE SUBSCRIPTION warehouse CONNECTION {} PUBLICATION \"for all\" WITH (copy_data = false)",
         quote_literal(&n1.dsn())
     ));
     cluster.create_extension();

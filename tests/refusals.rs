@@ -827,20 +827,6 @@ fn what_the_structure_of_the_source_needs() {
     );
     n1.sql("ALTER EXTENSION hstore ADD FUNCTION slice(hstore, text[])");
 
-    // No such library is there to be loaded, so the label is made by hand.
-    n1.sql(
-        "SET allow_system_table_mods = on;
-         INSERT INTO pg_seclabel VALUES ('item'::regclass, 'pg_class'::regclass, 0, 'made up', 'secret')",
-    );
-    Before::of(cluster.all()).refuses(
-        n3,
-        &call,
-        "55000",
-        "node \"n3\": no session here has the security label provider \"made up\" loaded, whose labels node \"n1\" has",
-        "Set shared_preload_libraries or session_preload_libraries as on the source",
-    );
-    n1.sql("SET allow_system_table_mods = on; DELETE FROM pg_seclabel");
-
     n1.sql(
         "CREATE FUNCTION area(numeric) RETURNS numeric LANGUAGE sql AS 'SELECT $1';
          CREATE FUNCTION area(int, int) RETURNS int LANGUAGE sql AS 'SELECT $1'",

@@ -4,8 +4,7 @@ use super::labels;
 use super::program;
 use super::{OURS, sql::array};
 use crate::error::{Finding, Result, SqlState};
-use crate::libpq::Row;
-use crate::node::{Node, server};
+use crate::node::Node;
 use crate::quote::{ident, literal};
 use pgrx::pg_sys;
 use std::collections::{BTreeSet, HashMap};
@@ -93,16 +92,8 @@ SELECT DISTINCT e.extname, p.oid::regprocedure::text
    AND NOT EXISTS (SELECT FROM member s WHERE s.probin = p.probin AND s.prosrc = p.prosrc)
  ORDER BY 1, 2";
 
-const LABEL_PROVIDERS: &str = "
-SELECT provider, current_setting('session_preload_libraries') FROM pg_catalog.pg_seclabel GROUP BY 1 ORDER BY 1";
-
 /// Checks what would stop the restore on `target`, which is this server. Changes nothing.
-/// `sessions` is one by libpq, as the restore has them.
-pub fn requirements(
-    source: &mut Node,
-    target: &mut Node,
-    sessions: &mut Node,
-) -> Result<Vec<Finding>> {
+pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
     let mut findings = missing_programs(&target.name);
     let first = |node: &mut Node, sql: &str, params: &[&str]| -> Result<Vec<String>> {
         Ok(node
@@ -172,10 +163,6 @@ pub fn requirements(
         );
     }
 
-    for row in &source.query(LABEL_PROVIDERS, &[])? {
-        findings.extend(unlabelled(row, &source.name, sessions)?);
-    }
-
     for library in first(source, LIBRARIES, &[])? {
         if let Some(path) = missing_library(&library) {
             findings.push(Finding::new(
@@ -192,28 +179,6 @@ pub fn requirements(
     }
     findings.extend(labels::providers(source, target)?);
     Ok(findings)
-}
-
-fn unlabelled(row: &Row, source: &str, sessions: &mut Node) -> Result<Option<Finding>> {
-    let (provider, libraries) = (row.text(0), row.text(1));
-    match server::try_label_provider(provider).run(sessions) {
-        Err(error) if error.sqlstate() == SqlState::INVALID_PARAMETER_VALUE => {}
-        Err(error) if error.is_undefined() => return Ok(None),
-        Err(error) => return Err(error),
-        Ok(_) => return Ok(None),
-    }
-    let finding = Finding::new(
-        &sessions.name,
-        SqlState::NOT_IN_PREREQUISITE_STATE,
-        format!(
-            "no session here has the security label provider {} loaded, whose labels node \"{source}\" has",
-            ident(provider)
-        ),
-        format!(
-            "Set shared_preload_libraries or session_preload_libraries as on the source, where the latter is '{libraries}'."
-        ),
-    );
-    Ok(Some(finding))
 }
 
 fn missing_programs(node: &str) -> Vec<Finding> {

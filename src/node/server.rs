@@ -399,18 +399,6 @@ pub fn database_itself() -> Statement {
     )
 }
 
-/// Whether the sessions of the server know a provider of security labels: always an error, 22023 if they do not.
-pub fn try_label_provider(provider: &str) -> Statement {
-    // The provider is looked up first. There is no such table.
-    Statement::new(
-        format!(
-            "SECURITY LABEL FOR {} ON TABLE zodan.\"no such table\" IS NULL",
-            crate::quote::ident(provider)
-        ),
-        &[],
-    )
-}
-
 /// The tables of this database that belong to its users, as `schema.table`.
 pub fn user_tables() -> Statement {
     Statement::new(

@@ -99,16 +99,15 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         source,
         peers,
         new,
-        loopback,
         founded,
         registered_as,
+        ..
     } = &mut party;
     let checks = Checks {
         engine: &**engine,
         source,
         peers,
         new,
-        loopback,
         founded: *founded,
         registered_as,
     };

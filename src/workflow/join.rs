@@ -192,7 +192,6 @@ impl Join {
             source: &mut self.source,
             peers: &mut self.peers,
             new: &mut self.new,
-            loopback: &mut self.loopback,
             founded: self.founded,
             registered_as: &self.registered_as,
         }

@@ -132,9 +132,9 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         mut source,
         mut peers,
         mut new,
-        mut loopback,
         founded,
         registered_as,
+        ..
     } = gather(Wanted {
         source: Member {
             name: request.source.clone(),
@@ -149,7 +149,6 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         source: &mut source,
         peers: &mut peers,
         new: &mut new,
-        loopback: &mut loopback,
         founded,
         registered_as: &registered_as,
     }

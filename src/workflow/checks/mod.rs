@@ -32,8 +32,6 @@ pub struct Checks<'a> {
     pub source: &'a mut Node,
     pub peers: &'a mut [Node],
     pub new: &'a mut Node,
-    /// The new node by its connection string.
-    pub loopback: &'a mut Node,
     pub founded: bool,
     pub registered_as: &'a [String],
 }
@@ -116,7 +114,7 @@ impl Checks<'_> {
                     "structure",
                     "what the structure of the source needs is there",
                 );
-                let findings = copy::requirements(self.source, self.new, self.loopback)?;
+                let findings = copy::requirements(self.source, self.new)?;
                 checks.push(check.all([self.new.name.as_str()], findings));
                 let mut outcomes: Vec<Outcome> =
                     checks.into_iter().flat_map(Check::outcomes).collect();
