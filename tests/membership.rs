@@ -248,7 +248,9 @@ fn who_was_down_catches_up_with_the_next_call_of_another() {
     call(n2, &remove("n5", true));
     assert_one_registry(&[n1, n2], 7, "n1 n2 n3");
     n3.boot();
-    wait_mesh(&[n1, n2]);
+    for node in [n1, n2] {
+        wait_mesh_of(node, 2);
+    }
     let said = n1
         .call(&remove("n4", false))
         .unwrap_or_else(|failed| panic!("{failed}"));

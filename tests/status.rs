@@ -88,7 +88,7 @@ fn every_node_gives_the_same_answer() {
                    FROM spock.cluster_status()"
             ),
             [("n2", "n1"), ("n3", "n1"), ("n1", "n2"), ("n3", "n2"), ("n1", "n3"), ("n2", "n3")].map(|(p, s)| format!(
-                "{p}|{s}|replicating|t|t|primary|native|sub_{p}_{s}|sub_{p}_{s}|t|reserved|t|t|"
+                "{p}|{s}|replicating|t|t|primary|native|sub_{p}_{s}|sub_{p}_{s}_postgres|t|reserved|t|t|"
             ))
         );
         assert_eq!(
