@@ -333,11 +333,12 @@ impl Rendering {
         };
         let mut change = Change::default();
         let columns: Vec<String> = relation.columns.iter().map(|c| ident(&c.name)).collect();
+        let known = self.equality(relation);
         let values = relation
             .columns
             .iter()
             .zip(new)
-            .map(|(column, v)| self.written(relation, column, v, &mut change))
+            .map(|(column, v)| written(known, column, v, &mut change))
             .collect::<Result<Vec<_>>>()?;
         let mut sql = format!(
             "INSERT INTO {} AS z ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
@@ -381,6 +382,7 @@ impl Rendering {
         };
         let mut change = Change::default();
         let moved = old.filter(|_| !relation.full);
+        let known = self.equality(relation);
         let sets = self
             .settable(relation)
             .zip_values(relation, new)
@@ -388,7 +390,7 @@ impl Rendering {
                 **value != Value::Unchanged && (!column.key || relation.full || moved.is_some())
             })
             .map(|(column, v)| {
-                let value = self.written(relation, column, v, &mut change)?;
+                let value = written(known, column, v, &mut change)?;
                 Ok(format!("{} = {value}", ident(&column.name)))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -491,26 +493,14 @@ impl Rendering {
         }
     }
 
-    /// The value as it is written into the column.
-    fn written(
-        &self,
-        relation: &Relation,
-        column: &Column,
-        value: &Value,
-        change: &mut Change,
-    ) -> Result<String> {
-        let text = change.value(value)?;
-        let known = self.catalog.equality.get(&name(relation));
-        Ok(match known.and_then(|of| of.get(&column.name)) {
-            Some(of) if *value != Value::Unchanged && (of.domain || of.nested) => of.cast(&text),
-            _ => text,
-        })
+    fn equality(&self, relation: &Relation) -> Option<&BTreeMap<String, Equality>> {
+        self.catalog.equality.get(&name(relation))
     }
 
     /// Which row is meant.
     fn row(&self, relation: &Relation, old: &Tuple, change: &mut Change) -> Result<String> {
-        let table = name(relation);
-        let known = self.catalog.equality.get(&table);
+        // What is not there the server says itself.
+        let known = self.equality(relation);
         let identity = relation
             .columns
             .iter()
@@ -519,17 +509,19 @@ impl Rendering {
         if !relation.full {
             let conditions = identity
                 .map(|(column, value)| {
-                    let of = known
-                        .and_then(|of| of.get(&column.name))
-                        .ok_or_else(|| Error::internal("a column of no known type"))?;
-                    let value = of.cast(&change.value(value)?);
+                    let value = change.value(value)?;
+                    let of = known.and_then(|of| of.get(&column.name));
                     let column = format!("z.{}", ident(&column.name));
-                    Ok(match &of.operator {
-                        Some(operator) => format!("{column} {operator} {value}"),
-                        None => format!(
-                            "ROW({column}::{})::record OPERATOR(pg_catalog.=) ROW({value})::record",
-                            of.of
-                        ),
+                    Ok(match of {
+                        None => format!("{column} OPERATOR(pg_catalog.=) {value}"),
+                        Some(of) => match &of.operator {
+                            Some(operator) => format!("{column} {operator} {}", of.cast(&value)),
+                            None => format!(
+                                "ROW({column}::{})::record OPERATOR(pg_catalog.=) ROW({})::record",
+                                of.of,
+                                of.cast(&value)
+                            ),
+                        },
                     })
                 })
                 .collect::<Result<Vec<_>>>()?;
@@ -539,19 +531,23 @@ impl Rendering {
         // Without such operators, byte by byte.
         let (mut ours, mut theirs, mut equals) = (vec![], vec![], "=");
         for (column, value) in identity {
-            let of = known
-                .and_then(|of| of.get(&column.name))
-                .ok_or_else(|| Error::internal("a column of no known type"))?;
+            let value = change.value(value)?;
+            let Some(of) = known.and_then(|of| of.get(&column.name)) else {
+                ours.push(format!("y.{}", ident(&column.name)));
+                theirs.push(value);
+                continue;
+            };
             if !of.comparable {
                 equals = "*=";
             }
             ours.push(format!("y.{}::{}", ident(&column.name), of.of));
-            theirs.push(of.cast(&change.value(value)?));
+            theirs.push(of.cast(&value));
         }
         // Of rows that are alike, one.
         Ok(format!(
-            "z.ctid = (SELECT y.ctid FROM ONLY {table} y \
+            "z.ctid = (SELECT y.ctid FROM {} y \
              WHERE ROW({})::record OPERATOR(pg_catalog.{equals}) ROW({})::record LIMIT 1)",
+            self.only(relation),
             ours.join(", "),
             theirs.join(", ")
         ))
@@ -597,6 +593,20 @@ impl Change {
         self.params.push(param);
         format!("${}", self.params.len())
     }
+}
+
+/// The value as it is written into the column.
+fn written(
+    known: Option<&BTreeMap<String, Equality>>,
+    column: &Column,
+    value: &Value,
+    change: &mut Change,
+) -> Result<String> {
+    let text = change.value(value)?;
+    Ok(match known.and_then(|of| of.get(&column.name)) {
+        Some(of) if *value != Value::Unchanged && (of.domain || of.nested) => of.cast(&text),
+        _ => text,
+    })
 }
 
 trait ZipValues<'a>: Iterator<Item = &'a Column> + Sized {
