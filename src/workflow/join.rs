@@ -308,8 +308,9 @@ impl Join {
                 },
             )?;
             if let Err(error) = self.prepare_table(&unfit.statement) {
-                // A statement that the server has refused did nothing that an undo could take back.
-                if matches!(error, Error::Remote(_)) && self.source.session.is_usable() {
+                // What the server has refused did nothing that an undo could take back.
+                let unknown = matches!(error, Error::Interrupted { .. } | Error::Lost { .. });
+                if !unknown && self.source.session.is_usable() {
                     journal.undone(step)?;
                 }
                 return Err(error);
