@@ -266,6 +266,8 @@ fn afterwards_the_mesh_is_checked() {
     ] {
         assert!(ok.contains(&known.map(String::from)), "{known:?} in {ok:?}");
     }
+    let clock = |node: &str| ok.iter().any(|row| row[..2] == [node, "clock"]);
+    assert!(["n1", "n2", "n3"].into_iter().all(clock), "{ok:?}");
     let called = n1
         .call(&format!("CALL spock.health_check({post})"))
         .unwrap_or_else(|failed| panic!("{failed}"));

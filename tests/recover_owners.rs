@@ -409,3 +409,30 @@ fn without_a_key_the_last_update_cannot_win() {
         "2"
     );
 }
+
+/// It is the one trigger that fires: n2 has an update that is later by the time that it bears, though it was
+/// committed before.
+#[test]
+fn the_guard_of_the_last_update_fires() {
+    let cluster = ON.mesh(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("SELECT spock.enable_last_update_wins('debit')");
+    n1.sql("INSERT INTO debit VALUES (1, 1), (2, 1)");
+    wait_quiet(&cluster.all());
+    n2.sql(
+        "BEGIN; SELECT zodan.unreplicated(); SET LOCAL session_replication_role = replica;
+         UPDATE debit SET amount = 2, zodan_updated_at = now() + interval '1 hour' WHERE id = 1; COMMIT",
+    );
+    die_after(
+        &cluster,
+        "UPDATE debit SET amount = 3",
+        "SELECT string_agg(amount::text, ' ' ORDER BY id) FROM debit",
+        "3 3",
+    );
+    wait_quiet(&[n2, n3]);
+    recover(n2, "n1");
+    assert_eq!(
+        n2.value("SELECT string_agg(amount::text, ' ' ORDER BY id) FROM debit"),
+        "2 3"
+    );
+}
