@@ -153,7 +153,7 @@ fn rights_on_what_was_there() {
 /// Fails late, after `meanwhile` on the new node; returns what the CALL said.
 fn fail_after(cluster: &Cluster, meanwhile: &str) -> lab::CallFailed {
     let (n1, n2) = (cluster.n(1), cluster.n(2));
-    let points = format!("within indexes are created; error {LATE}");
+    let points = format!("within indexes are created; error {LATE}; event triggers fire");
     let (hang, running) = Hang::start(n2, "", &points, &Call::of(n2, n1).sql());
     n2.sql(&format!("BEGIN READ WRITE; {meanwhile}; COMMIT"));
     hang.release();
@@ -248,6 +248,8 @@ fn what_cannot_be_dropped() {
          BEGIN RAISE EXCEPTION 'nothing is dropped here' USING ERRCODE = 'P0009'; END $$;
          CREATE EVENT TRIGGER guard ON sql_drop EXECUTE FUNCTION guard()",
     );
+    n2.configure("zodan.fault", "event triggers fire");
+    n2.reload();
     let failed = fail_after(&cluster, "SELECT 1");
     assert_failed(
         &failed,
@@ -270,7 +272,7 @@ fn what_cannot_be_dropped() {
 /// A change that the source refused was not made, so nothing is taken back.
 #[test]
 fn what_was_never_changed() {
-    let cluster = Cluster::start_with(2, &quick());
+    let cluster = Cluster::start_with(2, &quick().set("zodan.fault", "event triggers fire"));
     cluster.create_extension();
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n1.sql(
