@@ -12,6 +12,7 @@
 //!
 //! A server that lacks a setting goes without. Names are in lower case here; `pg_settings` has some in another.
 
+use crate::fault;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_int};
 use std::sync::LazyLock;
@@ -110,22 +111,29 @@ fn all() -> impl Iterator<Item = Setting> {
         .into_iter()
         .chain(MEANING)
         .chain(COURSE)
-        .chain(COURSE_17)
+        .chain(course_17())
         .chain([COMMIT])
+}
+
+fn course_17() -> impl Iterator<Item = Setting> {
+    let fire = fault::event_triggers_fire();
+    let is_theirs = |(name, _): &Setting| text(name) == REFUSABLE;
+    COURSE_17
+        .into_iter()
+        .filter(move |setting| !(fire && is_theirs(setting)))
 }
 
 /// Those that a session on a node begins with, as libpq's `options` has them. Before `given`, which is what the
 /// connection string has there, stands what it may say otherwise; `all` is false for a server that has refused
 /// [`REFUSABLE`].
 pub fn startup(given: &str, all: bool) -> String {
-    let newer: &[Setting] = if all { &COURSE_17 } else { &[] };
+    let newer = course_17().filter(|_| all);
     // A role that is named in the connection string is meant, one that the login has by default is not.
     let mut words = vec!["-c role=none".to_owned()];
     words.extend((!given.is_empty()).then(|| given.to_owned()));
     words.extend(
         newer
-            .iter()
-            .chain(&COURSE)
+            .chain(COURSE)
             .map(|(name, value)| option(&text(name), &text(value))),
     );
     words.join(" ")

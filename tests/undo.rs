@@ -44,7 +44,7 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT SELECT ON TABLES TO pg_monitor;
 
 /// A mesh of n1 and n2, and n3 to be added.
 fn scene() -> Cluster {
-    scene_with(|_| quick())
+    scene_with(|_| quick().set("zodan.fault", "event triggers fire"))
 }
 
 fn scene_with(options: impl Fn(&str) -> ServerOptions + Sync) -> Cluster {

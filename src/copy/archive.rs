@@ -8,6 +8,7 @@ use super::{OURS, Source, Target, conninfo, snapshot_session};
 use crate::encoding;
 use crate::environment::{self, REFUSABLE};
 use crate::error::{Result, SqlState};
+use crate::fault;
 use crate::libpq::{Conn, Row};
 use crate::node::Session;
 use crate::quote::ident;
@@ -320,7 +321,7 @@ fn restore_settings(
     let maintenance = unsafe { pg_sys::maintenance_work_mem }.max(LEAST_MAINTENANCE_KB);
     let maintenance = format!("{maintenance}kB");
     // Before PostgreSQL 17 this keeps event triggers of the usual kind from what the restore does.
-    let as_replica = !no_event_triggers && superuser;
+    let as_replica = !no_event_triggers && superuser && !fault::event_triggers_fire();
     [
         // Made durable by the next commit of the run itself; what a crash loses, it also undoes.
         ("synchronous_commit", "off"),

@@ -108,7 +108,6 @@ impl Checks<'_> {
                 checks.push(self.check_names()?);
                 checks.push(self.check_division()?);
                 checks.push(self.check_reachability(known)?);
-                checks.push(self.check_event_triggers()?);
                 checks.push(self.check_empty()?);
                 let check = Check::new(
                     "structure",
@@ -782,12 +781,13 @@ impl Checks<'_> {
             true => engine.passed(&self.source.name, ""),
             false => found.into_iter().for_each(|f| engine.warned_of(f)),
         }
+        let triggers = self.check_event_triggers()?;
         let login = self.check_login_triggers()?;
         let apply = self.check_apply_settings()?;
         let all = [&mut *self.source].into_iter().chain(&mut *self.peers);
         let clocks = clocks::check(&clocks::read(all.chain([&mut *self.new]))?);
         let checks = [
-            objects, database, sessions, wal, idle, clocks, engine, login, apply,
+            objects, database, sessions, wal, idle, clocks, engine, triggers, login, apply,
         ];
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
     }
