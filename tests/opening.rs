@@ -163,8 +163,8 @@ fn until_the_proof_nobody_writes() {
         let refused = n2.sql_error("UPDATE t SET v = 'n2'");
         assert_eq!(refused.code(), "25006", "{point}: {refused}");
         running.cancel();
-        hang.release();
         assert_eq!(running.fails().code(), "57014", "{point}");
+        hang.release();
         assert_eq!(n1.value("SELECT v FROM t"), "later", "{point}");
         assert_eq!(
             n2.value("SELECT count(*) FROM pg_db_role_setting"),
