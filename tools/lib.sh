@@ -3,6 +3,8 @@
 
 set -euo pipefail
 umask 022
+# Else `cd` goes elsewhere, and says where.
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Majors that may be chosen without being asked, newest first. PG_CONFIG may name an older one.
@@ -13,6 +15,7 @@ say() { printf '== %s\n' "$*" >&2; }
 die() { printf 'zodan: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 is_root() { [ "$(id -u)" = 0 ]; }
+can_be_root() { is_root || have sudo; }
 
 # rustup puts cargo on the PATH of login shells only.
 have cargo || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
@@ -29,7 +32,8 @@ cache=$(cd "$cache" && pwd)
 
 as_root() {
     if is_root; then
-        "$@"
+        # Without set-up's lock, which a server that a package starts would keep.
+        "$@" 9>&-
     elif have sudo; then
         sudo "$@"
     else
@@ -43,7 +47,8 @@ apt_updated=
 apt_update() {
     [ -z "$apt_updated" ] || return 0
     say "Updating the package lists (under a minute)"
-    as_root apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null >&2
+    as_root apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null >&2 ||
+        say "Some package lists could not be updated"
     apt_updated=yes
 }
 
@@ -76,14 +81,14 @@ need() {
 
 install_missing() {
     [ ${#missing[@]} -gt 0 ] || return 0
-    local list
+    local list packages=("${missing_packages[@]}")
     list=$(printf ', %s' "${missing[@]}")
     list=${list#, }
     have apt-get || die "missing: $list. Install them with this system's package manager and run this again."
     say "Missing: $list"
-    apt_install "${missing_packages[@]}"
     missing=()
     missing_packages=()
+    apt_install "${packages[@]}"
 }
 
 has_header() { printf '#include <stdio.h>\n#include <%s>\n' "$1" | cc -E -x c - ; }
@@ -200,7 +205,7 @@ find_cargo_pgrx() {
 install_cargo_pgrx() {
     local root=${cached_cargo_pgrx%/bin/*}
     say "Installing cargo-pgrx $pgrx_version into $root (3 to 7 minutes, once)"
-    cargo install -q cargo-pgrx --version "=$pgrx_version" --locked --root "$root"
+    cargo install -q cargo-pgrx --version "=$pgrx_version" --locked --root "$root" 9>&-
 }
 
 # --- the account of the servers ------------------------------------------------------------------

@@ -62,7 +62,8 @@ pub fn take_down() -> Option<usize> {
     }
     let patience = Instant::now() + Duration::from_secs(10);
     for pid in &running {
-        while signal(*pid, 0) {
+        // One that nobody reaps still has its number, but no directory.
+        while signal(*pid, 0) && fs::read_link(format!("/proc/{pid}/cwd")).is_ok() {
             if Instant::now() > patience {
                 signal(*pid, libc::SIGQUIT);
             }
