@@ -211,3 +211,26 @@ fn triggers_of_apply_may_write_before() {
         .unwrap();
     n1.wait_for("SELECT count(*) FROM t", "2");
 }
+
+/// No counter tells a TRUNCATE.
+#[test]
+fn a_truncate_on_the_new_node_is_not_missed() {
+    let cluster = pair(
+        "CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)",
+    );
+    let n2 = cluster.n(2);
+    let mut early = n2.client_named("early bird");
+    let (hang, running) = hanging(&cluster, "within indexes are created");
+    early.batch_execute("TRUNCATE t").unwrap();
+    hang.release();
+    let failed = running.fails();
+    assert_eq!(failed.code(), "55000", "{failed}");
+    assert_eq!(
+        failed.message(),
+        "applications wrote on the new node before it was a node"
+    );
+    assert!(
+        failed.detail().contains("application \"early bird\""),
+        "{failed}"
+    );
+}

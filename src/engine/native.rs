@@ -523,7 +523,9 @@ impl Engine for Native {
         Statement::new(
             "SELECT format('START_REPLICATION SLOT %I LOGICAL 0/0 (proto_version ''1'', publication_names %L)',
                            subslotname, (SELECT string_agg(quote_ident(p), ',') FROM unnest(subpublications) p))
-               FROM pg_subscription WHERE subname = $1 AND subslotname IS NOT NULL",
+               FROM pg_subscription
+              WHERE subname = $1 AND subslotname IS NOT NULL
+                AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
             &[&path.subscription],
         )
     }

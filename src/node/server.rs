@@ -432,6 +432,20 @@ pub fn rows_written() -> Statement {
     )
 }
 
+/// `schema, table, file` of the same tables: one that was truncated has got another file.
+pub fn table_files() -> Statement {
+    Statement::new(
+        "SELECT n.nspname, c.relname, pg_relation_filenode(c.oid)
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.relkind = 'r' AND c.relpersistence = 'p'
+            AND n.nspname NOT IN ('zodan', 'spock', 'pg_catalog', 'information_schema')
+            AND NOT EXISTS (SELECT FROM pg_depend d
+                             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                               AND d.deptype = 'e')",
+        &[],
+    )
+}
+
 /// Empties tables together, since they may refer to each other.
 pub fn empty(tables: &[String]) -> Statement {
     Statement::new(format!("TRUNCATE {}", tables.join(", ")), &[])
@@ -478,9 +492,12 @@ pub fn sessions_uncounted(since: &str) -> Statement {
     Statement::new(
         "SELECT pid, usename, application_name FROM pg_stat_activity
           WHERE datname = current_database() AND pid <> pg_backend_pid()
-            AND application_name NOT LIKE 'zodan%'
+            AND application_name <> 'zodan' AND application_name NOT LIKE 'zodan %'
             AND backend_type NOT LIKE 'zodan%' AND backend_type NOT LIKE 'autovacuum%'
-            AND backend_type NOT IN ('walsender', 'parallel worker')
+            AND backend_type <> 'parallel worker'
+            AND NOT (backend_type = 'walsender'
+                     AND EXISTS (SELECT FROM pg_stat_replication r
+                                  WHERE r.pid = pg_stat_activity.pid AND r.state <> 'startup'))
             AND backend_start < $1::timestamptz
             AND NOT (state = 'idle'
                      AND (state_change > $1::timestamptz + interval '1100 ms'
@@ -671,8 +688,9 @@ pub fn login_triggers() -> Statement {
     )
 }
 
-/// Settings by which apply workers of a role like this one's read other values than were sent, as they are by
-/// default for a session of the database.
+/// Settings by which apply workers of a role like this one's read other values than were sent or do not come to an
+/// end, as they are by default for a session of the database. `lc_monetary` wherever there is money: what counts is
+/// whether it is the same on all nodes.
 pub fn misreading_settings() -> Statement {
     Statement::new(
         "SELECT name, reset_val FROM pg_settings
@@ -681,7 +699,22 @@ pub fn misreading_settings() -> Statement {
                                JOIN pg_type t ON t.oid = a.atttypid
                          WHERE c.relkind = 'r' AND c.oid >= 16384 AND NOT a.attisdropped
                            AND CASE name WHEN 'xmloption' THEN t.oid = 'xml'::regtype
-                                         ELSE t.typcategory = 'A' END)",
+                                         ELSE t.typcategory = 'A' END)
+         UNION ALL
+         SELECT name, reset_val FROM pg_settings
+          WHERE name = 'lc_monetary'
+            AND EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+                         WHERE c.relkind = 'r' AND c.oid >= 16384 AND NOT a.attisdropped
+                           AND a.atttypid IN ('money'::regtype, 'money[]'::regtype))
+         UNION ALL
+         SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
+           FROM pg_db_role_setting s, unnest(s.setconfig) c
+          WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+            AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = current_user))
+            AND (c LIKE 'transaction\\_timeout=%' AND c <> 'transaction_timeout=0'
+                 OR c LIKE 'role=%' AND NOT EXISTS (SELECT FROM pg_roles r
+                                                     WHERE r.rolsuper AND c = 'role=' || r.rolname)
+                                    AND c NOT IN ('role=', 'role=none'))",
         &[],
     )
 }

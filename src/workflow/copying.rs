@@ -10,11 +10,13 @@ use crate::copy::{
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
 use crate::journal::{Effect, Journal};
-use crate::node::{Local, Member, Node, Statement, server};
+use crate::libpq::Row;
+use crate::node::{Local, Member, Node, Session, Statement, server};
 use crate::progress::{self, Work};
 use crate::quote::ident;
 use crate::settings::copy_jobs;
 use crate::step::{Action, Step};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// No bytes are left for later.
@@ -47,6 +49,8 @@ pub struct Held {
     /// Rows inserted and changed in the database if nobody but the copy wrote; `None` where the
     /// server does not count.
     expected: Option<(u64, u64)>,
+    /// The files of tables that nobody but a TRUNCATE would replace.
+    files: BTreeMap<String, String>,
     /// Tables whose contents have to be compared when everything has arrived; see
     /// [`data::Copied::unproved`].
     pub unproved: Vec<String>,
@@ -56,8 +60,24 @@ impl Held {
     /// Whether somebody else wrote, in a session that did not heed the setting: one that was open
     /// before, or one that turned it off.
     pub fn written_by_others(&self, new: &mut Node) -> Result<bool> {
-        Ok(self.expected.is_some() && rows_written(new)? != self.expected)
+        if self.expected.is_some() && rows_written(new)? != self.expected {
+            return Ok(true);
+        }
+        let now = table_files(&mut new.session)?;
+        Ok(self
+            .files
+            .iter()
+            .any(|(table, file)| now.get(table) != Some(file)))
     }
+}
+
+fn table_files(session: &mut Session) -> Result<BTreeMap<String, String>> {
+    let rows = session.query(&server::table_files().sql, &[])?;
+    let file = |row: &Row| {
+        let table = crate::quote::qualified(row.text(0), row.text(1));
+        (table, row.text(2).to_owned())
+    };
+    Ok(rows.iter().map(file).collect())
 }
 
 fn rows_written(node: &mut Node) -> Result<Option<(u64, u64)>> {
@@ -85,7 +105,9 @@ impl Copying<'_> {
             brought: Some(copy::brought(&mut self.source.session)?),
         };
         let step = self.intend(Action::Copy, &effect)?;
-        let copied = self.copy(plan, step, &mut before)?;
+        let (copied, mut files) = self.copy(plan, step, &mut before)?;
+        // Emptied by ourselves.
+        files.retain(|table, _| !copied.again.contains(table));
         self.journal
             .note_copy(copied.tables as u64, copied.rows, copied.bytes)?;
         self.journal.done(step)?;
@@ -111,11 +133,18 @@ impl Copying<'_> {
             engines,
             apply: None,
             expected,
+            files,
             unproved: copied.unproved,
         })
     }
 
-    fn copy(&mut self, plan: CopyPlan, step: i32, before: &mut Inventory) -> Result<data::Copied> {
+    /// Also the files of the tables when they had been created.
+    fn copy(
+        &mut self,
+        plan: CopyPlan,
+        step: i32,
+        before: &mut Inventory,
+    ) -> Result<(data::Copied, BTreeMap<String, String>)> {
         let report = self.report;
         let Member { name, dsn } = self.source.member();
         let source = Source {
@@ -161,6 +190,7 @@ impl Copying<'_> {
         report.now("creating tables");
         archive.restore_before_data(&target, &mut self.new.session)?;
         report.step("tables, types and functions created");
+        let files = table_files(&mut self.new.session)?;
         self.journal.passed("tables are created")?;
 
         let options = data::Options {
@@ -285,7 +315,7 @@ impl Copying<'_> {
         settings::apply(&mut self.new.session, &own)?;
         // The rows are stored: the origin has done its work, and its name may be wanted again.
         server::drop_origin(&plan.origin).run(self.new)?;
-        Ok(copied)
+        Ok((copied, files))
     }
 
     /// New sessions of the database cannot write: what an application wrote before the new node's

@@ -6,6 +6,9 @@ use crate::node::{Node, server};
 use crate::quote::ident;
 use crate::workflow::findings::Check;
 use crate::workflow::members::each;
+use std::collections::BTreeSet;
+
+const MONEY: &str = "lc_monetary";
 
 impl Checks<'_> {
     fn everyone(&mut self) -> Vec<&mut Node> {
@@ -80,23 +83,40 @@ impl Checks<'_> {
         let names = self.names();
         let answers = each(self.everyone(), |_| server::misreading_settings())?;
         let mut check = Check::new("settings of apply workers", "as values are sent");
+        let money: BTreeSet<&str> = answers
+            .iter()
+            .flat_map(|rows| rows.iter())
+            .filter(|row| row.text(0) == MONEY)
+            .map(|row| row.text(1))
+            .collect();
         for (name, rows) in names.iter().zip(&answers) {
-            let Some(row) = rows.first() else {
+            let mut harmless = true;
+            for row in rows {
+                let (setting, value) = (row.text(0), row.text(1));
+                let harm = match setting {
+                    MONEY if money.len() < 2 => continue,
+                    MONEY => {
+                        "amounts of money are sent as text, and read as other amounts where it differs"
+                    }
+                    "array_nulls" => {
+                        "apply stores the text NULL where an array that is changed has a null"
+                    }
+                    "transaction_timeout" => {
+                        "it ends what sends and what applies a transaction that takes longer, again and again"
+                    }
+                    "role" => "apply workers would run as this role, which is no superuser",
+                    _ => "apply stops at a value that is no whole document",
+                };
+                harmless = false;
+                check.warned(
+                    name,
+                    format!("{setting} is {value} by default: {harm}"),
+                    format!("Reset {setting} for the database, the role and the server, and set it where it is needed."),
+                );
+            }
+            if harmless {
                 check.passed(name, "as values are sent");
-                continue;
-            };
-            let (setting, value) = (row.text(0), row.text(1));
-            let harm = match setting {
-                "array_nulls" => {
-                    "apply stores the text NULL where an array that is changed has a null"
-                }
-                _ => "apply stops at a value that is no whole document",
-            };
-            check.warned(
-                name,
-                format!("{setting} is {value} by default: {harm}"),
-                format!("Reset {setting} for the database, the role and the server, and set it where it is needed."),
-            );
+            }
         }
         Ok(check)
     }
