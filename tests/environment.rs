@@ -6,7 +6,7 @@ mod common;
 use common::recovery::{self, On};
 use common::{Call, fingerprint, open_writer, quick, wait_mesh};
 use lab::postgres::Client;
-use lab::{Cluster, Server, assert_same_content, wait_quiet};
+use lab::{Cluster, Server, assert_same_content, quote_literal, wait_quiet};
 
 /// Values whose text depends on settings, in a table that is copied as text and in one that is copied in binary.
 const CONTENT: &str = r#"
@@ -354,4 +354,44 @@ fn a_limit_of_the_session_ends_the_call() {
     session.simple_query(&Call::of(n2, n1).sql()).unwrap_err();
     assert_unchanged(&mut session, &before);
     writer.batch_execute("ROLLBACK").unwrap();
+}
+
+/// What apply workers have by default, and what they cannot do with, is told before the first change.
+#[test]
+fn defaults_that_apply_cannot_do_with_are_told() {
+    let cluster = Cluster::start(2);
+    cluster.form_mesh(1, "CREATE TABLE t (id integer PRIMARY KEY, price money)");
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let told = || -> Vec<String> {
+        let report = format!(
+            "SELECT node || ' ' || found FROM spock.health_report('n1', {}, 'n2', {}, 'pre')
+              WHERE \"check\" = 'settings of apply workers' AND status = 'warning' ORDER BY 1",
+            quote_literal(&n1.dsn()),
+            quote_literal(&n2.dsn())
+        );
+        let rows = n2.rows(&report);
+        rows.into_iter()
+            .map(|row| row[0].clone().unwrap_or_default())
+            .collect()
+    };
+    assert_eq!(told(), [""; 0]);
+    n1.sql("ALTER DATABASE postgres SET lc_monetary = 'POSIX'");
+    let harm = "amounts of money are sent as text, and read as other amounts where it differs";
+    assert_eq!(
+        told(),
+        [
+            format!("n1 lc_monetary is POSIX by default: {harm}"),
+            format!("n2 lc_monetary is C by default: {harm}")
+        ]
+    );
+    n1.sql("ALTER DATABASE postgres RESET lc_monetary");
+    if lab::pg::has_setting("transaction_timeout") {
+        n1.sql("ALTER DATABASE postgres SET transaction_timeout = '1h'");
+        assert_eq!(
+            told(),
+            [
+                "n1 transaction_timeout is 1h by default: it ends what sends and what applies a transaction that takes longer, again and again"
+            ]
+        );
+    }
 }

@@ -689,8 +689,8 @@ pub fn login_triggers() -> Statement {
 }
 
 /// Settings by which apply workers of a role like this one's read other values than were sent or do not come to an
-/// end, as they are by default for a session of the database. `lc_monetary` wherever there is money: what counts is
-/// whether it is the same on all nodes.
+/// end, as they are by default for a session of the database. `lc_monetary` always, and `money` where there are
+/// amounts of it: what counts is whether the first is the same on all nodes.
 pub fn misreading_settings() -> Statement {
     Statement::new(
         "SELECT name, reset_val FROM pg_settings
@@ -701,11 +701,11 @@ pub fn misreading_settings() -> Statement {
                            AND CASE name WHEN 'xmloption' THEN t.oid = 'xml'::regtype
                                          ELSE t.typcategory = 'A' END)
          UNION ALL
-         SELECT name, reset_val FROM pg_settings
-          WHERE name = 'lc_monetary'
-            AND EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-                         WHERE c.relkind = 'r' AND c.oid >= 16384 AND NOT a.attisdropped
-                           AND a.atttypid IN ('money'::regtype, 'money[]'::regtype))
+         SELECT name, reset_val FROM pg_settings WHERE name = 'lc_monetary'
+         UNION ALL
+         SELECT 'money', '' WHERE EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+                                           WHERE c.relkind = 'r' AND c.oid >= 16384 AND NOT a.attisdropped
+                                             AND a.atttypid IN ('money'::regtype, 'money[]'::regtype))
          UNION ALL
          SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
            FROM pg_db_role_setting s, unnest(s.setconfig) c

@@ -8,7 +8,8 @@ use crate::workflow::findings::Check;
 use crate::workflow::members::each;
 use std::collections::BTreeSet;
 
-const MONEY: &str = "lc_monetary";
+const MONETARY: &str = "lc_monetary";
+const MONEY: &str = "money";
 
 impl Checks<'_> {
     fn everyone(&mut self) -> Vec<&mut Node> {
@@ -83,19 +84,18 @@ impl Checks<'_> {
         let names = self.names();
         let answers = each(self.everyone(), |_| server::misreading_settings())?;
         let mut check = Check::new("settings of apply workers", "as values are sent");
-        let money: BTreeSet<&str> = answers
-            .iter()
-            .flat_map(|rows| rows.iter())
-            .filter(|row| row.text(0) == MONEY)
-            .map(|row| row.text(1))
-            .collect();
+        let found = || answers.iter().flat_map(|rows| rows.iter());
+        let monetary = found().filter(|row| row.text(0) == MONETARY);
+        let monetary: BTreeSet<&str> = monetary.map(|row| row.text(1)).collect();
+        let money_differs = monetary.len() > 1 && found().any(|row| row.text(0) == MONEY);
         for (name, rows) in names.iter().zip(&answers) {
             let mut harmless = true;
             for row in rows {
                 let (setting, value) = (row.text(0), row.text(1));
                 let harm = match setting {
-                    MONEY if money.len() < 2 => continue,
-                    MONEY => {
+                    MONEY => continue,
+                    MONETARY if !money_differs => continue,
+                    MONETARY => {
                         "amounts of money are sent as text, and read as other amounts where it differs"
                     }
                     "array_nulls" => {
