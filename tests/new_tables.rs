@@ -83,6 +83,11 @@ fn a_partition_that_a_subscription_does_not_know() {
         let line = format!("node \"{node}\": its subscriptions know 1 tables more");
         assert!(said.contains(&line.as_str()), "{said:?}");
     }
+    assert!(
+        said.last()
+            .is_some_and(|l| l.contains("spock.verify_nodes()")),
+        "{said:?}"
+    );
     wait_mesh(&cluster.first(2));
     for (member, v) in [(n1, "n1"), (n2, "n2")] {
         member.sql(&format!("INSERT INTO event VALUES ('2026-02-03', '{v}')"));

@@ -34,12 +34,19 @@ pub fn refresh(own: &Member, mut say: impl FnMut(&str)) -> Result<()> {
         }
     }
     let after = known(&mut nodes)?;
+    let mut news = false;
     for (node, (before, after)) in nodes.iter().zip(before.iter().zip(after)) {
         let more = after - before;
+        news |= more > 0;
         say(&format!(
             "node \"{}\": its subscriptions know {more} tables more",
             node.name
         ));
+    }
+    if news {
+        say(
+            "rows that were written into them before are only where they were written, which SELECT * FROM spock.verify_nodes() shows",
+        );
     }
     outcome
 }
