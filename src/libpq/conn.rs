@@ -842,6 +842,8 @@ enum Connecting {
         conn: Conn,
         interest: Interest,
         deadline: Option<Instant>,
+        /// It began with what a server may refuse; see [`environment::REFUSABLE`].
+        refusable: bool,
     },
     Done(Result<Conn>),
 }
@@ -942,6 +944,7 @@ impl Connecting {
                 Some(limit) => Some(Instant::now() + limit),
                 None => (!patience.is_zero()).then(|| Instant::now() + patience * hosts as u32),
             },
+            refusable: all,
         };
         under.check_failed();
         Ok(under)
@@ -988,7 +991,13 @@ impl Connecting {
 
     fn advance(&mut self, ready: bool, how: &How) {
         let expired = self.rest().is_some_and(|r| r.is_zero());
-        let Self::Under { conn, interest, .. } = self else {
+        let Self::Under {
+            conn,
+            interest,
+            refusable,
+            ..
+        } = self
+        else {
             return;
         };
         if !ready {
@@ -1018,8 +1027,10 @@ impl Connecting {
                 let reason = conn.message();
                 let (node, dsn) = (conn.node.clone(), conn.dsn.clone());
                 let address = dsn.without_secrets();
-                let anew = reason.contains(environment::REFUSABLE)
-                    && REFUSED.with_borrow_mut(|refused| refused.insert(address));
+                let anew = *refusable && reason.contains(environment::REFUSABLE);
+                if anew {
+                    REFUSED.with_borrow_mut(|refused| refused.insert(address));
+                }
                 match anew {
                     true => *self = Self::start(&node, &dsn, how),
                     false => self.fail(reason),
