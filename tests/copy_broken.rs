@@ -76,7 +76,13 @@ fn what_does_not_hold_on_the_source() {
             "foreign key \"{name}\" of table \"public\".\"{table}\" is NOT VALID on node \"n2\": rows that break it, on node \"n1\" as well: {rows}"
         )
     };
-    let told = warnings(&called);
+    let mut told = warnings(&called);
+    if lab::pg::major() < 17 {
+        let fires = "event triggers fire for what the run does there: seen";
+        let before = told.len();
+        told.retain(|t| !t.contains(fires));
+        assert_eq!(before - told.len(), 1, "{told:#?}");
+    }
     assert_eq!(told.len(), 5, "{told:#?}");
     for expected in [
         broken("orders_customer_fkey", "orders", 3),

@@ -269,6 +269,45 @@ fn who_was_down_catches_up_with_the_next_call_of_another() {
     }
 }
 
+/// Who noted what n4 owes is away when it is back: it learns of the removal from n5, which had been away as well.
+#[test]
+fn who_was_down_catches_up_where_nobody_knows_what_it_owes() {
+    let cluster = mesh(5, 0);
+    let [n1, n2, n3, n4, n5] = [1, 2, 3, 4, 5].map(|i| cluster.n(i));
+    n4.stop();
+    n5.stop();
+    call(n1, &remove("n3", true));
+    let owed = "SELECT string_agg(DISTINCT member, ' ' ORDER BY member) FROM zodan.owed";
+    assert_eq!([n1, n2].map(|n| n.value(owed)), ["n4 n5", "n4 n5"]);
+    n5.boot();
+    assert_eq!(n5.value("SELECT zodan.keep_recovery_slot() > 0"), "t");
+    for node in [n1, n2] {
+        node.wait_for(owed, "n4");
+    }
+    assert_one_registry(&[n1, n2, n5], 6, "n1 n2 n4 n5");
+    assert_eq!(n5.value(owed), "");
+    n1.stop();
+    n2.stop();
+    n4.boot();
+    assert_eq!(n4.value("SELECT zodan.keep_recovery_slot() > 0"), "t");
+    n4.wait_for(GENERATION, "6");
+    assert_one_registry(&[n4, n5], 6, "n1 n2 n4 n5");
+    for left in [
+        "SELECT count(*) FROM pg_subscription WHERE subname = 'sub_n3_n4'",
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n4_n3_postgres'",
+    ] {
+        assert_eq!(n4.value(left), "0");
+    }
+    n1.boot();
+    n2.boot();
+    for node in [n1, n2] {
+        node.wait_for("SELECT count(*) FROM zodan.owed", "0");
+    }
+    let members = [n1, n2, n4, n5];
+    wait_mesh(&members);
+    assert_replicates(&members, 1);
+}
+
 /// Of two nodes one has died, and the other cannot know that it has.
 #[test]
 fn the_dead_one_of_two_goes_by_force() {

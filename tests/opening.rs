@@ -234,3 +234,46 @@ fn a_truncate_on_the_new_node_is_not_missed() {
         "{failed}"
     );
 }
+
+/// Where sessions are not counted by default, what they write could not be noticed.
+#[test]
+fn a_database_that_does_not_count_rows_is_refused() {
+    let cluster = pair("CREATE TABLE t (id integer PRIMARY KEY)");
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n2.sql("CREATE ROLE \"Silent one\"");
+    let database = n2.value("SELECT current_database()");
+    let with = format!("ALTER DATABASE {database} SET track_counts = off");
+    let without = format!("ALTER DATABASE {database} RESET track_counts");
+    let in_database =
+        format!("ALTER ROLE \"Silent one\" IN DATABASE {database} SET track_counts = 'no'");
+    let not_in_database =
+        format!("ALTER ROLE \"Silent one\" IN DATABASE {database} RESET track_counts");
+    let role = "role \"Silent one\"";
+    for (set, whose, reset) in [
+        (&*with, format!("database {database}"), &*without),
+        (
+            "ALTER ROLE \"Silent one\" SET track_counts = off",
+            role.to_owned(),
+            "ALTER ROLE \"Silent one\" RESET track_counts",
+        ),
+        (&*in_database, role.to_owned(), &*not_in_database),
+        (
+            "ALTER SYSTEM SET track_counts = off",
+            "the server".to_owned(),
+            "ALTER SYSTEM SET track_counts = on",
+        ),
+    ] {
+        n2.sql(set);
+        n2.reload();
+        let failed = add_node(n2, "n2", n1, "n1").expect_err(set);
+        assert_eq!(failed.code(), "55000", "{failed}");
+        let told = format!("track_counts is off for {whose}, so it would not be noticed");
+        assert!(failed.message().contains(&told), "{failed}");
+        assert!(failed.hint().contains(reset), "{failed}");
+        assert_eq!(n2.value("SELECT to_regclass('t')"), "");
+        n2.sql(reset);
+        n2.reload();
+    }
+    joined(n2, "n2", n1, "n1");
+    assert_same_content(&[n1, n2]);
+}

@@ -32,6 +32,7 @@ pub mod settings;
 mod shared;
 mod sql;
 mod stream;
+mod structure;
 mod tables;
 mod undo;
 mod worker;
@@ -43,7 +44,8 @@ pub use indexes::Indexes;
 pub use inventory::{Inventory, inventory};
 pub use privileges::Privileges;
 pub use requirements::requirements;
-pub use tables::{Names, Table, tables};
+pub use structure::Structure;
+pub use tables::{Table, tables};
 pub use undo::undo;
 
 use crate::error::Result;

@@ -91,7 +91,7 @@ pub fn of_queries(session: &mut Session) -> Result<Vec<(String, String)>> {
         "SELECT name, reset_val FROM pg_catalog.pg_settings
           WHERE name IN ('search_path', 'DateStyle', 'IntervalStyle', 'TimeZone', 'extra_float_digits',
                          'bytea_output', 'xmlbinary', 'xmloption', 'array_nulls', 'quote_all_identifiers',
-                         'transform_null_equals', 'default_text_search_config')
+                         'transform_null_equals', 'default_text_search_config', 'lc_monetary', 'lc_numeric', 'lc_time')
           ORDER BY 1",
         &[],
     )?;

@@ -2,8 +2,7 @@
 
 use super::plan::{Range, Size};
 use super::{OURS, Source, snapshot_session};
-use crate::error::{Error, Result, SqlState};
-use crate::node::Session;
+use crate::error::{Error, Result};
 use crate::quote::{ident, qualified};
 use serde::{Deserialize, Serialize};
 
@@ -197,45 +196,6 @@ pub fn tables(source: &Source<'_>, members: &[String]) -> Result<Vec<Table>> {
             })
         })
         .collect()
-}
-
-/// Tables that are not what they were called: renamed, or replaced by another one of the same name. One that
-/// is just gone does no harm.
-const MOVED: &str = "
-SELECT t.name
-  FROM unnest($1::oid[], $2::text[]) t(oid, name)
-  LEFT JOIN pg_catalog.pg_class c ON c.oid = t.oid
- WHERE to_regclass(t.name)::oid IS DISTINCT FROM t.oid
-   AND (c.oid IS NOT NULL OR to_regclass(t.name) IS NOT NULL)
- ORDER BY 1";
-
-/// The tables of the plan, by OID and name.
-pub struct Names(Vec<(u32, String)>);
-
-impl Names {
-    pub fn of(tables: &[Table]) -> Self {
-        Self(tables.iter().map(|t| (t.oid, t.label())).collect())
-    }
-
-    /// Fails if a name means another table than it did. Where DDL is not replicated, what comes of the
-    /// tables from now on comes under these names.
-    pub fn check(&self, source: &mut Session, node: &str) -> Result<()> {
-        let oids = super::sql::array(self.0.iter().map(|(oid, _)| oid.to_string()));
-        let names = super::sql::array(self.0.iter().map(|(_, name)| name));
-        let moved = source.query(MOVED, &[&oids, &names])?;
-        if moved.is_empty() {
-            return Ok(());
-        }
-        let moved: Vec<&str> = moved.iter().map(|row| row.text(0)).collect();
-        Err(Error::refused(
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            format!(
-                "table {} of node \"{node}\" was renamed or replaced since the snapshot was taken",
-                moved.join(", ")
-            ),
-            "Run the same CALL again, and do not change the structure of tables while a node joins.",
-        ))
-    }
 }
 
 #[cfg(test)]

@@ -84,6 +84,10 @@ impl Registry {
             && (self.generation, self.changed_at) > (other.generation, other.changed_at)
     }
 
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().map(|m| m.name.as_str())
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.members.iter().any(|m| m.name == name)
     }

@@ -399,18 +399,23 @@ pub fn database_itself() -> Statement {
     )
 }
 
+/// Of a row `c` of pg_class.
+const OF_NO_EXTENSION: &str = "NOT EXISTS (SELECT FROM pg_depend d
+                             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                               AND d.deptype = 'e')";
+
 /// The tables of this database that belong to its users, as `schema.table`.
 pub fn user_tables() -> Statement {
     Statement::new(
-        "SELECT format('%I.%I', n.nspname, c.relname)
+        format!(
+            "SELECT format('%I.%I', n.nspname, c.relname)
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
             AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'zodan', 'spock')
             AND n.nspname NOT LIKE 'pg\\_%'
-            AND NOT EXISTS (SELECT FROM pg_depend d
-                             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-                               AND d.deptype = 'e')
-          ORDER BY 1",
+            AND {OF_NO_EXTENSION}
+          ORDER BY 1"
+        ),
         &[],
     )
 }
@@ -420,14 +425,41 @@ pub fn user_tables() -> Statement {
 /// when a restore runs them, and some extensions write of their own accord.
 pub fn rows_written() -> Statement {
     Statement::new(
-        "SELECT coalesce(sum(s.n_tup_ins), 0), coalesce(sum(s.n_tup_upd + s.n_tup_del), 0)
+        format!(
+            "SELECT coalesce(sum(s.n_tup_ins), 0), coalesce(sum(s.n_tup_upd + s.n_tup_del), 0)
            FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
           WHERE c.relkind = 'r' AND c.relpersistence = 'p'
             AND s.schemaname NOT IN ('zodan', 'spock')
-            AND NOT EXISTS (SELECT FROM pg_depend d
-                             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-                               AND d.deptype = 'e')
-         HAVING current_setting('track_counts') = 'on'",
+            AND {OF_NO_EXTENSION}
+         HAVING current_setting('track_counts') = 'on'"
+        ),
+        &[],
+    )
+}
+
+/// What keeps writes of this database's sessions from being counted by default: what of them, and the statement that
+/// takes it back. Not the server's own setting where the database has one.
+pub fn uncounted_defaults() -> Statement {
+    Statement::new(
+        "WITH set AS (
+            SELECT setdatabase, setrole, option_value::boolean AS counts
+              FROM pg_db_role_setting, pg_options_to_table(setconfig)
+             WHERE option_name = 'track_counts'
+               AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())))
+         SELECT CASE WHEN setrole = 0 THEN 'database ' || current_database()
+                     ELSE 'role ' || setrole::regrole END,
+                CASE WHEN setrole = 0 THEN format('ALTER DATABASE %I RESET track_counts', current_database())
+                     WHEN setdatabase = 0 THEN format('ALTER ROLE %s RESET track_counts', setrole::regrole)
+                     ELSE format('ALTER ROLE %s IN DATABASE %I RESET track_counts', setrole::regrole, current_database()) END
+           FROM set WHERE NOT counts
+         UNION ALL
+         SELECT 'the server', 'ALTER SYSTEM SET track_counts = on'
+          WHERE NOT EXISTS (SELECT FROM set WHERE setrole = 0)
+            AND (EXISTS (SELECT FROM pg_file_settings
+                          WHERE name = 'track_counts' AND applied AND NOT setting::boolean)
+                 OR EXISTS (SELECT FROM pg_settings
+                             WHERE name = 'track_counts' AND reset_val = 'off' AND source = 'command line'))
+          ORDER BY 1",
         &[],
     )
 }
@@ -435,13 +467,13 @@ pub fn rows_written() -> Statement {
 /// `schema, table, file` of the same tables: one that was truncated has got another file.
 pub fn table_files() -> Statement {
     Statement::new(
-        "SELECT n.nspname, c.relname, pg_relation_filenode(c.oid)
+        format!(
+            "SELECT n.nspname, c.relname, pg_relation_filenode(c.oid)
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.relkind = 'r' AND c.relpersistence = 'p'
             AND n.nspname NOT IN ('zodan', 'spock', 'pg_catalog', 'information_schema')
-            AND NOT EXISTS (SELECT FROM pg_depend d
-                             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-                               AND d.deptype = 'e')",
+            AND {OF_NO_EXTENSION}"
+        ),
         &[],
     )
 }

@@ -4,8 +4,8 @@ use super::estimate::time_to_build;
 use super::report::Report;
 use super::waiting_slots;
 use crate::copy::{
-    self, Archive, Broken, ForeignKeys, Indexes, Inventory, LeaveOut, Privileges, Source, Target,
-    data, matviews, sequences, settings,
+    self, Archive, Broken, ForeignKeys, Indexes, Inventory, LeaveOut, Privileges, Source,
+    Structure, Target, data, matviews, sequences, settings,
 };
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
@@ -161,6 +161,10 @@ impl Copying<'_> {
         let of_queries = settings::of_queries(&mut self.source.session)?;
         let indexes = Indexes::of(&mut self.source.session)?;
         let foreign_keys = ForeignKeys::of(&source)?;
+        let structure = match plan.names_follow {
+            true => None,
+            false => Some(Structure::of(&source)?),
+        };
         let privileges = Privileges::of(&source, before)?;
 
         report.now("dumping the structure");
@@ -200,7 +204,6 @@ impl Copying<'_> {
             jobs: copy_jobs(),
         };
         report.now("copying rows");
-        let names = (!plan.names_follow).then(|| copy::Names::of(&plan.tables));
         let mut tables = Work::default();
         let later = (indexes.bytes, time_to_build(indexes.bytes));
         let copied = data::copy(
@@ -308,8 +311,8 @@ impl Copying<'_> {
         ));
         self.journal
             .passed("sequences and materialized views are set")?;
-        if let Some(names) = names {
-            names.check(&mut self.source.session, &self.source.name)?;
+        if let Some(structure) = structure {
+            structure.check(&mut self.source.session, &self.source.name)?;
         }
         let own = settings::read(&mut self.source.session)?;
         settings::apply(&mut self.new.session, &own)?;

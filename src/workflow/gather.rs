@@ -73,7 +73,7 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
     }
     let mut all: Vec<&mut Node> = std::iter::once(&mut source).chain(&mut peers).collect();
     if change {
-        membership::settle(&*engine, &mut all, reached.registry.as_ref())?;
+        membership::settle(&mut *engine, &mut all, reached.registry.as_ref())?;
     }
     engine.prepare(&mut all, &mut new)?;
     Ok(Party {

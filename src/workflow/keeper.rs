@@ -8,15 +8,15 @@
 //! is moved after the commit is in the WAL.
 
 use super::members::{connect_each, recovery_slot};
-use super::membership::{catch_up, known, removed};
+use super::membership::{catch_up, forgive_paid, known, removed};
 use super::taken;
 use super::unfinished::unfinished;
-use crate::engine::{Engine, subscription_states};
+use crate::engine::{Engine, Registry, subscription_states};
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, server};
 use crate::settings;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// More samples than this are thinned out: the slot then moves in larger steps.
 const MOST_SAMPLES: usize = 512;
@@ -50,6 +50,8 @@ pub struct Keeper {
     engine: Box<dyn Engine>,
     here: Node,
     peers: BTreeMap<String, Node>,
+    /// Peers that may still have noted what this node owed.
+    untold: BTreeSet<String>,
     samples: VecDeque<Sample>,
     /// A place, and the transaction id from which on none had begun when it was noted.
     open: Option<(Lsn, u64)>,
@@ -63,6 +65,7 @@ impl Keeper {
             engine,
             here,
             peers: BTreeMap::new(),
+            untold: BTreeSet::new(),
             samples: VecDeque::new(),
             open: None,
         })
@@ -208,6 +211,7 @@ impl Keeper {
                 Ok(mut node) => {
                     server::name_session(SESSION).run(&mut node)?;
                     self.peers.insert(member.name.clone(), node);
+                    self.untold.insert(member.name.clone());
                 }
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
                 Err(_) => drop(self.peers.remove(&member.name)),
@@ -232,7 +236,7 @@ impl Keeper {
             }
         }
         if !newest.is_newer_than(&own) {
-            return Ok(None);
+            return self.tell_paid(&own).map(|()| None);
         }
         // Somebody who changes the membership at this moment sees to it.
         let lock = server::try_membership_lock(SESSION).run(nodes[0])?;
@@ -242,14 +246,28 @@ impl Keeper {
         let name = nodes[0].name.clone();
         let member = newest.has_same(&name, &own);
         let caught_up = match member {
-            true => catch_up(&*self.engine, &mut nodes, 0, &newest).map(|_| newest.generation),
+            true => catch_up(&mut *self.engine, &mut nodes, 0, &own, &newest),
             false => Err(removed(&name, &own, &newest)),
         };
         server::membership_unlock().run(nodes[0])?;
         if !member {
             self.forget()?;
         }
-        caught_up.map(Some)
+        caught_up?;
+        self.untold = self.peers.keys().cloned().collect();
+        Ok(Some(newest.generation))
+    }
+
+    /// Those that may have noted what this node owed hear that it is paid.
+    fn tell_paid(&mut self, own: &Registry) -> Result<()> {
+        let me = [self.here.name.clone()];
+        while let Some(name) = self.untold.first().cloned() {
+            if let Some(peer) = self.peers.get_mut(&name) {
+                forgive_paid(&*self.engine, peer, &me, own)?;
+            }
+            self.untold.remove(&name);
+        }
+        Ok(())
     }
 
     /// What the other members have applied; one that does not answer is not in it.

@@ -13,7 +13,7 @@ const HINT: &str = "End the transactions that hold locks on the table.";
 /// node that the call runs on, `command` what its sessions are called.
 pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32> {
     let mut here = members::own_session(own)?;
-    let engine = engine::detect(&mut here)?;
+    let mut engine = engine::detect(&mut here)?;
     let reached = reach(&*engine, &mut here, None)?;
     reached.require_member(&own.name)?;
     let name = server::table_name(table).run(&mut here)?;
@@ -37,7 +37,7 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
     // A node that is joining gets the structure that the source had before.
     members::lock(&mut nodes, command)?;
     let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
-    settle(&*engine, &mut all, reached.registry.as_ref())?;
+    settle(&mut *engine, &mut all, reached.registry.as_ref())?;
     wait_until(&own.name, &format!("locking {name}"), HINT, || {
         on_all(&statement, &mut nodes)
     })

@@ -4,7 +4,7 @@
 
 use super::members::{changed_meanwhile, connect_each};
 use super::undo::revert;
-use crate::engine::{Debt, Engine, Identity, Registry, SequencePolicy, Survey};
+use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Effect;
 use crate::node::{Member, Node, ask, server};
@@ -224,7 +224,7 @@ pub fn of(engine: &dyn Engine, node: &mut Node) -> Result<Option<Registry>> {
 /// Whoever is behind `newest` catches up. The caller holds the membership lock of `nodes`. The members that did,
 /// each with the removed nodes that it has forgotten with that.
 pub fn settle(
-    engine: &dyn Engine,
+    engine: &mut dyn Engine,
     nodes: &mut [&mut Node],
     newest: Option<&Registry>,
 ) -> Result<Vec<(String, BTreeSet<String>)>> {
@@ -240,44 +240,91 @@ pub fn settle(
             return Err(changed_meanwhile(&nodes[i].name));
         }
         if newest.is_newer_than(&theirs) && newest.has_same(&nodes[i].name, &theirs) {
-            let forgotten = catch_up(engine, nodes, i, newest)?;
+            let forgotten = catch_up(engine, nodes, i, &theirs, newest)?;
             caught_up.push((nodes[i].name.clone(), forgotten));
         }
+    }
+    let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+    for node in nodes {
+        forgive_paid(engine, node, &names, newest)?;
     }
     Ok(caught_up)
 }
 
-/// One of `nodes` was away when the membership changed: it pays what it owes since, and takes the registry over.
-/// The removed nodes that it has forgotten with that.
+/// What a member that is away when `removed` leaves has to take back later.
+pub fn owed(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effect> {
+    let (from, to) = (engine.path(removed, member), engine.path(member, removed));
+    vec![
+        Effect::Subscription {
+            subscription: from.subscription,
+        },
+        Effect::Slot { slot: to.slot },
+        Effect::Registration {
+            member: removed.to_owned(),
+            divided_before: None,
+        },
+    ]
+}
+
+/// One of `nodes`, which has the registry `old`, was away when the membership changed: it pays what it owes since,
+/// and takes the registry over. The removed nodes that it has forgotten with that. Who still has it noted is told
+/// with [`forgive_paid`].
 pub fn catch_up(
-    engine: &dyn Engine,
+    engine: &mut dyn Engine,
     nodes: &mut [&mut Node],
     behind: usize,
+    old: &Registry,
     newest: &Registry,
 ) -> Result<BTreeSet<String>> {
     let name = nodes[behind].name.clone();
-    let mut owed: Vec<Debt> = vec![];
+    engine.learn(&mut [&mut *nodes[behind]], &[])?;
+    let mut debts: Vec<(String, Effect)> = vec![];
     for node in nodes.iter_mut() {
         for debt in engine.debts(node)? {
-            let same = |d: &Debt| d.removed == debt.removed && d.effect == debt.effect;
-            if debt.member.name == name && !owed.iter().any(same) {
-                owed.push(debt);
+            if debt.member.name == name {
+                debts.push((debt.removed, Effect::parse(&debt.effect)?));
             }
         }
     }
-    for debt in &owed {
-        revert(engine, &Effect::parse(&debt.effect)?, nodes[behind])?;
+    // Who noted it may be away itself by now.
+    for gone in old.names().filter(|gone| !newest.has(gone)) {
+        let effects = owed(engine, gone, &name);
+        debts.extend(effects.into_iter().map(|effect| (gone.to_owned(), effect)));
+    }
+    let mut removed = BTreeSet::new();
+    let mut reverted: Vec<Effect> = vec![];
+    for (gone, effect) in debts {
+        if !reverted.contains(&effect) {
+            revert(engine, &effect, nodes[behind])?;
+            reverted.push(effect);
+        }
+        removed.insert(gone);
     }
     announce(engine, &mut [&mut *nodes[behind]], newest)?
         .pop()
         .unwrap_or(Ok(()))?;
-    let removed: BTreeSet<String> = owed.into_iter().map(|debt| debt.removed).collect();
-    for gone in &removed {
-        if let Some(statement) = engine.forgive(gone, &name) {
-            super::members::each(nodes.iter_mut().map(|n| &mut **n), |_| statement.clone())?;
+    Ok(removed)
+}
+
+/// Deletes from `creditor` what `members` have paid: they have the registry `newest`, which is taken over after that.
+pub fn forgive_paid(
+    engine: &dyn Engine,
+    creditor: &mut Node,
+    members: &[String],
+    newest: &Registry,
+) -> Result<()> {
+    let paid: BTreeSet<(String, String)> = engine
+        .debts(creditor)?
+        .into_iter()
+        .map(|debt| (debt.removed, debt.member.name))
+        .filter(|(removed, member)| members.contains(member) && !newest.has(removed))
+        .collect();
+    for (removed, member) in paid {
+        if let Some(statement) = engine.forgive(&removed, &member) {
+            statement.run(creditor)?;
         }
     }
-    Ok(removed)
+    Ok(())
 }
 
 /// Gives `next` to those of `nodes` that are members by it, all at the same time; the answers are in their order.

@@ -57,6 +57,30 @@ impl Checks<'_> {
         Ok(check)
     }
 
+    /// What applications write on the new node before its slots are there is known by the server's counters.
+    pub(super) fn check_counters(&mut self) -> Result<Check> {
+        let rows = server::uncounted_defaults().run(self.new)?;
+        let mut check = Check::new("row counters", "on for all sessions");
+        for row in &rows {
+            let (whose, reset) = (row.text(0), row.text(1));
+            check.failed(
+                Finding::new(
+                    &self.new.name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "track_counts is off for {whose}, so it would not be noticed if applications wrote here meanwhile"
+                    ),
+                    format!("{reset}, at least for the time of the CALL."),
+                )
+                .mended_by(reset.to_owned()),
+            );
+        }
+        if rows.is_empty() {
+            check.passed(&self.new.name, "on for all sessions");
+        }
+        Ok(check)
+    }
+
     /// Those that fire for the connections of subscriptions, which are none of ours.
     pub(super) fn check_login_triggers(&mut self) -> Result<Check> {
         let names = self.names();

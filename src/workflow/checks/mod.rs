@@ -109,6 +109,7 @@ impl Checks<'_> {
                 checks.push(self.check_division()?);
                 checks.push(self.check_reachability(known)?);
                 checks.push(self.check_empty()?);
+                checks.push(self.check_counters()?);
                 let check = Check::new(
                     "structure",
                     "what the structure of the source needs is there",

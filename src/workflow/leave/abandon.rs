@@ -53,7 +53,7 @@ pub fn on_the_new_node(here: &Here, request: &Request, report: &Report) -> Resul
     let purpose = format!("remove_node {}", request.target);
     members::lock(std::iter::once(&mut new).chain(&mut nodes), &purpose)?;
     let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
-    settle(&*engine, &mut all, reached.registry.as_ref())?;
+    settle(&mut *engine, &mut all, reached.registry.as_ref())?;
     engine.learn(&mut nodes.iter_mut().collect::<Vec<_>>(), &[])?;
     let mut all: Vec<&mut Node> = std::iter::once(&mut new).chain(&mut nodes).collect();
     take_back(&*engine, session, &run, report, &mut all)?;

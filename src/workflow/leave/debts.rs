@@ -7,31 +7,15 @@ use crate::error::{Error, Result};
 use crate::journal::Effect;
 use crate::node::Member;
 use crate::workflow::members::{self, each};
+use crate::workflow::membership::owed;
 use crate::workflow::undo::{revert, statements};
 use std::collections::BTreeMap;
 
 impl Leave {
-    fn owed_to(&self, member: &str) -> Vec<Effect> {
-        let (from, to) = (
-            self.engine.path(&self.target, member),
-            self.engine.path(member, &self.target),
-        );
-        vec![
-            Effect::Subscription {
-                subscription: from.subscription,
-            },
-            Effect::Slot { slot: to.slot },
-            Effect::Registration {
-                member: self.target.clone(),
-                divided_before: None,
-            },
-        ]
-    }
-
     /// Before anything is detached, so that it is known however the run ends.
     pub fn remember_debts(&mut self) -> Result<()> {
         for (member, _) in &self.away {
-            let effects = self.owed_to(&member.name);
+            let effects = owed(&*self.engine, &self.target, &member.name);
             let mut told = vec![];
             for effect in &effects {
                 let debt = Debt {

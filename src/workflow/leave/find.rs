@@ -80,7 +80,7 @@ impl Leave {
         let mut all: Vec<&mut Node> = survivors.iter_mut().collect();
         // A plan only looks.
         let newest = reached.registry.as_ref().filter(|_| session.changes());
-        let caught_up = settle(&*engine, &mut all, newest)?;
+        let caught_up = settle(&mut *engine, &mut all, newest)?;
         let mut forgotten_late = false;
         for (member, forgotten) in &caught_up {
             for gone in forgotten {

@@ -109,7 +109,7 @@ impl Recovery {
         let mut asked: Vec<&mut Node> = survivors.iter_mut().collect();
         // A plan only looks.
         let newest = reached.registry.as_ref().filter(|_| session.changes());
-        settle(&*engine, &mut asked, newest)?;
+        settle(&mut *engine, &mut asked, newest)?;
         let gone: Vec<Member> = std::iter::once(&failed).chain(&away).cloned().collect();
         engine.learn(&mut asked, &gone)?;
         let mut recovery = Self {

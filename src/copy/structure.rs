@@ -1,0 +1,69 @@
+//! What DDL on the source during the copy did to tables that the new node gets. Where DDL is not replicated, the
+//! new node has them as the snapshot showed them, and what comes of them from now on comes under these names.
+
+use super::sql::array;
+use super::{OURS, Source, snapshot_session};
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::{Row, Rows};
+use crate::node::Session;
+use crate::quote::qualified;
+use std::collections::{HashMap, HashSet};
+
+const TABLES: &str = "
+SELECT c.oid, n.nspname, c.relname, c.relpersistence,
+       concat(ARRAY(SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno),
+              c.relpartbound)
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+   AND n.nspname <> ALL ($1::text[]) AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+ ORDER BY 2, 3";
+
+/// The tables of the source as its snapshot shows them.
+pub struct Structure(Rows);
+
+impl Structure {
+    pub fn of(source: &Source<'_>) -> Result<Self> {
+        Ok(Self(
+            snapshot_session(source)?.query(TABLES, &[&array(OURS)])?,
+        ))
+    }
+
+    /// Fails if a name means another table than it did, a table belongs to another one than it did, or one that was
+    /// not logged is now. One that is just gone does no harm, and one that is new is no table of the copy.
+    pub fn check(&self, source: &mut Session, node: &str) -> Result<()> {
+        let now = source.query(TABLES, &[&array(OURS)])?;
+        let changed = changed(&self.0, &now);
+        let Some((_, what)) = changed.first() else {
+            return Ok(());
+        };
+        let same = changed.iter().filter(|(_, other)| other == what);
+        let tables: Vec<&str> = same.map(|(table, _)| table.as_str()).collect();
+        Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "table {} of node \"{node}\" was {what} since the snapshot was taken",
+                tables.join(", ")
+            ),
+            "Run the same CALL again, and do not change the structure of tables while a node joins.",
+        ))
+    }
+}
+
+/// The tables that are not what they were, and what became of them.
+fn changed(then: &Rows, now: &Rows) -> Vec<(String, &'static str)> {
+    let by_oid: HashMap<&str, &Row> = now.iter().map(|row| (row.text(0), row)).collect();
+    let name = |row: &Row| qualified(row.text(1), row.text(2));
+    let names: HashSet<String> = now.iter().map(name).collect();
+    let what = |was: &Row| match by_oid.get(was.text(0)) {
+        None => names.contains(&name(was)).then_some("renamed or replaced"),
+        Some(is) if name(is) != name(was) => Some("renamed or replaced"),
+        Some(is) if is.text(4) != was.text(4) => {
+            Some("attached to another table or detached from it")
+        }
+        Some(is) if is.text(3) != was.text(3) => Some("set LOGGED or UNLOGGED"),
+        Some(_) => None,
+    };
+    then.iter()
+        .filter_map(|was| Some((name(was), what(was)?)))
+        .collect()
+}
