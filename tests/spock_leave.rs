@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Running, assert_failed, wait_no_sessions};
+use common::{Running, assert_failed, fingerprint, wait_no_sessions};
 use lab::load::LoadOptions;
 use lab::spock;
 use lab::{
@@ -314,4 +314,156 @@ fn a_half_added_node_is_removed_from_a_member_and_from_itself() {
 fn join_again(cluster: &Cluster) {
     join(cluster, 4);
     assert_equal(&cluster.all());
+}
+
+/// n1 takes a set of n2 by a subscription of its own.
+fn second_subscription(cluster: &Cluster) {
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n2.sql("SELECT spock.repset_create('big'); SELECT spock.repset_add_table('big', 'pair_b')");
+    n2.sql("SELECT spock.repset_remove_table('default', 'pair_b')");
+    n1.sql(&format!(
+        "SELECT spock.sub_create('sub_n2_n1_big', {}, ARRAY['big'], false, false)",
+        quote_literal(&n2.dsn())
+    ));
+    n1.wait_for(
+        "SELECT status FROM spock.sub_show_status('sub_n2_n1_big')",
+        "replicating",
+    );
+}
+
+/// All that the two subscriptions bring is waited for, and both go. No node joins such a cluster.
+#[test]
+fn a_node_with_two_subscriptions_to_it_leaves() {
+    let Some(cluster) = mesh(3) else { return };
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    second_subscription(&cluster);
+    let failed = add_node(n4, "n4", n1, "n1").expect_err("rows of one of them would be missing");
+    assert_failed(
+        &failed,
+        "0A000",
+        "node \"n1\": it has 2 subscriptions to node \"n2\", and a node can join where each member has one to each other: sub_n2_n1, sub_n2_n1_big",
+        "Let one of them take all the replication sets",
+    );
+    assert_left(n4);
+    n1.sql("SELECT spock.sub_disable('sub_n2_n1_big', true)");
+    n2.sql("INSERT INTO pair_b SELECT g, g FROM generate_series(1, 1000) g");
+    assert_failed(
+        &n1.sql_error("CALL spock.remove_node('n2')"),
+        "55000",
+        "subscription sub_n2_n1_big is disabled, so what \"n2\" wrote may be missing there",
+        "Make the subscription replicate",
+    );
+    n1.sql("SELECT spock.sub_enable('sub_n2_n1_big', true)");
+    remove(n1, "n2");
+    assert_eq!(n1.value("SELECT count(*) FROM pair_b"), "1000");
+    for node in [n1, n3] {
+        assert_forgotten(node, "n2", 2);
+    }
+    assert_left(n2);
+}
+
+/// Which survivor has what of each of the two is not the same question.
+#[test]
+fn a_dead_node_with_two_subscriptions_to_it_is_removed() {
+    let Some(cluster) = mesh(3) else { return };
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    second_subscription(&cluster);
+    wait_quiet(&[n1, n2, n3]);
+    n2.crash();
+    let failed = n1.sql_error("CALL spock.recover_run('n2')");
+    assert_failed(
+        &failed,
+        "0A000",
+        "node \"n1\" has 2 subscriptions to node \"n2\": sub_n2_n1, sub_n2_n1_big",
+        "one subscription to each other",
+    );
+    let failed = n3.sql_error("CALL spock.remove_node('n2')");
+    assert_failed(
+        &failed,
+        "55000",
+        "node \"n1\" has a subscription to \"n2\" that takes the replication sets big, and not every other node has one",
+        "go on with force := true",
+    );
+    n3.call("CALL spock.remove_node('n2', force := true)")
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    for node in [n1, n3] {
+        assert_forgotten(node, "n2", 2);
+    }
+}
+
+/// Spock would drop the slot of a node that only reads, or refuse after everything else is done.
+#[test]
+fn a_node_that_others_read_from_stays() {
+    let Some(cluster) = mesh(2) else { return };
+    let [n1, n2, reader] = [1, 2, 3].map(|i| cluster.n(i));
+    reader.sql("DROP EXTENSION zodan");
+    reader.sql(&format!(
+        "SELECT spock.node_create('reader', {})",
+        quote_literal(&reader.dsn())
+    ));
+    reader.sql(&format!(
+        "SELECT spock.sub_create('reads', {}, ARRAY['ddl_sql'], false, false)",
+        quote_literal(&n1.dsn())
+    ));
+    let status = "SELECT status FROM spock.sub_show_status('reads')";
+    reader.wait_for(status, "replicating");
+    let slot = n1.value("SELECT slot_name FROM pg_replication_slots WHERE slot_name ~ 'reads'");
+    let before = fingerprint(&[n1, n2]);
+    for call in [
+        "CALL spock.remove_node('n1')",
+        "CALL spock.remove_node('n1', force := true)",
+    ] {
+        let told = format!("streams from slot {slot}, and is no member of the cluster");
+        assert_failed(&n2.sql_error(call), "55006", &told, "drop its subscription");
+    }
+    before.assert_same_now(&[n1, n2]);
+    reader.stop();
+    n1.wait_for(
+        &format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'"),
+        "f",
+    );
+    assert_failed(
+        &n2.sql_error("CALL spock.remove_node('n1')"),
+        "55006",
+        &format!("slot {slot} is of no member of the cluster, and would be dropped"),
+        "the slot if nobody needs it",
+    );
+    reader.boot();
+    reader.wait_for(status, "replicating");
+    reader.sql("SELECT spock.sub_drop('reads')");
+    remove(n2, "n1");
+    assert_forgotten(n2, "n1", 1);
+}
+
+/// How a dead node called its subscription nobody can know.
+#[test]
+fn the_slot_of_a_dead_node_under_a_name_of_its_own_is_told() {
+    let Some(cluster) = mesh(3) else { return };
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql(&format!(
+        "SELECT spock.sub_drop('sub_n2_n1');
+         SELECT spock.sub_create('from_berlin', {}, ARRAY['default', 'default_insert_only', 'ddl_sql'], false, false)",
+        quote_literal(&n2.dsn())
+    ));
+    n1.wait_for(
+        "SELECT status FROM spock.sub_show_status('from_berlin')",
+        "replicating",
+    );
+    wait_quiet(&[n1, n2, n3]);
+    n1.crash();
+    let removed = remove(n3, "n1");
+    let slot = n2.value("SELECT slot_name FROM pg_replication_slots WHERE slot_name ~ 'berlin'");
+    let told = format!(
+        "node \"n2\": nobody streams from slot {slot}, which is of no member: it may have been that of \"n1\""
+    );
+    let warning = removed.notices.iter().find(|n| n.message == told);
+    let warning = warning.unwrap_or_else(|| panic!("{removed:?}"));
+    let hint = warning.hint.as_deref().unwrap_or_default();
+    let drop = hint
+        .split_once("run there: ")
+        .unwrap_or_else(|| panic!("{hint}"))
+        .1;
+    n2.sql(drop);
+    assert_forgotten(n2, "n1", 2);
+    assert_forgotten(n3, "n1", 2);
 }

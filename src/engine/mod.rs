@@ -162,6 +162,27 @@ pub trait Engine {
         self.path(provider, subscriber)
     }
 
+    /// Every path from one to the other: somebody may have made several subscriptions. Never empty.
+    fn paths(&self, provider: &str, subscriber: &str) -> Vec<Path> {
+        vec![self.path(provider, subscriber)]
+    }
+    /// What the subscription of `path` takes of all that its provider sends: what two subscribers have of a provider
+    /// is compared where that is the same.
+    fn part(&self, _path: &Path) -> String {
+        String::new()
+    }
+
+    /// What others than `members` have on a leaving node and it has of others, so that it cannot cease to be one, or
+    /// they would lose what they have not had yet.
+    fn strangers(&self, _leaving: &mut Node, _members: &[String]) -> Result<Vec<Finding>> {
+        Ok(vec![])
+    }
+    /// Slots of the node that nobody streams from and that are of no path that is known: those of a node that has
+    /// died may be among them, under names that it chose.
+    fn unclaimed_slots(&self, _node: &mut Node) -> Result<Vec<String>> {
+        Ok(vec![])
+    }
+
     /// What this engine needs beyond what every engine needs.
     fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>>;
 

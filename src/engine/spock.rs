@@ -1,5 +1,6 @@
 //! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
 
+mod leaving;
 mod sets;
 
 use super::{
@@ -28,7 +29,10 @@ const BUILT_IN: [&str; 3] = ["default", "default_insert_only", "ddl_sql"];
 
 #[derive(Default)]
 pub struct Spock {
-    paths: BTreeMap<(String, String), Path>,
+    /// By provider and subscriber.
+    paths: BTreeMap<(String, String), Vec<Path>>,
+    /// The replication sets that a (subscriber, subscription) names.
+    parts: BTreeMap<(String, String), String>,
     /// The replication sets of the members, and who takes which.
     sets: Sets,
     /// What a (provider, subscriber) with the new node at one end takes.
@@ -136,10 +140,13 @@ impl Engine for Spock {
     fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
         self.sets = Sets::of(members)?;
         // Somebody else may have chosen them.
+        let mut found: BTreeMap<(String, String), Vec<Path>> = BTreeMap::new();
         for member in members.iter_mut() {
             let rows = member.query(
-                "SELECT n.node_name, s.sub_name, s.sub_slot_name
-                   FROM spock.subscription s JOIN spock.node n ON n.node_id = s.sub_origin",
+                "SELECT n.node_name, s.sub_name, s.sub_slot_name,
+                        array_to_string(ARRAY(SELECT unnest(s.sub_replication_sets) ORDER BY 1), ', ')
+                   FROM spock.subscription s JOIN spock.node n ON n.node_id = s.sub_origin
+                  ORDER BY s.sub_name",
                 &[],
             )?;
             for row in &rows {
@@ -149,10 +156,13 @@ impl Engine for Spock {
                     subscription: row.text(1).to_owned(),
                     slot: row.text(2).to_owned(),
                 };
-                self.paths
-                    .insert((path.provider.clone(), path.subscriber.clone()), path);
+                let part = (path.subscriber.clone(), path.subscription.clone());
+                self.parts.insert(part, row.text(3).to_owned());
+                let ends = (path.provider.clone(), path.subscriber.clone());
+                found.entry(ends).or_default().push(path);
             }
         }
+        self.paths.append(&mut found);
         let databases = ask_all(
             members.iter_mut().map(|m| &mut **m),
             "SELECT current_database()",
@@ -221,12 +231,29 @@ impl Engine for Spock {
     }
 
     fn path(&self, provider: &str, subscriber: &str) -> Path {
-        let known = self
-            .paths
-            .get(&(provider.to_owned(), subscriber.to_owned()));
-        known
-            .cloned()
-            .unwrap_or_else(|| Path::by_rule(provider, subscriber))
+        let mut paths = self.paths(provider, subscriber);
+        paths.swap_remove(0)
+    }
+
+    fn paths(&self, provider: &str, subscriber: &str) -> Vec<Path> {
+        let ends = (provider.to_owned(), subscriber.to_owned());
+        match self.paths.get(&ends) {
+            Some(paths) => paths.clone(),
+            None => vec![Path::by_rule(provider, subscriber)],
+        }
+    }
+
+    fn part(&self, path: &Path) -> String {
+        let key = (path.subscriber.clone(), path.subscription.clone());
+        self.parts.get(&key).cloned().unwrap_or_default()
+    }
+
+    fn strangers(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
+        leaving::strangers(&self.paths, leaving, members)
+    }
+
+    fn unclaimed_slots(&self, node: &mut Node) -> Result<Vec<String>> {
+        leaving::unclaimed_slots(&self.paths, node)
     }
 
     fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>> {
@@ -290,6 +317,8 @@ impl Engine for Spock {
             ));
         }
         if let Some((new, members)) = nodes.split_last_mut() {
+            let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
+            self.check_single_paths(&names, &mut findings);
             self.check_slots(members, &mut findings)?;
             if let Some(source) = members.first_mut() {
                 self.check_extensions(source, new, &mut findings)?;
@@ -918,10 +947,30 @@ impl Spock {
                 subscription,
                 slot,
             };
-            self.paths
-                .insert((path.provider.clone(), path.subscriber.clone()), path);
+            let ends = (path.provider.clone(), path.subscriber.clone());
+            self.paths.insert(ends, vec![path]);
         }
         Ok(())
+    }
+
+    /// A node joins with one subscription for each pair of nodes.
+    fn check_single_paths(&self, names: &[String], findings: &mut Vec<Finding>) {
+        for ((provider, subscriber), paths) in &self.paths {
+            if paths.len() < 2 || !names.contains(provider) || !names.contains(subscriber) {
+                continue;
+            }
+            let subscriptions: Vec<&str> = paths.iter().map(|p| p.subscription.as_str()).collect();
+            findings.push(Finding::new(
+                subscriber,
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!(
+                    "it has {} subscriptions to node \"{provider}\", and a node can join where each member has one to each other: {}",
+                    paths.len(),
+                    subscriptions.join(", ")
+                ),
+                "Let one of them take all the replication sets, and drop the others.",
+            ));
+        }
     }
 
     /// Somebody streams from the slot of every subscription between the members. The subscriber alone
@@ -943,10 +992,12 @@ impl Spock {
                 let key = (provider.clone(), subscriber.clone());
                 let working = subscription_states(rows)?.into_iter().filter(|s| s.working);
                 let working: Vec<String> = working.map(|s| s.name).collect();
-                if let Some(path) = self.paths.get(&key)
-                    && working.contains(&path.subscription)
-                    && !streamed.iter().any(|r| r.text(0) == path.slot)
-                {
+                for path in self.paths.get(&key).into_iter().flatten() {
+                    if !working.contains(&path.subscription)
+                        || streamed.iter().any(|r| r.text(0) == path.slot)
+                    {
+                        continue;
+                    }
                     findings.push(Finding::new(
                         provider,
                         SqlState::NOT_IN_PREREQUISITE_STATE,

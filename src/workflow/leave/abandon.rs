@@ -121,7 +121,11 @@ impl Leave {
             return Ok(true);
         }
         let states = self.inbound_states()?;
-        if states.iter().any(Option::is_some) {
+        if states
+            .iter()
+            .flatten()
+            .any(|inbound| inbound.state.is_some())
+        {
             return Ok(true);
         }
         for node in &mut self.survivors {

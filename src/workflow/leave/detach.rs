@@ -46,6 +46,7 @@ impl Leave {
             self.target
         ));
         self.prove()?;
+        self.tell_unclaimed()?;
         journal.passed("it is proved that nothing is left")?;
         self.cease(hold, true)?;
         for step in steps {
@@ -88,7 +89,8 @@ impl Leave {
         let own = self.here == self.target;
         let mut statements = vec![];
         if own {
-            statements.extend(self.paths().iter().flat_map(|(_, to)| self.drop_last(to)));
+            let paths = self.paths_to_target();
+            statements.extend(paths.iter().flat_map(|path| self.drop_last(path)));
         }
         statements.extend(self.last_of_leaving(hold));
         let Some(leaving) = self.leaving.as_mut().filter(|_| own == last) else {
@@ -103,7 +105,8 @@ impl Leave {
     /// One change of the membership, the same on every member that can be reached.
     fn forget(&mut self) -> Result<()> {
         let statements = self.engine.unregister(&self.target);
-        let mut on_here = self.drop_last(&self.engine.path(&self.target, &self.here));
+        let paths = self.engine.paths(&self.target, &self.here);
+        let mut on_here: Vec<Statement> = paths.iter().flat_map(|p| self.drop_last(p)).collect();
         on_here.extend(statements.clone());
         let (here, others): (Vec<_>, Vec<_>) = self
             .survivors
@@ -136,15 +139,18 @@ impl Leave {
             false => engine.unsubscribe(&path.subscription),
         };
         let outbound: Vec<Statement> = self
-            .paths()
+            .paths_to_target()
             .iter()
-            .flat_map(|(_, to)| of(target, to))
+            .flat_map(|path| of(target, path))
             .chain([server::forget_unfinished(None)])
             .collect();
         let inbound: Vec<Vec<Statement>> = self
             .survivors
             .iter()
-            .map(|node| of(&node.name, &engine.path(target, &node.name)))
+            .map(|node| {
+                let paths = engine.paths(target, &node.name);
+                paths.iter().flat_map(|path| of(&node.name, path)).collect()
+            })
             .collect();
         let mut lanes: Vec<(&mut Node, Vec<Statement>)> = self
             .survivors
@@ -160,16 +166,34 @@ impl Leave {
     }
 
     fn drop_slots(&mut self) -> Result<()> {
-        let paths = self.paths();
+        let outbound = self.outbound_paths();
         for survivor in &mut self.survivors {
-            drop_slot(
-                survivor,
-                &self.engine.path(&survivor.name, &self.target).slot,
-            )?;
+            for path in self.engine.paths(&survivor.name, &self.target) {
+                drop_slot(survivor, &path.slot)?;
+            }
         }
         if let Some(leaving) = &mut self.leaving {
-            for (from, _) in &paths {
-                drop_slot(leaving, &from.slot)?;
+            for path in &outbound {
+                drop_slot(leaving, &path.slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A node that has died cannot be asked how its subscriptions were called.
+    fn tell_unclaimed(&mut self) -> Result<()> {
+        if self.leaving.is_some() {
+            return Ok(());
+        }
+        for node in &mut self.survivors {
+            for slot in self.engine.unclaimed_slots(node)? {
+                let what = format!(
+                    "node \"{}\": nobody streams from slot {slot}, which is of no member: it may have been that of \"{}\"",
+                    node.name, self.target
+                );
+                let drop = server::drop_slot(&slot).inlined();
+                self.report
+                    .warn(&what, &format!("If nobody needs it, run there: {drop};"));
             }
         }
         Ok(())
@@ -182,20 +206,22 @@ impl Leave {
             let mut found = |what: &str, which: &str| {
                 left.push(format!("{what} {which} on node \"{name}\""));
             };
-            let (from, to) = (
-                self.engine.path(&self.target, &node.name),
-                self.engine.path(&node.name, &self.target),
-            );
-            for (slot, _) in slots_there(node, std::slice::from_ref(&to.slot))? {
+            let to = self.engine.paths(&name, &self.target);
+            let slots: Vec<String> = to.into_iter().map(|path| path.slot).collect();
+            for (slot, _) in slots_there(node, &slots)? {
                 found("slot", &slot);
             }
-            for row in &self.engine.subscriptions().run(node)? {
-                if row.text(0) == from.subscription {
+            let subscriptions = self.engine.subscriptions().run(node)?;
+            for from in self.engine.paths(&self.target, &name) {
+                if subscriptions
+                    .iter()
+                    .any(|row| row.text(0) == from.subscription)
+                {
                     found("subscription", &from.subscription);
                 }
-            }
-            for row in &server::origins_named(&from.slot).run(node)? {
-                found("origin", row.text(0));
+                for row in &server::origins_named(&from.slot).run(node)? {
+                    found("origin", row.text(0));
+                }
             }
             for row in &self.engine.registry().run(node)? {
                 if row.text(0) == self.target {

@@ -1,6 +1,7 @@
 //! Before a node leaves: everything that it has committed is on every other node.
 
-use super::{Hold, Leave};
+use super::{Hold, Inbound, Leave};
+use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
 use crate::libpq::{Rows, wait};
@@ -12,8 +13,17 @@ use crate::workflow::markers;
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
 use crate::workflow::unfinished::unfinished;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+
+/// What one subscription of a survivor has of a dead node.
+#[derive(Clone, PartialEq)]
+struct Has {
+    node: String,
+    part: String,
+    applied: Lsn,
+    working: bool,
+}
 
 impl Leave {
     /// A living node: nobody can write on it from here on, and a marker behind the last write has
@@ -165,14 +175,15 @@ impl Leave {
         let engine = &*self.engine;
         let markers = markers::emit(engine, self.leaving.as_mut())?;
         journal.passed("the leaving node's marker is committed")?;
-        for (survivor, state) in self.survivors.iter_mut().zip(&states) {
+        for (survivor, states) in self.survivors.iter_mut().zip(&states) {
             // Where there is none, `findings` has said so.
-            if state.as_ref().is_none_or(|s| !s.enabled) {
+            let enabled = states.iter().filter(|inbound| inbound.is_enabled());
+            let paths: Vec<Path> = enabled.map(|inbound| inbound.path.clone()).collect();
+            if paths.is_empty() {
                 continue;
             }
-            let path = engine.path(&target, &survivor.name);
             let mut leaving: Vec<&mut Node> = self.leaving.iter_mut().collect();
-            match markers::wait(engine, survivor, &mut leaving, &markers, &[path], &target) {
+            match markers::wait(engine, survivor, &mut leaving, &markers, &paths, &target) {
                 Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
                 Err(error) if !self.force => return Err(error),
                 Err(error) => self.report.warn(
@@ -200,50 +211,99 @@ impl Leave {
             unfinished_from.extend(from.map(|lsn| (node.name.clone(), lsn)));
         }
         loop {
-            let states = self.inbound_states()?;
-            let of = |(node, state): (&Node, &Option<crate::engine::SubscriptionState>)| {
-                let state = state.as_ref()?;
-                let applied = state.applied.unwrap_or(Lsn(0));
-                let from = unfinished_from.get(&node.name);
-                Some((
-                    node.name.clone(),
-                    from.map_or(applied, |from| applied.min(*from)),
-                    state.working,
-                ))
-            };
-            let have: Vec<(String, Lsn, bool)> =
-                self.survivors.iter().zip(&states).filter_map(of).collect();
-            let Some(most) = have.iter().map(|(_, lsn, _)| *lsn).max() else {
-                return Ok(());
-            };
-            let behind: Vec<_> = have.iter().filter(|(_, lsn, _)| *lsn < most).collect();
-            if behind.is_empty() {
-                return Ok(());
+            let have = self.what_survivors_have(&unfinished_from)?;
+            let parts: BTreeSet<&str> = have.iter().map(|has| has.part.as_str()).collect();
+            let nodes: BTreeSet<&str> = have.iter().map(|has| has.node.as_str()).collect();
+            let mut unequal = None;
+            for part in parts {
+                let have: Vec<&Has> = have.iter().filter(|has| has.part == part).collect();
+                if have.len() < nodes.len() {
+                    return self.incomparable(part, &have);
+                }
+                let most = have.iter().map(|has| has.applied).max();
+                let behind = |has: &&Has| Some(has.applied) < most;
+                if have.iter().any(behind) {
+                    let may_move = have.iter().any(|has| behind(has) && has.working);
+                    unequal = Some((have, may_move));
+                    break;
+                }
             }
+            let Some((unequal, may_move)) = unequal else {
+                return Ok(());
+            };
             if have != last {
-                last = have.clone();
+                last.clone_from(&have);
                 since = Instant::now();
             }
-            let may_move = behind.iter().any(|(.., working)| *working);
             if !may_move || since.elapsed() > patience {
-                return self.unequal(&have, most);
+                return self.unequal(&unequal);
             }
             wait::on_latch(rest)?;
             rest = (rest * 3 / 2).min(Duration::from_millis(100));
         }
     }
 
-    fn unequal(&self, have: &[(String, Lsn, bool)], most: Lsn) -> Result<()> {
-        let (ahead, behind): (Vec<_>, Vec<_>) = have.iter().partition(|(_, lsn, _)| *lsn == most);
-        let source = ahead.first().map_or("", |(name, ..)| name);
+    /// How far each subscription of a survivor to the dead node has been applied.
+    fn what_survivors_have(&mut self, unfinished_from: &BTreeMap<String, Lsn>) -> Result<Vec<Has>> {
+        let states = self.inbound_states()?;
+        // Where each has one, what it takes makes no difference to how far it is.
+        let single = states.iter().all(|inbound| inbound.len() <= 1);
+        let mut have = vec![];
+        for (node, inbound) in self.survivors.iter().zip(&states) {
+            for Inbound { path, state } in inbound {
+                let Some(state) = state else { continue };
+                let applied = state.applied.unwrap_or(Lsn(0));
+                let from = unfinished_from.get(&node.name);
+                have.push(Has {
+                    node: node.name.clone(),
+                    part: match single {
+                        true => String::new(),
+                        false => self.engine.part(path),
+                    },
+                    applied: from.map_or(applied, |from| applied.min(*from)),
+                    working: state.working,
+                });
+            }
+        }
+        Ok(have)
+    }
+
+    /// Some survivors take a part of what the dead node sent by itself, others among more.
+    fn incomparable(&self, part: &str, have: &[&Has]) -> Result<()> {
+        let names: Vec<String> = have.iter().map(|has| format!("\"{}\"", has.node)).collect();
+        let message = format!(
+            "node {} has a subscription to \"{}\" that takes the replication sets {part}, and not every other node has one, so nobody knows whether all have the same of it",
+            names.join(" and node "),
+            self.target
+        );
+        if self.force {
+            self.report
+                .warn(&message, "force := true goes on all the same.");
+            return Ok(());
+        }
+        Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            message,
+            "Compare the nodes with CALL spock.verify_nodes(), and go on with force := true.",
+        ))
+    }
+
+    fn unequal(&self, have: &[&Has]) -> Result<()> {
+        let most = have.iter().map(|has| has.applied).max();
+        let (ahead, behind): (Vec<&&Has>, Vec<&&Has>) =
+            have.iter().partition(|has| Some(has.applied) == most);
+        let source = ahead.first().map_or("", |has| &has.node);
         let told: Vec<String> = have
             .iter()
-            .map(|(name, lsn, _)| {
-                let position = Position::new(&self.target, *lsn);
-                format!("Node \"{name}\" has applied it up to {position}.")
+            .map(|has| {
+                let position = Position::new(&self.target, has.applied);
+                format!("Node \"{}\" has applied it up to {position}.", has.node)
             })
             .collect();
-        let names: Vec<String> = behind.iter().map(|(n, ..)| format!("\"{n}\"")).collect();
+        let names: Vec<String> = behind
+            .iter()
+            .map(|has| format!("\"{}\"", has.node))
+            .collect();
         let message = format!(
             "node {} lacks transactions of \"{}\" that node \"{source}\" has",
             names.join(" and node "),

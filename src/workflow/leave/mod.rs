@@ -11,7 +11,7 @@ use super::plan::{Planned, refuse_interrupted_join};
 use super::report::{self, Report};
 use super::summary;
 use super::undo::Undo;
-use crate::engine::{Engine, Path, Registry};
+use crate::engine::{Engine, Path, Registry, SubscriptionState, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal, Subject};
 use crate::libpq::{Dsn, wait};
@@ -194,6 +194,9 @@ impl Leave {
         // It is here to cease to be a node, or did so in an earlier run.
         let ceased = earlier.iter().any(|e| e.detached && e.hold.is_some());
         let torn = self.quorum(self.leaving.is_some() || ceased)?;
+        if !resumed {
+            self.refuse_strangers()?;
+        }
         let mut findings = self.findings(resumed)?;
         findings.extend(torn);
         if !self.force && !findings.is_empty() {
@@ -205,6 +208,22 @@ impl Leave {
                 .warn(&what, "force := true goes on all the same.");
         }
         Ok(())
+    }
+
+    /// What `force` does not help against: the node could not cease to be one, or takes away what others wait for.
+    fn refuse_strangers(&mut self) -> Result<()> {
+        let mut members: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
+        members.extend(self.away.iter().map(|(member, _)| member.name.clone()));
+        let Some(leaving) = &mut self.leaving else {
+            return Ok(());
+        };
+        if self.engine.local_name(leaving)?.is_none() {
+            return Ok(());
+        }
+        match self.engine.strangers(leaving, &members)? {
+            found if found.is_empty() => Ok(()),
+            found => Err(Error::Checks(found)),
+        }
     }
 
     /// What is going to be done, in the order of the journal.
@@ -317,37 +336,38 @@ impl Leave {
         }
         let connected = self.still_connected()?;
         let states = self.inbound_states()?;
-        for (survivor, state) in self.survivors.iter().zip(&states) {
+        for (survivor, states) in self.survivors.iter().zip(&states) {
             if !self.known_to.contains(&survivor.name) || resumed {
                 continue;
             }
-            let path = self.engine.path(&self.target, &survivor.name);
-            let trouble = match (state, &self.leaving) {
-                (None, _) => "does not exist",
-                (Some(s), Some(_)) if !s.enabled => "is disabled",
-                (Some(_), None) if connected.contains(&survivor.name) => {
-                    findings.push(Finding::new(
-                        &survivor.name,
-                        SqlState::OBJECT_IN_USE,
-                        format!(
-                            "it is connected to node \"{}\", which cannot be reached from here: {}",
-                            self.target,
-                            self.unreachable
-                                .as_ref()
-                                .map_or(String::new(), Error::to_string)
-                        ),
-                        "Give a target_node_dsn by which it can be reached from here. If it is dead, wait until the others have noticed.",
-                    ));
-                    continue;
-                }
-                _ => continue,
-            };
-            findings.push(Finding::new(
-                &survivor.name,
-                SqlState::NOT_IN_PREREQUISITE_STATE,
-                format!("subscription {} {trouble}, so what \"{}\" wrote may be missing there", path.subscription, self.target),
-                "Make the subscription replicate and run the CALL again, or give up what is missing with force := true.",
-            ));
+            if self.leaving.is_none() && connected.contains(&survivor.name) {
+                findings.push(Finding::new(
+                    &survivor.name,
+                    SqlState::OBJECT_IN_USE,
+                    format!(
+                        "it is connected to node \"{}\", which cannot be reached from here: {}",
+                        self.target,
+                        self.unreachable
+                            .as_ref()
+                            .map_or(String::new(), Error::to_string)
+                    ),
+                    "Give a target_node_dsn by which it can be reached from here. If it is dead, wait until the others have noticed.",
+                ));
+                continue;
+            }
+            for Inbound { path, state } in states {
+                let trouble = match (state, &self.leaving) {
+                    (None, _) => "does not exist",
+                    (Some(s), Some(_)) if !s.enabled => "is disabled",
+                    _ => continue,
+                };
+                findings.push(Finding::new(
+                    &survivor.name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!("subscription {} {trouble}, so what \"{}\" wrote may be missing there", path.subscription, self.target),
+                    "Make the subscription replicate and run the CALL again, or give up what is missing with force := true.",
+                ));
+            }
         }
         if let Some(leaving) = &mut self.leaving {
             for row in &server::prepared_transactions().run(leaving)? {
@@ -374,8 +394,8 @@ impl Leave {
         let mut rest = Duration::from_millis(1);
         while !connected.is_empty() && begun.elapsed() < patience {
             let states = self.inbound_states()?;
-            for (node, state) in self.survivors.iter().zip(&states) {
-                if state.as_ref().is_none_or(|s| !s.working) {
+            for (node, states) in self.survivors.iter().zip(&states) {
+                if !states.iter().any(Inbound::is_working) {
                     connected.retain(|name| *name != node.name);
                 }
             }
@@ -385,33 +405,42 @@ impl Leave {
         Ok(connected)
     }
 
-    /// How each survivor subscribes to the leaving node; `None` where it does not.
-    fn inbound_states(&mut self) -> Result<Vec<Option<crate::engine::SubscriptionState>>> {
+    /// How each survivor subscribes to the leaving node.
+    fn inbound_states(&mut self) -> Result<Vec<Vec<Inbound>>> {
         let engine = &*self.engine;
         let answers = super::members::each(&mut self.survivors, |_| engine.subscriptions())?;
         self.survivors
             .iter()
             .zip(&answers)
             .map(|(survivor, rows)| {
-                let name = engine.path(&self.target, &survivor.name).subscription;
-                let states = crate::engine::subscription_states(rows)?;
-                Ok(states.into_iter().find(|s| s.name == name))
+                let states = subscription_states(rows)?;
+                let inbound = |path: Path| {
+                    let state = states.iter().find(|s| s.name == path.subscription);
+                    let state = state.cloned();
+                    Inbound { path, state }
+                };
+                let paths = engine.paths(&self.target, &survivor.name);
+                Ok(paths.into_iter().map(inbound).collect())
             })
             .collect()
     }
 
-    /// Paths from the leaving node, and to it, for every other member.
-    fn paths(&self) -> Vec<(Path, Path)> {
+    /// Every other member.
+    fn others(&self) -> impl Iterator<Item = &String> {
         let away = self.away.iter().map(|(member, _)| &member.name);
-        let names = self.survivors.iter().map(|n| &n.name).chain(away);
-        names
-            .map(|name| {
-                (
-                    self.engine.path(&self.target, name),
-                    self.engine.path(name, &self.target),
-                )
-            })
-            .collect()
+        self.survivors.iter().map(|n| &n.name).chain(away)
+    }
+
+    /// Every path from the leaving node to another member.
+    fn outbound_paths(&self) -> Vec<Path> {
+        let paths = |name: &String| self.engine.paths(&self.target, name);
+        self.others().flat_map(paths).collect()
+    }
+
+    /// Every path from another member to the leaving node.
+    fn paths_to_target(&self) -> Vec<Path> {
+        let paths = |name: &String| self.engine.paths(name, &self.target);
+        self.others().flat_map(paths).collect()
     }
 
     /// Removals of the same node that were begun here and did not come to their end.
@@ -445,6 +474,23 @@ impl Leave {
             Journal::reopen(self.session.session(), run.run).end("done", None)?;
         }
         Ok(())
+    }
+}
+
+/// A subscription of a survivor to the leaving node.
+struct Inbound {
+    path: Path,
+    /// `None` where it is not there.
+    state: Option<SubscriptionState>,
+}
+
+impl Inbound {
+    fn is_working(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.working)
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.enabled)
     }
 }
 

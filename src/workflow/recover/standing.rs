@@ -204,8 +204,32 @@ impl Recovery {
         }
     }
 
+    /// What is brought over by one subscription says nothing of what others to the same node lack.
+    fn refuse_several_paths(&self) -> Result<()> {
+        let survivors = || self.survivors.iter().map(|n| n.name.as_str());
+        for subscriber in survivors() {
+            for provider in survivors().chain([self.request.failed.as_str()]) {
+                let paths = self.engine.paths(provider, subscriber);
+                if paths.len() > 1 {
+                    let names: Vec<&str> = paths.iter().map(|p| p.subscription.as_str()).collect();
+                    return Err(Error::refused(
+                        SqlState::FEATURE_NOT_SUPPORTED,
+                        format!(
+                            "node \"{subscriber}\" has {} subscriptions to node \"{provider}\": {}",
+                            names.len(),
+                            names.join(", ")
+                        ),
+                        "What a failed node sent can be brought over where each node has one subscription to each other.",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What is to be brought over, from whom to whom.
     pub fn plan(&mut self) -> Result<Vec<Gap>> {
+        self.refuse_several_paths()?;
         let failed = self.request.failed.clone();
         let states = self.states(&failed)?;
         let mut have = vec![];
