@@ -394,8 +394,9 @@ fn a_dead_node_with_two_subscriptions_to_it_is_removed() {
 /// Spock would drop the slot of a node that only reads, or refuse after everything else is done.
 #[test]
 fn a_node_that_others_read_from_stays() {
-    let Some(cluster) = mesh(2) else { return };
-    let [n1, n2, reader] = [1, 2, 3].map(|i| cluster.n(i));
+    let Some(mut cluster) = mesh(2) else { return };
+    spock::grow(&mut cluster, "n4");
+    let [n1, n2, reader, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     reader.sql("DROP EXTENSION zodan");
     reader.sql(&format!(
         "SELECT spock.node_create('reader', {})",
@@ -408,7 +409,15 @@ fn a_node_that_others_read_from_stays() {
     let status = "SELECT status FROM spock.sub_show_status('reads')";
     reader.wait_for(status, "replicating");
     let slot = n1.value("SELECT slot_name FROM pg_replication_slots WHERE slot_name ~ 'reads'");
-    let before = fingerprint(&[n1, n2]);
+    let joined = add_node(n4, "n4", n1, "n1").unwrap_or_else(|failed| panic!("{failed}"));
+    let told = format!(
+        "reads from slot {slot}, is no member of the cluster, and does not get what is written on the new node"
+    );
+    assert!(
+        joined.notices.iter().any(|n| n.message.contains(&told)),
+        "{joined:?}"
+    );
+    let before = fingerprint(&[n1, n2, n4]);
     for call in [
         "CALL spock.remove_node('n1')",
         "CALL spock.remove_node('n1', force := true)",
@@ -416,7 +425,7 @@ fn a_node_that_others_read_from_stays() {
         let told = format!("streams from slot {slot}, and is no member of the cluster");
         assert_failed(&n2.sql_error(call), "55006", &told, "drop its subscription");
     }
-    before.assert_same_now(&[n1, n2]);
+    before.assert_same_now(&[n1, n2, n4]);
     reader.stop();
     n1.wait_for(
         &format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'"),
@@ -432,7 +441,7 @@ fn a_node_that_others_read_from_stays() {
     reader.wait_for(status, "replicating");
     reader.sql("SELECT spock.sub_drop('reads')");
     remove(n2, "n1");
-    assert_forgotten(n2, "n1", 1);
+    assert_forgotten(n2, "n1", 2);
 }
 
 /// How a dead node called its subscription nobody can know.

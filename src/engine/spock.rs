@@ -1,7 +1,7 @@
 //! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
 
-mod leaving;
 mod sets;
+mod strangers;
 
 use super::{
     CopyPlan, Drift, Engine, Identity, LeaveOut, Path, Survey, names, subscription_states,
@@ -249,11 +249,11 @@ impl Engine for Spock {
     }
 
     fn strangers(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
-        leaving::strangers(&self.paths, leaving, members)
+        strangers::strangers(&self.paths, leaving, members)
     }
 
     fn unclaimed_slots(&self, node: &mut Node) -> Result<Vec<String>> {
-        leaving::unclaimed_slots(&self.paths, node)
+        strangers::unclaimed_slots(&self.paths, node)
     }
 
     fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>> {
@@ -370,6 +370,9 @@ impl Engine for Spock {
                 ),
                 "Where the rows are wanted, make every member subscribe to the set first: spock.sub_add_repset.",
             ));
+        }
+        for member in members.iter_mut() {
+            findings.extend(strangers::readers(&self.paths, member)?);
         }
         Ok(findings)
     }

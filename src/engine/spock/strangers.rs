@@ -1,8 +1,10 @@
-//! What Spock does to others when a database ceases to be a node: it drops every slot of its own that nobody streams
-//! from, whoever waits for what is in it, and refuses as long as somebody streams or a subscription is there.
+//! Who reads from a node, or is read by it, and is no member. When a database ceases to be a node, Spock drops every
+//! slot of its own that nobody streams from, whoever waits for what is in it, and refuses as long as somebody streams
+//! or a subscription is there.
 
 use crate::engine::Path;
 use crate::error::{Finding, Result, SqlState};
+use crate::libpq::Row;
 use crate::node::Node;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,11 +35,10 @@ pub fn strangers(paths: &Paths, leaving: &mut Node, members: &[String]) -> Resul
         if claimed.contains(slot) {
             continue;
         }
-        let who = format!("{} {}", row.text(2), row.text(3));
         let what = match row.bool(1) {
             true => format!(
                 "{} streams from slot {slot}, and is no member of the cluster",
-                who.trim_end()
+                reader(row)
             ),
             false => format!(
                 "slot {slot} is of no member of the cluster, and would be dropped with what its reader has not had yet"
@@ -78,6 +79,36 @@ pub fn strangers(paths: &Paths, leaving: &mut Node, members: &[String]) -> Resul
         );
     }
     Ok(findings)
+}
+
+/// Application and address.
+fn reader(row: &Row) -> String {
+    format!("{} {}", row.text(2), row.text(3))
+        .trim_end()
+        .to_owned()
+}
+
+/// Who streams from `provider` and gets nothing of what is written on a node that joins.
+pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
+    let claimed = claimed(paths, &provider.name);
+    let rows = provider.query(SLOTS, &[])?;
+    let strangers = rows.iter().filter(|row| !claimed.contains(row.text(0)));
+    let told = strangers.map(|row| {
+        let who = match row.bool(1) {
+            true => reader(row),
+            false => "somebody who is not connected at the moment".to_owned(),
+        };
+        Finding::new(
+            &provider.name,
+            SqlState::OK,
+            format!(
+                "{who} reads from slot {}, is no member of the cluster, and does not get what is written on the new node",
+                row.text(0)
+            ),
+            "If it is to have all, let it subscribe to the new node too when that has joined.",
+        )
+    });
+    Ok(told.collect())
 }
 
 /// Slots that nobody streams from and no known path has.
