@@ -5,7 +5,9 @@ mod common;
 #[path = "common/gate.rs"]
 mod gate;
 
-use common::{Hang, Running, assert_failed, fingerprint, quick, wait_mesh, wait_no_sessions};
+use common::{
+    APPLY_WORKERS, Hang, Running, assert_failed, fingerprint, quick, wait_mesh, wait_no_sessions,
+};
 use lab::load::LoadOptions;
 use lab::{
     CallFailed, Called, Cluster, Load, Server, add_node, assert_same_content, load, quote_literal,
@@ -81,10 +83,7 @@ fn assert_forgotten(server: &Server, gone: &str, members: usize) {
     server.wait_for("SELECT count(*) FROM pg_subscription", &paths);
     server.wait_for("SELECT count(*) FROM pg_replication_slots", &paths);
     server.wait_for("SELECT count(*) FROM pg_replication_origin", &paths);
-    server.wait_for(
-        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'logical replication apply worker'",
-        &paths,
-    );
+    server.wait_for(APPLY_WORKERS, &paths);
 }
 
 /// Panics if the database is still a node in any respect, or was left read-only.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Call, assert_failed, fingerprint, quick, wait_mesh};
+use common::{APPLY_WORKERS, Call, assert_failed, fingerprint, quick, wait_mesh};
 use lab::{Cluster, quote_literal};
 
 /// A mesh of two, and one server more.
@@ -25,10 +25,7 @@ fn a_provider_whose_wal_has_gone_back() {
         "0",
     );
     // The origin is free a moment after the slot.
-    n1.wait_for(
-        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'logical replication apply worker'",
-        "0",
-    );
+    n1.wait_for(APPLY_WORKERS, "0");
     n1.sql(
         "SELECT pg_replication_origin_advance('pg_' || oid, '70/0')
            FROM pg_subscription WHERE subname = 'sub_n2_n1'",

@@ -17,6 +17,11 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at that no server can be asked for.
 pub const POLL: Duration = Duration::from_millis(5);
 
+/// How many apply workers a server has. Before PostgreSQL 17 they are called otherwise.
+pub const APPLY_WORKERS: &str = "
+SELECT count(*) FROM pg_stat_activity
+ WHERE backend_type IN ('logical replication apply worker', 'logical replication worker')";
+
 /// Servers whose subscriptions come back at once after a restart of their provider.
 pub fn quick() -> ServerOptions {
     ServerOptions::default().set("wal_retrieve_retry_interval", "100ms")
