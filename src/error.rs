@@ -21,6 +21,7 @@ impl SqlState {
     pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
     pub const UNDEFINED_TABLE: Self = Self(*b"42P01");
     pub const FOREIGN_KEY_VIOLATION: Self = Self(*b"23503");
+    pub const CHECK_VIOLATION: Self = Self(*b"23514");
     pub const WRONG_OBJECT_TYPE: Self = Self(*b"42809");
     pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
     pub const OBJECT_IN_USE: Self = Self(*b"55006");

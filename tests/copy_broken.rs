@@ -50,6 +50,69 @@ CREATE TYPE mood AS ENUM ('good');
 CREATE FUNCTION public_function() RETURNS integer LANGUAGE sql AS 'SELECT 1';
 ";
 
+/// What functions in CHECK constraints think of the rows by now is not what they thought when these came. On a server
+/// with `lab.guard` no superuser may call them.
+const CHECKED: &str = "
+CREATE FUNCTION guard() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('lab.guard', true) = 'on' AND (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+    THEN RAISE EXCEPTION 'called by a superuser'; END IF;
+END $$;
+CREATE FUNCTION small(v integer) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN PERFORM public.guard(); RETURN v < 100; END $$;
+CREATE FUNCTION strict(v integer) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN PERFORM public.guard(); RETURN true; END $$;
+CREATE FUNCTION known(v integer) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN PERFORM public.guard(); RETURN EXISTS (SELECT FROM public.z_known WHERE id = v); END $$;
+GRANT CREATE ON SCHEMA public TO keeper;
+SET ROLE keeper;
+CREATE TABLE plain (id integer PRIMARY KEY, v integer, CONSTRAINT small_v CHECK (small(v)), CONSTRAINT positive CHECK (v > 0));
+COMMENT ON CONSTRAINT small_v ON plain IS 'not much';
+CREATE TABLE part (id integer PRIMARY KEY, v integer, CONSTRAINT small_p CHECK (small(v))) PARTITION BY RANGE (id);
+CREATE TABLE part1 PARTITION OF part (CONSTRAINT own CHECK (v <> 77)) FOR VALUES FROM (1) TO (9);
+CREATE TABLE part2 PARTITION OF part FOR VALUES FROM (9) TO (99);
+CREATE TABLE mother (id integer PRIMARY KEY, v integer, CONSTRAINT small_m CHECK (small(v)), CONSTRAINT here CHECK (v > 0) NO INHERIT);
+CREATE TABLE child (PRIMARY KEY (id), CONSTRAINT small_c CHECK (small(v))) INHERITS (mother);
+CREATE TABLE twice (PRIMARY KEY (id), CONSTRAINT small_m CHECK (small(v))) INHERITS (mother);
+CREATE TYPE mood AS ENUM ('good', 'bad', 'so');
+CREATE TABLE moody (mood mood PRIMARY KEY, v integer, CONSTRAINT small_h CHECK (small(v))) PARTITION BY HASH (mood);
+CREATE TABLE moody0 PARTITION OF moody FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE moody1 PARTITION OF moody FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+CREATE TABLE raising (id integer PRIMARY KEY, v integer, CONSTRAINT strict CHECK (strict(v)));
+CREATE TABLE z_known (id integer PRIMARY KEY);
+CREATE TABLE a_line (id integer PRIMARY KEY, pad text, known integer, CONSTRAINT known CHECK (known(known)));
+CREATE DOMAIN small AS integer CHECK (small(VALUE));
+CREATE TABLE of_domain (id integer PRIMARY KEY, v small, CHECK (id > 0));
+RESET ROLE;
+INSERT INTO plain SELECT g, g % 50 + 1 FROM generate_series(1, 5000) g;
+INSERT INTO part SELECT g, g * 2 FROM generate_series(1, 20) g WHERE g NOT BETWEEN 10 AND 19;
+UPDATE part SET v = 1 WHERE id >= 9;
+INSERT INTO mother VALUES (1, 1), (2, 50);
+INSERT INTO child VALUES (3, 1), (4, 50), (5, 50);
+INSERT INTO twice VALUES (6, 1);
+INSERT INTO moody VALUES ('good', 1), ('bad', 50), ('so', 50);
+INSERT INTO raising VALUES (1, 1), (2, 50);
+INSERT INTO z_known VALUES (1);
+INSERT INTO a_line SELECT g, repeat('x', 100), 1 FROM generate_series(1, 2000) g;
+INSERT INTO of_domain VALUES (1, 50);
+CREATE OR REPLACE FUNCTION small(v integer) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN PERFORM public.guard(); RETURN v < 10; END $$;
+CREATE OR REPLACE FUNCTION strict(v integer) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN PERFORM public.guard(); IF v > 10 THEN RAISE EXCEPTION 'too much'; END IF; RETURN true; END $$;
+";
+
+/// All there is to know of CHECK constraints, but whether they are valid.
+const CONSTRAINTS: &str = "
+SELECT string_agg(concat_ws(' ', conrelid::regclass, conname, conislocal, coninhcount, connoinherit, relchecks,
+                            replace(pg_get_constraintdef(k.oid), ' NOT VALID', ''), obj_description(k.oid, 'pg_constraint')),
+                  E'\n' ORDER BY conrelid::regclass::text, conname)
+  FROM pg_constraint k JOIN pg_class c ON c.oid = conrelid
+ WHERE contype = 'c' AND relnamespace = 'public'::regnamespace";
+
+const INVALID: &str = "
+SELECT string_agg(concat_ws('.', conrelid::regclass, conname), ' ' ORDER BY conrelid::regclass::text, conname)
+  FROM pg_constraint WHERE contype = 'c' AND NOT convalidated AND connamespace = 'public'::regnamespace";
+
 fn warnings(called: &Called) -> Vec<String> {
     let told = called.notices.iter().filter(|n| n.severity == "WARNING");
     told.map(|n| n.message.clone()).collect()
@@ -165,5 +228,135 @@ fn a_function_that_only_a_role_finds() {
     assert!(failed.hint().contains("search_path"), "{failed}");
     n1.sql("ALTER FUNCTION app.slug(text) SET search_path = app");
     add_node(n2, "n2", n1, "n1").unwrap_or_else(|e| panic!("{e}"));
+    assert_same_content(&cluster.all());
+}
+
+#[test]
+fn rows_that_break_a_check() {
+    let cluster = Cluster::start(3);
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    for server in cluster.all() {
+        server.sql("CREATE ROLE keeper");
+    }
+    cluster.form_mesh(1, CHECKED);
+    for server in [n2, n3] {
+        server.configure("zodan.copy_jobs", "1");
+        server.configure("lab.guard", "on");
+        server.reload();
+        server.wait_for("SHOW lab.guard", "on");
+    }
+
+    // A value that is none of its type's cannot be stored.
+    let failed = add_node(n2, "n2", n1, "n1").expect_err("a value of the domain");
+    assert_eq!(failed.code(), "23514", "{failed}");
+    let says = "could not copy table \"public\".\"of_domain\" of node \"n1\"";
+    assert!(failed.message().contains(says), "{failed}");
+    let left = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
+    assert_eq!(n2.value(left), "0");
+    n1.sql("DROP TABLE of_domain");
+
+    let called = add_node(n2, "n2", n1, "n1").unwrap_or_else(|e| panic!("{e}"));
+    let not_valid = |name: &str, table: &str, why: &str| {
+        format!(
+            "check constraint \"{name}\" of table \"public\".\"{table}\" is NOT VALID on node \"n2\": {why}"
+        )
+    };
+    let broken = |name: &str, table: &str, rows: u32| {
+        let why = format!("rows that break it, on node \"n1\" as well: {rows}");
+        not_valid(name, table, &why)
+    };
+    let mut expected = vec![
+        broken("small_v", "plain", 4100),
+        broken("small_p", "part", 4),
+        broken("small_m", "mother", 3),
+        broken("small_c", "child", 2),
+        broken("small_h", "moody", 2),
+        not_valid("strict", "raising", "it could not be validated: too much"),
+    ];
+    let mut told = warnings(&called);
+    told.sort();
+    expected.sort();
+    assert_eq!(told, expected);
+    let hints = called.notices.iter().filter_map(|n| n.hint.clone());
+    let hints: Vec<String> = hints.collect();
+    let hint = "Mend these rows, then run ALTER TABLE \"public\".\"part\" VALIDATE CONSTRAINT \"small_p\" on node \"n2\".";
+    assert!(hints.iter().any(|h| h == hint), "{hints:#?}");
+
+    assert_eq!(n2.value(CONSTRAINTS), n1.value(CONSTRAINTS));
+    // Children may be valid where their parent is not, but not the other way round.
+    let invalid = n2.value(INVALID);
+    for one in [
+        "plain.small_v",
+        "part.small_p",
+        "part1.small_p",
+        "mother.small_m",
+        "child.small_m",
+        "child.small_c",
+        "moody.small_h",
+        "raising.strict",
+    ] {
+        assert!(invalid.split(' ').any(|i| i == one), "{one}: {invalid}");
+    }
+    for one in [
+        "plain.positive",
+        "part2.small_p",
+        "part1.own",
+        "mother.here",
+        "twice.small_m",
+        "a_line.known",
+    ] {
+        assert!(!invalid.split(' ').any(|i| i == one), "{one}: {invalid}");
+    }
+    wait_quiet(&cluster.first(2));
+    // Which rows are in which of its partitions differs from node to node.
+    for server in cluster.first(2) {
+        assert_eq!(server.value("SELECT count(*) FROM moody"), "3");
+        server.sql("DROP TABLE moody");
+    }
+    assert_same_content(&cluster.first(2));
+    let refused = n2.sql_error("SET ROLE keeper; INSERT INTO plain VALUES (9999, 50)");
+    assert_eq!(refused.code(), "23514", "{refused}");
+
+    // The next node gets them as they are.
+    let called = add_node(n3, "n3", n2, "n2").unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(warnings(&called), Vec::<String>::new());
+    assert_eq!(n3.value(CONSTRAINTS), n1.value(CONSTRAINTS));
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+
+    // Whoever mends the rows can validate it.
+    n2.sql(
+        "SET ROLE keeper;
+         UPDATE part SET v = 1;
+         DELETE FROM mother WHERE v > 10;
+         ALTER TABLE part VALIDATE CONSTRAINT small_p;
+         ALTER TABLE mother VALIDATE CONSTRAINT small_m",
+    );
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}
+
+/// Pieces of one table that fail beside others, when much of them is stored already.
+#[test]
+fn a_piece_with_rows_that_break_a_check() {
+    let cluster = Cluster::start(2);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n2.configure("zodan.copy_jobs", "2");
+    n2.reload();
+    n2.wait_for("SHOW zodan.copy_jobs", "2");
+    cluster.form_mesh(
+        1,
+        "CREATE FUNCTION fits(integer) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';
+         CREATE TABLE big (id integer PRIMARY KEY, line text, pad text, CONSTRAINT fits CHECK (fits(id)));
+         ALTER TABLE big ALTER pad SET STORAGE EXTERNAL;
+         INSERT INTO big SELECT g, repeat('line', 60), repeat(md5(g::text), 3000) FROM generate_series(1, 1100) g;
+         CREATE OR REPLACE FUNCTION fits(integer) RETURNS boolean LANGUAGE sql IMMUTABLE
+             AS 'SELECT $1 NOT IN (350, 700, 1099)'",
+    );
+    let called = add_node(n2, "n2", n1, "n1").unwrap_or_else(|e| panic!("{e}"));
+    let says = "check constraint \"fits\" of table \"public\".\"big\" is NOT VALID on node \"n2\": rows that break it, on node \"n1\" as well: 3";
+    assert_eq!(warnings(&called), [says]);
+    assert_eq!(n2.value("SELECT count(*) FROM big"), "1100");
+    wait_quiet(&cluster.all());
     assert_same_content(&cluster.all());
 }

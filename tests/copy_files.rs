@@ -160,6 +160,37 @@ fn between_two_ranges() {
     assert_eq!(n3.value("SELECT count(*) FROM a"), "5000");
 }
 
+#[test]
+fn between_two_ranges_of_rows_that_break_a_check() {
+    let cluster = Cluster::start(2);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let fits = "CREATE OR REPLACE FUNCTION fits(integer) RETURNS boolean LANGUAGE sql IMMUTABLE AS";
+    let (a, b) = (big("a"), big("b"));
+    cluster.form_mesh(
+        1,
+        &format!(
+            "{GATE}{a}{b}
+             {fits} 'SELECT true'; ALTER TABLE a ADD CONSTRAINT fits CHECK (fits(id));
+             {fits} 'SELECT $1 NOT IN (1090, 1099)'"
+        ),
+    );
+    let called = join_with(&cluster, 2, &["VACUUM FULL a"]).unwrap_or_else(|e| panic!("{e}"));
+    let told = notices(&called);
+    for says in [
+        "table \"public\".\"a\" was copied again as a whole",
+        "check constraint \"fits\" of table \"public\".\"a\" is NOT VALID on node \"n2\": rows that break it, on node \"n1\" as well: 2",
+    ] {
+        assert!(told.contains(says), "{told}");
+    }
+    let valid =
+        "SELECT string_agg(conname || convalidated, ' ' ORDER BY conname) FROM pg_constraint
+                  WHERE contype = 'c' AND conrelid = 'a'::regclass";
+    assert_eq!(n2.value(valid), "a_checktrue fitsfalse");
+    assert_eq!(n1.value(valid), "a_checktrue fitstrue");
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}
+
 /// Tables that are copied in one piece, the one that is first in the way of the others.
 const SMALL: &str = "
 CREATE TABLE first (id integer PRIMARY KEY, pad text, CHECK (pass()));

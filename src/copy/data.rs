@@ -11,6 +11,7 @@ use super::{Source, pulse, worker};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::wait;
 use crate::node::Local;
+use crate::quote::qualified;
 use crate::settings;
 use pgrx::pg_sys;
 use std::ffi::{c_char, c_int};
@@ -44,6 +45,8 @@ pub struct Copied {
     pub discarded: u64,
     /// Tables that were copied again as a whole, because they got another file between two pieces.
     pub again: Vec<String>,
+    /// Tables of the new node whose CHECK constraints nobody looked at, because a row broke one.
+    pub unchecked: Vec<String>,
     /// Tables of which the snapshot saw no row in the file that they have got meanwhile. If that was by
     /// TRUNCATE, what is in them will come; nothing but their contents tells.
     pub unproved: Vec<String>,
@@ -106,11 +109,23 @@ pub fn copy(
         rows: arrived.rows,
         discarded: counts.iter().map(Count::discarded).sum(),
         again: which(Count::is_again),
+        unchecked: unchecked(&job, counts),
         unproved: which(Count::is_unproved),
         extension_rows: slots.iter().map(Slot::extension_rows).sum(),
         bytes: arrived.bytes,
         workers: workers.handles.len(),
     })
+}
+
+fn unchecked(job: &Job, counts: &[Count]) -> Vec<String> {
+    let tables = job.tables.iter().zip(counts);
+    let mut names: Vec<String> = tables
+        .filter(|(_, count)| count.is_unchecked())
+        .map(|(table, _)| table.target())
+        .map(|(schema, name)| qualified(schema, name))
+        .collect();
+    names.dedup(); // partitions whose rows go into the same root
+    names
 }
 
 /// The running workers. They end with this value, and with the backend.

@@ -1,7 +1,7 @@
 //! Materialized views: their contents are computed anew, from data that is the source's.
 
-use super::OURS;
 use super::sql::array;
+use super::{OURS, is_of_users};
 use crate::error::{Error, Result};
 use crate::node::Session;
 use crate::quote::{literal, qualified};
@@ -74,7 +74,7 @@ pub fn refresh(
             );
             match target.query(&statement, &[]) {
                 Ok(_) => done.names.push(name),
-                Err(error) if is_its_own(&error) => done.unfilled.push((name, error)),
+                Err(error) if is_of_users(&error) => done.unfilled.push((name, error)),
                 Err(error) => {
                     return Err(Error::Local {
                         state: error.sqlstate(),
@@ -90,15 +90,6 @@ pub fn refresh(
         }
         left = done.unfilled.drain(..).map(|(name, _)| name).collect();
     }
-}
-
-/// The view's own fault, or that of the functions in it, which the source has had as well: not that of the
-/// server or of the connection to it.
-fn is_its_own(error: &Error) -> bool {
-    let state = error.sqlstate();
-    let class = &state.as_str()[..2];
-    !matches!(error, Error::Interrupted { .. } | Error::Lost { .. })
-        && !["08", "40", "53", "57", "58", "F0", "XX"].contains(&class)
 }
 
 /// `wanted` in an order in which each comes after what it reads, directly or through views.

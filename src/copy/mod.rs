@@ -7,6 +7,7 @@
 
 mod archive;
 mod arrival;
+mod check_constraints;
 mod collisions;
 mod conninfo;
 mod contents;
@@ -38,6 +39,7 @@ mod undo;
 mod worker;
 
 pub use archive::{Archive, LeaveOut};
+pub use check_constraints::{CheckConstraints, Unproved};
 pub use collisions::collisions;
 pub use foreign_keys::{Broken, ForeignKeys};
 pub use indexes::Indexes;
@@ -48,7 +50,7 @@ pub use structure::Structure;
 pub use tables::{Table, tables};
 pub use undo::undo;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::libpq::{Conn, Dsn, Rows};
 use crate::node::{Session, Statement};
 use crate::quote::literal;
@@ -111,4 +113,13 @@ fn begin_in_snapshot(snapshot: &str) -> String {
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
         literal(snapshot)
     )
+}
+
+/// The fault of a user's object, or of the functions in it, which the source has had as well: not that of the
+/// server or of the connection to it.
+fn is_of_users(error: &Error) -> bool {
+    let state = error.sqlstate();
+    let class = &state.as_str()[..2];
+    !matches!(error, Error::Interrupted { .. } | Error::Lost { .. })
+        && !["08", "40", "53", "57", "58", "F0", "XX"].contains(&class)
 }

@@ -203,6 +203,7 @@ pub struct Count {
     discarded: AtomicU64,
     again: AtomicU32,
     unproved: AtomicU32,
+    unchecked: AtomicU32,
 }
 
 impl Count {
@@ -225,6 +226,26 @@ impl Count {
 
     pub fn discarded(&self) -> u64 {
         self.discarded.load(Ordering::Relaxed)
+    }
+
+    /// What has been counted of a piece that was not stored.
+    pub fn take_back(&self, rows: u64, bytes: u64) {
+        self.rows.fetch_sub(rows, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Rows of a piece that had been stored before it was given up.
+    pub fn discard_stored(&self, rows: u64) {
+        self.discarded.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Nobody looks at the CHECK constraints of the table any more.
+    pub fn leave_unchecked(&self) {
+        self.unchecked.store(1, Ordering::Release);
+    }
+
+    pub fn is_unchecked(&self) -> bool {
+        self.unchecked.load(Ordering::Acquire) == 1
     }
 
     /// The source's file is another one, and what is in it the snapshot does not see.

@@ -34,6 +34,7 @@ pub struct Stream<'a> {
     collected: Collected,
     /// Rows that have been counted while they arrived.
     counted: u64,
+    counted_bytes: u64,
     error: Option<Error>,
 }
 
@@ -96,6 +97,7 @@ impl<'a> Stream<'a> {
             phase: Phase::Rows,
             collected: Collected::default(),
             counted: 0,
+            counted_bytes: 0,
             error: None,
         }
     }
@@ -145,8 +147,14 @@ impl<'a> Stream<'a> {
             }
         }
         self.counted += rows;
+        self.counted_bytes += bytes;
         self.count.add(rows, bytes);
         Ok(filled)
+    }
+
+    /// What it has brought is not stored.
+    pub fn take_back(&self) {
+        self.count.take_back(self.counted, self.counted_bytes);
     }
 
     /// After a pause: the next `COPY FROM` begins like the first.
@@ -161,10 +169,10 @@ impl<'a> Stream<'a> {
     ///
     /// # Safety
     /// In a transaction with an active snapshot; `relation` is open and locked for writing.
-    pub unsafe fn copy_into(mut self, relation: pg_sys::Relation, table: &Table) -> Result<u64> {
+    pub unsafe fn copy_into(&mut self, relation: pg_sys::Relation, table: &Table) -> Result<u64> {
         let mut copied = 0;
         loop {
-            CURRENT.set((&raw mut self).cast());
+            CURRENT.set((&raw mut *self).cast());
             // SAFETY: says the caller.
             let rows = guarded(|| unsafe { copy_from(relation, table) });
             CURRENT.set(null_mut());

@@ -54,6 +54,14 @@ impl Table {
         qualified(&self.schema, &self.name)
     }
 
+    /// Schema and name of the table into which the rows go.
+    pub(super) fn target(&self) -> (&str, &str) {
+        match &self.into {
+            Some((schema, name)) => (schema, name),
+            None => (&self.schema, &self.name),
+        }
+    }
+
     /// What cannot be emptied on the new node is copied in one piece: there it shares a table with rows
     /// that came from elsewhere.
     pub(super) fn size(&self) -> Size {

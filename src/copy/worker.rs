@@ -1,6 +1,7 @@
 //! A copy worker: a background worker with a session of its own on the source, in the same snapshot as
 //! all the others. It takes tasks until there are none left.
 
+use super::check_constraints;
 use super::guard::guarded;
 use super::origin;
 use super::pin::{File, pin};
@@ -101,9 +102,7 @@ fn work(shared: &Shared, slot: &Slot) -> Result<()> {
     Ok(())
 }
 
-/// Copies a piece of a table, or all of it again where its file has changed between two pieces: what
-/// had been stored of it is thrown away. Pieces of the old file are committed here before the source lets
-/// go of the table, so that nobody stores one of them any more.
+/// Copies a piece of a table. Where what may be a CHECK constraint stands in the way, once more without those.
 fn copy(
     job: &Job,
     dsn: &Dsn,
@@ -115,11 +114,46 @@ fn copy(
     if count.is_again() {
         return Ok(0);
     }
+    let mut claimed = false;
+    let error = match copy_once(job, dsn, conn, count, table, task, &mut claimed) {
+        Err(error) if check_constraints::may_be_one(&error) => error,
+        answer => return answer,
+    };
+    // SAFETY: after an error, whatever was open.
+    unsafe { pg_sys::AbortOutOfAnyTransaction() };
+    if !conn.is_usable() || !check_constraints::suspend(table, count)? {
+        return Err(error);
+    }
+    conn.query("ROLLBACK", &[])?;
+    show(&format!(
+        "COPY {} FROM node \"{}\" without its CHECK constraints",
+        table.label(),
+        job.node
+    ));
+    copy_once(job, dsn, conn, count, table, task, &mut claimed)
+}
+
+/// Copies a piece of a table, or all of it again where its file has changed between two pieces: what
+/// had been stored of it is thrown away. Pieces of the old file are committed here before the source lets
+/// go of the table, so that nobody stores one of them any more. `claimed` says that it is this worker which
+/// copies all of it again.
+fn copy_once(
+    job: &Job,
+    dsn: &Dsn,
+    conn: &mut Conn,
+    count: &Count,
+    table: &Table,
+    task: &Task,
+    claimed: &mut bool,
+) -> Result<u64> {
     let file = pin(job, dsn, conn, table)?;
     let again = file != File::Planned && task.range != Range::Whole;
-    if again && !count.claim_again() {
-        conn.query("ROLLBACK", &[])?;
-        return Ok(0);
+    if again && !*claimed {
+        *claimed = count.claim_again();
+        if !*claimed {
+            conn.query("ROLLBACK", &[])?;
+            return Ok(0);
+        }
     }
     // A file that was filled elsewhere may have row versions that the snapshot sees, too.
     if matches!(file, File::Moved | File::Newer) {
@@ -140,37 +174,32 @@ fn copy(
         literal(&encoding::of_database()),
         table.copy_out(range)
     );
-    let stream = Stream::new(conn.copy_out(&copy_out)?, count, table);
+    let mut stream = Stream::new(conn.copy_out(&copy_out)?, count, table);
     origin::stamp(job.timestamp);
-    let rows = store(stream, table, again)?;
+    let stored = store(&mut stream, table, again);
+    if stored.is_err() {
+        stream.take_back();
+    }
+    drop(stream);
+    let rows = stored?;
     conn.query("COMMIT", &[])?;
     Ok(rows)
 }
 
 /// Stores what the stream brings in a transaction of its own, and returns how many rows that are.
 /// `instead` of all that is there already.
-fn store(stream: Stream<'_>, table: &Table, instead: bool) -> Result<u64> {
-    let (schema, name) = match &table.into {
-        Some((schema, name)) => (schema, name),
-        None => (&table.schema, &table.name),
-    };
+fn store(stream: &mut Stream<'_>, table: &Table, instead: bool) -> Result<u64> {
     // SAFETY: the frame of a transaction as background workers make it. On an error the caller aborts
     // the transaction, which closes the relation and gives the user back.
     unsafe {
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        let (schema, name) = (encoding::to_server(schema)?, encoding::to_server(name)?);
-        let range = pg_sys::makeRangeVar(
-            pg_sys::pstrdup(schema.as_ptr()),
-            pg_sys::pstrdup(name.as_ptr()),
-            -1,
-        );
         let lock = if instead {
             pg_sys::AccessExclusiveLock
         } else {
             pg_sys::RowExclusiveLock
         };
-        let relation = pg_sys::table_openrv(range, lock as pg_sys::LOCKMODE);
+        let relation = open(table, lock)?;
         if instead {
             empty(relation);
         }
@@ -193,6 +222,24 @@ fn store(stream: Stream<'_>, table: &Table, instead: bool) -> Result<u64> {
         // Autovacuum learns of the table while the copy goes on, and analyzes it.
         pg_sys::pgstat_report_stat(true);
         Ok(rows)
+    }
+}
+
+/// Opens and locks the table into which the rows go.
+///
+/// # Safety
+/// In a transaction.
+pub(super) unsafe fn open(table: &Table, lock: u32) -> Result<pg_sys::Relation> {
+    let (schema, name) = table.target();
+    let (schema, name) = (encoding::to_server(schema)?, encoding::to_server(name)?);
+    // SAFETY: copies of C strings, in the transaction of the caller.
+    unsafe {
+        let range = pg_sys::makeRangeVar(
+            pg_sys::pstrdup(schema.as_ptr()),
+            pg_sys::pstrdup(name.as_ptr()),
+            -1,
+        );
+        Ok(pg_sys::table_openrv(range, lock as pg_sys::LOCKMODE))
     }
 }
 

@@ -64,6 +64,42 @@ impl Procedure {
         unsafe { pg_sys::SPI_commit() };
         answer
     }
+
+    /// Runs `body` in a transaction of its own with the rights of `owner` and no others, and with `search_path`: it
+    /// calls what users have written. On an error nothing of it remains.
+    pub fn act_as<T>(
+        &mut self,
+        owner: pg_sys::Oid,
+        search_path: &str,
+        body: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let answer = raw_code::watch(|| {
+            in_subtransaction(|| {
+                // SAFETY: inside a transaction.
+                unsafe { environment::set_locally() };
+                let set = "SELECT pg_catalog.set_config('search_path', $1, true)";
+                run(set, &[search_path], false)?;
+                let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+                // SAFETY: after an error the end of the subtransaction gives the user back.
+                unsafe {
+                    pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+                    pg_sys::SetUserIdAndSecContext(
+                        owner,
+                        context
+                            | (pg_sys::SECURITY_LOCAL_USERID_CHANGE
+                                | pg_sys::SECURITY_RESTRICTED_OPERATION)
+                                as c_int,
+                    );
+                    let answer = body()?;
+                    pg_sys::SetUserIdAndSecContext(user, context);
+                    Ok(answer)
+                }
+            })
+        });
+        // SAFETY: as in `execute`.
+        unsafe { pg_sys::SPI_commit() };
+        answer
+    }
 }
 
 impl Drop for Procedure {

@@ -4,8 +4,8 @@ use super::estimate::time_to_build;
 use super::report::Report;
 use super::waiting_slots;
 use crate::copy::{
-    self, Archive, Broken, ForeignKeys, Indexes, Inventory, LeaveOut, Privileges, Source,
-    Structure, Target, data, matviews, sequences, settings,
+    self, Archive, Broken, CheckConstraints, ForeignKeys, Indexes, Inventory, LeaveOut, Privileges,
+    Source, Structure, Target, Unproved, data, matviews, sequences, settings,
 };
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
@@ -241,6 +241,7 @@ impl Copying<'_> {
                 waiting_slots::check(self.engine, members, &self.new.name)
             },
         )?;
+        let checks = CheckConstraints::resume(&mut self.new.session, &copied.unchecked)?;
         report.step(&format!(
             "{} rows copied, {} MB",
             copied.rows,
@@ -309,6 +310,12 @@ impl Copying<'_> {
             "{} materialized views refreshed",
             refreshed.names.len()
         ));
+        if !checks.is_empty() {
+            report.now("validating check constraints");
+        }
+        for unproved in checks.validate(self.local, &search_path)? {
+            self.warn_of(&unproved);
+        }
         self.journal
             .passed("sequences and materialized views are set")?;
         if let Some(structure) = structure {
@@ -319,6 +326,34 @@ impl Copying<'_> {
         // The rows are stored: the origin has done its work, and its name may be wanted again.
         server::drop_origin(&plan.origin).run(self.new)?;
         Ok((copied, files))
+    }
+
+    fn warn_of(&self, check: &Unproved) {
+        let (node, name) = (&self.new.name, &check.name);
+        let (why, mend) = match (&check.error, check.rows) {
+            (Some(error), _) => (format!("it could not be validated: {error}"), "Mend that"),
+            (None, rows) => {
+                let rows = rows.map_or("some".to_owned(), |rows| rows.to_string());
+                let source = &self.source.name;
+                let why = format!("rows that break it, on node \"{source}\" as well: {rows}");
+                (why, "Mend these rows")
+            }
+        };
+        let validate: Vec<String> = check
+            .validate_on
+            .iter()
+            .map(|table| format!("ALTER TABLE {table} VALIDATE CONSTRAINT {}", ident(name)))
+            .collect();
+        self.report.warn(
+            &format!(
+                "check constraint \"{name}\" of table {} is NOT VALID on node \"{node}\": {why}",
+                check.table
+            ),
+            &format!(
+                "{mend}, then run {} on node \"{node}\".",
+                validate.join("; ")
+            ),
+        );
     }
 
     /// New sessions of the database cannot write: what an application wrote before the new node's
