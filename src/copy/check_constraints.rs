@@ -88,6 +88,18 @@ pub(super) fn suspend(table: &Table, count: &Count) -> Result<bool> {
     Ok(count.is_unchecked())
 }
 
+/// Before PostgreSQL 18 nobody can drop a table while its CHECK constraints are not counted.
+#[cfg(not(feature = "pg18"))]
+pub(super) fn count_again(session: &mut Session) -> Result<()> {
+    session.query(
+        "UPDATE pg_class c SET relchecks = k.n
+           FROM (SELECT conrelid, count(*) AS n FROM pg_constraint WHERE contype = 'c' AND conrelid >= 16384 GROUP BY 1) k
+          WHERE k.conrelid = c.oid AND c.relchecks = 0",
+        &[],
+    )?;
+    Ok(())
+}
+
 /// A partitioned table with its partitions, of any depth.
 fn tree(root: pg_sys::Oid) -> Result<Vec<pg_sys::Oid>> {
     let statement = format!(

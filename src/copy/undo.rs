@@ -69,6 +69,8 @@ pub fn undo(
     before: &Inventory,
     brought: Option<&BTreeSet<String>>,
 ) -> Result<Vec<String>> {
+    #[cfg(not(feature = "pg18"))]
+    super::check_constraints::count_again(session)?;
     let others = drop_new(session, before, brought)?;
     let now = schemas(session)?;
     for schema in &before.schemas {
