@@ -102,8 +102,16 @@ const QUIET_HERE: [Setting; 2] = [
     (c"log_error_verbosity", c"terse"),
 ];
 
-/// What a newer version has and is named at startup; a server that refuses it is told the rest only.
-pub const REFUSABLE: &str = "event_triggers";
+/// What keeps event triggers from firing, where the server has it.
+pub const EVENT_TRIGGERS: &str = "event_triggers";
+
+/// Whether a server refuses a connection with `reason` because it is too old for one of [`COURSE_17`]. It is told the
+/// rest only then.
+pub fn is_too_old(reason: &str) -> bool {
+    COURSE_17
+        .iter()
+        .any(|(name, _)| reason.contains(&*text(name)))
+}
 
 /// The settings that each session has, of whatever kind.
 fn all() -> impl Iterator<Item = Setting> {
@@ -117,7 +125,7 @@ fn all() -> impl Iterator<Item = Setting> {
 
 fn course_17() -> impl Iterator<Item = Setting> {
     let fire = fault::event_triggers_fire();
-    let is_theirs = |(name, _): &Setting| text(name) == REFUSABLE;
+    let is_theirs = |(name, _): &Setting| text(name) == EVENT_TRIGGERS;
     COURSE_17
         .into_iter()
         .filter(move |setting| !(fire && is_theirs(setting)))
@@ -125,7 +133,7 @@ fn course_17() -> impl Iterator<Item = Setting> {
 
 /// Those that a session on a node begins with, as libpq's `options` has them. Before `given`, which is what the
 /// connection string has there, stands what it may say otherwise; `all` is false for a server that has refused
-/// [`REFUSABLE`].
+/// some; see [`is_too_old`].
 pub fn startup(given: &str, all: bool) -> String {
     let newer = course_17().filter(|_| all);
     // A role that is named in the connection string is meant, one that the login has by default is not.

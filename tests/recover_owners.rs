@@ -365,7 +365,7 @@ fn the_verification_of_a_join_waits_for_the_peers() {
     n1.wait_for("SELECT count(*) FROM debit", "1");
     hang.release();
     // The second look is not before the row has come.
-    n2.wait_for("SELECT count(*) FROM zodan.marker WHERE node = 'n2'", "1");
+    n2.wait_for("SELECT count(*) FROM zodan.marker WHERE node = 'n2'", "2");
     wait_settled(n3);
     assert!(!joining.is_finished());
     drop(holder);

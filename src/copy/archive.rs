@@ -6,7 +6,7 @@ use super::scratch::Scratch;
 use super::sql::array;
 use super::{OURS, Source, Target, conninfo, snapshot_session};
 use crate::encoding;
-use crate::environment::{self, REFUSABLE};
+use crate::environment::{self, EVENT_TRIGGERS};
 use crate::error::{Result, SqlState};
 use crate::fault;
 use crate::libpq::{Conn, Row};
@@ -225,7 +225,7 @@ impl Archive {
             == "on";
         let mut settings = known(&mut session)?;
         drop(session);
-        let no_event_triggers = settings.iter().any(|(name, _)| name == REFUSABLE);
+        let no_event_triggers = settings.iter().any(|(name, _)| name == EVENT_TRIGGERS);
         settings.extend(restore_settings(
             target.settings,
             superuser,

@@ -842,7 +842,7 @@ enum Connecting {
         conn: Conn,
         interest: Interest,
         deadline: Option<Instant>,
-        /// It began with what a server may refuse; see [`environment::REFUSABLE`].
+        /// It began with what a server may refuse; see [`environment::is_too_old`].
         refusable: bool,
     },
     Done(Result<Conn>),
@@ -1027,7 +1027,7 @@ impl Connecting {
                 let reason = conn.message();
                 let (node, dsn) = (conn.node.clone(), conn.dsn.clone());
                 let address = dsn.without_secrets();
-                let anew = *refusable && reason.contains(environment::REFUSABLE);
+                let anew = *refusable && environment::is_too_old(&reason);
                 if anew {
                     REFUSED.with_borrow_mut(|refused| refused.insert(address));
                 }

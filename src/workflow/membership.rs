@@ -234,8 +234,10 @@ pub fn settle(
     let registries: Vec<Option<Registry>> =
         known(engine, nodes).into_iter().collect::<Result<_>>()?;
     let mut caught_up = vec![];
+    let mut members = vec![];
     for (i, theirs) in registries.into_iter().enumerate() {
         let Some(theirs) = theirs else { continue };
+        members.push(nodes[i].name.clone());
         if theirs.is_newer_than(newest) {
             return Err(changed_meanwhile(&nodes[i].name));
         }
@@ -244,9 +246,8 @@ pub fn settle(
             caught_up.push((nodes[i].name.clone(), forgotten));
         }
     }
-    let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
-    for node in nodes {
-        forgive_paid(engine, node, &names, newest)?;
+    for node in nodes.iter_mut().filter(|n| members.contains(&n.name)) {
+        forgive_paid(engine, node, &members, newest)?;
     }
     Ok(caught_up)
 }
