@@ -3,6 +3,7 @@
 
 use super::authors::{Author, Authors};
 use crate::replay::content::{Difference, Version};
+use crate::replay::share::Share;
 
 /// What is done about a row.
 #[derive(Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub enum Verdict {
     Bring(Version),
     /// The target loses its version.
     Delete(Version),
+    /// Nothing, since nothing is sent that would make the two alike.
+    NotSent,
     Leave(Doubt),
 }
 
@@ -48,11 +51,47 @@ pub struct Case {
 }
 
 impl Case {
-    pub fn judge(&self, keyless: bool, difference: &Difference) -> Verdict {
+    pub fn judge(&self, share: &Share, keyless: bool, difference: &Difference) -> Verdict {
+        let kinds = share.kinds;
+        // That the one has deleted it the other would know.
+        let deletable = |row: &Version| kinds.deletes && share.both_ways && row.deletable;
         match (&difference.here, &difference.there) {
-            (Some(here), None) => self.only_on_source(here),
-            (None, Some(there)) => self.only_on_target(there),
-            (Some(here), Some(there)) => self.on_both(keyless, here, there),
+            (Some(here), None) => {
+                if !kinds.inserts || !got_through(&self.source, here) {
+                    return Verdict::NotSent;
+                }
+                if !deletable(here) || !kinds.truncates {
+                    match here.written {
+                        None => return Verdict::Leave(Doubt::Undated),
+                        // The target has had it.
+                        written if written <= self.last_on_target => return Verdict::NotSent,
+                        _ => {}
+                    }
+                }
+                // What it inserted itself has arrived; what it made of a row of another's is not sent.
+                if !kinds.updates && self.source.of(here) == Author::Survivor {
+                    return Verdict::Leave(Doubt::Either);
+                }
+                self.only_on_source(here)
+            }
+            (None, Some(there)) => {
+                let own = !kinds.inserts && self.target.of(there) == Author::Survivor;
+                if own || !deletable(there) || !got_through(&self.target, there) {
+                    return Verdict::NotSent;
+                }
+                match self.only_on_target(there) {
+                    // Or the source has removed it by a TRUNCATE, which is not sent.
+                    Verdict::Delete(_) if !kinds.truncates => Verdict::Leave(Doubt::Either),
+                    verdict => verdict,
+                }
+            }
+            (Some(here), Some(there)) => {
+                let replaced = got_through(&self.target, there) || here.written > there.written;
+                if !kinds.updates || !replaced || !got_through(&self.source, here) {
+                    return Verdict::NotSent;
+                }
+                self.on_both(keyless, here, there)
+            }
             (None, None) => Verdict::Leave(Doubt::Either),
         }
     }
@@ -113,6 +152,11 @@ impl Case {
     }
 }
 
+/// Whether others are to have the version: by what its node sends, or since it has come from the failed node.
+fn got_through(authors: &Authors, version: &Version) -> bool {
+    version.sent || authors.of(version) == Author::Failed
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,8 +199,11 @@ mod tests {
     fn version(origin: u32, written: i64) -> Option<Version> {
         Some(Version {
             digest: format!("{origin} {written}"),
+            shared: String::new(),
             written: Some(written),
             origin: Some(origin),
+            sent: true,
+            deletable: true,
             values: vec![],
         })
     }
@@ -164,17 +211,21 @@ mod tests {
     fn undated() -> Option<Version> {
         Some(Version {
             digest: String::new(),
+            shared: String::new(),
             written: None,
             origin: None,
+            sent: true,
+            deletable: true,
             values: vec![],
         })
     }
 
     fn verdict(case: &Case, here: Option<Version>, there: Option<Version>) -> String {
         let key = "(1)".into();
-        match case.judge(false, &Difference { key, here, there }) {
+        match case.judge(&Share::whole(), false, &Difference { key, here, there }) {
             Verdict::Bring(_) => "bring".into(),
             Verdict::Delete(_) => "delete".into(),
+            Verdict::NotSent => "not sent".into(),
             Verdict::Leave(doubt) => format!("{doubt:?}"),
         }
     }
