@@ -348,7 +348,7 @@ impl Engine for Spock {
         let taken: BTreeSet<String> = tables
             .iter()
             .filter(|t| !untaken.contains(&t.set))
-            .chain(self.from_peers(&source.name))
+            .chain(self.peers_tables(&source.name))
             .map(named)
             .collect();
         let mut findings = vec![];
@@ -617,7 +617,8 @@ impl Engine for Spock {
         let (mut tables, mut structure_only) = (vec![], vec![]);
         for table in copy::tables(&from, &refilled)? {
             let pieces = ways.to_copy(&(table.schema.clone(), table.name.clone()));
-            if pieces.is_empty() && !table.extension {
+            let brought = !table.extension && !self.leave_out.schemas.contains(&table.schema);
+            if pieces.is_empty() && brought {
                 structure_only.push(table.label());
             }
             let apart = pieces.len() > 1;
@@ -955,7 +956,7 @@ impl Spock {
     }
 
     /// Tables that the source gets from its peers.
-    fn from_peers(&self, source: &str) -> impl Iterator<Item = &SetTable> {
+    fn peers_tables(&self, source: &str) -> impl Iterator<Item = &SetTable> {
         self.of_peers.iter().flat_map(move |(peer, tables)| {
             let taken = self.sets.subscriptions(peer, source);
             let taken = move |t: &&SetTable| taken.iter().any(|sets| sets.contains(&t.set));

@@ -133,9 +133,15 @@ impl Ways {
             if own.iter().any(covers) {
                 continue;
             }
+            let of_others = match &way.filter {
+                // Nobody knows any more: as far as its columns tell.
+                Some(filter) => {
+                    format!("({ORIGIN} <> 0 OR {ORIGIN} IS NULL AND ({filter}) IS NOT FALSE)")
+                }
+                None => format!("{ORIGIN} IS DISTINCT FROM 0"),
+            };
             let beyond = way.beyond.iter().map(|f| format!("({f}) AND "));
-            // It is not the node's own, or nobody knows.
-            let filter = beyond.collect::<String>() + ORIGIN + " IS DISTINCT FROM 0";
+            let filter = beyond.collect::<String>() + &of_others;
             all.push((Some(filter), way.columns.clone()));
         }
         all
@@ -182,6 +188,7 @@ impl Ways {
         pieces
     }
 
+    /// Which rows of a table the other node is to have.
     fn rows(&self, name: &Name) -> Option<String> {
         any(self.conditions(name).into_iter().map(|(filter, _)| filter))
     }
@@ -238,4 +245,149 @@ pub(super) fn shares(here: &Ways, there: &Ways) -> BTreeMap<Name, Share> {
     };
     let names = here.tables().into_iter().chain(there.tables());
     names.map(|name| (name.clone(), share(&name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: (&str, &str) = ("public", "t");
+
+    fn name() -> Name {
+        (T.0.into(), T.1.into())
+    }
+
+    fn entry(set: &str, columns: &[&str], filter: Option<(&str, &str)>) -> SetTable {
+        SetTable {
+            set: set.into(),
+            schema: T.0.into(),
+            name: T.1.into(),
+            columns: columns.iter().map(|&c| c.into()).collect(),
+            column_list: String::new(),
+            filter: filter.map(|(f, _)| f.into()),
+            filter_columns: filter
+                .map(|(_, column)| column.into())
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    fn names(of: &[&str]) -> Names {
+        of.iter().map(|&s| s.into()).collect()
+    }
+
+    /// A source whose peer has the same in its sets.
+    fn ways(entries: &[SetTable], subscriptions: &[Names]) -> Ways {
+        let mut ways = Ways::default();
+        ways.add_own(entries, &SetKinds::new(), subscriptions);
+        ways.add_received(entries, &SetKinds::new(), subscriptions);
+        ways
+    }
+
+    fn copied(ways: &Ways) -> Vec<(String, String)> {
+        let listed = |columns: BTreeSet<String>| columns.into_iter().collect::<Vec<_>>().join(",");
+        ways.to_copy(&name())
+            .into_iter()
+            .map(|(filter, columns)| {
+                let filter = filter.unwrap_or_default().replace(ORIGIN, "origin");
+                (filter, columns.map_or("*".into(), listed))
+            })
+            .collect()
+    }
+
+    fn told(filter: &str, columns: &str) -> (String, String) {
+        (filter.into(), columns.into())
+    }
+
+    const EU: Option<(&str, &str)> = Some(("region = 'eu'", "region"));
+    const BIG: Option<(&str, &str)> = Some(("size > 1", "size"));
+
+    #[test]
+    fn in_one_subscription_all_filters_and_any_list() {
+        let entries = [
+            entry("a", &[], None),
+            entry("b", &["id", "region"], EU),
+            entry("c", &["size"], BIG),
+        ];
+        let one = |sets: &[&str]| copied(&ways(&entries, &[names(sets)]));
+        assert_eq!(one(&["a"]), [told("", "*")]);
+        assert_eq!(one(&["a", "b"]), [told("region = 'eu'", "id,region")]);
+        assert_eq!(
+            one(&["a", "b", "c"]),
+            [told("(region = 'eu') AND (size > 1)", "id,region,size")]
+        );
+        assert!(one(&["d"]).is_empty());
+    }
+
+    #[test]
+    fn of_several_subscriptions_any() {
+        let entries = [
+            entry("a", &[], EU),
+            entry("b", &[], BIG),
+            entry("c", &["id"], None),
+        ];
+        let all = |sets: &[&[&str]]| {
+            let subscriptions: Vec<Names> = sets.iter().map(|s| names(s)).collect();
+            copied(&ways(&entries, &subscriptions))
+        };
+        assert_eq!(
+            all(&[&["a"], &["b"]]),
+            [told("(region = 'eu') OR (size > 1)", "*")]
+        );
+        // A row that both bring has what either brings of it.
+        assert_eq!(
+            all(&[&["a"], &["c"]]),
+            [
+                told("(region = 'eu') IS NOT TRUE", "id"),
+                told("(region = 'eu') IS TRUE", "*"),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_receiver_has_not_got_does_not_keep_its_rows() {
+        let entries = [entry("a", &["id"], EU)];
+        assert_eq!(
+            copied(&ways(&entries, &[names(&["a"])])),
+            [told(
+                "((origin <> 0 OR origin IS NULL AND (region = 'eu') IS NOT FALSE)) OR (region = 'eu')",
+                "id"
+            )]
+        );
+    }
+
+    #[test]
+    fn rows_of_others_come_by_the_sets_of_others() {
+        let mut ways = Ways::default();
+        let all = [names(&["a"])];
+        ways.add_received(&[entry("a", &[], None)], &SetKinds::new(), &all);
+        assert_eq!(copied(&ways), [told("origin IS DISTINCT FROM 0", "*")]);
+        ways.add_own(&[entry("a", &[], EU)], &SetKinds::new(), &all);
+        assert_eq!(
+            copied(&ways),
+            [told("(origin IS DISTINCT FROM 0) OR (region = 'eu')", "*")]
+        );
+    }
+
+    #[test]
+    fn what_two_nodes_are_to_have_alike() {
+        let entries = [entry("a", &["id", "v"], EU)];
+        let no_updates = Kinds {
+            updates: false,
+            ..Kinds::ALL
+        };
+        let kinds = SetKinds::from([("a".into(), no_updates)]);
+        let all = [names(&["a"])];
+        let (mut here, mut there) = (Ways::default(), Ways::default());
+        here.add_own(&entries, &kinds, &all);
+        there.add_received(&entries, &kinds, &all);
+        let share = shares(&here, &there).remove(&name()).unwrap();
+        assert_eq!(share.rows[0].as_deref(), Some("region = 'eu'"));
+        assert_eq!(share.deleted, ["region = 'eu'"]);
+        assert_eq!(share.columns, Some(names(&["id", "v"])));
+        assert_eq!(share.kinds, no_updates);
+        assert!(!share.both_ways);
+        let whole = ways(&[entry("a", &[], None)], &all);
+        assert!(shares(&whole, &whole)[&name()].is_whole());
+    }
 }

@@ -160,6 +160,7 @@ fn got_through(authors: &Authors, version: &Version) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replay::share::Kinds;
     use std::collections::BTreeMap;
 
     const OWN: u32 = 0;
@@ -290,5 +291,85 @@ mod tests {
         assert_eq!(verdict(&case, undated(), None), "Undated");
         let nothing_known = self::case(Some(i64::MIN));
         assert_eq!(verdict(&nothing_known, None, version(FAILED, 6)), AWAY_N2);
+    }
+
+    fn within(share: &Share, here: Option<Version>, there: Option<Version>) -> String {
+        let key = "(1)".into();
+        match case(None).judge(share, false, &Difference { key, here, there }) {
+            Verdict::Bring(_) => "bring".into(),
+            Verdict::Delete(_) => "delete".into(),
+            Verdict::NotSent => "not sent".into(),
+            Verdict::Leave(doubt) => format!("{doubt:?}"),
+        }
+    }
+
+    /// A row that a filter keeps, on its node.
+    fn kept(origin: u32, written: i64) -> Option<Version> {
+        let row = version(origin, written)?;
+        Some(Version {
+            sent: false,
+            deletable: false,
+            ..row
+        })
+    }
+
+    /// One that it lets through, by what no DELETE says.
+    fn passed(origin: u32, written: i64) -> Option<Version> {
+        let row = version(origin, written)?;
+        Some(Version {
+            deletable: false,
+            ..row
+        })
+    }
+
+    #[test]
+    fn what_a_filter_keeps_is_of_its_node() {
+        let within = |here, there| within(&Share::whole(), here, there);
+        assert_eq!(within(kept(OWN, 25), None), "not sent");
+        assert_eq!(within(None, kept(OWN, 25)), "not sent");
+        assert_eq!(within(kept(OWN, 25), kept(OWN, 22)), "not sent");
+        assert_eq!(within(kept(OWN, 25), passed(FAILED, 22)), "not sent");
+        // It has come through, whatever the filter of the node that has it says.
+        assert_eq!(within(kept(FAILED, 25), None), "bring");
+        assert_eq!(within(passed(FAILED, 25), None), "bring");
+        assert_eq!(within(passed(FAILED, 25), kept(OWN, 22)), "bring");
+        assert_eq!(within(passed(FAILED, 22), kept(OWN, 25)), "not sent");
+        // One of the two has deleted it, and the other was not told.
+        assert_eq!(within(passed(FAILED, 15), None), "not sent");
+        assert_eq!(within(None, passed(FAILED, 15)), "not sent");
+    }
+
+    #[test]
+    fn of_a_set_of_inserts_nothing_but_inserts() {
+        let share = Share {
+            kinds: Kinds {
+                updates: false,
+                deletes: false,
+                ..Kinds::ALL
+            },
+            ..Share::whole()
+        };
+        let within = |here, there| within(&share, here, there);
+        assert_eq!(within(version(FAILED, 25), None), "bring");
+        assert_eq!(within(version(FAILED, 15), None), "not sent");
+        assert_eq!(within(undated(), None), "Undated");
+        assert_eq!(within(version(OWN, 25), None), "Either");
+        assert_eq!(within(None, version(FAILED, 15)), "not sent");
+        assert_eq!(within(version(FAILED, 25), version(OWN, 22)), "not sent");
+    }
+
+    #[test]
+    fn what_no_truncate_is_sent_for_is_not_deleted() {
+        let share = Share {
+            kinds: Kinds {
+                truncates: false,
+                ..Kinds::ALL
+            },
+            ..Share::whole()
+        };
+        assert_eq!(within(&share, None, version(FAILED, 15)), "Either");
+        assert_eq!(within(&share, version(FAILED, 15), None), "not sent");
+        assert_eq!(within(&share, version(FAILED, 25), None), "bring");
+        assert_eq!(within(&Share::whole(), None, version(FAILED, 15)), "delete");
     }
 }
