@@ -4,6 +4,7 @@
 #[path = "common/gate.rs"]
 mod gate;
 
+use lab::cluster::add_node_call;
 use lab::load::LoadOptions;
 use lab::spock::{self, Mesh};
 use lab::{
@@ -155,6 +156,154 @@ fn sets_that_single_nodes_have_and_others_take() {
     assert_eq!(n1.value(counts), "3 2 2");
     assert_eq!(n2.value(counts), "3 2 0");
     assert_eq!(n3.value(counts), "3 2 0");
+}
+
+/// Every row of a table as text, in their order.
+fn content(node: &Server, table: &str) -> String {
+    node.value(&format!(
+        "SELECT coalesce(string_agg(t::text, ' ' ORDER BY t::text), '') FROM {table} t"
+    ))
+}
+
+fn join_verified(new: &Server, source: &Server) -> Called {
+    let call = add_node_call(new, new.name(), source, source.name());
+    let call = call.replace("new_node_dsn", "verify := true, new_node_dsn");
+    new.call(&call).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// In one subscription all row filters of a table apply together, and where any set lists columns, no others are sent.
+#[test]
+fn filters_and_column_lists_of_all_sets_of_a_subscription() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let sets = format!(
+        "{SHARED}; SELECT spock.repset_create('more, \"really\"');
+         SELECT spock.repset_add_table('default', 'two', false, NULL, 'kind = ''a'''),
+                spock.repset_add_table('more, \"really\"', 'two', false, NULL, 'kind = ''b'''),
+                spock.repset_add_table('default', 'cust'),
+                spock.repset_add_table('more, \"really\"', 'cust', false, '{{id,region}}', 'region = ''eu'''),
+                spock.repset_add_table('default', 'beyond', false, '{{id,v}}', 'region = ''eu'''),
+                spock.repset_add_table('default', 'parted', false, NULL, 'at > 5')"
+    );
+    let cluster = Mesh {
+        content: &format!(
+            "{}; CREATE TABLE two (id integer PRIMARY KEY, kind text);
+             CREATE TABLE cust (id integer PRIMARY KEY, region text, secret text DEFAULT 'none');
+             CREATE TABLE beyond (id integer PRIMARY KEY, region text, v text);
+             CREATE TABLE parted (id integer, at integer, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+             CREATE TABLE parted_low PARTITION OF parted FOR VALUES FROM (0) TO (10);
+             CREATE TABLE parted_high PARTITION OF parted FOR VALUES FROM (10) TO (20);
+             CREATE TABLE apart (id integer PRIMARY KEY)",
+            gate::CONTENT
+        ),
+        sets: Some(&sets),
+        ..Mesh::default()
+    }
+    .start(2);
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    n1.sql(
+        "INSERT INTO two VALUES (1, 'a'), (2, 'b'), (3, 'c');
+         INSERT INTO cust VALUES (1, 'eu', 'pw1'), (2, 'us', 'pw2');
+         INSERT INTO beyond VALUES (1, 'eu', 'x'), (2, 'us', 'y');
+         INSERT INTO parted VALUES (1, 4), (1, 6), (1, 14);
+         INSERT INTO apart VALUES (1)",
+    );
+    n2.sql(
+        "INSERT INTO cust VALUES (3, 'eu', 'pw3'), (4, 'us', 'pw4');
+         INSERT INTO beyond VALUES (3, 'eu', 'z'), (4, 'us', 'w')",
+    );
+    wait_quiet(&[n1, n2]);
+    assert_eq!(content(n2, "cust"), "(1,eu,none) (3,eu,pw3) (4,us,pw4)");
+    assert_eq!(content(n1, "beyond"), "(1,eu,x) (2,us,y) (3,,z)");
+    let called = join_verified(n3, n1);
+    for line in [
+        "copying the structure without the rows of tables of which nobody would send any: \"public\".\"apart\"",
+        "node \"n3\" has the same content as node \"n1\", as far as it is sent; \
+         spock.verify_nodes(by_design := true) lists what differs else",
+    ] {
+        assert!(said(&called).contains(line), "{}", said(&called));
+    }
+    assert_eq!(content(n3, "two"), "");
+    assert_eq!(content(n3, "cust"), "(1,eu,none) (3,eu,none)");
+    assert_eq!(content(n3, "beyond"), "(1,,x) (3,,z)");
+    assert_eq!(content(n3, "parted"), content(n2, "parted"));
+    assert_eq!(content(n3, "apart"), "");
+    // And so they stay.
+    n2.sql("UPDATE beyond SET v = 'zz' WHERE id = 3; UPDATE cust SET secret = 'new' WHERE id = 3");
+    n3.sql("INSERT INTO two VALUES (11, 'a'); INSERT INTO cust VALUES (5, 'eu', 'pw5')");
+    wait_quiet(&cluster.all());
+    assert_eq!(content(n3, "beyond"), "(1,,x) (3,,zz)");
+    assert_eq!(
+        content(n1, "cust"),
+        "(1,eu,pw1) (2,us,pw2) (3,eu,none) (5,eu,none)"
+    );
+    assert_eq!(content(n1, "two"), "(1,a) (2,b) (3,c)");
+    assert_eq!(n3.value("SELECT count(*) FROM spock.exception_log"), "0");
+}
+
+/// Each member publishes something else. The new node gets of the source's rows what the source sends, and of the
+/// others' what they send.
+#[test]
+fn sets_that_differ_between_the_members() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = Mesh {
+        content: &format!(
+            "{}; CREATE TABLE catalog (id integer PRIMARY KEY, v text);
+             CREATE TABLE orders (id integer PRIMARY KEY, v text);
+             CREATE TABLE cust (id integer PRIMARY KEY, region text);
+             CREATE TABLE mixed (id integer PRIMARY KEY, v text, w text DEFAULT 'none' NOT NULL)",
+            gate::CONTENT
+        ),
+        sets: Some(SHARED),
+        ..Mesh::default()
+    }
+    .start_with_extension(2);
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    n1.sql(
+        "SELECT spock.repset_add_table('default', 'catalog'),
+                spock.repset_add_table('default', 'cust', false, NULL, 'region = ''eu'''),
+                spock.repset_add_table('default', 'mixed', false, '{id,v}')",
+    );
+    n2.sql(
+        "SELECT spock.repset_add_table('default', 'orders'),
+                spock.repset_add_table('default', 'cust', false, NULL, 'region = ''us'''),
+                spock.repset_add_table('default', 'mixed')",
+    );
+    n1.sql(
+        "INSERT INTO catalog VALUES (1, 'c'); INSERT INTO orders VALUES (9, 'of n1');
+         INSERT INTO cust VALUES (1, 'eu'), (2, 'us'); INSERT INTO mixed VALUES (1, 'a', 'x')",
+    );
+    n2.sql(
+        "INSERT INTO orders VALUES (1, 'o'), (2, 'o');
+         INSERT INTO cust VALUES (3, 'us'), (4, 'eu'); INSERT INTO mixed VALUES (2, 'b', 'y')",
+    );
+    wait_quiet(&[n1, n2]);
+    assert_eq!(content(n1, "cust"), "(1,eu) (2,us) (3,us)");
+    assert_eq!(content(n2, "mixed"), "(1,a,none) (2,b,y)");
+    join_verified(n3, n1);
+    assert_eq!(content(n3, "catalog"), "(1,c)");
+    assert_eq!(content(n3, "orders"), "(1,o) (2,o)");
+    assert_eq!(content(n3, "cust"), "(1,eu) (3,us)");
+    assert_eq!(content(n3, "mixed"), "(1,a,none) (2,b,y)");
+    n2.sql(
+        "BEGIN; INSERT INTO orders VALUES (3, 'later');
+         UPDATE orders SET v = 'changed' WHERE id = 1; COMMIT",
+    );
+    wait_quiet(&cluster.all());
+    assert_eq!(content(n3, "orders"), "(1,changed) (2,o) (3,later)");
+    for node in cluster.all() {
+        let found = node.value("SELECT count(*) FROM spock.verify_nodes()");
+        assert_eq!(found, "0", "{}", node.name());
+    }
+    // What n2 alone sends is compared where n1 is asked.
+    n3.sql("DELETE FROM orders WHERE id = 3");
+    let found =
+        "SELECT concat_ws('|', table_name, node, missing_rows, extra_rows, different_rows, keys)
+                   FROM spock.verify_nodes()";
+    assert_eq!(n1.value(found), "\"public\".\"orders\"|n3|1|0|0|{(3)}");
 }
 
 /// Sessions of the replication protocol that do nothing.

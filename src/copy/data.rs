@@ -14,6 +14,7 @@ use crate::node::Local;
 use crate::quote::qualified;
 use crate::settings;
 use pgrx::pg_sys;
+use std::collections::BTreeSet;
 use std::ffi::{c_char, c_int};
 use std::ptr::{NonNull, null_mut};
 use std::rc::Rc;
@@ -67,7 +68,11 @@ pub fn copy(
     options: &Options<'_>,
     mut report: impl FnMut(&Arrival, &[Complete]) -> Result<()>,
 ) -> Result<Copied> {
-    let count = tables.len();
+    let count = tables
+        .iter()
+        .map(|t| t.oid)
+        .collect::<BTreeSet<u32>>()
+        .len();
     let tables: Vec<Table> = tables.into_iter().filter(|t| !t.is_empty()).collect();
     let wanted = if origin::SHARED {
         options.jobs.max(1)
@@ -102,7 +107,8 @@ pub fn copy(
     let counts = workers.shared.counts();
     let which = |of: fn(&Count) -> bool| {
         let of = job.tables.iter().zip(counts).filter(|(_, count)| of(count));
-        of.map(|(table, _)| table.label()).collect()
+        let labels: BTreeSet<String> = of.map(|(table, _)| table.label()).collect();
+        labels.into_iter().collect()
     };
     Ok(Copied {
         tables: count,

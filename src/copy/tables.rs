@@ -5,6 +5,7 @@ use super::{OURS, Source, snapshot_session};
 use crate::error::{Error, Result};
 use crate::quote::{ident, qualified};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// A table of the source whose rows are copied: an OID with a file, as of the snapshot. Its name is what
 /// the statements need.
@@ -40,8 +41,13 @@ pub struct Column {
 
 impl Table {
     /// Copies only the columns named; what is not a column of the table is ignored.
-    pub fn keep_columns(&mut self, names: &[String]) {
+    pub fn keep_columns(&mut self, names: &BTreeSet<String>) {
         self.columns.retain(|column| names.contains(&column.name));
+    }
+
+    /// Other rows of the table are copied apart from these: they share it on the new node.
+    pub fn share(&mut self) {
+        self.blocks = None;
     }
 
     /// True where COPY can use its binary format for all columns.
@@ -252,9 +258,9 @@ mod tests {
             t.copy_out(Range::From(7)),
             r#"COPY (SELECT "a", "b c" FROM ONLY "S""1"."t" WHERE (a > 1 OR a < 0) AND ctid >= '(7,0)'::tid) TO STDOUT (FORMAT text)"#
         );
-        t.keep_columns(&["a".into()]);
+        t.keep_columns(&BTreeSet::from(["a".into()]));
         assert!(t.is_binary());
-        t.keep_columns(&[]);
+        t.keep_columns(&BTreeSet::new());
         t.filter = None;
         assert_eq!(
             t.copy_out(Range::Whole),

@@ -16,7 +16,8 @@ use crate::error::{Error, Finding, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement};
 use crate::replay::Decoding;
-use std::collections::BTreeSet;
+use crate::replay::share::Share;
+use std::collections::BTreeMap;
 
 /// How one path of the mesh is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +97,9 @@ pub struct CopyPlan {
     pub timestamp: Option<i64>,
     /// The tables whose rows are copied.
     pub tables: Vec<copy::Table>,
-    /// Those of them that the new node has before the copy, empty. They keep their rows when what
+    /// Tables of which nobody would send any row to the new node.
+    pub structure_only: Vec<String>,
+    /// Those of `tables` that the new node has before the copy, empty. They keep their rows when what
     /// the copy made is dropped.
     pub refilled: Vec<String>,
     /// DDL is replicated too, so that a table that is renamed is so everywhere.
@@ -331,8 +334,14 @@ pub trait Engine {
     fn written_as(&self, path: &Path) -> Statement {
         self.origin(path)
     }
-    /// The tables of the node that it sends, quoted; `None` for all.
-    fn replicated_tables(&self, _node: &mut Node) -> Result<Option<BTreeSet<String>>> {
+    /// By schema and name, what two of `nodes` are to have alike of their tables; `None` where that is all of all.
+    /// The others are those that may have sent it to the two.
+    fn shares(
+        &self,
+        _nodes: &mut [&mut Node],
+        _here: usize,
+        _there: usize,
+    ) -> Result<Option<BTreeMap<(String, String), Share>>> {
         Ok(None)
     }
     /// Marks what a replaying session commits as the engine does, where that is not as PostgreSQL does.

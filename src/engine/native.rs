@@ -611,6 +611,7 @@ impl Engine for Native {
             names_follow: false,
             refilled: vec![],
             tables: copy::tables(&source, &[])?,
+            structure_only: vec![],
             settings: vec![],
             leave_out: LeaveOut::default(),
         })

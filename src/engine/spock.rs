@@ -2,6 +2,7 @@
 
 mod sets;
 mod strangers;
+mod ways;
 
 use super::{
     CopyPlan, Drift, Engine, Identity, LeaveOut, Path, Survey, names, subscription_states,
@@ -11,11 +12,13 @@ use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement, ask_all};
+use crate::replay::share::Share;
 use crate::replay::{Decoding, Protocol};
 use crate::settings;
-use sets::{SetTable, Sets, array, differences};
+use sets::{Names, SetTable, Sets, array, differences};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use ways::{SetKinds, Ways};
 
 /// The Unix epoch in microseconds since 2000: older than any change of an application, so that
 /// under last-update-wins every change wins over a copied row, as with Spock's own copy.
@@ -37,8 +40,8 @@ pub struct Spock {
     sets: Sets,
     /// What a (provider, subscriber) with the new node at one end takes.
     to_take: BTreeMap<(String, String), Vec<String>>,
-    /// Tables that the source gets from its peers by the sets that it takes.
-    from_peers: Vec<SetTable>,
+    /// What is in the sets of the source's peers.
+    of_peers: BTreeMap<String, Vec<SetTable>>,
     /// The tables in the source's sets, as the snapshot of the copy has them. What is added later has rows that
     /// are not copied.
     copied: RefCell<Option<Vec<SetTable>>>,
@@ -218,9 +221,8 @@ impl Engine for Spock {
         for member in members.iter_mut() {
             let inbound = self.sets.of_new(&source, &member.name);
             if member.name != source {
-                let tables = set_tables(member)?.into_iter();
-                self.from_peers
-                    .extend(tables.filter(|t| inbound.contains(&t.set)));
+                let tables = set_tables(member)?;
+                self.of_peers.insert(member.name.clone(), tables);
             }
             let outbound = self.sets.of_member(&source, &member.name);
             let key = |provider: &str, subscriber: &str| (provider.into(), subscriber.into());
@@ -346,7 +348,7 @@ impl Engine for Spock {
         let taken: BTreeSet<String> = tables
             .iter()
             .filter(|t| !untaken.contains(&t.set))
-            .chain(&self.from_peers)
+            .chain(self.peers_tables(&source.name))
             .map(named)
             .collect();
         let mut findings = vec![];
@@ -602,44 +604,46 @@ impl Engine for Spock {
         let in_sets = sets::parse(&copy::in_snapshot(&from, &sets::set_tables())?)?;
         self.copied.replace(Some(in_sets.clone()));
         // What nobody will send is not copied either: it would be of one moment, for good.
-        let taken = self.takes(&source.name, new);
-        let own = in_sets.into_iter().filter(|t| taken.contains(&t.set));
-        let own: Vec<SetTable> = own.collect();
-        let named = |t: &SetTable| (t.schema.clone(), t.name.clone());
-        let mut replicated: BTreeMap<(String, String), Vec<SetTable>> = BTreeMap::new();
-        let others = self.from_peers.iter().cloned();
-        let others = others.filter(|t| !own.iter().any(|o| named(o) == named(t)));
-        for table in own.iter().cloned().chain(others) {
-            replicated.entry(named(&table)).or_default().push(table);
+        let mut ways = Ways::default();
+        let no_kinds = SetKinds::new();
+        ways.add_own(
+            &in_sets,
+            &no_kinds,
+            &self.subscriptions_of(&source.name, new),
+        );
+        for (peer, tables) in &self.of_peers {
+            ways.add_received(tables, &no_kinds, &self.subscriptions_of(peer, new));
         }
-        let mut tables = vec![];
-        for mut table in copy::tables(&from, &refilled)? {
-            let key = (table.schema.clone(), table.name.clone());
-            let Some(sets) = replicated.get(&key) else {
-                continue;
-            };
-            // In several sets, a table sends what any of them lets through.
-            if sets.iter().all(|s| !s.columns.is_empty()) {
-                let columns: Vec<String> = sets.iter().flat_map(|s| s.columns.clone()).collect();
-                table.keep_columns(&columns);
+        let (mut tables, mut structure_only) = (vec![], vec![]);
+        for table in copy::tables(&from, &refilled)? {
+            let pieces = ways.to_copy(&(table.schema.clone(), table.name.clone()));
+            let brought = !table.extension && !self.leave_out.schemas.contains(&table.schema);
+            if pieces.is_empty() && brought {
+                structure_only.push(table.label());
             }
-            let filters: Vec<&str> = sets.iter().filter_map(|s| s.filter.as_deref()).collect();
-            if filters.len() == sets.len() && !filters.is_empty() {
-                table.filter = Some(
-                    filters
-                        .iter()
-                        .map(|f| format!("({f})"))
-                        .collect::<Vec<_>>()
-                        .join(" OR "),
-                );
+            let apart = pieces.len() > 1;
+            for (filter, columns) in pieces {
+                let mut piece = table.clone();
+                if let Some(columns) = columns {
+                    piece.keep_columns(&columns);
+                }
+                // What an extension's script stores itself is there already.
+                piece.filter = match (filter, piece.filter.take()) {
+                    (Some(filter), Some(own)) => Some(format!("({filter}) AND ({own})")),
+                    (filter, own) => filter.or(own),
+                };
+                if apart {
+                    piece.share();
+                }
+                tables.push(piece);
             }
-            tables.push(table);
         }
         Ok(CopyPlan {
             origin: self.path(&source.name, new).slot,
             timestamp: Some(UNIX_EPOCH),
             names_follow: true,
             tables,
+            structure_only,
             refilled,
             settings: vec![
                 ("spock.enable_ddl_replication", "off"),
@@ -839,13 +843,30 @@ impl Engine for Spock {
         )
     }
 
-    fn replicated_tables(&self, node: &mut Node) -> Result<Option<BTreeSet<String>>> {
-        // A set that nobody takes sends nothing.
-        let taken = self.sets.taken_of(&node.name);
-        let sent = |t: &&SetTable| taken.as_ref().is_none_or(|sets| sets.contains(&t.set));
-        let name = |t: &SetTable| crate::quote::qualified(&t.schema, &t.name);
-        let tables = set_tables(node)?;
-        Ok(Some(tables.iter().filter(sent).map(name).collect()))
+    fn shares(
+        &self,
+        nodes: &mut [&mut Node],
+        here: usize,
+        there: usize,
+    ) -> Result<Option<BTreeMap<(String, String), Share>>> {
+        let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+        let known = sets::contents(nodes)?;
+        let ways = |from: usize, to: usize| {
+            let mut ways = Ways::default();
+            let (mine, others) = (&names[from], &names[to]);
+            for (provider, (tables, kinds)) in names.iter().zip(&known) {
+                let subscriptions = match provider == others {
+                    true => self.subscriptions_of(provider, mine),
+                    false => self.subscriptions_of(provider, others),
+                };
+                match provider == mine {
+                    true => ways.add_own(tables, kinds, &subscriptions),
+                    false => ways.add_received(tables, kinds, &subscriptions),
+                }
+            }
+            ways
+        };
+        Ok(Some(ways::shares(&ways(here, there), &ways(there, here))))
     }
 
     fn commit_as(&self, origin: &str) -> Option<Statement> {
@@ -925,6 +946,24 @@ impl Engine for Spock {
 }
 
 impl Spock {
+    /// The sets of each subscription of `subscriber` to `provider`, also where there is none yet.
+    fn subscriptions_of(&self, provider: &str, subscriber: &str) -> Vec<Names> {
+        let key = (provider.to_owned(), subscriber.to_owned());
+        match self.to_take.get(&key) {
+            Some(sets) => vec![sets.iter().cloned().collect()],
+            None => self.sets.subscriptions(provider, subscriber).to_vec(),
+        }
+    }
+
+    /// Tables that the source gets from its peers.
+    fn peers_tables(&self, source: &str) -> impl Iterator<Item = &SetTable> {
+        self.of_peers.iter().flat_map(move |(peer, tables)| {
+            let taken = self.sets.subscriptions(peer, source);
+            let taken = move |t: &&SetTable| taken.iter().any(|sets| sets.contains(&t.set));
+            tables.iter().filter(taken)
+        })
+    }
+
     /// The sets that a subscription with the new node at one end names.
     fn takes(&self, provider: &str, subscriber: &str) -> Vec<String> {
         let key = (provider.to_owned(), subscriber.to_owned());

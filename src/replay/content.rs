@@ -4,10 +4,11 @@
 //! those that differ are looked at in parts.
 
 use super::pgoutput::{Column, Relation, Tuple, Value};
+use super::share::Share;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Rows;
 use crate::node::{Node, Statement, ask};
-use crate::quote::{ident, qualified};
+use crate::quote::{ident, literal, qualified};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Buckets of a table at the first look, and at most that are asked for at once.
@@ -27,12 +28,18 @@ const KEY_LENGTH: usize = 1000;
 /// A row as its node has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// Of the whole row.
+    /// Of all columns that are compared.
     pub digest: String,
+    /// Of those that are sent.
+    pub shared: String,
     /// When it was written, in microseconds since 2000, if the node knows.
     pub written: Option<i64>,
     /// The number of the origin that it bears on its node, if the node knows; 0 for the node itself.
     pub origin: Option<u32>,
+    /// Others are to have it.
+    pub sent: bool,
+    /// Its DELETE is sent, where deletes are.
+    pub deletable: bool,
     /// The values in the order of the relation's columns.
     pub values: Tuple,
 }
@@ -43,6 +50,90 @@ pub struct Difference {
     pub key: String,
     pub here: Option<Version>,
     pub there: Option<Version>,
+}
+
+/// A table to be compared: its key, and the columns that two nodes are to have alike.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    pub relation: Relation,
+    pub share: Share,
+    /// Also what is not sent is compared.
+    everything: bool,
+    /// The rows of each of the two, as `t`, with what of a row is sent.
+    rows: [String; 2],
+}
+
+/// What the rows of a table have besides its columns.
+const SENT: &str = "\"zodan: sent\"";
+const DELETABLE: &str = "\"zodan: deletable\"";
+
+impl Compared {
+    /// What of the table is sent.
+    pub fn new(relation: Relation, share: Share) -> Self {
+        let mut table = Self::with_all(relation, share);
+        table.everything = false;
+        let columns = std::mem::take(&mut table.relation.columns);
+        let sent = columns.into_iter().filter(|c| table.is_sent(c)).collect();
+        table.relation.columns = sent;
+        table
+    }
+
+    /// Also the rows and columns that are not sent.
+    pub fn with_all(relation: Relation, share: Share) -> Self {
+        Self {
+            rows: [0, 1].map(|side| rows(&relation, &share, side)),
+            relation,
+            share,
+            everything: true,
+        }
+    }
+
+    fn is_sent(&self, column: &Column) -> bool {
+        let listed = self.share.columns.as_ref();
+        column.key || listed.is_none_or(|listed| listed.contains(&column.name))
+    }
+
+    pub fn name(&self) -> String {
+        qualified(&self.relation.schema, &self.relation.name)
+    }
+}
+
+/// The rows of one of the two nodes, as a subquery.
+fn rows(relation: &Relation, share: &Share, side: usize) -> String {
+    let truth = |condition: Option<String>| match condition {
+        Some(condition) => format!("({condition}) IS TRUE"),
+        None => "true".into(),
+    };
+    let conditions: Vec<String> = share.deleted.iter().map(|c| format!("({c})")).collect();
+    let conditions = conditions.join(" AND ");
+    let deletable = match (conditions.is_empty(), relation.full) {
+        (true, _) => None,
+        (false, true) => Some(conditions),
+        // Of the old row no more than its identity is known, unless that is the row as a whole.
+        (false, false) => {
+            let columns: Vec<String> = relation
+                .columns
+                .iter()
+                .map(|c| match (c.key, ident(&c.name)) {
+                    (true, name) => name,
+                    (false, name) => format!("CASE WHEN false THEN {name} END AS {name}"),
+                })
+                .collect();
+            Some(format!(
+                "CASE WHEN (SELECT relreplident = 'f' FROM pg_class c WHERE c.oid = to_regclass({})) THEN {conditions}
+                      ELSE EXISTS (SELECT FROM (SELECT {}) AS {} WHERE {conditions}) END",
+                literal(&qualified(&relation.schema, &relation.name)),
+                columns.join(", "),
+                ident(&relation.name)
+            ))
+        }
+    };
+    format!(
+        "(SELECT *, xmin, {} AS {SENT}, {} AS {DELETABLE} FROM ONLY {}) t",
+        truth(share.rows[side].clone()),
+        truth(deletable),
+        qualified(&relation.schema, &relation.name)
+    )
 }
 
 /// Buckets that differ, few enough to be looked at together.
@@ -104,14 +195,14 @@ struct Bucket {
 }
 
 /// Where the two nodes differ in `relation`, in parts for [`differences`].
-pub fn parts(relation: &Relation, here: &mut Node, there: &mut Node) -> Result<Vec<Part>> {
+pub fn parts(table: &Compared, here: &mut Node, there: &mut Node) -> Result<Vec<Part>> {
     let mut buckets = FEWEST_BUCKETS;
-    for rows in both(here, there, &estimate(relation))? {
+    for rows in both(here, there, |_| estimate(&table.relation))? {
         let expected: u64 = rows.first().map_or(Ok(0), |row| row.parse(0))?;
         let wanted = (expected / (16 * ROWS_PER_BUCKET)).next_power_of_two();
         buckets = buckets.max(wanted.min(MOST_BUCKETS));
     }
-    let mut differing = differing(relation, buckets, None, here, there)?;
+    let mut differing = differing(table, buckets, None, here, there)?;
     loop {
         let (rows, bytes) = sum(&differing);
         let count = (differing.len() as u64).max(1);
@@ -128,13 +219,12 @@ pub fn parts(relation: &Relation, here: &mut Node, there: &mut Node) -> Result<V
             ids: ids(&differing),
         };
         buckets *= split;
-        differing = self::differing(relation, buckets, Some(&coarse), here, there)?;
+        differing = self::differing(table, buckets, Some(&coarse), here, there)?;
         // Rows that are alike stay together.
         if sum(&differing).0 > rows / 2 {
             break;
         }
     }
-    let table = qualified(&relation.schema, &relation.name);
     if let Some(large) = differing
         .iter()
         .find(|b| b.rows > LIMIT_ROWS || b.bytes > LIMIT_BYTES)
@@ -142,8 +232,10 @@ pub fn parts(relation: &Relation, here: &mut Node, there: &mut Node) -> Result<V
         return Err(Error::Refused {
             state: SqlState::PROGRAM_LIMIT_EXCEEDED,
             message: format!(
-                "table {table} cannot be compared between node \"{}\" and node \"{}\"",
-                here.name, there.name
+                "table {} cannot be compared between node \"{}\" and node \"{}\"",
+                table.name(),
+                here.name,
+                there.name
             ),
             detail: Some(format!(
                 "{} of its rows, {} MB, have to be looked at together: they are alike, or too large.",
@@ -194,13 +286,13 @@ fn ids(buckets: &[Bucket]) -> String {
 
 /// The buckets of `within`, or of the whole table, that are not the same on both, with the larger of the two sizes.
 fn differing(
-    relation: &Relation,
+    table: &Compared,
     buckets: u64,
     within: Option<&Part>,
     here: &mut Node,
     there: &mut Node,
 ) -> Result<Vec<Bucket>> {
-    let digests = both(here, there, &digest(relation, buckets, within))?;
+    let digests = both(here, there, |side| digest(table, side, buckets, within))?;
     let of = |rows: &Rows| -> Result<BTreeMap<u64, (Bucket, String)>> {
         rows.iter()
             .map(|row| {
@@ -218,7 +310,8 @@ fn differing(
     let mut found = vec![];
     for (id, (bucket, digest)) in ours {
         match theirs.remove(&id) {
-            Some((other, same)) if other == bucket && same == digest => {}
+            Some((_, same)) if same == digest => {}
+            None if digest == NONE_SENT => {}
             other => found.push(Bucket {
                 rows: bucket.rows.max(other.as_ref().map_or(0, |(o, _)| o.rows)),
                 bytes: bucket.bytes.max(other.as_ref().map_or(0, |(o, _)| o.bytes)),
@@ -226,19 +319,22 @@ fn differing(
             }),
         }
     }
-    found.extend(theirs.into_values().map(|(bucket, _)| bucket));
+    let theirs = theirs.into_values();
+    let theirs = theirs.filter(|(_, digest)| digest != NONE_SENT);
+    found.extend(theirs.map(|(bucket, _)| bucket));
     found.sort_by_key(|b| b.id);
     Ok(found)
 }
 
 /// What differs in one part, by key. Without a key the whole row is one.
 pub fn differences(
-    relation: &Relation,
+    table: &Compared,
     part: &Part,
     here: &mut Node,
     there: &mut Node,
 ) -> Result<Vec<Difference>> {
-    let rows = both(here, there, &versions(relation, part))?;
+    let rows = both(here, there, |side| versions(table, side, part))?;
+    let relation = &table.relation;
     let (mut ours, mut theirs) = (keyed(relation, &rows[0])?, keyed(relation, &rows[1])?);
     drop(rows);
     let keys: BTreeSet<String> = ours.keys().chain(theirs.keys()).cloned().collect();
@@ -281,36 +377,40 @@ fn unequal(key: &str, mut here: Vec<Version>, mut there: Vec<Version>) -> Vec<Di
     }
 }
 
-fn both(here: &mut Node, there: &mut Node, statement: &Statement) -> Result<Vec<Rows>> {
-    ask(vec![
-        statement.clone().on(here),
-        statement.clone().on(there),
-    ])
-    .into_iter()
-    .collect()
+fn both(
+    here: &mut Node,
+    there: &mut Node,
+    statement: impl Fn(usize) -> Statement,
+) -> Result<Vec<Rows>> {
+    ask(vec![statement(0).on(here), statement(1).on(there)])
+        .into_iter()
+        .collect()
 }
 
-fn key(relation: &Relation) -> String {
-    let columns: Vec<String> = relation
-        .columns
-        .iter()
-        .filter(|c| c.key || relation.full)
-        .map(|c| format!("t.{}", ident(&c.name)))
-        .collect();
+/// The text of a row of those columns.
+fn text<'a>(columns: impl Iterator<Item = &'a Column>) -> String {
+    let columns: Vec<String> = columns.map(|c| format!("t.{}", ident(&c.name))).collect();
     format!("ROW({})::text", columns.join(", "))
 }
 
-fn bucket(relation: &Relation, buckets: u64) -> String {
-    format!("(hashtextextended({}, 0) & {})", key(relation), buckets - 1)
-}
+impl Compared {
+    fn key(&self) -> String {
+        let full = self.relation.full;
+        let columns = self.relation.columns.iter();
+        text(columns.filter(|c| c.key || full && self.is_sent(c)))
+    }
 
-fn row(relation: &Relation) -> String {
-    let columns: Vec<String> = relation
-        .columns
-        .iter()
-        .map(|c| format!("t.{}", ident(&c.name)))
-        .collect();
-    format!("ROW({})::text", columns.join(", "))
+    fn bucket(&self, buckets: u64) -> String {
+        format!("(hashtextextended({}, 0) & {})", self.key(), buckets - 1)
+    }
+
+    fn row(&self) -> String {
+        text(self.relation.columns.iter())
+    }
+
+    fn shared(&self) -> String {
+        text(self.relation.columns.iter().filter(|c| self.is_sent(c)))
+    }
 }
 
 /// Rows that the table is believed to have.
@@ -322,13 +422,16 @@ fn estimate(relation: &Relation) -> Statement {
     )
 }
 
-/// `bucket, rows, digest, bytes`.
-fn digest(relation: &Relation, buckets: u64, within: Option<&Part>) -> Statement {
+/// The digest of a bucket of which nothing is sent.
+const NONE_SENT: &str = "0";
+
+/// `bucket, rows, digest, bytes`, where the digest is of the rows that are sent.
+fn digest(table: &Compared, side: usize, buckets: u64, within: Option<&Part>) -> Statement {
     let (condition, ids) = match within {
         Some(part) => (
             format!(
                 "WHERE {} = ANY (string_to_array($1, ',')::bigint[])",
-                bucket(relation, part.buckets)
+                table.bucket(part.buckets)
             ),
             vec![part.ids.as_str()],
         ),
@@ -337,36 +440,43 @@ fn digest(relation: &Relation, buckets: u64, within: Option<&Part>) -> Statement
     // Behind the OFFSET the text of a row is made once.
     Statement::new(
         format!(
-            "SELECT bucket, count(*), sum(hashtextextended(r, 1)::numeric), sum(octet_length(r))
-               FROM (SELECT {} AS bucket, {} AS r FROM ONLY {} t {condition} OFFSET 0) t GROUP BY 1",
-            bucket(relation, buckets),
-            row(relation),
-            qualified(&relation.schema, &relation.name)
+            "SELECT bucket, count(*),
+                    concat_ws(' ', count(*) FILTER (WHERE sent), sum(octet_length(r)) FILTER (WHERE sent),
+                              sum(hashtextextended(r, 1)::numeric) FILTER (WHERE sent)),
+                    sum(octet_length(r))
+               FROM (SELECT {} AS bucket, {} AS r, {} AS sent FROM {} {condition} OFFSET 0) t GROUP BY 1",
+            table.bucket(buckets),
+            table.row(),
+            match table.everything {
+                true => "true".into(),
+                false => format!("t.{SENT}"),
+            },
+            table.rows[side]
         ),
         &ids,
     )
 }
 
-fn versions(relation: &Relation, part: &Part) -> Statement {
-    let values: Vec<String> = relation
-        .columns
-        .iter()
+fn versions(table: &Compared, side: usize, part: &Part) -> Statement {
+    let columns = table.relation.columns.iter();
+    let values: Vec<String> = columns
         .map(|c| format!("t.{}::text", ident(&c.name)))
         .collect();
     Statement::new(
         format!(
-            "SELECT {}, hashtextextended({}, 1),
+            "SELECT {}, hashtextextended({}, 1), hashtextextended({}, 1),
                     (extract(epoch FROM w.timestamp - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint,
-                    w.roident, {}
-               FROM ONLY {} t
+                    w.roident, t.{SENT}, t.{DELETABLE}, {}
+               FROM {}
                LEFT JOIN LATERAL pg_xact_commit_timestamp_origin(
                     CASE current_setting('track_commit_timestamp') WHEN 'on' THEN t.xmin END) w ON true
               WHERE {} = ANY (string_to_array($1, ',')::bigint[])",
-            short(&key(relation)),
-            row(relation),
+            short(&table.key()),
+            table.row(),
+            table.shared(),
             values.join(", "),
-            qualified(&relation.schema, &relation.name),
-            bucket(relation, part.buckets)
+            table.rows[side],
+            table.bucket(part.buckets)
         ),
         &[&part.ids],
     )
@@ -384,7 +494,7 @@ fn short(text: &str) -> String {
 fn keyed(relation: &Relation, rows: &Rows) -> Result<BTreeMap<String, Vec<Version>>> {
     let mut found: BTreeMap<String, Vec<Version>> = BTreeMap::new();
     for row in rows {
-        let values = (4..4 + relation.columns.len())
+        let values = (7..7 + relation.columns.len())
             .map(|i| {
                 row.get(i)
                     .map_or(Value::Null, |v| Value::Text(v.to_owned()))
@@ -392,8 +502,11 @@ fn keyed(relation: &Relation, rows: &Rows) -> Result<BTreeMap<String, Vec<Versio
             .collect();
         let version = Version {
             digest: row.text(1).to_owned(),
-            written: row.parse_opt(2)?,
-            origin: row.parse_opt(3)?,
+            shared: row.text(2).to_owned(),
+            written: row.parse_opt(3)?,
+            origin: row.parse_opt(4)?,
+            sent: row.bool(5),
+            deletable: row.bool(6),
             values,
         };
         let alike = found.entry(row.text(0).to_owned()).or_default();
@@ -412,8 +525,11 @@ mod tests {
     fn version(written: i64) -> Version {
         Version {
             digest: "1".into(),
+            shared: "1".into(),
             written: Some(written),
             origin: Some(0),
+            sent: true,
+            deletable: true,
             values: vec![],
         }
     }

@@ -7,6 +7,7 @@ pub mod pgoutput;
 #[cfg(test)]
 mod properties;
 mod reader;
+pub mod share;
 mod source;
 mod spock_output;
 mod statements;

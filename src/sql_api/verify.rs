@@ -5,7 +5,8 @@ use crate::encoding::shown;
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::node::Node;
-use crate::workflow::{members, own_session, verify};
+use crate::workflow::verify::{self, Of};
+use crate::workflow::{members, own_session};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -14,6 +15,7 @@ use pgrx::prelude::*;
 #[allow(clippy::type_complexity)] // the macro has to see it
 fn verify_nodes(
     key_limit: i32,
+    by_design: bool,
 ) -> std::result::Result<
     TableIterator<
         'static,
@@ -30,7 +32,11 @@ fn verify_nodes(
     ErrorReport,
 > {
     super::arguments::superuser("spock.verify_nodes")?;
-    let found = compare(usize::try_from(key_limit).unwrap_or(0))?;
+    let of = match by_design {
+        true => Of::Design,
+        false => Of::Sent,
+    };
+    let found = compare(usize::try_from(key_limit).unwrap_or(0), of)?;
     Ok(TableIterator::new(found.into_iter().map(|m| {
         (
             shown(&m.table).into_owned(),
@@ -44,7 +50,7 @@ fn verify_nodes(
     })))
 }
 
-fn compare(most_keys: usize) -> Result<Vec<verify::Mismatch>> {
+fn compare(most_keys: usize, of: Of) -> Result<Vec<verify::Mismatch>> {
     let Some(own) = own()? else {
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -64,5 +70,5 @@ fn compare(most_keys: usize) -> Result<Vec<verify::Mismatch>> {
     let mut nodes: Vec<&mut Node> = std::iter::once(&mut here).chain(&mut others).collect();
     engine.learn(&mut nodes, &[])?;
     let all = nodes.len();
-    verify::mismatches(&*engine, &mut nodes, all, most_keys)
+    verify::mismatches(&*engine, &mut nodes, all, most_keys, of)
 }

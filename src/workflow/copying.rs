@@ -19,6 +19,9 @@ use crate::step::{Action, Step};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// So many tables are named.
+const MOST_TABLES: usize = 20;
+
 /// No bytes are left for later.
 const NOTHING: (u64, Duration) = (0, Duration::ZERO);
 
@@ -71,6 +74,21 @@ impl Held {
     }
 }
 
+/// Tables of which nothing is replicated.
+fn tell_structure_only(report: &Report, tables: &[String]) {
+    let (shown, more) = tables.split_at(tables.len().min(MOST_TABLES));
+    let more = match more.len() {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    if !tables.is_empty() {
+        report.say(&format!(
+            "copying the structure without the rows of tables of which nobody would send any: {}{more}",
+            shown.join(", ")
+        ));
+    }
+}
+
 fn table_files(session: &mut Session) -> Result<BTreeMap<String, String>> {
     let rows = session.query(&server::table_files().sql, &[])?;
     let file = |row: &Row| {
@@ -98,6 +116,7 @@ impl Copying<'_> {
         let plan = self
             .engine
             .copy_plan(self.source, &self.new.name, self.snapshot)?;
+        tell_structure_only(self.report, &plan.structure_only);
         self.create_origin(&plan.origin)?;
         let effect = Effect::Objects {
             before: before.clone(),

@@ -838,20 +838,18 @@ impl Join {
         if self.held.unproved.is_empty() {
             return Ok(());
         }
-        let tables: Vec<_> = verify::tables(&*self.engine, &mut self.source)?
-            .into_iter()
-            .filter(|t| {
-                let name = crate::quote::qualified(&t.schema, &t.name);
-                self.held.unproved.contains(&name)
-            })
-            .collect();
-        let replicated = tables.len();
         let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         let (new, source) = (0, 1); // the others take part in the barriers
+        let tables: Vec<_> = verify::tables(&*self.engine, &mut all, source, new)?
+            .into_iter()
+            .filter(|t| self.held.unproved.contains(&t.name()))
+            .map(verify::Table::sent)
+            .collect();
+        let replicated = tables.len();
         let mut differ = vec![];
         for table in &tables {
             if verify::differ(&*self.engine, &mut all, table, source, new)? {
-                differ.push(crate::quote::qualified(&table.schema, &table.name));
+                differ.push(table.name());
             }
         }
         if differ.is_empty() && replicated == self.held.unproved.len() {
@@ -877,10 +875,11 @@ impl Join {
         // What the peers have committed has to be on both, too.
         let mut nodes: Vec<&mut Node> = vec![&mut self.source, &mut self.new];
         nodes.extend(&mut self.peers);
-        let found = verify::mismatches(&*self.engine, &mut nodes, 2, TOLD_KEYS)?;
+        let found = verify::mismatches(&*self.engine, &mut nodes, 2, TOLD_KEYS, verify::Of::Copy)?;
         if found.is_empty() {
+            let left_out = verify::left_out(&*self.engine, &mut nodes, 0, 1)?;
             self.report.say(&format!(
-                "node \"{}\" has the same content as node \"{}\"",
+                "node \"{}\" has the same content as node \"{}\"{left_out}",
                 self.new.name, self.source.name
             ));
             return Ok(());

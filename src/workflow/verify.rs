@@ -7,12 +7,45 @@ use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::quote::qualified;
-use crate::replay::content::{self, Difference, Part, differences, relations};
+use crate::replay::content::{self, Compared, Difference, Part, Version, differences, relations};
 use crate::replay::pgoutput::Relation;
+use crate::replay::share::Share;
 use std::collections::BTreeMap;
 
 /// How often rows that change while they are compared are looked at again.
 const LOOKS: usize = 5;
+
+/// Which differences are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// Those of what is sent between members.
+    Sent,
+    /// The same, where the second node is new.
+    Copy,
+    /// Those that are there by design: of what is not sent.
+    Design,
+}
+
+/// A table, and what of it two members are to have alike.
+pub struct Table {
+    pub relation: Relation,
+    pub share: Share,
+}
+
+impl Table {
+    pub fn name(&self) -> String {
+        qualified(&self.relation.schema, &self.relation.name)
+    }
+
+    /// What of it is sent.
+    pub fn sent(self) -> Compared {
+        Compared::new(self.relation, self.share)
+    }
+
+    fn with_all(self) -> Compared {
+        Compared::with_all(self.relation, self.share)
+    }
+}
 
 /// A table that is not the same on two members.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +62,17 @@ pub struct Mismatch {
     pub different: usize,
     /// Keys of such rows, so many as were asked for.
     pub keys: Vec<String>,
+}
+
+impl Mismatch {
+    fn add(&mut self, difference: &Difference) {
+        *match (&difference.here, &difference.there) {
+            (Some(_), None) => &mut self.missing,
+            (None, _) => &mut self.extra,
+            (Some(_), Some(_)) => &mut self.different,
+        } += 1;
+        self.keys.push(difference.key.clone());
+    }
 }
 
 impl std::fmt::Display for Mismatch {
@@ -48,21 +92,25 @@ impl std::fmt::Display for Mismatch {
 }
 
 /// Compares each of the first `compared` of `nodes` with the first one. The others only have what they have
-/// committed be there. Unlogged and foreign tables, and each node's own, are left out.
+/// committed be there. Unlogged and foreign tables, and each node's own, are left out, and so is what is not sent
+/// between the two.
 pub fn mismatches(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
     compared: usize,
     most_keys: usize,
+    of: Of,
 ) -> Result<Vec<Mismatch>> {
     let mut found = vec![];
-    let Some(first) = nodes.first_mut() else {
-        return Ok(found);
-    };
-    for table in tables(engine, first)? {
-        for i in 1..compared {
+    for i in 1..compared {
+        for table in tables(engine, nodes, 0, i)? {
+            let table = match of {
+                Of::Design if table.share.is_whole() => continue,
+                Of::Design => table.with_all(),
+                Of::Sent | Of::Copy => table.sent(),
+            };
             let mut mismatch = Mismatch {
-                table: qualified(&table.schema, &table.name),
+                table: table.name(),
                 reference: nodes[0].name.clone(),
                 node: nodes[i].name.clone(),
                 missing: 0,
@@ -72,12 +120,10 @@ pub fn mismatches(
             };
             for part in parts(nodes, &table, 0, i)? {
                 for difference in settled(engine, nodes, &table, &part, 0, i)? {
-                    *match (&difference.here, &difference.there) {
-                        (Some(_), None) => &mut mismatch.missing,
-                        (None, _) => &mut mismatch.extra,
-                        (Some(_), Some(_)) => &mut mismatch.different,
-                    } += 1;
-                    mismatch.keys.push(difference.key);
+                    let by_design = is_by_design(&table, &difference, of == Of::Copy);
+                    if by_design == (of == Of::Design) {
+                        mismatch.add(&difference);
+                    }
                 }
                 mismatch.keys.sort();
                 mismatch.keys.truncate(most_keys);
@@ -87,36 +133,79 @@ pub fn mismatches(
             }
         }
     }
+    found.sort_by(|a, b| (&a.table, &a.node).cmp(&(&b.table, &b.node)));
     Ok(found)
+}
+
+/// Whether the two may have a row differently although nothing is on its way. A node that has just got its `copy` has
+/// deleted nothing.
+fn is_by_design(table: &Compared, difference: &Difference, copy: bool) -> bool {
+    let kinds = table.share.kinds;
+    let removal_is_sent = |row: &Version| kinds.deletes && kinds.truncates && row.deletable;
+    match (&difference.here, &difference.there) {
+        (Some(row), None) => {
+            let changed = !kinds.updates && table.relation.full;
+            let removed = !copy && !removal_is_sent(row);
+            !row.sent || !kinds.inserts || changed || removed
+        }
+        (None, Some(row)) => !row.sent || !kinds.inserts || !removal_is_sent(row),
+        (Some(here), Some(there)) => {
+            !here.sent || !there.sent || !kinds.updates || here.shared == there.shared
+        }
+        (None, None) => true,
+    }
 }
 
 /// Whether a table has rows on one of two of `nodes` that it has not on the other, and that stay so.
 pub fn differ(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
-    table: &Relation,
+    table: &Compared,
     here: usize,
     there: usize,
 ) -> Result<bool> {
     for part in parts(nodes, table, here, there)? {
-        if !settled(engine, nodes, table, &part, here, there)?.is_empty() {
+        let found = settled(engine, nodes, table, &part, here, there)?;
+        if found.iter().any(|d| !is_by_design(table, d, true)) {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// The tables that the node sends.
-pub fn tables(engine: &dyn Engine, node: &mut Node) -> Result<Vec<Relation>> {
-    let sent = engine.replicated_tables(node)?;
-    let all = relations(node, engine.own_schemas())?;
-    Ok(all
-        .into_iter()
-        .filter(|t| {
-            let name = qualified(&t.schema, &t.name);
-            sent.as_ref().is_none_or(|s| s.contains(&name))
-        })
-        .collect())
+/// The tables that two of `nodes` are to have alike, as they are on the first.
+pub fn tables(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    here: usize,
+    there: usize,
+) -> Result<Vec<Table>> {
+    let mut shares = engine.shares(nodes, here, there)?;
+    let all = relations(nodes[here], engine.own_schemas())?;
+    let table = |relation: Relation| {
+        let share = match &mut shares {
+            Some(shares) => shares.remove(&(relation.schema.clone(), relation.name.clone()))?,
+            None => Share::whole(),
+        };
+        Some(Table { relation, share })
+    };
+    Ok(all.into_iter().filter_map(table).collect())
+}
+
+/// What is left out where the two are the same, to be said behind that; nothing where all is sent.
+pub fn left_out(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    here: usize,
+    there: usize,
+) -> Result<&'static str> {
+    let tables = tables(engine, nodes, here, there)?;
+    Ok(match tables.iter().all(|t| t.share.is_whole()) {
+        true => "",
+        false => {
+            ", as far as it is sent; spock.verify_nodes(by_design := true) lists what differs else"
+        }
+    })
 }
 
 fn pair<'a>(nodes: &'a mut [&mut Node], here: usize, there: usize) -> Result<[&'a mut Node; 2]> {
@@ -129,7 +218,7 @@ fn pair<'a>(nodes: &'a mut [&mut Node], here: usize, there: usize) -> Result<[&'
 /// Where two of `nodes` differ just now, in parts for [`settled`].
 pub fn parts(
     nodes: &mut [&mut Node],
-    table: &Relation,
+    table: &Compared,
     here: usize,
     there: usize,
 ) -> Result<Vec<Part>> {
@@ -142,7 +231,7 @@ pub fn parts(
 pub fn settled(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
-    table: &Relation,
+    table: &Compared,
     part: &Part,
     here: usize,
     there: usize,

@@ -1,22 +1,24 @@
 //! Replication sets are each node's own: what every member provides, what the others take of it, and what is
 //! in a set.
 
+use super::ways::SetKinds;
 use super::{Drift, LOCAL_SETS};
 use crate::error::{Error, Result};
-use crate::libpq::Rows;
+use crate::libpq::{Row, Rows};
 use crate::node::{Node, Statement, ask_all};
+use crate::replay::share::Kinds;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names of sets, in their order.
-type Names = BTreeSet<String>;
+pub(super) type Names = BTreeSet<String>;
 
 /// The sets of the members, and what their subscriptions name.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Sets {
     /// The sets that each member has.
     provided: BTreeMap<String, Names>,
-    /// What a (provider, subscriber) has in all its subscriptions together.
-    taken: BTreeMap<(String, String), Names>,
+    /// What a (provider, subscriber) has in each of its subscriptions.
+    taken: BTreeMap<(String, String), Vec<Names>>,
 }
 
 impl Sets {
@@ -29,15 +31,15 @@ impl Sets {
         for (name, rows) in names.iter().zip(&provided) {
             sets.provides(name, rows.iter().map(|r| r.text(0)));
         }
-        let question = "SELECT n.node_name, t.set_name
+        let question = "SELECT n.node_name, coalesce(to_json(s.sub_replication_sets), '[]')
                           FROM spock.subscription s
                           JOIN spock.local_node l ON l.node_id = s.sub_target
-                          JOIN spock.node n ON n.node_id = s.sub_origin
-                          LEFT JOIN LATERAL unnest(s.sub_replication_sets) AS t (set_name) ON true";
+                          JOIN spock.node n ON n.node_id = s.sub_origin";
         let taken = ask_all(members.iter_mut().map(|m| &mut **m), question, &[])?;
         for (name, rows) in names.iter().zip(&taken) {
             for row in rows {
-                sets.takes(row.text(0), name, row.get(1));
+                let named = names_in(row.text(1), "spock.subscription")?;
+                sets.takes(row.text(0), name, named.iter().map(String::as_str));
             }
         }
         Ok(sets)
@@ -55,15 +57,22 @@ impl Sets {
         names: impl IntoIterator<Item = &'a str>,
     ) {
         let key = (provider.to_owned(), subscriber.to_owned());
-        let all = self.taken.entry(key).or_default();
-        all.extend(names.into_iter().map(str::to_owned));
+        let subscriptions = self.taken.entry(key).or_default();
+        subscriptions.push(names.into_iter().map(str::to_owned).collect());
+    }
+
+    /// The sets of each subscription of `subscriber` to `provider`.
+    pub fn subscriptions(&self, provider: &str, subscriber: &str) -> &[Names] {
+        let key = (provider.to_owned(), subscriber.to_owned());
+        self.taken.get(&key).map_or(&[], Vec::as_slice)
     }
 
     /// Those of `provider` that somebody takes; `None` where nobody subscribes to it.
     pub fn taken_of(&self, provider: &str) -> Option<Names> {
         let mut all: Option<Names> = None;
-        for ((_, _), names) in self.taken.iter().filter(|((p, _), _)| p == provider) {
-            all.get_or_insert_default().extend(names.iter().cloned());
+        for (_, subscriptions) in self.taken.iter().filter(|((p, _), _)| p == provider) {
+            let names = subscriptions.iter().flatten().cloned();
+            all.get_or_insert_default().extend(names);
         }
         all
     }
@@ -94,7 +103,7 @@ impl Sets {
         let wanted = match member == source {
             true => self.taken_of(source).map(|mut all| {
                 let own = self.taken.iter().filter(|((_, s), _)| s == source);
-                all.extend(own.flat_map(|(_, names)| names.iter().cloned()));
+                all.extend(own.flat_map(|(_, names)| names.iter().flatten().cloned()));
                 all
             }),
             false => Some(self.taken_by(source, member)),
@@ -103,8 +112,8 @@ impl Sets {
     }
 
     fn taken_by(&self, provider: &str, subscriber: &str) -> Names {
-        let key = (provider.to_owned(), subscriber.to_owned());
-        self.taken.get(&key).cloned().unwrap_or_default()
+        let subscriptions = self.subscriptions(provider, subscriber);
+        subscriptions.iter().flatten().cloned().collect()
     }
 
     /// Of `wanted`, or of all, what `provider` has: it refuses a subscriber that names another one.
@@ -137,6 +146,8 @@ pub(super) struct SetTable {
     /// The same as an array literal.
     pub column_list: String,
     pub filter: Option<String>,
+    /// The columns that the filter looks at; "*" for the row as a whole.
+    pub filter_columns: Vec<String>,
 }
 
 /// The tables in the sets of a node.
@@ -144,7 +155,10 @@ pub(super) fn set_tables() -> Statement {
     Statement::new(
         format!(
             "SELECT s.set_name, n.nspname, c.relname, coalesce(t.set_att_list, '{{}}'),
-                    coalesce(to_json(t.set_att_list), '[]'), pg_get_expr(t.set_row_filter, t.set_reloid)
+                    coalesce(to_json(t.set_att_list), '[]'), pg_get_expr(t.set_row_filter, t.set_reloid),
+                    coalesce((SELECT json_agg(DISTINCT coalesce(a.attname, '*'))
+                                FROM regexp_matches(t.set_row_filter::text, ':varattno (-?[0-9]+)', 'g') v (no)
+                                LEFT JOIN pg_attribute a ON a.attrelid = t.set_reloid AND a.attnum = v.no[1]::integer), '[]')
                FROM {LOCAL_SETS} JOIN spock.replication_set_table t ON t.set_id = s.set_id
                JOIN pg_class c ON c.oid = t.set_reloid JOIN pg_namespace n ON n.oid = c.relnamespace
               ORDER BY 1, 2, 3"
@@ -162,12 +176,40 @@ pub(super) fn parse(rows: &Rows) -> Result<Vec<SetTable>> {
                 schema: row.text(1).to_owned(),
                 name: row.text(2).to_owned(),
                 column_list: row.text(3).to_owned(),
-                columns: serde_json::from_str(row.text(4))
-                    .map_err(|e| Error::internal(format!("spock.replication_set_table: {e}")))?,
+                columns: names_in(row.text(4), "spock.replication_set_table")?,
                 filter: row.get(5).map(str::to_owned),
+                filter_columns: names_in(row.text(6), "spock.replication_set_table")?,
             })
         })
         .collect()
+}
+
+/// What is in the sets of each of `nodes`, and what the sets replicate.
+pub(super) fn contents(nodes: &mut [&mut Node]) -> Result<Vec<(Vec<SetTable>, SetKinds)>> {
+    let tables = ask_all(nodes.iter_mut().map(|n| &mut **n), &set_tables().sql, &[])?;
+    let question = format!(
+        "SELECT s.set_name, s.replicate_insert, s.replicate_update, s.replicate_delete, s.replicate_truncate FROM {LOCAL_SETS}"
+    );
+    let kinds = ask_all(nodes.iter_mut().map(|n| &mut **n), &question, &[])?;
+    let of = |row: &Row| Kinds {
+        inserts: row.bool(1),
+        updates: row.bool(2),
+        deletes: row.bool(3),
+        truncates: row.bool(4),
+    };
+    tables
+        .iter()
+        .zip(&kinds)
+        .map(|(tables, kinds)| {
+            let kinds = kinds.iter().map(|row| (row.text(0).to_owned(), of(row)));
+            Ok((parse(tables)?, kinds.collect()))
+        })
+        .collect()
+}
+
+/// The names in a JSON array.
+fn names_in(json: &str, whence: &str) -> Result<Vec<String>> {
+    serde_json::from_str(json).map_err(|e| Error::internal(format!("{whence}: {e}: {json}")))
 }
 
 /// Entry by entry where the sets of the new node are not the source's, and what to run.
@@ -305,6 +347,7 @@ mod tests {
             columns: vec![],
             column_list: "{}".into(),
             filter: filter.map(str::to_owned),
+            filter_columns: vec![],
         }
     }
 

@@ -168,7 +168,7 @@ impl Recovery {
     }
 
     /// The number that what `provider` wrote bears on `node`.
-    fn origin_number(&mut self, provider: &str, node: &str) -> Result<Option<u32>> {
+    pub fn origin_number(&mut self, provider: &str, node: &str) -> Result<Option<u32>> {
         let path = self.engine.path(provider, node);
         let mark = self.engine.written_as(&path);
         let node = self.survivor(node)?;

@@ -10,11 +10,13 @@ use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, server};
 use crate::quote::qualified;
-use crate::replay::pgoutput::Message;
+use crate::replay::content::{Compared, relations};
+use crate::replay::pgoutput::{Message, Relation};
+use crate::replay::share::{Kinds, ORIGIN, Share};
 use crate::replay::{Applier, Catalog, Rendering};
 use crate::step::{Action, Step};
 use crate::workflow::verify;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// So many keys of what is left alone are told.
 const TOLD: usize = 20;
@@ -61,20 +63,18 @@ impl Recovery {
         let step = journal.go_on(&step)?;
         let catalog = Catalog::read(&mut session)?;
         let mut applier = Applier::begin(&mut session)?;
-        let source = self.survivors.iter_mut().find(|n| n.name == gap.source);
-        let source = source.ok_or_else(|| Error::internal("a node was not connected"))?;
-        let tables = verify::tables(&*self.engine, source)?;
-        let (mut brought, mut deleted) = (0, 0);
+        let tables = self.compared(gap)?;
+        let (mut brought, mut deleted, mut own) = (0, 0, 0);
         let mut left: BTreeMap<Doubt, Left> = BTreeMap::new();
         for (i, table) in tables.iter().enumerate() {
-            let name = qualified(&table.schema, &table.name);
+            let name = table.name();
             self.report.now(&format!(
                 "comparing table {} of {}: {name}",
                 i + 1,
                 tables.len()
             ));
             let mut rendering = Rendering::new(catalog.clone(), own_schemas).careful();
-            rendering.describe(table.clone());
+            rendering.describe(table.relation.clone());
             let engine = &*self.engine;
             let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
             let (Some(source), Some(target)) = (at(&gap.source), at(&gap.target)) else {
@@ -86,8 +86,8 @@ impl Recovery {
                 // One transaction of the failed node has one time. What it replaced goes first.
                 let mut by_time: BTreeMap<i64, [Vec<Message>; 2]> = BTreeMap::new();
                 for difference in found {
-                    let relation = table.id;
-                    match case.judge(table.full, &difference) {
+                    let relation = table.relation.id;
+                    match case.judge(&table.share, table.relation.full, &difference) {
                         Verdict::Bring(version) => {
                             brought += 1;
                             let at = version.written.unwrap_or(0);
@@ -105,6 +105,7 @@ impl Recovery {
                                 old: version.values,
                             });
                         }
+                        Verdict::NotSent => own += 1,
                         Verdict::Leave(doubt) => {
                             left.entry(doubt).or_default().add(&name, &difference.key);
                         }
@@ -131,10 +132,60 @@ impl Recovery {
             "node \"{}\" has got {brought} rows and lost {deleted} by comparison with node \"{}\"",
             gap.target, gap.source
         ));
+        if own > 0 {
+            self.report.say(&format!(
+                "{own} rows that differ between node \"{}\" and node \"{}\" are each node's own: what is sent between them does not make them alike",
+                gap.source, gap.target
+            ));
+        }
         for (doubt, left) in &left {
             self.tell_left(gap, doubt, left);
         }
         Ok(())
+    }
+
+    /// What source and target are to have alike. Where a table is sent by none of the survivors, the rows of the failed
+    /// node have got into it by what that one sent.
+    fn compared(&mut self, gap: &Gap) -> Result<Vec<Compared>> {
+        let failed = self.request.failed.clone();
+        let origins = [
+            self.origin_number(&failed, &gap.source)?,
+            self.origin_number(&failed, &gap.target)?,
+        ];
+        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        let at = |name: &str| nodes.iter().position(|n| n.name == name);
+        let (Some(source), Some(target)) = (at(&gap.source), at(&gap.target)) else {
+            return Err(Error::internal("a node was not connected"));
+        };
+        let sent = verify::tables(&*self.engine, &mut nodes, source, target)?;
+        let mut tables: Vec<Compared> = sent.into_iter().map(verify::Table::sent).collect();
+        let [Some(here), Some(there)] = origins else {
+            return Ok(tables);
+        };
+        let own_schemas = self.engine.own_schemas();
+        let known: BTreeSet<String> = tables.iter().map(Compared::name).collect();
+        let on_target = relations(nodes[target], own_schemas)?;
+        for relation in relations(nodes[source], own_schemas)? {
+            let same = |other: &Relation| {
+                (&other.schema, &other.name) == (&relation.schema, &relation.name)
+                    && other.columns == relation.columns
+            };
+            let name = qualified(&relation.schema, &relation.name);
+            if known.contains(&name) || !on_target.iter().any(same) {
+                continue;
+            }
+            let share = Share {
+                rows: [here, there].map(|origin| Some(format!("{ORIGIN} = {origin}"))),
+                kinds: Kinds {
+                    deletes: false,
+                    ..Kinds::ALL
+                },
+                both_ways: false,
+                ..Share::whole()
+            };
+            tables.push(Compared::new(relation, share));
+        }
+        Ok(tables)
     }
 
     fn tell_left(&self, gap: &Gap, doubt: &Doubt, left: &Left) {

@@ -3,6 +3,7 @@
 
 use super::authors::{Author, Authors};
 use crate::replay::content::{Difference, Version};
+use crate::replay::share::Share;
 
 /// What is done about a row.
 #[derive(Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub enum Verdict {
     Bring(Version),
     /// The target loses its version.
     Delete(Version),
+    /// Nothing, since nothing is sent that would make the two alike.
+    NotSent,
     Leave(Doubt),
 }
 
@@ -48,11 +51,47 @@ pub struct Case {
 }
 
 impl Case {
-    pub fn judge(&self, keyless: bool, difference: &Difference) -> Verdict {
+    pub fn judge(&self, share: &Share, keyless: bool, difference: &Difference) -> Verdict {
+        let kinds = share.kinds;
+        // That the one has deleted it the other would know.
+        let deletable = |row: &Version| kinds.deletes && share.both_ways && row.deletable;
         match (&difference.here, &difference.there) {
-            (Some(here), None) => self.only_on_source(here),
-            (None, Some(there)) => self.only_on_target(there),
-            (Some(here), Some(there)) => self.on_both(keyless, here, there),
+            (Some(here), None) => {
+                if !kinds.inserts || !got_through(&self.source, here) {
+                    return Verdict::NotSent;
+                }
+                if !deletable(here) || !kinds.truncates {
+                    match here.written {
+                        None => return Verdict::Leave(Doubt::Undated),
+                        // The target has had it.
+                        written if written <= self.last_on_target => return Verdict::NotSent,
+                        _ => {}
+                    }
+                }
+                // What it inserted itself has arrived; what it made of a row of another's is not sent.
+                if !kinds.updates && self.source.of(here) == Author::Survivor {
+                    return Verdict::Leave(Doubt::Either);
+                }
+                self.only_on_source(here)
+            }
+            (None, Some(there)) => {
+                let own = !kinds.inserts && self.target.of(there) == Author::Survivor;
+                if own || !deletable(there) || !got_through(&self.target, there) {
+                    return Verdict::NotSent;
+                }
+                match self.only_on_target(there) {
+                    // Or the source has removed it by a TRUNCATE, which is not sent.
+                    Verdict::Delete(_) if !kinds.truncates => Verdict::Leave(Doubt::Either),
+                    verdict => verdict,
+                }
+            }
+            (Some(here), Some(there)) => {
+                let replaced = got_through(&self.target, there) || here.written > there.written;
+                if !kinds.updates || !replaced || !got_through(&self.source, here) {
+                    return Verdict::NotSent;
+                }
+                self.on_both(keyless, here, there)
+            }
             (None, None) => Verdict::Leave(Doubt::Either),
         }
     }
@@ -113,9 +152,15 @@ impl Case {
     }
 }
 
+/// Whether others are to have the version: by what its node sends, or since it has come from the failed node.
+fn got_through(authors: &Authors, version: &Version) -> bool {
+    version.sent || authors.of(version) == Author::Failed
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replay::share::Kinds;
     use std::collections::BTreeMap;
 
     const OWN: u32 = 0;
@@ -155,8 +200,11 @@ mod tests {
     fn version(origin: u32, written: i64) -> Option<Version> {
         Some(Version {
             digest: format!("{origin} {written}"),
+            shared: String::new(),
             written: Some(written),
             origin: Some(origin),
+            sent: true,
+            deletable: true,
             values: vec![],
         })
     }
@@ -164,17 +212,21 @@ mod tests {
     fn undated() -> Option<Version> {
         Some(Version {
             digest: String::new(),
+            shared: String::new(),
             written: None,
             origin: None,
+            sent: true,
+            deletable: true,
             values: vec![],
         })
     }
 
     fn verdict(case: &Case, here: Option<Version>, there: Option<Version>) -> String {
         let key = "(1)".into();
-        match case.judge(false, &Difference { key, here, there }) {
+        match case.judge(&Share::whole(), false, &Difference { key, here, there }) {
             Verdict::Bring(_) => "bring".into(),
             Verdict::Delete(_) => "delete".into(),
+            Verdict::NotSent => "not sent".into(),
             Verdict::Leave(doubt) => format!("{doubt:?}"),
         }
     }
@@ -239,5 +291,85 @@ mod tests {
         assert_eq!(verdict(&case, undated(), None), "Undated");
         let nothing_known = self::case(Some(i64::MIN));
         assert_eq!(verdict(&nothing_known, None, version(FAILED, 6)), AWAY_N2);
+    }
+
+    fn within(share: &Share, here: Option<Version>, there: Option<Version>) -> String {
+        let key = "(1)".into();
+        match case(None).judge(share, false, &Difference { key, here, there }) {
+            Verdict::Bring(_) => "bring".into(),
+            Verdict::Delete(_) => "delete".into(),
+            Verdict::NotSent => "not sent".into(),
+            Verdict::Leave(doubt) => format!("{doubt:?}"),
+        }
+    }
+
+    /// A row that a filter keeps, on its node.
+    fn kept(origin: u32, written: i64) -> Option<Version> {
+        let row = version(origin, written)?;
+        Some(Version {
+            sent: false,
+            deletable: false,
+            ..row
+        })
+    }
+
+    /// One that it lets through, by what no DELETE says.
+    fn passed(origin: u32, written: i64) -> Option<Version> {
+        let row = version(origin, written)?;
+        Some(Version {
+            deletable: false,
+            ..row
+        })
+    }
+
+    #[test]
+    fn what_a_filter_keeps_is_of_its_node() {
+        let within = |here, there| within(&Share::whole(), here, there);
+        assert_eq!(within(kept(OWN, 25), None), "not sent");
+        assert_eq!(within(None, kept(OWN, 25)), "not sent");
+        assert_eq!(within(kept(OWN, 25), kept(OWN, 22)), "not sent");
+        assert_eq!(within(kept(OWN, 25), passed(FAILED, 22)), "not sent");
+        // It has come through, whatever the filter of the node that has it says.
+        assert_eq!(within(kept(FAILED, 25), None), "bring");
+        assert_eq!(within(passed(FAILED, 25), None), "bring");
+        assert_eq!(within(passed(FAILED, 25), kept(OWN, 22)), "bring");
+        assert_eq!(within(passed(FAILED, 22), kept(OWN, 25)), "not sent");
+        // One of the two has deleted it, and the other was not told.
+        assert_eq!(within(passed(FAILED, 15), None), "not sent");
+        assert_eq!(within(None, passed(FAILED, 15)), "not sent");
+    }
+
+    #[test]
+    fn of_a_set_of_inserts_nothing_but_inserts() {
+        let share = Share {
+            kinds: Kinds {
+                updates: false,
+                deletes: false,
+                ..Kinds::ALL
+            },
+            ..Share::whole()
+        };
+        let within = |here, there| within(&share, here, there);
+        assert_eq!(within(version(FAILED, 25), None), "bring");
+        assert_eq!(within(version(FAILED, 15), None), "not sent");
+        assert_eq!(within(undated(), None), "Undated");
+        assert_eq!(within(version(OWN, 25), None), "Either");
+        assert_eq!(within(None, version(FAILED, 15)), "not sent");
+        assert_eq!(within(version(FAILED, 25), version(OWN, 22)), "not sent");
+    }
+
+    #[test]
+    fn what_no_truncate_is_sent_for_is_not_deleted() {
+        let share = Share {
+            kinds: Kinds {
+                truncates: false,
+                ..Kinds::ALL
+            },
+            ..Share::whole()
+        };
+        assert_eq!(within(&share, None, version(FAILED, 15)), "Either");
+        assert_eq!(within(&share, version(FAILED, 15), None), "not sent");
+        assert_eq!(within(&share, version(FAILED, 25), None), "bring");
+        assert_eq!(within(&Share::whole(), None, version(FAILED, 15)), "delete");
     }
 }

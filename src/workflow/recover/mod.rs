@@ -343,7 +343,8 @@ impl Recovery {
     fn verify(&mut self) -> Result<()> {
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
         let all = nodes.len();
-        let found = verify::mismatches(&*self.engine, &mut nodes, all, TOLD_KEYS)?;
+        let found =
+            verify::mismatches(&*self.engine, &mut nodes, all, TOLD_KEYS, verify::Of::Sent)?;
         for mismatch in &found {
             let hint = "SELECT * FROM spock.verify_nodes() tells more.";
             self.report.warn(&mismatch.to_string(), hint);
