@@ -245,11 +245,12 @@ fn schemas_that_are_reserved() {
         n3,
         "55000",
         "node \"n1\": view public.v needs function own.f(), whose schema Spock reserves to each node",
-        "Create schema \"own\" with it on the new node first",
+        "SELECT spock.reserved_object_remove('own', 'schema')",
     );
-    n3.sql("CREATE SCHEMA own; CREATE FUNCTION own.f() RETURNS integer LANGUAGE sql AS 'SELECT 3'");
+    n1.sql("ALTER FUNCTION own.f() SET SCHEMA public");
     joins(n3, n1);
-    assert_eq!(n3.value("SELECT f FROM v"), "3");
+    assert_eq!(n3.value("SELECT f FROM v"), "1");
+    assert_eq!(n3.value("SELECT to_regnamespace('own')"), "");
 }
 
 #[test]
@@ -317,18 +318,16 @@ fn a_synchronization_that_begins_later() {
     };
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let before = all_traces(&cluster);
-    // The slot on n1 waits for this transaction, and the snapshot for the slot.
+    // The snapshot waits for it.
     let mut holder = n1.client();
     holder
         .batch_execute("BEGIN; INSERT INTO t VALUES (2, 'two')")
         .expect("hold up the snapshot");
     let failed = thread::scope(|scope| {
         let call = scope.spawn(|| fails(n3, n1));
-        n1.wait_for(
-            "SELECT count(*) > 0 FROM pg_stat_activity a, pg_locks l
-              WHERE l.pid = a.pid AND NOT l.granted AND l.locktype = 'transactionid'
-                AND a.application_name LIKE 'zodan%'",
-            "t",
+        n3.wait_for(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CALL spock.add_node phase 5 of 9: take%'",
+            "1",
         );
         n1.sql(
             "INSERT INTO spock.local_sync_status

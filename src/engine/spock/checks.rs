@@ -385,7 +385,7 @@ fn check_reserved(
             ),
         ));
     }
-    check_dependents(reserved, source, new, findings)?;
+    check_dependents(reserved, source, findings)?;
     let knows = "SELECT to_regclass('spock.reserved_object') IS NOT NULL";
     if !new.query(knows, &[])?.one()?.bool(0) {
         return Ok(());
@@ -422,11 +422,10 @@ fn check_reserved(
     Ok(())
 }
 
-/// Objects of other schemas that need one in a reserved schema which the new node does not have.
+/// Objects of other schemas that need one in a reserved schema, which is nowhere in what is restored.
 fn check_dependents(
     reserved: &[String],
     source: &mut Node,
-    new: &mut Node,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
     let list: Vec<String> = reserved.iter().map(|s| literal(s)).collect();
@@ -434,11 +433,6 @@ fn check_dependents(
     if list.is_empty() {
         return Ok(());
     }
-    let here = new.query(
-        &format!("SELECT nspname FROM pg_namespace WHERE nspname IN ({list})"),
-        &[],
-    )?;
-    let here: BTreeSet<&str> = here.iter().map(|row| row.text(0)).collect();
     let dependents = source.query(
         &format!(
             "WITH inside AS (
@@ -480,7 +474,7 @@ fn check_dependents(
         ),
         &[],
     )?;
-    for row in dependents.iter().filter(|row| !here.contains(row.text(0))) {
+    for row in &dependents {
         findings.push(Finding::new(
             &source.name,
             SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -490,8 +484,7 @@ fn check_dependents(
                 row.text(2)
             ),
             format!(
-                "Create schema {} with it on the new node first, or take the reservation away: SELECT spock.reserved_object_remove({}, 'schema').",
-                ident(row.text(0)),
+                "Move one of the two to another schema; or, since Spock 6, take the reservation away: SELECT spock.reserved_object_remove({}, 'schema').",
                 literal(row.text(0))
             ),
         ));
