@@ -70,6 +70,7 @@ fn apply_that_is_read_only() {
 
     n2.configure("spock.readonly", "all");
     n2.reload();
+    n2.wait_for("SHOW spock.readonly", "all");
     let refused = |node: &str, hint: &str| {
         let message = format!("node \"{node}\": {message}");
         assert_refused(&cluster, n3, "55000", &message, hint);
@@ -96,6 +97,7 @@ fn apply_that_is_read_only() {
         // Before, nobody could even run a CALL there.
         n3.configure("spock.readonly", "all");
         n3.reload();
+        n3.wait_for("SHOW spock.readonly", "all");
         refused("n3", "ALTER SYSTEM SET spock.readonly = 'off'");
         mend(&cluster, n3);
     }
@@ -103,11 +105,11 @@ fn apply_that_is_read_only() {
     // Somebody else's database, and applications alone.
     n1.sql("CREATE DATABASE other");
     n1.sql("ALTER DATABASE other SET spock.readonly = 'all'");
-    if is_spock_6(n3) {
-        n2.configure("spock.readonly", "local");
-        n2.reload();
-    }
-    wait_quiet(&cluster.first(2));
+    n2.configure(
+        "spock.readonly",
+        if is_spock_6(n3) { "local" } else { "user" },
+    );
+    n2.reload();
     joins(n3, n1);
 }
 
@@ -497,6 +499,26 @@ fn where_an_address_is_from() {
         set(&right);
     }
     joins(n3, n1);
+    // The interface that the subscription uses counts, not the one of the name.
+    n3.sql(&format!(
+        "SELECT spock.node_add_interface('n2', 'good', {})",
+        quote_literal(&n2.dsn())
+    ));
+    n3.sql("SELECT spock.sub_disable('sub_n2_n3', true)");
+    n3.sql("SELECT spock.sub_alter_interface('sub_n2_n3', 'good')");
+    n3.sql(&format!(
+        "UPDATE spock.node_interface SET if_dsn = {} WHERE if_name = 'n2'",
+        quote_literal(closed)
+    ));
+    n3.sql("SELECT spock.sub_enable('sub_n2_n3', true)");
+    n3.wait_for(
+        "SELECT string_agg(DISTINCT provider_up::text, ',') FROM spock.cluster_status()",
+        "true",
+    );
+    assert!(
+        !n3.value("SELECT dsn FROM spock.get_nodes() WHERE node_name = 'n2'")
+            .contains("port=1 ")
+    );
 }
 
 /// A wait that comes to nothing tells what keeps the apply worker.

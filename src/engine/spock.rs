@@ -439,7 +439,10 @@ impl Engine for Spock {
                     '', '', n.info, '', n.node_id
                FROM spock.node n JOIN spock.node_interface i ON i.if_nodeid = n.node_id
               WHERE EXISTS (SELECT FROM spock.local_node)
-              ORDER BY n.node_name, i.if_name <> n.node_name",
+              ORDER BY n.node_name,
+                    i.if_id IN (SELECT node_local_interface FROM spock.local_node
+                                 UNION ALL SELECT sub_origin_if FROM spock.subscription) DESC,
+                    i.if_name <> n.node_name",
             &[],
         )
     }
