@@ -296,6 +296,7 @@ fn tables_that_are_not_synchronized() {
         "SELECT count(*) FROM spock.local_sync_status WHERE sync_relname = 't' AND sync_status <> 'r'",
         "1",
     );
+    n2.wait_for("SELECT count(*) FROM pg_replication_slots", "2");
     assert_refused(
         &cluster,
         n3,
@@ -494,7 +495,7 @@ fn where_an_address_is_from() {
             n3,
             "08001",
             &format!("could not connect to node \"{}\"", node.name()),
-            "Its address is no argument of the CALL, but that of spock.node_interface of node \"n1\".",
+            "Its address is no argument, but that of spock.node_interface of node \"n1\".",
         );
         set(&right);
     }

@@ -196,7 +196,10 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
                 name,
                 SqlState::UNABLE_TO_CONNECT,
                 why,
-                "Bring the node back, or remove it: CALL spock.remove_node.",
+                format!(
+                    "Bring the node back, or remove it: CALL spock.remove_node. Its address is that of {}.",
+                    engine.addresses(&source.name)
+                ),
             )),
         }
     }

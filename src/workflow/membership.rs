@@ -51,7 +51,7 @@ pub fn reach(engine: &dyn Engine, start: &mut Node, spared: Option<&str>) -> Res
             let answer = answer.map_err(|error| {
                 with_address(error, || {
                     format!(
-                        "Its address is no argument of the CALL, but that of {}.",
+                        "Its address is no argument, but that of {}.",
                         engine.addresses(&start.name)
                     )
                 })

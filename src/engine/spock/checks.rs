@@ -91,7 +91,7 @@ pub(super) fn unsynced() -> Statement {
            FROM spock.local_sync_status y JOIN spock.subscription s ON s.sub_id = y.sync_subid
            JOIN pg_namespace n ON n.nspname = y.sync_nspname
            JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = y.sync_relname
-          WHERE y.sync_status <> 'r'
+          WHERE y.sync_status <> 'r' AND s.sub_enabled
           ORDER BY 1, 2",
         &[],
     )
