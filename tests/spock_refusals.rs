@@ -3,10 +3,13 @@
 
 #[path = "common/gate.rs"]
 mod gate;
+#[path = "common/refused.rs"]
+mod refused;
 
 use lab::postgres::NoTls;
 use lab::spock::{self, Mesh};
-use lab::{CallFailed, Cluster, Server, add_node, assert_same_content, wait_quiet};
+use lab::{Cluster, Server, assert_same_content, wait_quiet};
+use refused::{all_traces, assert_refused, fails, joins};
 use std::thread;
 
 fn mesh(members: usize, content: &str) -> Cluster {
@@ -15,59 +18,6 @@ fn mesh(members: usize, content: &str) -> Cluster {
         ..Mesh::default()
     };
     mesh.start(members)
-}
-
-/// What a join makes, on one node, as one text.
-fn traces(node: &Server) -> String {
-    node.value(
-        "SELECT concat_ws('; ',
-            (SELECT string_agg(slot_name, ',' ORDER BY slot_name) FROM pg_replication_slots),
-            (SELECT string_agg(sub_name || ' ' || sub_enabled, ',' ORDER BY sub_name) FROM spock.subscription),
-            (SELECT string_agg(roname, ',' ORDER BY roname) FROM pg_replication_origin),
-            (SELECT string_agg(node_name, ',' ORDER BY node_name) FROM spock.node),
-            (SELECT string_agg(if_name || ' ' || if_dsn, ',' ORDER BY if_name) FROM spock.node_interface),
-            (SELECT string_agg(set_name, ',' ORDER BY set_name) FROM spock.replication_set),
-            (SELECT count(*) FROM spock.local_sync_status),
-            (SELECT string_agg(c.oid::regclass::text, ',' ORDER BY c.oid::regclass::text) FROM pg_class c
-              WHERE c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'pg_toast'::regnamespace,
-                                           'information_schema'::regnamespace)
-                AND c.relnamespace::regnamespace::text NOT LIKE 'pg_%'),
-            (SELECT string_agg(nspname, ',' ORDER BY nspname) FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'),
-            (SELECT string_agg(p.oid::regprocedure::text, ',' ORDER BY p.oid::regprocedure::text) FROM pg_proc p
-              WHERE pronamespace = 'public'::regnamespace),
-            (SELECT string_agg(setconfig::text, ',') FROM pg_db_role_setting))",
-    )
-}
-
-fn all_traces(cluster: &Cluster) -> Vec<String> {
-    cluster.all().iter().map(|node| traces(node)).collect()
-}
-
-/// The join of `new` fails before it changes anything, with this state and message in the error.
-fn assert_refused(cluster: &Cluster, new: &Server, code: &str, message: &str, hint: &str) {
-    let before = all_traces(cluster);
-    let failed = fails(new, cluster.n(1));
-    assert_eq!(failed.code(), code, "{failed}");
-    let text = format!("{}\n{}", failed.message(), failed.detail());
-    assert!(text.contains(message), "no {message:?} in {failed}");
-    assert!(failed.hint().contains(hint), "no hint {hint:?} in {failed}");
-    assert_eq!(all_traces(cluster), before);
-    assert_eq!(
-        new.value("SELECT count(*) FROM zodan.step"),
-        "0",
-        "not a step"
-    );
-}
-
-fn fails(new: &Server, source: &Server) -> CallFailed {
-    match add_node(new, new.name(), source, source.name()) {
-        Ok(called) => panic!("this was expected to fail: {called:?}"),
-        Err(failed) => failed,
-    }
-}
-
-fn joins(new: &Server, source: &Server) {
-    add_node(new, new.name(), source, source.name()).unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub use registry::{Registry, SequencePolicy};
 
 use crate::copy;
 use crate::error::{Error, Finding, Result};
+use crate::libpq::Rows;
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement};
 use crate::replay::Decoding;
@@ -133,6 +134,24 @@ pub struct Debt {
     pub effect: String,
 }
 
+/// What a [`MemberCheck`] makes of an answer.
+pub enum Judged {
+    Failed(Finding),
+    Warned(Finding),
+}
+
+/// What an engine wants every member to be like, before a join and afterwards.
+pub struct MemberCheck {
+    pub name: &'static str,
+    pub wanted: &'static str,
+    /// Whether a node that is to join is asked too.
+    pub with_new: bool,
+    /// Without parameters.
+    pub question: Statement,
+    /// By node; the source of a join is the first.
+    pub judge: fn(&[(String, Rows)]) -> Vec<Judged>,
+}
+
 pub trait Engine {
     fn label(&self) -> &'static str;
 
@@ -188,6 +207,22 @@ pub trait Engine {
 
     /// What this engine needs beyond what every engine needs.
     fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>>;
+
+    /// What every member is looked at for, beside what every engine looks at.
+    fn member_checks(&self) -> Vec<MemberCheck> {
+        vec![]
+    }
+
+    /// The replication origin that the subscription of `path` is going to have; `None` where it gets a name that is
+    /// free.
+    fn origin_wanted<'p>(&self, _path: &'p Path) -> Option<&'p str> {
+        None
+    }
+
+    /// Where the connection strings of the members are that `asked` names.
+    fn addresses(&self, _asked: &str) -> String {
+        "zodan.node of the members".into()
+    }
 
     /// What does no harm to the join and is not as its user may think.
     fn warnings(&self, _members: &mut [&mut Node]) -> Result<Vec<Finding>> {
@@ -393,7 +428,7 @@ pub fn detect(source: &mut Node) -> Result<Box<dyn Engine>> {
 }
 
 /// Parses the answer of [`Engine::subscriptions`].
-pub fn subscription_states(rows: &crate::libpq::Rows) -> Result<Vec<SubscriptionState>> {
+pub fn subscription_states(rows: &Rows) -> Result<Vec<SubscriptionState>> {
     rows.iter()
         .map(|row| {
             Ok(SubscriptionState {

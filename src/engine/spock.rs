@@ -1,11 +1,13 @@
 //! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
 
+mod checks;
 mod sets;
 mod strangers;
 mod ways;
 
 use super::{
-    CopyPlan, Drift, Engine, Identity, LeaveOut, Path, Survey, names, subscription_states,
+    CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey, names,
+    subscription_states,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
@@ -321,6 +323,9 @@ impl Engine for Spock {
         if let Some((new, members)) = nodes.split_last_mut() {
             let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
             self.check_single_paths(&names, &mut findings);
+            if versions.len() == members.len() + 1 {
+                checks::before_the_first_change(self, members, new, &mut findings)?;
+            }
             self.check_slots(members, &mut findings)?;
             if let Some(source) = members.first_mut() {
                 self.check_extensions(source, new, &mut findings)?;
@@ -336,6 +341,22 @@ impl Engine for Spock {
             }
         }
         Ok(findings)
+    }
+
+    fn member_checks(&self) -> Vec<MemberCheck> {
+        checks::of_members()
+    }
+
+    fn origin_wanted<'p>(&self, path: &'p Path) -> Option<&'p str> {
+        Some(&path.slot)
+    }
+
+    fn addresses(&self, asked: &str) -> String {
+        format!("spock.node_interface of node \"{asked}\"")
+    }
+
+    fn worker_trouble(&self, path: &Path) -> Option<Statement> {
+        Some(checks::trouble(&path.subscription))
     }
 
     fn warnings(&self, members: &mut [&mut Node]) -> Result<Vec<Finding>> {
@@ -452,7 +473,10 @@ impl Engine for Spock {
                     '', '', n.info, '', n.node_id
                FROM spock.node n JOIN spock.node_interface i ON i.if_nodeid = n.node_id
               WHERE EXISTS (SELECT FROM spock.local_node)
-              ORDER BY n.node_name, i.if_name <> n.node_name",
+              ORDER BY n.node_name,
+                    i.if_id IN (SELECT node_local_interface FROM spock.local_node
+                                 UNION ALL SELECT sub_origin_if FROM spock.subscription) DESC,
+                    i.if_name <> n.node_name",
             &[],
         )
     }
@@ -520,12 +544,14 @@ impl Engine for Spock {
                         CASE WHEN NOT x.enabled THEN 'disabled' WHEN x.working THEN 'replicating'
                              WHEN t.status IN ('initializing', 'syncing', 'synchronizing') THEN t.status
                              ELSE 'down' END AS status,
-                        NULL::boolean AS heard, s.sub_replication_sets AS replication_sets, x.gave_up AS trouble
+                        NULL::boolean AS heard, s.sub_replication_sets AS replication_sets, x.gave_up AS trouble,
+                        {} AS left_out
                    FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
                    JOIN spock.subscription s ON s.sub_name = x.name
                    JOIN spock.local_node l ON l.node_id = s.sub_target
                    JOIN spock.node n ON n.node_id = s.sub_origin
                    LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name",
+                checks::left_out_of(),
                 self.subscriptions().sql
             ),
             &[],
@@ -601,6 +627,10 @@ impl Engine for Spock {
             dsn: &source.dsn,
             snapshot,
         };
+        checks::in_sync(
+            &source.name,
+            &copy::in_snapshot(&from, &checks::unsynced())?,
+        )?;
         let in_sets = sets::parse(&copy::in_snapshot(&from, &sets::set_tables())?)?;
         self.copied.replace(Some(in_sets.clone()));
         // What nobody will send is not copied either: it would be of one moment, for good.

@@ -311,6 +311,16 @@ pub fn slots_lost(slots: &[String]) -> Statement {
     )
 }
 
+/// `origin, position`: those of `origins` that the server has.
+pub fn origins_there(origins: &[String]) -> Statement {
+    Statement::new(
+        "SELECT o.roname, s.remote_lsn
+           FROM pg_replication_origin o LEFT JOIN pg_replication_origin_status s ON s.local_id = o.roident
+          WHERE o.roname = ANY (string_to_array($1, ',')) ORDER BY 1",
+        &[&origins.join(",")],
+    )
+}
+
 pub fn origins_named(origin: &str) -> Statement {
     Statement::new(
         "SELECT roname FROM pg_replication_origin WHERE roname = $1",

@@ -31,7 +31,14 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
         mut new,
         change,
     } = wanted;
-    let mut opened = members::connect(&[source, new.member()])?.into_iter();
+    let given = [source, new.member()];
+    let opened = members::connect_each(&given).into_iter();
+    let opened = opened.zip(["src_dsn", "new_node_dsn"]).map(|(answer, by)| {
+        answer.map_err(|error| {
+            members::with_address(error, || format!("Its address is that of argument {by}."))
+        })
+    });
+    let mut opened = members::all(given.iter().cloned().zip(opened).collect())?.into_iter();
     let (Some(mut source), Some(mut loopback)) = (opened.next(), opened.next()) else {
         return Err(Error::internal("a node was not connected"));
     };

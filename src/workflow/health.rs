@@ -196,7 +196,10 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
                 name,
                 SqlState::UNABLE_TO_CONNECT,
                 why,
-                "Bring the node back, or remove it: CALL spock.remove_node.",
+                format!(
+                    "Bring the node back, or remove it: CALL spock.remove_node. Its address is that of {}.",
+                    engine.addresses(&source.name)
+                ),
             )),
         }
     }
@@ -464,11 +467,19 @@ fn paths(engine: &dyn Engine, mesh: &Mesh) -> Vec<Outcome> {
             trouble.unwrap_or_default()
         );
         let broken = (course.state != "replicating").then(|| {
+            let hint = match course.left_out {
+                true => {
+                    "Compare the nodes, spock.verify_nodes(), and mend what differs: spock.sub_resync_table brings a table anew. Entries of spock.exception_log that are settled can be deleted."
+                }
+                false => {
+                    "The logs of the subscriber and of the provider say more; see spock.cluster_status()."
+                }
+            };
             let finding = Finding::new(
                 subscriber,
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 found.as_str(),
-                "The logs of the subscriber and of the provider say more; see spock.cluster_status().",
+                hint,
             );
             match (course.state.as_str(), &course.subscription) {
                 ("disabled", Some(name)) => {

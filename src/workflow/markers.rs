@@ -98,6 +98,7 @@ pub fn wait(
     let mut watch = Watch::new(inbound, new);
     let name = node.name.clone();
     let what = "applying what its peers committed";
+    let mut given_up = false;
     let outcome = wait_within(limit(engine), &name, what, HINT, || {
         check_open(others)?;
         let mut missing = vec![];
@@ -110,19 +111,29 @@ pub fn wait(
         if wanted.is_empty() {
             return Ok(Seen::Done(()));
         }
-        let states = watch.look(engine, node, others)?;
+        let states = watch.look(engine, node, others);
+        given_up = states.is_err();
+        let states = states?;
         Ok(Seen::Pending(format!(
             "{} of {all} markers arrived; {states}",
             all - wanted.len()
         )))
     });
     let missing: Vec<&Path> = wanted.iter().map(|(path, _)| *path).collect();
-    outcome.map_err(|error| explained(engine, node, &missing, error))
+    match given_up {
+        true => outcome,
+        false => outcome.map_err(|error| explained(engine, node, &missing, error)),
+    }
 }
 
-/// What a wait ended with that nothing moved in any more, with what the node knows of the reason.
+/// What a wait ended with because it took too long, with what the node knows of the reason.
 fn explained(engine: &dyn Engine, node: &mut Node, paths: &[&Path], mut error: Error) -> Error {
-    let Error::Stalled { detail, .. } = &mut error else {
+    let (Error::Stalled { detail, .. }
+    | Error::Refused {
+        detail: Some(detail),
+        ..
+    }) = &mut error
+    else {
         return error;
     };
     for path in paths {
@@ -154,9 +165,12 @@ pub fn wait_for_workers(
     let mut before = 0;
     let name = node.name.clone();
     let what = "waiting for its subscriptions to replicate";
+    let mut given_up = false;
     let outcome = wait_within(limit(engine), &name, what, HINT, || {
         check_open(others)?;
-        let text = watch.look(engine, node, others)?;
+        let text = watch.look(engine, node, others);
+        given_up = text.is_err();
+        let text = text?;
         if let Some(nudge) = nudge
             && watch.working > before
         {
@@ -170,7 +184,10 @@ pub fn wait_for_workers(
         })
     });
     let paths: Vec<&Path> = inbound.iter().collect();
-    outcome.map_err(|error| explained(engine, node, &paths, error))
+    match given_up {
+        true => outcome,
+        false => outcome.map_err(|error| explained(engine, node, &paths, error)),
+    }
 }
 
 /// Where the engine's own limit for such a wait is set, it takes the place of ours.

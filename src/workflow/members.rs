@@ -49,6 +49,18 @@ pub fn connect_each(members: &[Member]) -> Vec<Result<Node>> {
         .collect()
 }
 
+/// Says where the address is from by which a node could not be reached.
+pub fn with_address(error: Error, of: impl FnOnce() -> String) -> Error {
+    match error {
+        Error::Connect { node, reason, hint } => Error::Connect {
+            node,
+            reason,
+            hint: format!("{} {hint}", of()),
+        },
+        other => other,
+    }
+}
+
 /// A session of its own on one member.
 pub fn own_session(member: &Member) -> Result<Node> {
     let mut opened = connect(std::slice::from_ref(member))?;

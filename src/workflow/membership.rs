@@ -2,7 +2,7 @@
 //! and how a change reaches them. An engine that makes nodes known to each other by itself has no generations,
 //! and nothing of this is done for it.
 
-use super::members::{changed_meanwhile, connect_each};
+use super::members::{changed_meanwhile, connect_each, with_address};
 use super::undo::revert;
 use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey};
 use crate::error::{Error, Result, SqlState};
@@ -48,6 +48,14 @@ pub fn reach(engine: &dyn Engine, start: &mut Node, spared: Option<&str>) -> Res
             if let Err(error @ Error::Interrupted { .. }) = answer {
                 return Err(error);
             }
+            let answer = answer.map_err(|error| {
+                with_address(error, || {
+                    format!(
+                        "Its address is no argument, but that of {}.",
+                        engine.addresses(&start.name)
+                    )
+                })
+            });
             answers.push((member.clone(), answer));
         }
         let Some(newest) = &mut registry else { break };

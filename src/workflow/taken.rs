@@ -36,6 +36,30 @@ pub fn slot(node: &str, row: &Row) -> Finding {
     )
 }
 
+/// The same for the replication origin of a subscription that is to be, by a row of [`server::origins_there`].
+pub fn origin(node: &str, subscription: &str, row: &Row) -> Finding {
+    let name = row.text(0);
+    let position = match row.get(1) {
+        Some(lsn) => format!(", at position {lsn} of its provider"),
+        None => String::new(),
+    };
+    let statement = format!(
+        "SELECT pg_replication_origin_drop({})",
+        crate::quote::literal(name)
+    );
+    Finding::new(
+        node,
+        SqlState::DUPLICATE_OBJECT,
+        format!(
+            "replication origin {name} exists already{position}: that of an earlier subscription {subscription}, which is not there any more"
+        ),
+        format!(
+            "It was not made by this run, so it is not touched. No session must use it, of any database of the server: {statement}"
+        ),
+    )
+    .mended_by(statement)
+}
+
 /// The same for a subscription.
 pub fn subscription(node: &str, name: &str, working: bool) -> Finding {
     let (state, hint) = match working {

@@ -1,7 +1,7 @@
 //! What is checked on every member: before a join, and in the same words afterwards.
 
 use super::{identities, outsiders, owners, subscribed, tables};
-use crate::engine::{Engine, Path};
+use crate::engine::{Engine, Judged, MemberCheck, Path};
 use crate::error::{Error, Finding, Result};
 use crate::libpq::Rows;
 use crate::node::Statement;
@@ -36,7 +36,32 @@ impl Everybody<'_> {
             checks.push(outsiders::publications(&mut self)?);
         }
         checks.push(outsiders::subscriptions(&mut self)?);
+        for wanted in self.engine.member_checks() {
+            checks.push(self.of_the_engine(wanted)?);
+        }
         Ok(checks.into_iter().flat_map(Check::outcomes).collect())
+    }
+
+    fn of_the_engine(&mut self, wanted: MemberCheck) -> Result<Check> {
+        let mut check = Check::new(wanted.name, wanted.wanted);
+        let answers = self.answers(&mut check, &wanted.question, wanted.with_new)?;
+        let mut told = vec![];
+        for judged in (wanted.judge)(&answers) {
+            match judged {
+                Judged::Failed(finding) => {
+                    told.push(finding.node.clone());
+                    check.failed(finding);
+                }
+                Judged::Warned(finding) => {
+                    told.push(finding.node.clone());
+                    check.warned_of(finding);
+                }
+            }
+        }
+        for (node, _) in answers.iter().filter(|(node, _)| !told.contains(node)) {
+            check.passed(node, "");
+        }
+        Ok(check)
     }
 
     /// The answers of those who give one; that the others do not has its place in the check.

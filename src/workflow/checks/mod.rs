@@ -562,7 +562,7 @@ impl Checks<'_> {
         nodes.push(self.new.name.clone());
         let check = Check::new(
             "names",
-            "free: of the node, its subscriptions and its slots",
+            "free: of the node, its subscriptions, their slots and origins",
         );
         let mut findings = vec![];
         self.names_taken(&mut findings)?;
@@ -607,22 +607,48 @@ impl Checks<'_> {
         for (name, rows) in names.iter().zip(ask(questions)) {
             findings.extend(rows?.iter().map(|row| taken::slot(name, row)));
         }
-        for ((name, rows), path) in names
+        let origin = |path: &Path| engine.origin_wanted(path).map(str::to_owned);
+        let questions: Vec<_> = members
+            .iter_mut()
+            .zip(&outbound)
+            .map(|(m, path)| server::origins_there(origin(path).as_slice()).on(m))
+            .collect();
+        let origins: Vec<Rows> = ask(questions).into_iter().collect::<Result<_>>()?;
+        for (((name, rows), path), origins) in names
             .iter()
             .zip(each(members, |_| engine.subscriptions())?)
             .zip(&outbound)
+            .zip(&origins)
         {
             let states = subscription_states(&rows)?;
-            if let Some(state) = states.iter().find(|s| s.name == path.subscription) {
-                findings.push(taken::subscription(name, &state.name, state.working));
+            match states.iter().find(|s| s.name == path.subscription) {
+                Some(state) => {
+                    findings.push(taken::subscription(name, &state.name, state.working));
+                }
+                None => findings.extend(
+                    origins
+                        .iter()
+                        .map(|row| taken::origin(name, &path.subscription, row)),
+                ),
             }
         }
         let slots: Vec<String> = outbound.iter().map(|p| p.slot.clone()).collect();
         for row in &server::slots_named(&slots).run(self.new)? {
             findings.push(taken::slot(&new, row));
         }
-        for state in subscription_states(&engine.subscriptions().run(self.new)?)? {
+        let states = subscription_states(&engine.subscriptions().run(self.new)?)?;
+        for state in &states {
             findings.push(taken::subscription(&new, &state.name, state.working));
+        }
+        let wanted: Vec<String> = inbound.iter().filter_map(origin).collect();
+        for row in &server::origins_there(&wanted).run(self.new)? {
+            let path = inbound
+                .iter()
+                .find(|path| engine.origin_wanted(path) == Some(row.text(0)));
+            let subscription = path.map_or("", |path| path.subscription.as_str());
+            if !states.iter().any(|state| state.name == subscription) {
+                findings.push(taken::origin(&new, subscription, row));
+            }
         }
         Ok(())
     }

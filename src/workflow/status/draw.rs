@@ -215,6 +215,7 @@ mod tests {
             slot_name: None,
             slot: None,
             trouble: None,
+            left_out: false,
         }
     }
 

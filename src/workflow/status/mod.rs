@@ -74,6 +74,8 @@ struct Inbound {
     trouble: Option<String>,
     /// One value for the tables that it applies, to be compared with what its provider sends.
     tables: Option<String>,
+    /// How many changes its worker has left out for good, and the last of them, where the engine keeps that.
+    left_out: Option<String>,
 }
 
 /// One path of the mesh, as both its ends see it.
@@ -88,6 +90,8 @@ pub struct Course {
     pub slot_name: Option<String>,
     pub slot: Option<Slot>,
     pub trouble: Option<String>,
+    /// Whether the subscriber lacks changes for good although the subscription replicates.
+    pub left_out: bool,
 }
 
 pub struct Mesh {
@@ -270,7 +274,8 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
     };
     let slots = from.standing.as_ref().ok().map(|s| &s.slots);
     let slot = slots.and_then(|all| all.iter().find(is_slot));
-    let mut trouble = inbound.and_then(|i| i.trouble.clone());
+    let left_out = inbound.and_then(|i| i.left_out.clone());
+    let mut trouble = left_out.clone().or(inbound.and_then(|i| i.trouble.clone()));
     let tell = |problem: &str, trouble: &mut Option<String>| {
         *trouble = Some(match trouble.take() {
             Some(known) => format!("{problem}; {known}"),
@@ -302,6 +307,7 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
                     tell(OTHER_TABLES, &mut trouble);
                     "incomplete"
                 }
+                None if i.status == "replicating" && left_out.is_some() => "incomplete",
                 None => i.status.as_str(),
             }
         }
@@ -328,6 +334,7 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
         },
         slot: slot.cloned(),
         trouble: trouble.map(|t| scrub(&t)),
+        left_out: left_out.is_some(),
     }
 }
 
