@@ -22,6 +22,9 @@ pub const APPLY_WORKERS: &str = "
 SELECT count(*) FROM pg_stat_activity
  WHERE backend_type IN ('logical replication apply worker', 'logical replication worker')";
 
+/// What a CALL that waits for another node shows as its wait event: before PostgreSQL 17 the server's own word.
+pub const WAITS_FOR_ANOTHER: &str = "'ZodanRemote', 'Extension'";
+
 /// Servers whose subscriptions come back at once after a restart of their provider.
 pub fn quick() -> ServerOptions {
     ServerOptions::default().set("wal_retrieve_retry_interval", "100ms")
