@@ -3,7 +3,7 @@
 
 use lab::cluster::add_node_call;
 use lab::spock::{self, Mesh};
-use lab::{Called, Server, wait_quiet};
+use lab::{Called, Cluster, Server, wait_quiet};
 
 fn call(node: &Server, sql: &str) -> Called {
     node.call(sql).unwrap_or_else(|e| panic!("{e}"))
@@ -238,4 +238,72 @@ fn recovery_by_comparison_stays_within_the_sets() {
     for (node, other) in [(n2, "n3"), (n3, "n2")] {
         assert_eq!(found(node, other, false), [""; 0]);
     }
+}
+
+/// A mesh of three that keeps recovery slots, where n2 gets nothing from n1 any more. `of_one` is in a set of n1 only,
+/// and `plain` of every node also in a set that nobody subscribes to and whose filter keeps all rows.
+fn mesh_with_slots() -> Cluster {
+    let cluster = Mesh {
+        content: &format!("{TABLES} CREATE TABLE of_one (id integer PRIMARY KEY, v text)"),
+        sets: Some(SETS),
+        ..Mesh::default()
+    }
+    .start_with_extension(3);
+    let members = cluster.first(3);
+    for node in &members {
+        node.sql(
+            "SELECT spock.repset_create('unused');
+             SELECT spock.repset_add_table('unused', 'plain', row_filter := 'id < 0');
+             SELECT zodan.keep_recovery_slot()",
+        );
+    }
+    members[0].sql(
+        "SELECT spock.repset_add_table('default', 'of_one'); INSERT INTO of_one VALUES (1, 'a');
+         INSERT INTO plain VALUES (1, 'a')",
+    );
+    for node in &members {
+        node.wait_for(
+            "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL",
+            "2",
+        );
+    }
+    wait_quiet(&members);
+    members[1].sql("SELECT spock.sub_disable('sub_n1_n2', true)");
+    let slot = "SELECT active FROM pg_replication_slots WHERE slot_name LIKE '%sub_n1_n2'";
+    members[0].wait_for(slot, "f");
+    cluster
+}
+
+#[test]
+fn a_recovery_slot_gives_what_subscribed_sets_let_through() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh_with_slots();
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO plain VALUES (2, 'lost'); INSERT INTO listed VALUES (1, 'lost', 'n1')");
+    n3.wait_for("SELECT count(*) FROM listed", "1");
+    n1.crash();
+    let told = said(&call(n3, "CALL spock.recover_run('n1')"));
+    assert!(!told.contains("their contents are compared"), "{told}");
+    assert_eq!(content(n2, "plain"), "(1,a) (2,lost)");
+    assert_eq!(content(n2, "listed"), "(1,lost,none)");
+}
+
+#[test]
+fn what_a_recovery_slot_leaves_out_is_found_by_comparison() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh_with_slots();
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO plain VALUES (2, 'lost'); INSERT INTO of_one VALUES (2, 'lost')");
+    n3.wait_for("SELECT count(*) FROM of_one", "2");
+    n1.crash();
+    let told = said(&call(n3, "CALL spock.recover_run('n1')"));
+    let why = "their contents are compared: the recovery slot of node \"n3\" cannot help: it gives nothing of rows of \
+               \"n1\" in table \"public\".\"of_one\", which no replication set of node \"n3\" lets through";
+    assert!(told.contains(why), "{told}");
+    assert_eq!(content(n2, "plain"), "(1,a) (2,lost)");
+    assert_eq!(content(n2, "of_one"), "(1,a) (2,lost)");
 }

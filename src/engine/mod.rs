@@ -362,6 +362,14 @@ pub trait Engine {
     fn origin(&self, path: &Path) -> Statement;
     /// How a recovery slot is made and read.
     fn decoding(&self) -> Decoding;
+    /// By schema and name, the tables of which a recovery slot of the node gives the changes, and what a row has to meet
+    /// for that; `None` for all.
+    fn decoded_tables(
+        &self,
+        _node: &mut Node,
+    ) -> Result<Option<BTreeMap<(String, String), Option<String>>>> {
+        Ok(None)
+    }
     /// How many workers of subscriptions that have been disabled have not ended yet.
     fn workers_ending(&self) -> Statement;
     /// The origin that rows of the provider of `path` bear on its subscriber: a name, or a number that has

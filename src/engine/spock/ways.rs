@@ -63,6 +63,12 @@ fn of_subscription(
     ways.map(|(name, entries)| (name, way(entries))).collect()
 }
 
+/// The tables that somebody who names these sets gets, and what a row has to meet for that.
+pub(super) fn filters(tables: &[SetTable], sets: &Names) -> BTreeMap<Name, Option<String>> {
+    let ways = of_subscription(tables, &SetKinds::new(), sets).into_iter();
+    ways.map(|(name, way)| (name, way.filter)).collect()
+}
+
 /// Every different condition once; `None` where there is none.
 fn joined(conditions: impl Iterator<Item = String>, by: &str) -> Option<String> {
     let conditions: BTreeSet<String> = conditions.collect();
