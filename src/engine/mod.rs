@@ -20,6 +20,9 @@ use crate::replay::Decoding;
 use crate::replay::share::Share;
 use std::collections::BTreeMap;
 
+/// Something by schema and name of a table.
+pub type ByTable<T> = BTreeMap<(String, String), T>;
+
 /// How one path of the mesh is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
@@ -364,10 +367,7 @@ pub trait Engine {
     fn decoding(&self) -> Decoding;
     /// By schema and name, the tables of which a recovery slot of the node gives the changes, and what a row has to meet
     /// for that; `None` for all.
-    fn decoded_tables(
-        &self,
-        _node: &mut Node,
-    ) -> Result<Option<BTreeMap<(String, String), Option<String>>>> {
+    fn decoded_tables(&self, _node: &mut Node) -> Result<Option<ByTable<Option<String>>>> {
         Ok(None)
     }
     /// How many workers of subscriptions that have been disabled have not ended yet.
@@ -384,7 +384,7 @@ pub trait Engine {
         _nodes: &mut [&mut Node],
         _here: usize,
         _there: usize,
-    ) -> Result<Option<BTreeMap<(String, String), Share>>> {
+    ) -> Result<Option<ByTable<Share>>> {
         Ok(None)
     }
     /// Marks what a replaying session commits as the engine does, where that is not as PostgreSQL does.

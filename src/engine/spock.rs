@@ -6,7 +6,7 @@ mod strangers;
 mod ways;
 
 use super::{
-    CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey, names,
+    ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey, names,
     subscription_states,
 };
 use crate::copy;
@@ -862,10 +862,7 @@ impl Engine for Spock {
         }
     }
 
-    fn decoded_tables(
-        &self,
-        node: &mut Node,
-    ) -> Result<Option<BTreeMap<(String, String), Option<String>>>> {
+    fn decoded_tables(&self, node: &mut Node) -> Result<Option<ByTable<Option<String>>>> {
         let tables = set_tables(node)?;
         // As the options of the slot have it.
         let subscribed = self.sets.all_taken_by(&node.name);
@@ -901,7 +898,7 @@ impl Engine for Spock {
         nodes: &mut [&mut Node],
         here: usize,
         there: usize,
-    ) -> Result<Option<BTreeMap<(String, String), Share>>> {
+    ) -> Result<Option<ByTable<Share>>> {
         let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
         let known = sets::contents(nodes)?;
         let ways = |from: usize, to: usize| {
