@@ -3,7 +3,7 @@
 
 use lab::cluster::add_node_call;
 use lab::spock::{self, Mesh};
-use lab::{Called, Server, wait_quiet};
+use lab::{Called, Cluster, Server, wait_quiet};
 
 fn call(node: &Server, sql: &str) -> Called {
     node.call(sql).unwrap_or_else(|e| panic!("{e}"))
@@ -39,6 +39,7 @@ CREATE TABLE listed (id integer PRIMARY KEY, v text, own text DEFAULT 'none');
 CREATE TABLE ins (x integer, v text);
 CREATE TABLE inskey (id integer PRIMARY KEY, v text);
 CREATE TABLE kept (id integer PRIMARY KEY);
+CREATE TABLE \"Od'd \"\"T\" (\"K y\" integer, \"A b\" text, v text, PRIMARY KEY (\"K y\", \"A b\"));
 ";
 
 /// A row filter, a column list, sets that send no updates and deletes, and one that sends no TRUNCATE.
@@ -48,7 +49,8 @@ SELECT spock.repset_add_table('default', 'plain'), spock.repset_add_table('defau
        spock.repset_add_table('priced', 'offer', row_filter := 'price IS NOT NULL'),
        spock.repset_add_table('default', 'listed', false, '{id,v}'),
        spock.repset_add_table('default_insert_only', 'ins'), spock.repset_add_table('default_insert_only', 'inskey'),
-       spock.repset_add_table('no truncate', 'kept')";
+       spock.repset_add_table('no truncate', 'kept'),
+       spock.repset_add_table('default', '\"Od''d \"\"T\"', row_filter := '\"A b\" > ''a''')";
 
 #[test]
 fn verification_compares_what_is_sent() {
@@ -65,15 +67,20 @@ fn verification_compares_what_is_sent() {
     n1.sql(
         "INSERT INTO plain VALUES (1, 'a'), (2, 'b'); INSERT INTO offer VALUES (1, 9.90), (2, 5), (11, NULL);
          INSERT INTO listed VALUES (1, 'a', 'n1'); INSERT INTO ins VALUES (1, 'a'), (3, 'b'), (3, 'b');
-         INSERT INTO inskey VALUES (1, 'a'), (3, 'b'); INSERT INTO kept VALUES (1), (2)",
+         INSERT INTO inskey VALUES (1, 'a'), (3, 'b'); INSERT INTO kept VALUES (1), (2);
+         INSERT INTO \"Od'd \"\"T\" VALUES (1, 'a'), (2, 'b'), (3, 'c')",
     );
     wait_quiet(&[n1, n2]);
     // None of this is sent.
     n2.sql(
         "DELETE FROM offer WHERE item = 1; UPDATE offer SET price = NULL WHERE item = 2;
          INSERT INTO offer VALUES (12, NULL); UPDATE ins SET v = 'n2' WHERE x = 1; DELETE FROM ins WHERE x = 3;
-         UPDATE inskey SET v = 'n2' WHERE id = 1; DELETE FROM inskey WHERE id = 3; TRUNCATE kept",
+         UPDATE inskey SET v = 'n2' WHERE id = 1; DELETE FROM inskey WHERE id = 3; TRUNCATE kept;
+         INSERT INTO \"Od'd \"\"T\" VALUES (9, 'a')",
     );
+    // And this is, since the filter looks at the key only.
+    n2.sql("DELETE FROM \"Od'd \"\"T\" WHERE \"K y\" = 3");
+    n1.wait_for("SELECT count(*) FROM \"Od'd \"\"T\"", "2");
     let verified = add_node_call(n3, "n3", n1, "n1");
     let verified = call(
         n3,
@@ -91,6 +98,7 @@ fn verification_compares_what_is_sent() {
     assert_eq!(
         found(n1, "n2", true),
         [
+            r#""public"."Od'd ""T"|1|1|0|{"(1,a)","(9,a)"}"#,
             r#""public"."ins"|3|1|0|{"(1,a)","(1,n2)","(3,b)","(3,b) (no. 2)"}"#,
             r#""public"."inskey"|1|0|1|{(1),(3)}"#,
             r#""public"."kept"|2|0|0|{(1),(2)}"#,
@@ -101,6 +109,7 @@ fn verification_compares_what_is_sent() {
     assert_eq!(
         found(n1, "n3", true),
         [
+            r#""public"."Od'd ""T"|1|0|0|{"(1,a)"}"#,
             r#""public"."listed"|0|0|1|{(1)}"#,
             r#""public"."offer"|1|0|0|{(11)}"#,
         ]
@@ -109,11 +118,13 @@ fn verification_compares_what_is_sent() {
     n3.sql(
         "BEGIN; SELECT spock.repair_mode(true); DELETE FROM plain WHERE id = 1;
          UPDATE listed SET v = 'n3' WHERE id = 1; UPDATE offer SET price = 6 WHERE item = 2;
+         DELETE FROM \"Od'd \"\"T\" WHERE \"K y\" = 2;
          INSERT INTO plain VALUES (3, 'n3'); COMMIT",
     );
     assert_eq!(
         found(n1, "n3", false),
         [
+            r#""public"."Od'd ""T"|1|0|0|{"(2,b)"}"#,
             r#""public"."listed"|0|0|1|{(1)}"#,
             r#""public"."offer"|0|0|1|{(2)}"#,
             r#""public"."plain"|1|1|0|{(1),(3)}"#,
@@ -238,4 +249,72 @@ fn recovery_by_comparison_stays_within_the_sets() {
     for (node, other) in [(n2, "n3"), (n3, "n2")] {
         assert_eq!(found(node, other, false), [""; 0]);
     }
+}
+
+/// A mesh of three that keeps recovery slots, where n2 gets nothing from n1 any more. `of_one` is in a set of n1 only,
+/// and `plain` of every node also in a set that nobody subscribes to and whose filter keeps all rows.
+fn mesh_with_slots() -> Cluster {
+    let cluster = Mesh {
+        content: &format!("{TABLES} CREATE TABLE of_one (id integer PRIMARY KEY, v text)"),
+        sets: Some(SETS),
+        ..Mesh::default()
+    }
+    .start_with_extension(3);
+    let members = cluster.first(3);
+    for node in &members {
+        node.sql(
+            "SELECT spock.repset_create('unused');
+             SELECT spock.repset_add_table('unused', 'plain', row_filter := 'id < 0');
+             SELECT zodan.keep_recovery_slot()",
+        );
+    }
+    members[0].sql(
+        "SELECT spock.repset_add_table('default', 'of_one'); INSERT INTO of_one VALUES (1, 'a');
+         INSERT INTO plain VALUES (1, 'a')",
+    );
+    for node in &members {
+        node.wait_for(
+            "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL",
+            "2",
+        );
+    }
+    wait_quiet(&members);
+    members[1].sql("SELECT spock.sub_disable('sub_n1_n2', true)");
+    let slot = "SELECT active FROM pg_replication_slots WHERE slot_name LIKE '%sub_n1_n2'";
+    members[0].wait_for(slot, "f");
+    cluster
+}
+
+#[test]
+fn a_recovery_slot_gives_what_subscribed_sets_let_through() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh_with_slots();
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO plain VALUES (2, 'lost'); INSERT INTO listed VALUES (1, 'lost', 'n1')");
+    n3.wait_for("SELECT count(*) FROM listed", "1");
+    n1.crash();
+    let told = said(&call(n3, "CALL spock.recover_run('n1')"));
+    assert!(!told.contains("their contents are compared"), "{told}");
+    assert_eq!(content(n2, "plain"), "(1,a) (2,lost)");
+    assert_eq!(content(n2, "listed"), "(1,lost,none)");
+}
+
+#[test]
+fn what_a_recovery_slot_leaves_out_is_found_by_comparison() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = mesh_with_slots();
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO plain VALUES (2, 'lost'); INSERT INTO of_one VALUES (2, 'lost')");
+    n3.wait_for("SELECT count(*) FROM of_one", "2");
+    n1.crash();
+    let told = said(&call(n3, "CALL spock.recover_run('n1')"));
+    let why = "their contents are compared: the recovery slot of node \"n3\" cannot help: it gives nothing of rows of \
+               \"n1\" in table \"public\".\"of_one\", which no replication set of node \"n3\" lets through";
+    assert!(told.contains(why), "{told}");
+    assert_eq!(content(n2, "plain"), "(1,a) (2,lost)");
+    assert_eq!(content(n2, "of_one"), "(1,a) (2,lost)");
 }

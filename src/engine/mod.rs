@@ -20,6 +20,9 @@ use crate::replay::Decoding;
 use crate::replay::share::Share;
 use std::collections::BTreeMap;
 
+/// Something by schema and name of a table.
+pub type ByTable<T> = BTreeMap<(String, String), T>;
+
 /// How one path of the mesh is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
@@ -362,6 +365,11 @@ pub trait Engine {
     fn origin(&self, path: &Path) -> Statement;
     /// How a recovery slot is made and read.
     fn decoding(&self) -> Decoding;
+    /// By schema and name, the tables of which a recovery slot of the node gives the changes, and what a row has to meet
+    /// for that; `None` for all.
+    fn decoded_tables(&self, _node: &mut Node) -> Result<Option<ByTable<Option<String>>>> {
+        Ok(None)
+    }
     /// How many workers of subscriptions that have been disabled have not ended yet.
     fn workers_ending(&self) -> Statement;
     /// The origin that rows of the provider of `path` bear on its subscriber: a name, or a number that has
@@ -376,7 +384,7 @@ pub trait Engine {
         _nodes: &mut [&mut Node],
         _here: usize,
         _there: usize,
-    ) -> Result<Option<BTreeMap<(String, String), Share>>> {
+    ) -> Result<Option<ByTable<Share>>> {
         Ok(None)
     }
     /// Marks what a replaying session commits as the engine does, where that is not as PostgreSQL does.

@@ -6,7 +6,7 @@ mod strangers;
 mod ways;
 
 use super::{
-    CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey, names,
+    ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey, names,
     subscription_states,
 };
 use crate::copy;
@@ -852,9 +852,29 @@ impl Engine for Spock {
                       'spock_version_num', spock.spock_version_num()::text, 'spock.forward_origins', 'all',
                       'spock.replication_set_names',
                       (SELECT string_agg(quote_ident(s.set_name), ',') FROM spock.replication_set s
-                         JOIN spock.local_node l ON l.node_id = s.set_nodeid)",
+                         JOIN spock.local_node l ON l.node_id = s.set_nodeid
+                        WHERE EXISTS (SELECT FROM spock.subscription u
+                                       WHERE u.sub_target = l.node_id AND s.set_name = ANY (u.sub_replication_sets))
+                           OR NOT EXISTS (SELECT FROM spock.replication_set_table t
+                                           WHERE t.set_id = s.set_id
+                                             AND (t.set_row_filter IS NOT NULL OR t.set_att_list IS NOT NULL)))",
             protocol: Protocol::Spock,
         }
+    }
+
+    fn decoded_tables(&self, node: &mut Node) -> Result<Option<ByTable<Option<String>>>> {
+        let tables = set_tables(node)?;
+        // As the options of the slot have it.
+        let subscribed = self.sets.all_taken_by(&node.name);
+        let whole = |set: &str| {
+            let mut entries = tables.iter().filter(|t| t.set == set);
+            entries.all(|t| t.filter.is_none() && t.columns.is_empty())
+        };
+        let sets = tables.iter().map(|t| t.set.clone());
+        let sets: Names = sets
+            .filter(|s| subscribed.contains(s) || whole(s))
+            .collect();
+        Ok(Some(ways::filters(&tables, &sets)))
     }
 
     fn workers_ending(&self) -> Statement {
@@ -878,7 +898,7 @@ impl Engine for Spock {
         nodes: &mut [&mut Node],
         here: usize,
         there: usize,
-    ) -> Result<Option<BTreeMap<(String, String), Share>>> {
+    ) -> Result<Option<ByTable<Share>>> {
         let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
         let known = sets::contents(nodes)?;
         let ways = |from: usize, to: usize| {

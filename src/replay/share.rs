@@ -7,6 +7,11 @@ use std::collections::BTreeSet;
 pub const ORIGIN: &str = "(pg_xact_commit_timestamp_origin(CASE current_setting('track_commit_timestamp') \
                           WHEN 'on' THEN xmin END)).roident";
 
+/// When the row was written, likewise, in microseconds since 2000.
+pub const WRITTEN: &str = "(extract(epoch FROM \
+    (pg_xact_commit_timestamp_origin(CASE current_setting('track_commit_timestamp') WHEN 'on' THEN xmin END)).timestamp \
+    - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint";
+
 /// Which kinds of changes are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kinds {

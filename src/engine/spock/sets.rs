@@ -61,6 +61,13 @@ impl Sets {
         subscriptions.push(names.into_iter().map(str::to_owned).collect());
     }
 
+    /// What the subscriptions of a node name.
+    pub fn all_taken_by(&self, subscriber: &str) -> Names {
+        let own = self.taken.iter().filter(|((_, s), _)| s == subscriber);
+        own.flat_map(|(_, subscriptions)| subscriptions.iter().flatten().cloned())
+            .collect()
+    }
+
     /// The sets of each subscription of `subscriber` to `provider`.
     pub fn subscriptions(&self, provider: &str, subscriber: &str) -> &[Names] {
         let key = (provider.to_owned(), subscriber.to_owned());

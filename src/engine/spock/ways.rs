@@ -3,11 +3,11 @@
 //! brings is there. As `get_table_replication_info` and `spock_change_filter` of Spock 5.0 and 6.0 have it.
 
 use super::sets::{Names, SetTable};
+use crate::engine::ByTable;
 use crate::replay::share::{Kinds, ORIGIN, Share};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A table by schema and name.
-pub(super) type Name = (String, String);
+type Name = (String, String);
 
 /// The kinds of changes that the sets of a node replicate.
 pub(super) type SetKinds = BTreeMap<String, Kinds>;
@@ -24,12 +24,8 @@ pub(super) struct Way {
 }
 
 /// The ways of every table by one subscription, of which `tables` and `kinds` are the provider's.
-fn of_subscription(
-    tables: &[SetTable],
-    kinds: &SetKinds,
-    subscription: &Names,
-) -> BTreeMap<Name, Way> {
-    let mut entries: BTreeMap<Name, Vec<&SetTable>> = BTreeMap::new();
+fn of_subscription(tables: &[SetTable], kinds: &SetKinds, subscription: &Names) -> ByTable<Way> {
+    let mut entries: ByTable<Vec<&SetTable>> = BTreeMap::new();
     for table in tables.iter().filter(|t| subscription.contains(&t.set)) {
         let name = (table.schema.clone(), table.name.clone());
         entries.entry(name).or_default().push(table);
@@ -63,6 +59,12 @@ fn of_subscription(
     ways.map(|(name, entries)| (name, way(entries))).collect()
 }
 
+/// The tables that somebody who names these sets gets, and what a row has to meet for that.
+pub(super) fn filters(tables: &[SetTable], sets: &Names) -> ByTable<Option<String>> {
+    let ways = of_subscription(tables, &SetKinds::new(), sets).into_iter();
+    ways.map(|(name, way)| (name, way.filter)).collect()
+}
+
 /// Every different condition once; `None` where there is none.
 fn joined(conditions: impl Iterator<Item = String>, by: &str) -> Option<String> {
     let conditions: BTreeSet<String> = conditions.collect();
@@ -89,9 +91,9 @@ fn any(conditions: impl Iterator<Item = Option<String>>) -> Option<String> {
 #[derive(Debug, Default)]
 pub(super) struct Ways {
     /// Those that were written on it.
-    own: BTreeMap<Name, Vec<Way>>,
+    own: ByTable<Vec<Way>>,
     /// Those that it has got from others, of whom the other one gets them too.
-    received: BTreeMap<Name, Vec<Way>>,
+    received: ByTable<Vec<Way>>,
 }
 
 impl Ways {
@@ -194,12 +196,7 @@ impl Ways {
     }
 }
 
-fn add(
-    to: &mut BTreeMap<Name, Vec<Way>>,
-    tables: &[SetTable],
-    kinds: &SetKinds,
-    subscriptions: &[Names],
-) {
+fn add(to: &mut ByTable<Vec<Way>>, tables: &[SetTable], kinds: &SetKinds, subscriptions: &[Names]) {
     for subscription in subscriptions {
         for (name, way) in of_subscription(tables, kinds, subscription) {
             let ways = to.entry(name).or_default();
@@ -211,7 +208,7 @@ fn add(
 }
 
 /// What the two nodes are to have alike, of which `here` and `there` are the ways from each to the other.
-pub(super) fn shares(here: &Ways, there: &Ways) -> BTreeMap<Name, Share> {
+pub(super) fn shares(here: &Ways, there: &Ways) -> ByTable<Share> {
     let share = |name: &Name| {
         let (own_here, own_there) = (here.of(name).0, there.of(name).0);
         let all: Vec<&Way> = [here, there]

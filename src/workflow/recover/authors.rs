@@ -208,7 +208,7 @@ impl Recovery {
     }
 
     /// When `provider` committed the last that `node` has of it.
-    fn last_commit(&mut self, provider: &str, node: &str) -> Result<Option<i64>> {
+    pub fn last_commit(&mut self, provider: &str, node: &str) -> Result<Option<i64>> {
         let Some((origin, range)) = self.commits(provider, node)? else {
             return Ok(None);
         };

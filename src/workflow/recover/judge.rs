@@ -5,6 +5,10 @@ use super::authors::{Author, Authors};
 use crate::replay::content::{Difference, Version};
 use crate::replay::share::Share;
 
+/// Commits of a node that are so close to each other may be dated in another order than they are sent in, in
+/// microseconds.
+const DISORDER: i64 = 50_000;
+
 /// What is done about a row.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -63,8 +67,16 @@ impl Case {
                 if !deletable(here) || !kinds.truncates {
                     match here.written {
                         None => return Verdict::Leave(Doubt::Undated),
-                        // The target has had it.
-                        written if written <= self.last_on_target => return Verdict::NotSent,
+                        // The target has had it, here and below.
+                        _ if self.source.of(here) == Author::Common => return Verdict::NotSent,
+                        Some(at)
+                            if self.last_on_target.is_some_and(|last| at < last - DISORDER) =>
+                        {
+                            return Verdict::NotSent;
+                        }
+                        written if written <= self.last_on_target => {
+                            return Verdict::Leave(Doubt::Either);
+                        }
                         _ => {}
                     }
                 }
@@ -295,13 +307,20 @@ mod tests {
 
     fn within(share: &Share, here: Option<Version>, there: Option<Version>) -> String {
         let key = "(1)".into();
-        match case(None).judge(share, false, &Difference { key, here, there }) {
+        let case = Case {
+            last_on_target: Some(20 + DISORDER),
+            ..case(None)
+        };
+        match case.judge(share, false, &Difference { key, here, there }) {
             Verdict::Bring(_) => "bring".into(),
             Verdict::Delete(_) => "delete".into(),
             Verdict::NotSent => "not sent".into(),
             Verdict::Leave(doubt) => format!("{doubt:?}"),
         }
     }
+
+    /// After the last that the target has of the failed node.
+    const NEW: i64 = 25 + DISORDER;
 
     /// A row that a filter keeps, on its node.
     fn kept(origin: u32, written: i64) -> Option<Version> {
@@ -330,12 +349,14 @@ mod tests {
         assert_eq!(within(kept(OWN, 25), kept(OWN, 22)), "not sent");
         assert_eq!(within(kept(OWN, 25), passed(FAILED, 22)), "not sent");
         // It has come through, whatever the filter of the node that has it says.
-        assert_eq!(within(kept(FAILED, 25), None), "bring");
-        assert_eq!(within(passed(FAILED, 25), None), "bring");
+        assert_eq!(within(kept(FAILED, NEW), None), "bring");
+        assert_eq!(within(passed(FAILED, NEW), None), "bring");
         assert_eq!(within(passed(FAILED, 25), kept(OWN, 22)), "bring");
         assert_eq!(within(passed(FAILED, 22), kept(OWN, 25)), "not sent");
         // One of the two has deleted it, and the other was not told.
         assert_eq!(within(passed(FAILED, 15), None), "not sent");
+        assert_eq!(within(passed(FAILED, 25), None), "Either");
+        assert_eq!(within(passed(FAILED, 3), None), "not sent");
         assert_eq!(within(None, passed(FAILED, 15)), "not sent");
     }
 
@@ -350,10 +371,10 @@ mod tests {
             ..Share::whole()
         };
         let within = |here, there| within(&share, here, there);
-        assert_eq!(within(version(FAILED, 25), None), "bring");
+        assert_eq!(within(version(FAILED, NEW), None), "bring");
         assert_eq!(within(version(FAILED, 15), None), "not sent");
         assert_eq!(within(undated(), None), "Undated");
-        assert_eq!(within(version(OWN, 25), None), "Either");
+        assert_eq!(within(version(OWN, NEW), None), "Either");
         assert_eq!(within(None, version(FAILED, 15)), "not sent");
         assert_eq!(within(version(FAILED, 25), version(OWN, 22)), "not sent");
     }
@@ -369,7 +390,7 @@ mod tests {
         };
         assert_eq!(within(&share, None, version(FAILED, 15)), "Either");
         assert_eq!(within(&share, version(FAILED, 15), None), "not sent");
-        assert_eq!(within(&share, version(FAILED, 25), None), "bring");
+        assert_eq!(within(&share, version(FAILED, NEW), None), "bring");
         assert_eq!(within(&Share::whole(), None, version(FAILED, 15)), "delete");
     }
 }

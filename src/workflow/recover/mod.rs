@@ -4,6 +4,7 @@
 mod authors;
 mod content;
 mod judge;
+mod not_decoded;
 mod replay;
 mod spared;
 mod standing;

@@ -187,6 +187,12 @@ impl Recovery {
                 gap.since, gap.target
             )));
         }
+        if let Some(table) = self.not_decoded(gap)? {
+            return Err(none(format!(
+                "it gives nothing of rows of \"{failed}\" in table {table}, which no replication set of node \"{}\" lets through",
+                gap.source
+            )));
+        }
         Ok(slot)
     }
 
