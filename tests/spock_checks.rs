@@ -129,7 +129,7 @@ fn subscriptions_that_forward() {
         let hint = "SELECT spock.sub_alter_options('sub_n2_n1', '{\"forward_origins\": []}')";
         wait_quiet(&cluster.first(2));
         assert_refused(&cluster, n3, "55000", message, hint);
-        mend(&cluster, n3);
+        n1.sql(hint);
     } else {
         n1.sql("UPDATE spock.subscription SET sub_forward_origins = '{all}'");
         let hint = "create it again with forward_origins := '{}'";

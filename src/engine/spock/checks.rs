@@ -331,25 +331,22 @@ fn check_forwarding(members: &mut [&mut Node], findings: &mut Vec<Finding>) -> R
     let answers = ask_all(members.iter_mut().map(|m| &mut **m), question, &[])?;
     for (member, rows) in members.iter().zip(&answers) {
         for row in rows {
-            let finding = |hint: &str| {
-                Finding::new(
-                    &member.name,
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!(
-                        "subscription {} from node \"{}\" forwards changes of other nodes (forward_origins is {}), and every node of a mesh subscribes to those itself",
-                        row.text(0),
-                        row.text(1),
-                        row.text(2)
-                    ),
-                    hint,
-                )
+            // In a chain or a star nobody else brings them, so it is not for a statement alone.
+            let clear = match row.get(3) {
+                Some(statement) => statement.to_owned(),
+                None => "drop the subscription, when it has applied all that its provider has, and create it again with forward_origins := '{}'.".into(),
             };
-            findings.push(match row.get(3) {
-                Some(statement) => finding(statement).mended_by(statement),
-                None => finding(
-                    "Drop it, and create it again with forward_origins := '{}', when it has applied all that its provider has.",
+            findings.push(Finding::new(
+                &member.name,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "subscription {} from node \"{}\" forwards changes of other nodes (forward_origins is {}), and every node of a mesh subscribes to those itself",
+                    row.text(0),
+                    row.text(1),
+                    row.text(2)
                 ),
-            });
+                format!("Let every node subscribe to every other. Then: {clear}"),
+            ));
         }
     }
     Ok(())
