@@ -102,6 +102,10 @@ fn apply_that_is_read_only() {
         mend(&cluster, n3);
     }
 
+    // The database has its own value.
+    n1.sql("ALTER DATABASE postgres SET spock.readonly = 'off'");
+    n1.configure("spock.readonly", "all");
+    n1.reload();
     // Somebody else's database, and applications alone.
     n1.sql("CREATE DATABASE other");
     n1.sql("ALTER DATABASE other SET spock.readonly = 'all'");
@@ -125,7 +129,7 @@ fn subscriptions_that_forward() {
         let hint = "SELECT spock.sub_alter_options('sub_n2_n1', '{\"forward_origins\": []}')";
         wait_quiet(&cluster.first(2));
         assert_refused(&cluster, n3, "55000", message, hint);
-        mend(&cluster, n3);
+        n1.sql(hint);
     } else {
         n1.sql("UPDATE spock.subscription SET sub_forward_origins = '{all}'");
         let hint = "create it again with forward_origins := '{}'";
@@ -366,9 +370,17 @@ fn settings_that_differ() {
     n2.configure("spock.exception_behaviour", "discard");
     n2.reload();
     n3.sql("ALTER DATABASE postgres SET spock.enable_ddl_replication = on");
+    n1.configure("spock.exception_logging", "none");
+    n3.configure("spock.exception_logging", "none");
+    n1.reload();
+    n3.reload();
     n2.wait_for("SHOW spock.exception_behaviour", "discard");
+    n3.wait_for("SHOW spock.exception_logging", "none");
     let found = [
+        "n1|settings of Spock|spock.exception_logging is none: what its apply workers leave out is told nowhere",
+        "n3|settings of Spock|spock.exception_logging is none: what its apply workers leave out is told nowhere",
         "n2|settings of Spock|spock.exception_behaviour is discard, on node \"n1\" transdiscard",
+        "n2|settings of Spock|spock.exception_logging is all, on node \"n1\" none",
         "n3|settings of Spock|spock.enable_ddl_replication is on, on node \"n1\" off",
     ];
     assert_eq!(of_spock("warning"), found);

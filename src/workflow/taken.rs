@@ -51,7 +51,7 @@ pub fn origin(node: &str, subscription: &str, row: &Row) -> Finding {
         node,
         SqlState::DUPLICATE_OBJECT,
         format!(
-            "replication origin {name} exists already{position}: that of an earlier subscription {subscription}, which is not there any more"
+            "replication origin {name} exists already{position}: it is named as that of subscription {subscription}, which is not there"
         ),
         format!(
             "It was not made by this run, so it is not touched. No session must use it, of any database of the server: {statement}"

@@ -168,14 +168,15 @@ pub(super) fn counts() -> String {
 /// by itself, nor what other versions log beside the change that failed.
 const LEFT_OUT: &str = "e.operation <> 'SUB_DISABLE' AND e.error_message !~ '^unavailable|did not find row to be updated'";
 
-/// An expression: how many changes `s` has left out for good, since when, and the last; null for none.
+/// An expression: how many changes `s` has left out for good, since when, and the last that has a reason of its own; null
+/// for none.
 pub(super) fn left_out_of() -> String {
     format!(
         "(SELECT format('%s %s left out since %s, the last: %s', count(*), CASE count(*) WHEN 1 THEN 'change' ELSE 'changes' END,
                         min(e.retry_errored_at)::timestamptz(0),
-                        (array_agg(concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || nullif(e.table_name, '')), ''),
-                                             e.error_message)
-                                   ORDER BY e.error_message ~ '^transdiscard:', e.retry_errored_at DESC))[1])
+                        (max(ARRAY[(e.error_message !~ '^transdiscard:')::text || to_char(e.retry_errored_at, 'YYYYMMDDHH24MISSUS'),
+                                   concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || nullif(e.table_name, '')), ''),
+                                             e.error_message)]))[2])
             FROM spock.exception_log e WHERE {} AND {LEFT_OUT} HAVING count(*) > 0)",
         counts()
     )
@@ -215,13 +216,24 @@ fn judge_exceptions(answers: &[(String, Rows)]) -> Vec<Judged> {
     answers.iter().filter_map(logged).collect()
 }
 
-/// The setting has one value on all members.
+/// The settings have one value on all members, and what a worker leaves out is logged.
 fn judge_alike(answers: &[(String, Rows)]) -> Vec<Judged> {
     let Some((first, theirs)) = answers.first() else {
         return vec![];
     };
-    let theirs: BTreeMap<&str, &str> = theirs.iter().map(|r| (r.text(0), r.text(1))).collect();
     let mut found = vec![];
+    for (node, rows) in answers {
+        let silent = |r: &&Row| (r.text(0), r.text(1)) == ("spock.exception_logging", "none");
+        if let Some(row) = rows.iter().find(silent) {
+            found.push(Judged::Warned(Finding::new(
+                node,
+                SqlState::OK,
+                "spock.exception_logging is none: what its apply workers leave out is told nowhere",
+                format!("{}, and reload.", row.text(2)),
+            )));
+        }
+    }
+    let theirs: BTreeMap<&str, &str> = theirs.iter().map(|r| (r.text(0), r.text(1))).collect();
     for (node, rows) in &answers[1..] {
         for row in rows {
             let (name, value) = (row.text(0), row.text(1));
@@ -319,25 +331,22 @@ fn check_forwarding(members: &mut [&mut Node], findings: &mut Vec<Finding>) -> R
     let answers = ask_all(members.iter_mut().map(|m| &mut **m), question, &[])?;
     for (member, rows) in members.iter().zip(&answers) {
         for row in rows {
-            let finding = |hint: &str| {
-                Finding::new(
-                    &member.name,
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!(
-                        "subscription {} from node \"{}\" forwards changes of other nodes (forward_origins is {}), and every node of a mesh subscribes to those itself",
-                        row.text(0),
-                        row.text(1),
-                        row.text(2)
-                    ),
-                    hint,
-                )
+            // In a chain or a star nobody else brings them, so it is not for a statement alone.
+            let clear = match row.get(3) {
+                Some(statement) => statement.to_owned(),
+                None => "drop the subscription, when it has applied all that its provider has, and create it again with forward_origins := '{}'.".into(),
             };
-            findings.push(match row.get(3) {
-                Some(statement) => finding(statement).mended_by(statement),
-                None => finding(
-                    "Drop it, and create it again with forward_origins := '{}', when it has applied all that its provider has.",
+            findings.push(Finding::new(
+                &member.name,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "subscription {} from node \"{}\" forwards changes of other nodes (forward_origins is {}), and every node of a mesh subscribes to those itself",
+                    row.text(0),
+                    row.text(1),
+                    row.text(2)
                 ),
-            });
+                format!("Let every node subscribe to every other. Then: {clear}"),
+            ));
         }
     }
     Ok(())
