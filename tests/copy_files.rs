@@ -358,6 +358,40 @@ fn names_and_files_of_whole_tables() {
         n1.sql(back);
     }
 
+    // Likewise when all rows are there, and after every member has a subscription.
+    let columns =
+        "table \"public\".\"narrow\" of node \"n1\" was given other columns or another identity";
+    let swapped = "ALTER TABLE narrow RENAME id TO x; ALTER TABLE narrow RENAME v TO id; ALTER TABLE narrow RENAME x TO v";
+    for (point, statement, says, back) in [
+        ("within rows are copied", swapped, columns, swapped),
+        (
+            "within every member has a subscription",
+            "ALTER TABLE narrow ADD more integer",
+            columns,
+            "ALTER TABLE narrow DROP more",
+        ),
+        (
+            "within every member has a subscription",
+            "ALTER TABLE narrow REPLICA IDENTITY FULL",
+            columns,
+            "ALTER TABLE narrow REPLICA IDENTITY DEFAULT",
+        ),
+        (
+            "within rows are copied",
+            "ALTER TABLE narrow SET UNLOGGED; UPDATE narrow SET v = -1 WHERE id = 3; ALTER TABLE narrow SET LOGGED",
+            "rows of \"public\".\"narrow\" on node \"n1\" have not come to node \"n2\"",
+            "SELECT 1",
+        ),
+    ] {
+        let (hang, running) = Hang::start(n2, "", point, &Call::of(n2, n1).sql());
+        n1.sql(statement);
+        hang.release();
+        let failed = running.fails();
+        assert_eq!(failed.code(), "55000", "{statement}\n{failed}");
+        assert!(failed.message().contains(says), "{statement}\n{failed}");
+        n1.sql(back);
+    }
+
     // What nothing but the contents tells from a TRUNCATE: no row is older than the exchange, and what the
     // tool did with its own table is not replicated.
     n1.sql("SELECT pg_replication_origin_create('tool')");

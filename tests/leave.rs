@@ -826,3 +826,72 @@ fn odd_names_and_settings_survive() {
         "default_transaction_read_only=off"
     );
 }
+
+/// Three members with a table for what comes late.
+fn with_late() -> Cluster {
+    let cluster = Cluster::start_with(3, &quick());
+    cluster.form_mesh(3, "CREATE TABLE late (id integer PRIMARY KEY)");
+    wait_mesh(&cluster.all());
+    cluster
+}
+
+/// What it writes while it is being removed is on all survivors or on none.
+#[test]
+fn a_dead_node_that_comes_back_during_its_removal_brings_nothing_to_some_only() {
+    let rows = "SELECT count(*) FROM late";
+    for (point, brought) in [
+        ("within the survivors are compared", "30"),
+        ("within debts are remembered", "0"),
+    ] {
+        let cluster = with_late();
+        let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+        n3.stop();
+        let (hang, running) = Hang::start(n1, "", point, "CALL spock.remove_node('n3')");
+        // Stands for an apply worker that takes its time.
+        let mut holder = n2.client_named("holder");
+        holder
+            .batch_execute("BEGIN; LOCK TABLE late IN SHARE ROW EXCLUSIVE MODE")
+            .expect("hold up what comes");
+        n3.boot();
+        n3.sql("INSERT INTO late SELECT generate_series(1, 30)");
+        n1.wait_for(rows, brought);
+        let waiting =
+            "SELECT count(*) FROM pg_locks l WHERE l.relation = 'late'::regclass AND NOT granted";
+        n2.wait_for(waiting, if brought == "0" { "0" } else { "1" });
+        hang.release();
+        n2.wait_for(
+            "SELECT count(*) FROM pg_subscription WHERE subname = 'sub_n3_n2' AND subenabled",
+            "0",
+        );
+        drop(holder);
+        running.succeeds();
+        assert_eq!([n1, n2].map(|n| n.value(rows)), [brought, brought]);
+        for node in [n1, n2] {
+            assert_forgotten(node, "n3", 2);
+        }
+    }
+}
+
+/// A removal that was cut off before it detached anything, of a node that is back when it is called again.
+#[test]
+fn what_an_interrupted_removal_held_is_let_go_by_the_next_call() {
+    let cluster = with_late();
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n3.stop();
+    let point = "within nobody applies anything of it any more";
+    let (hang, running) = Hang::start(n1, "", point, "CALL spock.remove_node('n3')");
+    let pid = running.pid;
+    n1.sql(&format!("SELECT pg_terminate_backend({pid}, 10000)"));
+    drop(hang);
+    running.ends_terminated();
+    let disabled = "SELECT count(*) FROM pg_subscription WHERE NOT subenabled";
+    assert_eq!([n1, n2].map(|n| n.value(disabled)), ["1", "1"]);
+    n3.boot();
+    n3.sql("INSERT INTO late VALUES (1)");
+    remove(n1, n3);
+    for node in [n1, n2] {
+        assert_eq!(node.value("SELECT count(*) FROM late"), "1");
+        assert_forgotten(node, "n3", 2);
+    }
+    assert_left(n3);
+}

@@ -12,7 +12,12 @@ use std::collections::{HashMap, HashSet};
 const TABLES: &str = "
 SELECT c.oid, n.nspname, c.relname, c.relpersistence,
        concat(ARRAY(SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno),
-              c.relpartbound)
+              c.relpartbound),
+       concat(c.relreplident,
+              ARRAY(SELECT concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attgenerated)
+                      FROM pg_catalog.pg_attribute a
+                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)),
+       c.relfilenode
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
    AND n.nspname <> ALL ($1::text[]) AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
@@ -28,13 +33,14 @@ impl Structure {
         ))
     }
 
-    /// Fails if a name means another table than it did, a table belongs to another one than it did, or one that was
-    /// not logged is now. One that is just gone does no harm, and one that is new is no table of the copy.
-    pub fn check(&self, source: &mut Session, node: &str) -> Result<()> {
+    /// Fails if a name means another table than it did, a table belongs to another one than it did or has other
+    /// columns, or one that was not logged is now. One that is just gone does no harm, and one that is new is no table
+    /// of the copy. Returns the tables that have got another file: nothing but their contents tells what was done.
+    pub fn check(&self, source: &mut Session, node: &str) -> Result<Vec<String>> {
         let now = source.query(TABLES, &[&array(OURS)])?;
         let changed = changed(&self.0, &now);
         let Some((_, what)) = changed.first() else {
-            return Ok(());
+            return Ok(moved(&self.0, &now));
         };
         let same = changed.iter().filter(|(_, other)| other == what);
         let tables: Vec<&str> = same.map(|(table, _)| table.as_str()).collect();
@@ -61,9 +67,21 @@ fn changed(then: &Rows, now: &Rows) -> Vec<(String, &'static str)> {
             Some("attached to another table or detached from it")
         }
         Some(is) if is.text(3) != was.text(3) => Some("set LOGGED or UNLOGGED"),
+        Some(is) if is.text(5) != was.text(5) => Some("given other columns or another identity"),
         Some(_) => None,
     };
     then.iter()
         .filter_map(|was| Some((name(was), what(was)?)))
         .collect()
+}
+
+/// The tables with another file than they had.
+fn moved(then: &Rows, now: &Rows) -> Vec<String> {
+    let by_oid: HashMap<&str, &Row> = now.iter().map(|row| (row.text(0), row)).collect();
+    let has_moved = |was: &&Row| {
+        let is = by_oid.get(was.text(0));
+        is.is_some_and(|is| is.text(3) == "p" && is.text(6) != was.text(6))
+    };
+    let name = |row: &Row| qualified(row.text(1), row.text(2));
+    then.iter().filter(has_moved).map(name).collect()
 }

@@ -66,7 +66,7 @@ impl Procedure {
     }
 
     /// Runs `body` in a transaction of its own with the rights of `owner` and no others, and with `search_path`: it
-    /// calls what users have written. On an error nothing of it remains.
+    /// calls what users have written, which writes no rows. On an error nothing of it remains.
     pub fn act_as<T>(
         &mut self,
         owner: pg_sys::Oid,
@@ -77,7 +77,8 @@ impl Procedure {
             in_subtransaction(|| {
                 // SAFETY: inside a transaction.
                 unsafe { environment::set_locally() };
-                let set = "SELECT pg_catalog.set_config('search_path', $1, true)";
+                let set = "SELECT pg_catalog.set_config('search_path', $1, true),
+                                  pg_catalog.set_config('transaction_read_only', 'on', true)";
                 run(set, &[search_path], false)?;
                 let (mut user, mut context) = (pg_sys::InvalidOid, 0);
                 // SAFETY: after an error the end of the subtransaction gives the user back.

@@ -16,7 +16,7 @@ use crate::progress::{self, Work};
 use crate::quote::ident;
 use crate::settings::copy_jobs;
 use crate::step::{Action, Step};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// So many tables are named.
@@ -57,9 +57,27 @@ pub struct Held {
     /// Tables whose contents have to be compared when everything has arrived; see
     /// [`data::Copied::unproved`].
     pub unproved: Vec<String>,
+    /// The tables of the source, where DDL on them is not replicated.
+    structure: Option<Structure>,
+    /// Those whose rows were copied.
+    copied: BTreeSet<String>,
 }
 
 impl Held {
+    /// Fails if the tables of the source are not those any more that were copied. Those that have got another file
+    /// since are to be compared, too.
+    pub fn check_structure(&mut self, source: &mut Node) -> Result<()> {
+        let Some(structure) = &self.structure else {
+            return Ok(());
+        };
+        for table in structure.check(&mut source.session, &source.name)? {
+            if self.copied.contains(&table) && !self.unproved.contains(&table) {
+                self.unproved.push(table);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether somebody else wrote, in a session that did not heed the setting: one that was open
     /// before, or one that turned it off.
     pub fn written_by_others(&self, new: &mut Node) -> Result<bool> {
@@ -124,7 +142,9 @@ impl Copying<'_> {
             brought: Some(copy::brought(&mut self.source.session)?),
         };
         let step = self.intend(Action::Copy, &effect)?;
-        let (copied, mut files) = self.copy(plan, step, &mut before)?;
+        let tables = plan.tables.iter().filter(|table| !table.extension);
+        let labels = tables.map(copy::Table::label).collect();
+        let (copied, mut files, structure) = self.copy(plan, step, &mut before)?;
         // Emptied by ourselves.
         files.retain(|table, _| !copied.again.contains(table));
         self.journal
@@ -154,16 +174,18 @@ impl Copying<'_> {
             expected,
             files,
             unproved: copied.unproved,
+            structure,
+            copied: labels,
         })
     }
 
-    /// Also the files of the tables when they had been created.
+    /// Also the files of the tables when they had been created, and the tables as they were on the source.
     fn copy(
         &mut self,
         plan: CopyPlan,
         step: i32,
         before: &mut Inventory,
-    ) -> Result<(data::Copied, BTreeMap<String, String>)> {
+    ) -> Result<(data::Copied, BTreeMap<String, String>, Option<Structure>)> {
         let report = self.report;
         let Member { name, dsn } = self.source.member();
         let source = Source {
@@ -337,14 +359,14 @@ impl Copying<'_> {
         }
         self.journal
             .passed("sequences and materialized views are set")?;
-        if let Some(structure) = structure {
+        if let Some(structure) = &structure {
             structure.check(&mut self.source.session, &self.source.name)?;
         }
         let own = settings::read(&mut self.source.session)?;
         settings::apply(&mut self.new.session, &own)?;
         // The rows are stored: the origin has done its work, and its name may be wanted again.
         server::drop_origin(&plan.origin).run(self.new)?;
-        Ok((copied, files))
+        Ok((copied, files, structure))
     }
 
     fn warn_of(&self, check: &Unproved) {

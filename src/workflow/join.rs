@@ -835,6 +835,7 @@ impl Join {
     /// Of tables that got another file on the source while they were copied, nothing but their contents
     /// tells that all of it has come.
     fn prove_contents(&mut self) -> Result<()> {
+        self.held.check_structure(&mut self.source)?;
         if self.held.unproved.is_empty() {
             return Ok(());
         }

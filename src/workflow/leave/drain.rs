@@ -243,6 +243,38 @@ impl Leave {
         }
     }
 
+    /// A node that is taken for dead may come back: from here on no survivor applies anything of it. What each has is
+    /// compared after that.
+    pub fn hold_inbound(&mut self, journal: &mut Journal) -> Result<()> {
+        let phase = self.report.current();
+        let states = self.inbound_states()?;
+        let engine = &*self.engine;
+        for (survivor, inbound) in self.survivors.iter_mut().zip(&states) {
+            for Inbound { path, .. } in inbound.iter().filter(|inbound| inbound.is_enabled()) {
+                let subscription = path.subscription.clone();
+                let action = Action::HoldSubscription { subscription };
+                let step = Step::new(phase, &survivor.name, action);
+                let undo = engine.enable(path).inlined();
+                let step = journal.intend(&step, &Effect::Statement { undo })?;
+                engine.disable(path).run(survivor)?;
+                journal.done(step)?;
+            }
+        }
+        let ending = engine.workers_ending();
+        for survivor in &mut self.survivors {
+            let name = survivor.name.clone();
+            let what = "waiting for its apply workers to end";
+            wait_until(&name, what, "See its log.", || {
+                let left: u64 = ending.run(survivor)?.one()?.parse(0)?;
+                Ok(match left {
+                    0 => Seen::Done(()),
+                    n => Seen::Pending(format!("{n} workers")),
+                })
+            })?;
+        }
+        journal.passed("nobody applies anything of it any more")
+    }
+
     /// How far each subscription of a survivor to the dead node has been applied.
     fn what_survivors_have(&mut self, unfinished_from: &BTreeMap<String, Lsn>) -> Result<Vec<Has>> {
         let states = self.inbound_states()?;

@@ -10,7 +10,7 @@ use super::membership::{Quorum, no_majority};
 use super::plan::{Planned, refuse_interrupted_join};
 use super::report::{self, Report};
 use super::summary;
-use super::undo::Undo;
+use super::undo::{Undo, revert};
 use crate::engine::{Engine, Path, Registry, SubscriptionState, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal, Subject};
@@ -84,7 +84,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
             if leave.leaving.is_none() && !resumed {
                 leave.compare_survivors()?;
             }
-            return Ok(leave.steps().into_iter().map(Planned::from).collect());
+            return Ok(leave.steps()?.into_iter().map(Planned::from).collect());
         }
         Standing::HalfAdded => "was half added: the CALL takes back what its join did",
         Standing::Owed => "has left: the CALL has those forget it that were down then",
@@ -131,10 +131,12 @@ struct Hold {
 impl Leave {
     fn run(&mut self, local: &Local, begun: Instant) -> Result<()> {
         let earlier = self.earlier_runs()?;
+        self.let_go_again(&earlier)?;
         self.report
             .phase(&format!("check that \"{}\" can leave", self.target));
         let resumed = earlier.iter().any(|e| e.detached);
         self.check(&earlier)?;
+        let steps = self.steps()?;
         let mut journal = Journal::begin(
             local,
             &Subject {
@@ -144,7 +146,7 @@ impl Leave {
                 source_dsn: "",
                 node: &self.target,
             },
-            self.steps(),
+            steps,
         )?;
         let held = earlier.into_iter().find_map(|e| e.hold);
         let hold = match self.before_detaching(&mut journal, held, resumed) {
@@ -226,12 +228,38 @@ impl Leave {
         }
     }
 
+    /// What an interrupted run held and did not detach is as it was before.
+    fn let_go_again(&mut self, earlier: &[Earlier]) -> Result<()> {
+        for (node, effect) in earlier
+            .iter()
+            .filter(|e| !e.detached)
+            .flat_map(|e| &e.held_back)
+        {
+            if let Some(survivor) = self.survivors.iter_mut().find(|n| n.name == *node) {
+                match revert(&*self.engine, effect, survivor) {
+                    Err(error) if error.is_undefined() => {}
+                    answer => answer?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What is going to be done, in the order of the journal.
-    fn steps(&self) -> Vec<Step> {
+    fn steps(&mut self) -> Result<Vec<Step>> {
         let mut steps = vec![];
         if self.leaving.is_some() {
             for action in [Action::HoldOffWrites, Action::Marker] {
                 steps.push(Step::new(DRAIN_PHASE, &self.target, action));
+            }
+        } else {
+            let states = self.inbound_states()?;
+            for (survivor, inbound) in self.survivors.iter().zip(&states) {
+                for inbound in inbound.iter().filter(|inbound| inbound.is_enabled()) {
+                    let subscription = inbound.path.subscription.clone();
+                    let action = Action::HoldSubscription { subscription };
+                    steps.push(Step::new(DRAIN_PHASE, &survivor.name, action));
+                }
             }
         }
         for survivor in &self.survivors {
@@ -242,7 +270,7 @@ impl Leave {
         if self.leaving.is_some() {
             steps.push(Step::new(DETACH_PHASE, &self.target, Action::Leave));
         }
-        steps
+        Ok(steps)
     }
 
     fn before_detaching(
@@ -263,6 +291,12 @@ impl Leave {
             "compare what the other nodes have of \"{}\"",
             self.target
         ));
+        // One that is still applying what had arrived gets the time for it first.
+        if !resumed {
+            self.compare_survivors()?;
+            journal.passed("the survivors are compared")?;
+        }
+        self.hold_inbound(journal)?;
         if !resumed {
             self.compare_survivors()?;
         }
@@ -448,15 +482,22 @@ impl Leave {
         let mut found = vec![];
         for run in interrupted_removals(&self.session, &self.target)? {
             let journal = Journal::reopen(self.session.session(), run.run);
-            let hold = journal.begun()?.into_iter().find_map(|b| match b.effect {
-                Effect::ReadOnly { database, before } => Some(Hold {
-                    database,
-                    read_only: before,
-                }),
-                _ => None,
-            });
+            let (mut hold, mut held_back) = (None, vec![]);
+            for begun in journal.begun()? {
+                match begun.effect {
+                    Effect::ReadOnly { database, before } => {
+                        hold.get_or_insert(Hold {
+                            database,
+                            read_only: before,
+                        });
+                    }
+                    effect @ Effect::Statement { .. } => held_back.push((begun.node, effect)),
+                    _ => {}
+                }
+            }
             found.push(Earlier {
                 hold,
+                held_back,
                 detached: journal.furthest_phase()? >= DETACH_PHASE,
             });
             if self.session.changes() {
@@ -506,6 +547,8 @@ fn interrupted_removals(here: &Here, target: &str) -> Result<Vec<Interrupted>> {
 /// A removal of the same node that was interrupted.
 struct Earlier {
     hold: Option<Hold>,
+    /// Subscriptions of survivors that it held, by node.
+    held_back: Vec<(String, Effect)>,
     /// It had begun to detach the node.
     detached: bool,
 }
