@@ -72,7 +72,12 @@ fn the_removal_of_a_dead_node_follows_its_plan() {
     let plan = planned(cluster.n(1), &remove("n3"));
     assert_eq!(
         plan,
-        ["1 | 4 | n1 | detach \"n3\"", "2 | 4 | n2 | detach \"n3\""]
+        [
+            "1 | 3 | n1 | hold subscription sub_n3_n1",
+            "2 | 3 | n2 | hold subscription sub_n3_n2",
+            "3 | 4 | n1 | detach \"n3\"",
+            "4 | 4 | n2 | detach \"n3\""
+        ]
     );
     follow(cluster.n(1), &remove("n3"));
 }

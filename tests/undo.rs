@@ -21,10 +21,10 @@ const PROMPT: Duration = Duration::from_secs(2);
 /// by `gate.index` while indexes are made: unset, `held` for as long as a [`Gate`] is, or `shut`.
 const CONTENT: &str = "
 CREATE SCHEMA app;
-CREATE FUNCTION app.pass(gate text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
+CREATE FUNCTION app.pass(gate text, id integer DEFAULT 0) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
     CASE current_setting('gate.' || gate, true)
-        WHEN 'held' THEN PERFORM pg_advisory_xact_lock_shared(hashtext(gate));
+        WHEN 'held' THEN PERFORM pg_advisory_xact_lock_shared(hashtext($1));
         WHEN 'shut' THEN RAISE EXCEPTION 'the gate % is shut', gate USING ERRCODE = 'P0007', HINT = 'Open it.';
         ELSE NULL;
     END CASE;
@@ -33,7 +33,7 @@ END $$;
 CREATE SEQUENCE app.number;
 CREATE TYPE app.mood AS ENUM ('good', 'bad');
 CREATE TABLE app.item (id int PRIMARY KEY, mood app.mood DEFAULT 'good',
-                       passed boolean GENERATED ALWAYS AS (app.pass('data')) STORED);
+                       passed boolean GENERATED ALWAYS AS (app.pass('data', id)) STORED);
 CREATE INDEX ON app.item ((app.pass('index')::int + id));
 CREATE TABLE app.part (id int PRIMARY KEY, item int REFERENCES app.item);
 CREATE VIEW app.items AS SELECT count(*) FROM app.item;
