@@ -372,6 +372,11 @@ pub trait Engine {
     }
     /// How many workers of subscriptions that have been disabled have not ended yet.
     fn workers_ending(&self) -> Statement;
+    /// Ends those of them that have had nothing from their provider yet: they may try to connect for long. `None` where
+    /// they are ended when a subscription is disabled.
+    fn end_connecting(&self) -> Option<Statement> {
+        None
+    }
     /// The origin that rows of the provider of `path` bear on its subscriber: a name, or a number that has
     /// none.
     fn written_as(&self, path: &Path) -> Statement {

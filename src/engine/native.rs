@@ -569,6 +569,16 @@ impl Engine for Native {
         )
     }
 
+    fn end_connecting(&self) -> Option<Statement> {
+        Some(Statement::new(
+            "SELECT pg_terminate_backend(w.pid) FROM pg_stat_subscription w JOIN pg_subscription s ON s.oid = w.subid
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+              WHERE w.pid IS NOT NULL AND NOT s.subenabled
+                AND w.received_lsn IS NULL AND w.relid IS NULL AND w.leader_pid IS NULL",
+            &[],
+        ))
+    }
+
     fn own_schemas(&self) -> &'static [&'static str] {
         &["zodan"]
     }

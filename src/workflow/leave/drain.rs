@@ -265,6 +265,9 @@ impl Leave {
             let name = survivor.name.clone();
             let what = "waiting for its apply workers to end";
             wait_until(&name, what, "See its log.", || {
+                if let Some(end) = engine.end_connecting() {
+                    end.run(survivor)?;
+                }
                 let left: u64 = ending.run(survivor)?.one()?.parse(0)?;
                 Ok(match left {
                     0 => Seen::Done(()),
