@@ -9,6 +9,7 @@ mod estimate;
 pub mod findings;
 mod gather;
 pub mod health;
+mod hold;
 pub mod join;
 pub mod join_plan;
 pub mod keeper;

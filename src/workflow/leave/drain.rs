@@ -9,6 +9,7 @@ use crate::lsn::{Lsn, Position};
 use crate::node::{Node, server};
 use crate::settings;
 use crate::step::{Action, Step};
+use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
@@ -251,29 +252,14 @@ impl Leave {
         let engine = &*self.engine;
         for (survivor, inbound) in self.survivors.iter_mut().zip(&states) {
             for Inbound { path, .. } in inbound.iter().filter(|inbound| inbound.is_enabled()) {
-                let subscription = path.subscription.clone();
-                let action = Action::HoldSubscription { subscription };
-                let step = Step::new(phase, &survivor.name, action);
-                let undo = engine.enable(path).inlined();
-                let step = journal.intend(&step, &Effect::Statement { undo })?;
+                let step = hold::intend(engine, journal, phase, path)?;
                 engine.disable(path).run(survivor)?;
                 journal.done(step)?;
             }
         }
-        let ending = engine.workers_ending();
+        let ending = hold::Ending::of(engine);
         for survivor in &mut self.survivors {
-            let name = survivor.name.clone();
-            let what = "waiting for its apply workers to end";
-            wait_until(&name, what, "See its log.", || {
-                if let Some(end) = engine.end_connecting() {
-                    end.run(survivor)?;
-                }
-                let left: u64 = ending.run(survivor)?.one()?.parse(0)?;
-                Ok(match left {
-                    0 => Seen::Done(()),
-                    n => Seen::Pending(format!("{n} workers")),
-                })
-            })?;
+            ending.wait(survivor)?;
         }
         journal.passed("nobody applies anything of it any more")
     }
@@ -303,6 +289,15 @@ impl Leave {
         Ok(have)
     }
 
+    /// Whether the run goes on although `message`, which is a WARNING then.
+    fn is_forced(&self, message: &str) -> bool {
+        if self.force {
+            self.report
+                .warn(message, "force := true goes on all the same.");
+        }
+        self.force
+    }
+
     /// Some survivors take a part of what the dead node sent by itself, others among more.
     fn incomparable(&self, part: &str, have: &[&Has]) -> Result<()> {
         let names: Vec<String> = have.iter().map(|has| format!("\"{}\"", has.node)).collect();
@@ -311,15 +306,13 @@ impl Leave {
             names.join(" and node "),
             self.target
         );
-        if self.force {
-            self.report
-                .warn(&message, "force := true goes on all the same.");
+        if self.is_forced(&message) {
             return Ok(());
         }
         Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             message,
-            "Compare the nodes with CALL spock.verify_nodes(), and go on with force := true.",
+            "Compare the nodes with SELECT * FROM spock.verify_nodes(), and go on with force := true.",
         ))
     }
 
@@ -344,9 +337,7 @@ impl Leave {
             names.join(" and node "),
             self.target
         );
-        if self.force {
-            self.report
-                .warn(&message, "force := true goes on all the same.");
+        if self.is_forced(&message) {
             return Ok(());
         }
         Err(Error::Refused {

@@ -6,6 +6,7 @@ mod detach;
 mod drain;
 mod find;
 
+use super::hold;
 use super::membership::{Quorum, no_majority};
 use super::plan::{Planned, refuse_interrupted_join};
 use super::report::{self, Report};
@@ -254,13 +255,11 @@ impl Leave {
             }
         } else {
             let states = self.inbound_states()?;
-            for (survivor, inbound) in self.survivors.iter().zip(&states) {
-                for inbound in inbound.iter().filter(|inbound| inbound.is_enabled()) {
-                    let subscription = inbound.path.subscription.clone();
-                    let action = Action::HoldSubscription { subscription };
-                    steps.push(Step::new(DRAIN_PHASE, &survivor.name, action));
-                }
-            }
+            let enabled = states
+                .iter()
+                .flatten()
+                .filter(|inbound| inbound.is_enabled());
+            steps.extend(enabled.map(|inbound| hold::step(DRAIN_PHASE, &inbound.path)));
         }
         for survivor in &self.survivors {
             let node = self.target.clone();

@@ -11,6 +11,7 @@ use crate::node::{Node, Session, Statement, server};
 use crate::progress::{self, Work};
 use crate::replay::{Applier, Catalog, Rendering, Transactions, pgoutput::Message};
 use crate::step::{Action, Step};
+use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
 use crate::workflow::patience::{Seen, wait_until};
@@ -493,36 +494,15 @@ impl Recovery {
             .map(|provider| self.engine.path(provider, &gap.target))
             .filter(|path| filling.held.contains(&path.subscription))
             .collect();
-        let ending = self.engine.workers_ending();
         let commit_as = self.engine.commit_as(&self.request.failed);
         for path in paths {
-            let subscription = path.subscription.clone();
-            let step = journal.intend(
-                &Step::new(
-                    phase,
-                    &gap.target,
-                    Action::HoldSubscription { subscription },
-                ),
-                &Effect::Statement {
-                    undo: self.engine.enable(&path).inlined(),
-                },
-            )?;
+            let step = hold::intend(&*self.engine, journal, phase, &path)?;
             self.disable(&path)?;
             journal.done(step)?;
         }
+        let ending = hold::Ending::of(&*self.engine);
         let target = self.survivor(&gap.target)?;
-        wait_until(
-            &gap.target,
-            "waiting for its apply workers to end",
-            "See its log.",
-            || {
-                let left: u64 = ending.run(target)?.one()?.parse(0)?;
-                Ok(match left {
-                    0 => Seen::Done(()),
-                    n => Seen::Pending(format!("{n} workers")),
-                })
-            },
-        )?;
+        ending.wait(target)?;
         // A session of its own: it ends with the replay, and the origin is free then.
         let mut applier = Node {
             name: target.name.clone(),
