@@ -5,7 +5,7 @@ mod common;
 
 use common::{Hang, Running};
 use lab::cluster::add_node_call;
-use lab::{Cluster, Server, add_node, assert_same_content, wait_quiet};
+use lab::{CallFailed, Cluster, Server, add_node, assert_same_content, wait_quiet};
 
 fn joined(new: &Server, name: &str, source: &Server, source_name: &str) {
     add_node(new, name, source, source_name).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -22,6 +22,14 @@ fn pair(content: &str) -> Cluster {
 fn hanging<'a>(cluster: &'a Cluster, point: &str) -> (Hang<'a>, Running) {
     let call = add_node_call(cluster.n(2), "n2", cluster.n(1), "n1");
     Hang::start(cluster.n(2), "", point, &call)
+}
+
+fn assert_wrote_early(failed: &CallFailed) {
+    assert_eq!(failed.code(), "55000", "{failed}");
+    assert_eq!(
+        failed.message(),
+        "applications wrote on the new node before it was a node"
+    );
 }
 
 /// Applications are kept from writing on the new node until the join is proved.
@@ -78,11 +86,7 @@ fn early_writes_on_the_new_node_end_the_join() {
         join.join().unwrap()
     });
     let error = error.expect("the join cannot know what to do with that row");
-    assert_eq!(error.code(), "55000", "{error}");
-    assert_eq!(
-        error.message(),
-        "applications wrote on the new node before it was a node"
-    );
+    assert_wrote_early(&error);
     assert!(
         error.detail().contains("application \"early bird\""),
         "{error}"
@@ -112,11 +116,7 @@ fn a_write_that_is_not_counted_yet_is_not_missed() {
     );
     hang.release();
     let failed = running.fails();
-    assert_eq!(failed.code(), "55000", "{failed}");
-    assert_eq!(
-        failed.message(),
-        "applications wrote on the new node before it was a node"
-    );
+    assert_wrote_early(&failed);
 }
 
 /// A session of which it cannot be known what it has written holds the join up, by name.
@@ -224,11 +224,7 @@ fn a_truncate_on_the_new_node_is_not_missed() {
     early.batch_execute("TRUNCATE t").unwrap();
     hang.release();
     let failed = running.fails();
-    assert_eq!(failed.code(), "55000", "{failed}");
-    assert_eq!(
-        failed.message(),
-        "applications wrote on the new node before it was a node"
-    );
+    assert_wrote_early(&failed);
     assert!(
         failed.detail().contains("application \"early bird\""),
         "{failed}"

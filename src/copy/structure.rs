@@ -38,9 +38,10 @@ impl Structure {
     /// of the copy. Returns the tables that have got another file: nothing but their contents tells what was done.
     pub fn check(&self, source: &mut Session, node: &str) -> Result<Vec<String>> {
         let now = source.query(TABLES, &[&array(OURS)])?;
-        let changed = changed(&self.0, &now);
+        let pairs = pairs(&self.0, &now);
+        let changed = changed(&pairs, &now);
         let Some((_, what)) = changed.first() else {
-            return Ok(moved(&self.0, &now));
+            return Ok(moved(&pairs));
         };
         let same = changed.iter().filter(|(_, other)| other == what);
         let tables: Vec<&str> = same.map(|(table, _)| table.as_str()).collect();
@@ -55,12 +56,21 @@ impl Structure {
     }
 }
 
-/// The tables that are not what they were, and what became of them.
-fn changed(then: &Rows, now: &Rows) -> Vec<(String, &'static str)> {
+fn name(row: &Row) -> String {
+    qualified(row.text(1), row.text(2))
+}
+
+/// Each table as it was, and as it is if it is there.
+fn pairs<'a>(then: &'a Rows, now: &'a Rows) -> Vec<(&'a Row, Option<&'a Row>)> {
     let by_oid: HashMap<&str, &Row> = now.iter().map(|row| (row.text(0), row)).collect();
-    let name = |row: &Row| qualified(row.text(1), row.text(2));
+    let pair = |was: &'a Row| (was, by_oid.get(was.text(0)).copied());
+    then.iter().map(pair).collect()
+}
+
+/// The tables that are not what they were, and what became of them.
+fn changed(pairs: &[(&Row, Option<&Row>)], now: &Rows) -> Vec<(String, &'static str)> {
     let names: HashSet<String> = now.iter().map(name).collect();
-    let what = |was: &Row| match by_oid.get(was.text(0)) {
+    let what = |was: &Row, is: Option<&Row>| match is {
         None => names.contains(&name(was)).then_some("renamed or replaced"),
         Some(is) if name(is) != name(was) => Some("renamed or replaced"),
         Some(is) if is.text(4) != was.text(4) => {
@@ -70,18 +80,18 @@ fn changed(then: &Rows, now: &Rows) -> Vec<(String, &'static str)> {
         Some(is) if is.text(5) != was.text(5) => Some("given other columns or another identity"),
         Some(_) => None,
     };
-    then.iter()
-        .filter_map(|was| Some((name(was), what(was)?)))
+    pairs
+        .iter()
+        .filter_map(|(was, is)| Some((name(was), what(was, *is)?)))
         .collect()
 }
 
 /// The tables with another file than they had.
-fn moved(then: &Rows, now: &Rows) -> Vec<String> {
-    let by_oid: HashMap<&str, &Row> = now.iter().map(|row| (row.text(0), row)).collect();
-    let has_moved = |was: &&Row| {
-        let is = by_oid.get(was.text(0));
-        is.is_some_and(|is| is.text(3) == "p" && is.text(6) != was.text(6))
-    };
-    let name = |row: &Row| qualified(row.text(1), row.text(2));
-    then.iter().filter(has_moved).map(name).collect()
+fn moved(pairs: &[(&Row, Option<&Row>)]) -> Vec<String> {
+    let has_moved = |is: &Row, was: &Row| is.text(3) == "p" && is.text(6) != was.text(6);
+    pairs
+        .iter()
+        .filter(|(was, is)| is.is_some_and(|is| has_moved(is, was)))
+        .map(|(was, _)| name(was))
+        .collect()
 }

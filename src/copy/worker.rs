@@ -85,11 +85,7 @@ fn work(shared: &Shared, slot: &Slot) -> Result<()> {
         wait::check_interrupts()?;
         let table = &job.tables[task.table];
         slot.begin(number);
-        show(&format!(
-            "COPY {} FROM node \"{}\"",
-            table.label(),
-            job.node
-        ));
+        show_copy(&job, table, "");
         let count = &shared.counts()[task.table];
         let rows = copy(&job, &dsn, &mut conn, count, table, task)
             .map_err(|error| in_table(error, table, &job.node))?;
@@ -125,11 +121,7 @@ fn copy(
         return Err(error);
     }
     conn.query("ROLLBACK", &[])?;
-    show(&format!(
-        "COPY {} FROM node \"{}\" without its CHECK constraints",
-        table.label(),
-        job.node
-    ));
+    show_copy(job, table, " without its CHECK constraints");
     copy_once(job, dsn, conn, count, table, task, &mut claimed)
 }
 
@@ -160,11 +152,7 @@ fn copy_once(
         count.leave_unproved();
     }
     if again {
-        show(&format!(
-            "COPY {} FROM node \"{}\" again, its file has changed",
-            table.label(),
-            job.node
-        ));
+        show_copy(job, table, " again, its file has changed");
         count.discard();
     }
     let range = if again { Range::Whole } else { task.range };
@@ -292,6 +280,15 @@ fn set(name: &str, value: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// That the table is being copied, and `how` beside the usual.
+fn show_copy(job: &Job, table: &Table, how: &str) {
+    show(&format!(
+        "COPY {} FROM node \"{}\"{how}",
+        table.label(),
+        job.node
+    ));
 }
 
 /// What `pg_stat_activity.query` shows.
