@@ -29,6 +29,8 @@ pub enum Action {
     LetApplyWrite,
     Subscribe {
         provider: String,
+        /// Which of several.
+        subscription: Option<String>,
     },
     Register,
     HoldOffWrites,
@@ -68,7 +70,13 @@ impl fmt::Display for Action {
             Self::Copy => f.write_str("copy structure and data"),
             Self::Provide => f.write_str("make the new node a provider"),
             Self::LetApplyWrite => f.write_str("let apply workers write"),
-            Self::Subscribe { provider } => write!(f, "subscribe to \"{provider}\""),
+            Self::Subscribe {
+                provider,
+                subscription,
+            } => {
+                write!(f, "subscribe to \"{provider}\"")?;
+                subscription.iter().try_for_each(|s| write!(f, " with {s}"))
+            }
             Self::Register => f.write_str("register the new node"),
             Self::HoldOffWrites => f.write_str("hold off application writes"),
             Self::Detach { node } => write!(f, "detach \"{node}\""),

@@ -69,14 +69,24 @@ pub struct Mesh<'a> {
     /// Run on the first member. The others get a copy of what is there then.
     pub content: &'a str,
     /// Run on every member when it is a node and has its content; the place for what is to be in a
-    /// replication set. By default [`ADD_ALL`].
+    /// replication set. `{n}` is the name of its server. By default [`ADD_ALL`].
     pub sets: Option<&'a str>,
+    /// The subscriptions that every member has to every other one. By default `sub_{p}_{s}` to all sets.
+    pub subscriptions: &'a [Subscription<'a>],
     /// The members' names; `n1`, `n2`, ... where there are none.
     pub names: &'a [&'a str],
     /// More settings for every server.
     pub settings: &'a [(&'a str, &'a str)],
     /// The servers that the others reach through a proxy.
     pub proxied: &'a [&'a str],
+}
+
+/// One of the subscriptions of a pair of members, of whose servers `{p}` is the name of the provider's and `{s}` of the
+/// subscriber's.
+pub struct Subscription<'a> {
+    pub name: &'a str,
+    /// An array literal of replication sets.
+    pub sets: &'a str,
 }
 
 /// Adds every table to the set `default`, those without a key to `default_insert_only`.
@@ -136,11 +146,22 @@ impl Mesh<'_> {
                 quote_literal(name),
                 quote_literal(&member.dsn())
             ));
-            member.sql(self.sets.unwrap_or(ADD_ALL));
+            let sets = self.sets.unwrap_or(ADD_ALL);
+            member.sql(&sets.replace("{n}", member.name()));
         }
         for (s, subscriber) in members.iter().enumerate() {
             for (p, provider) in members.iter().enumerate() {
-                if p != s {
+                if p == s {
+                    continue;
+                }
+                let ends = |text: &str| {
+                    let text = text.replace("{p}", provider.name());
+                    text.replace("{s}", subscriber.name())
+                };
+                for of in self.subscriptions {
+                    subscribe_to(subscriber, provider, &ends(of.name), &ends(of.sets), "");
+                }
+                if self.subscriptions.is_empty() {
                     subscribe(subscriber, provider, &format!("sub_n{}_n{}", p + 1, s + 1));
                 }
             }
@@ -192,11 +213,22 @@ pub fn subscribe(subscriber: &Server, provider: &Server, subscription: &str) {
     let sets = provider.value(
         "SELECT array_agg(set_name) FROM spock.replication_set JOIN spock.local_node ON node_id = set_nodeid",
     );
+    subscribe_to(subscriber, provider, subscription, &sets, "");
+}
+
+/// The same to these sets, an array literal, with more arguments of `spock.sub_create`.
+pub fn subscribe_to(
+    subscriber: &Server,
+    provider: &Server,
+    subscription: &str,
+    sets: &str,
+    arguments: &str,
+) {
     subscriber.sql(&format!(
-        "SELECT spock.sub_create({}, {}, {}::text[])",
+        "SELECT spock.sub_create({}, {}, {}::text[]{arguments})",
         quote_literal(subscription),
         quote_literal(&provider.dsn()),
-        quote_literal(&sets)
+        quote_literal(sets)
     ));
     subscriber.wait_for(
         &format!(

@@ -11,7 +11,7 @@ pub const NAME_MAX: usize = 63;
 /// `n_3` never share a slot.
 pub fn subscription(provider: &str, subscriber: &str) -> String {
     let plain = format!("sub_{provider}_{subscriber}");
-    if plain.len() <= NAME_MAX && plain.bytes().all(is_slot_byte) {
+    if is_plain(&plain) {
         return plain;
     }
     let hash = fnv1a(&[provider.as_bytes(), subscriber.as_bytes()]);
@@ -23,6 +23,29 @@ pub fn subscription(provider: &str, subscriber: &str) -> String {
         readable(provider, room),
         readable(subscriber, room)
     )
+}
+
+/// The name of one of several subscriptions of a node to another one: of the first as [`subscription`], then with its
+/// number behind.
+pub fn nth_subscription(provider: &str, subscriber: &str, nth: usize) -> String {
+    let first = subscription(provider, subscriber);
+    if nth == 0 {
+        return first;
+    }
+    let number = format!("_{}", nth + 1);
+    if first.len() + number.len() <= NAME_MAX {
+        return first + &number;
+    }
+    let tail = format!(
+        "_{:016x}{number}",
+        fnv1a(&[provider.as_bytes(), subscriber.as_bytes()])
+    );
+    readable(&first, NAME_MAX - tail.len()) + &tail
+}
+
+/// Whether a slot can have the name as it is.
+pub fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.len() <= NAME_MAX && name.bytes().all(is_slot_byte)
 }
 
 /// `sub_<provider>_<subscriber>_<database>`: the slot in the provider's `database`.
@@ -71,7 +94,7 @@ pub fn recovery_copy(slot: &str, run: i64) -> String {
 /// and a hash of the exact parts follows.
 fn hashed_unless(clear: bool, kind: &str, parts: &[&str]) -> String {
     let plain = format!("{kind}_{}", parts.join("_"));
-    if clear && plain.len() <= NAME_MAX && plain.bytes().all(is_slot_byte) {
+    if clear && is_plain(&plain) {
         return plain;
     }
     let bytes: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();

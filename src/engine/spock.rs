@@ -1,12 +1,13 @@
 //! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
 
 mod checks;
+mod naming;
 mod sets;
 mod strangers;
 mod ways;
 
 use super::{
-    ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey, names,
+    ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey,
     subscription_states,
 };
 use crate::copy;
@@ -17,7 +18,8 @@ use crate::node::{Member, Node, Statement, ask_all};
 use crate::replay::share::Share;
 use crate::replay::{Decoding, Protocol};
 use crate::settings;
-use sets::{Names, SetTable, Sets, array, differences};
+use naming::Naming;
+use sets::{Names, SetTable, Sets, Subscription, array, differences};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use ways::{SetKinds, Ways};
@@ -40,8 +42,9 @@ pub struct Spock {
     parts: BTreeMap<(String, String), String>,
     /// The replication sets of the members, and who takes which.
     sets: Sets,
-    /// What a (provider, subscriber) with the new node at one end takes.
-    to_take: BTreeMap<(String, String), Vec<String>>,
+    /// The subscriptions of a (provider, subscriber) with the new node at one end, which are to be made, in the order of
+    /// `paths`.
+    to_make: BTreeMap<(String, String), Vec<Subscription>>,
     /// What is in the sets of the source's peers.
     of_peers: BTreeMap<String, Vec<SetTable>>,
     /// The tables in the source's sets, as the snapshot of the copy has them. What is added later has rows that
@@ -194,10 +197,16 @@ impl Engine for Spock {
             }
         }
         wanted.retain(|(p, s, _)| !self.paths.contains_key(&(p.clone(), s.clone())));
-        match members.first_mut() {
-            Some(asked) => self.name_by_rule(asked, wanted),
-            None => Ok(()),
+        let Some(asked) = members.first_mut() else {
+            return Ok(());
+        };
+        let naming = Naming::of(&self.paths);
+        for (provider, subscriber, database) in wanted {
+            let names = naming.of_members(&provider, &subscriber);
+            let paths = named_paths(asked, &provider, &subscriber, &database, names)?;
+            self.paths.insert((provider, subscriber), paths);
         }
+        Ok(())
     }
 
     fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
@@ -208,28 +217,35 @@ impl Engine for Spock {
         }
         self.learn(members, &[])?;
         let new_database = database(new)?;
-        let mut wanted = vec![];
-        for member in members.iter_mut() {
-            wanted.push((member.name.clone(), new.name.clone(), new_database.clone()));
-            wanted.push((new.name.clone(), member.name.clone(), database(member)?));
-        }
         let Some(source) = members.first_mut() else {
             return Ok(());
         };
-        self.name_by_rule(source, wanted)?;
         self.failover = has_failover_slots(source)?;
         self.leave_out = left_out(source)?;
         let source = source.name.clone();
+        let naming = Naming::of(&self.paths);
         for member in members.iter_mut() {
-            let inbound = self.sets.of_new(&source, &member.name);
             if member.name != source {
                 let tables = set_tables(member)?;
                 self.of_peers.insert(member.name.clone(), tables);
             }
+            let its_database = database(member)?;
+            let name = member.name.clone();
+            let inbound = self.sets.of_new(&source, &member.name);
             let outbound = self.sets.of_member(&source, &member.name);
-            let key = |provider: &str, subscriber: &str| (provider.into(), subscriber.into());
-            self.to_take.insert(key(&member.name, &new.name), inbound);
-            self.to_take.insert(key(&new.name, &member.name), outbound);
+            for (provider, subscriber, database, wanted) in [
+                (&name, &new.name, &new_database, inbound),
+                (&new.name, &name, &its_database, outbound),
+            ] {
+                let like = |(nth, wanted): (usize, &Subscription)| {
+                    naming.like(self.model(wanted), provider, subscriber, nth)
+                };
+                let names = wanted.iter().enumerate().map(like).collect();
+                let paths = named_paths(member, provider, subscriber, database, names)?;
+                let ends = (provider.clone(), subscriber.clone());
+                self.paths.insert(ends.clone(), paths);
+                self.to_make.insert(ends, wanted);
+            }
         }
         Ok(())
     }
@@ -321,8 +337,6 @@ impl Engine for Spock {
             ));
         }
         if let Some((new, members)) = nodes.split_last_mut() {
-            let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
-            self.check_single_paths(&names, &mut findings);
             if versions.len() == members.len() + 1 {
                 checks::before_the_first_change(self, members, new, &mut findings)?;
             }
@@ -774,14 +788,17 @@ impl Engine for Spock {
 
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
         // forward_origins stays empty: a node sends on nothing but its own changes.
+        let wanted = self.wanted(path);
         Statement::new(
             "SELECT spock.sub_create(subscription_name := $1::name, provider_dsn := $2,
                         replication_sets := $3::text[], synchronize_structure := false,
-                        synchronize_data := false, enabled := false)",
+                        synchronize_data := false, enabled := false,
+                        apply_delay := coalesce(nullif($4, ''), '0')::interval)",
             &[
                 &path.subscription,
                 &provider.dsn.expose(),
-                &array(&self.takes(&path.provider, &path.subscriber)),
+                &array(&wanted.sets),
+                &wanted.delay,
             ],
         )
     }
@@ -999,70 +1016,37 @@ impl Spock {
     /// The sets of each subscription of `subscriber` to `provider`, also where there is none yet.
     fn subscriptions_of(&self, provider: &str, subscriber: &str) -> Vec<Names> {
         let key = (provider.to_owned(), subscriber.to_owned());
-        match self.to_take.get(&key) {
-            Some(sets) => vec![sets.iter().cloned().collect()],
-            None => self.sets.subscriptions(provider, subscriber).to_vec(),
-        }
+        let subscriptions = match self.to_make.get(&key) {
+            Some(wanted) => wanted,
+            None => self.sets.subscriptions(provider, subscriber),
+        };
+        subscriptions.iter().map(|s| s.sets.clone()).collect()
+    }
+
+    /// The path between members of this subscription.
+    fn model(&self, subscription: &Subscription) -> Option<&Path> {
+        let mut paths = self.paths.get(&subscription.ends)?.iter();
+        paths.find(|path| path.subscription == subscription.name)
     }
 
     /// Tables that the source gets from its peers.
     fn peers_tables(&self, source: &str) -> impl Iterator<Item = &SetTable> {
         self.of_peers.iter().flat_map(move |(peer, tables)| {
             let taken = self.sets.subscriptions(peer, source);
-            let taken = move |t: &&SetTable| taken.iter().any(|sets| sets.contains(&t.set));
+            let taken = move |t: &&SetTable| taken.iter().any(|s| s.sets.contains(&t.set));
             tables.iter().filter(taken)
         })
     }
 
-    /// The sets that a subscription with the new node at one end names.
-    fn takes(&self, provider: &str, subscriber: &str) -> Vec<String> {
-        let key = (provider.to_owned(), subscriber.to_owned());
-        self.to_take.get(&key).cloned().unwrap_or_default()
-    }
-
-    /// Names paths of (provider, subscriber, the subscriber's database) as Spock itself would.
-    fn name_by_rule(
-        &mut self,
-        asked: &mut Node,
-        wanted: Vec<(String, String, String)>,
-    ) -> Result<()> {
-        for (provider, subscriber, database) in wanted {
-            let subscription = names::subscription(&provider, &subscriber);
-            let rows = asked.query(
-                "SELECT spock.spock_gen_slot_name($1::name, $2::name, $3::name)",
-                &[&database, &provider, &subscription],
-            )?;
-            let slot = rows.one()?.text(0).to_owned();
-            let path = Path {
-                provider,
-                subscriber,
-                subscription,
-                slot,
-            };
-            let ends = (path.provider.clone(), path.subscriber.clone());
-            self.paths.insert(ends, vec![path]);
-        }
-        Ok(())
-    }
-
-    /// A node joins with one subscription for each pair of nodes.
-    fn check_single_paths(&self, names: &[String], findings: &mut Vec<Finding>) {
-        for ((provider, subscriber), paths) in &self.paths {
-            if paths.len() < 2 || !names.contains(provider) || !names.contains(subscriber) {
-                continue;
-            }
-            let subscriptions: Vec<&str> = paths.iter().map(|p| p.subscription.as_str()).collect();
-            findings.push(Finding::new(
-                subscriber,
-                SqlState::FEATURE_NOT_SUPPORTED,
-                format!(
-                    "it has {} subscriptions to node \"{provider}\", and a node can join where each member has one to each other: {}",
-                    paths.len(),
-                    subscriptions.join(", ")
-                ),
-                "Let one of them take all the replication sets, and drop the others.",
-            ));
-        }
+    /// What a subscription with the new node at one end is to be like.
+    fn wanted(&self, path: &Path) -> Subscription {
+        let ends = (path.provider.clone(), path.subscriber.clone());
+        let nth = self.paths(&path.provider, &path.subscriber);
+        let nth = nth.iter().position(|p| p == path).unwrap_or_default();
+        let all = self.to_make.get(&ends);
+        all.and_then(|all| all.get(nth))
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Somebody streams from the slot of every subscription between the members. The subscriber alone
@@ -1158,6 +1142,30 @@ impl Spock {
         }
         Ok(())
     }
+}
+
+/// The paths of these subscriptions, whose slots Spock itself names, also those of the database of a subscriber that
+/// cannot be asked.
+fn named_paths(
+    asked: &mut Node,
+    provider: &str,
+    subscriber: &str,
+    database: &str,
+    subscriptions: Vec<String>,
+) -> Result<Vec<Path>> {
+    let path = |subscription: String| {
+        let rows = asked.query(
+            "SELECT spock.spock_gen_slot_name($1::name, $2::name, $3::name)",
+            &[database, provider, &subscription],
+        )?;
+        Ok(Path {
+            provider: provider.to_owned(),
+            subscriber: subscriber.to_owned(),
+            subscription,
+            slot: rows.one()?.text(0).to_owned(),
+        })
+    };
+    subscriptions.into_iter().map(path).collect()
 }
 
 /// Spock numbers a node by 16 bits of a hash of its name, and marks the rows that come from it with that number.

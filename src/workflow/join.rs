@@ -7,7 +7,7 @@ use super::findings::Status;
 use super::gather::{Party, Wanted, gather};
 use super::join_plan::{self, Nodes};
 use super::markers::{self, Marker};
-use super::members::{self, each, each_beside_others};
+use super::members::{self, each_beside_others};
 use super::membership::{self, announce};
 use super::patience::{Seen, wait_until};
 use super::report::{self, Report};
@@ -225,18 +225,14 @@ impl Join {
             let (source, peers) = (&mut self.source, &mut self.peers);
             division.divide_members(&*self.engine, source, peers, journal, &self.report)?;
         }
-        let starts = self.create_peer_slots(journal)?;
+        let starts = self.create_slots(journal)?;
 
         self.report
             .phase("wait until the source has applied what its peers committed before");
         self.barrier(journal)?;
 
         self.report.phase("take the snapshot of the source");
-        let inbound: Vec<Path> = self
-            .peers
-            .iter()
-            .map(|p| self.engine.path(&p.name, &self.source.name))
-            .collect();
+        let inbound = self.inbound_of_source();
         let own = self.engine.path(&self.source.name, &self.new.name);
         let snapshot = Taking {
             engine: &*self.engine,
@@ -373,66 +369,85 @@ impl Join {
         })
     }
 
-    /// On every peer the slot that the new node will subscribe with, before anything else: what is
-    /// committed there from now on waits for the new node.
-    fn create_peer_slots(&mut self, journal: &mut Journal) -> Result<BTreeMap<String, Position>> {
+    /// The subscriptions by which the source applies its peers.
+    fn inbound_of_source(&self) -> Vec<Path> {
+        let source = self.source.name.as_str();
+        let paths = self
+            .peers
+            .iter()
+            .map(|p| self.engine.paths(&p.name, source));
+        paths.flatten().collect()
+    }
+
+    /// On every peer the slots that the new node will subscribe with, before anything else: what is
+    /// committed there from now on waits for the new node. On the source all but the first, which is made with
+    /// the snapshot. Returns where they start, by subscription.
+    fn create_slots(&mut self, journal: &mut Journal) -> Result<BTreeMap<String, Position>> {
+        let (engine, new) = (&*self.engine, self.new.name.as_str());
+        let peers = self.peers.iter();
+        let mut wanted: Vec<Path> = peers.flat_map(|p| engine.paths(&p.name, new)).collect();
+        wanted.extend(engine.paths(&self.source.name, new).into_iter().skip(1));
         let mut steps = vec![];
-        for peer in &self.peers {
-            let slot = self.engine.path(&peer.name, &self.new.name).slot;
-            let action = Action::CreateSlot { slot: slot.clone() };
-            let step = Step::new(self.report.current(), &peer.name, action);
-            steps.push((journal.announce(&step)?, slot));
+        for path in &wanted {
+            let slot = path.slot.clone();
+            let action = Action::CreateSlot { slot };
+            let step = Step::new(self.report.current(), &path.provider, action);
+            steps.push(journal.announce(&step)?);
         }
-        for (peer, (_, slot)) in self.peers.iter_mut().zip(&steps) {
-            taken::refuse_slot(peer, slot)?;
+        let mut providers: Vec<&mut Node> = self.peers.iter_mut().collect();
+        providers.push(&mut self.source);
+        for path in &wanted {
+            if let Some(provider) = providers.iter_mut().find(|n| n.name == path.provider) {
+                taken::refuse_slot(provider, &path.slot)?;
+            }
         }
-        for (step, slot) in &steps {
-            journal.makes(*step, &Effect::Slot { slot: slot.clone() })?;
+        for (step, path) in steps.iter().zip(&wanted) {
+            let slot = path.slot.clone();
+            journal.makes(*step, &Effect::Slot { slot })?;
         }
         let mut starts = BTreeMap::new();
         loop {
-            let engine = &*self.engine;
-            let new = self.new.name.clone();
-            let mut waiting: Vec<&mut Node> = self
-                .peers
-                .iter_mut()
-                .filter(|p| !starts.contains_key(&p.name))
-                .collect();
-            if waiting.is_empty() {
+            // One on each node at a time.
+            let mut round = vec![];
+            for provider in &mut providers {
+                let left = steps.iter().zip(&wanted).find(|(_, path)| {
+                    path.provider == provider.name && !starts.contains_key(&path.subscription)
+                });
+                if let Some((step, path)) = left {
+                    round.push((*step, path, provider));
+                }
+            }
+            if round.is_empty() {
                 break;
             }
-            let names: Vec<String> = waiting.iter().map(|p| p.name.clone()).collect();
-            let questions = waiting
+            let questions = round
                 .iter_mut()
-                .map(|peer| {
-                    let slot = engine.path(&peer.name, &new).slot;
-                    server::create_slot(&slot, engine.plugin(), engine.failover()).on(peer)
+                .map(|(_, path, node)| {
+                    server::create_slot(&path.slot, engine.plugin(), engine.failover()).on(node)
                 })
                 .collect();
             // Not for the applications' sake, nothing is paused here: to name who is in the way.
             let answers = ask_within(questions, Some(settings::slot_timeout()));
             let mut failed = None;
-            for ((name, answer), peer) in names.into_iter().zip(answers).zip(waiting) {
-                let slot = engine.path(&name, &new).slot;
+            for ((step, path, node), answer) in round.into_iter().zip(answers) {
+                let (slot, name) = (&path.slot, &path.provider);
                 match answer {
                     Ok(rows) => {
-                        let start = Position::new(&name, server::parse_lsn(rows.one()?, 0)?);
+                        let start = Position::new(name, server::parse_lsn(rows.one()?, 0)?);
                         self.report
                             .step(&format!("slot on \"{name}\" starts at {start}"));
-                        starts.insert(name, start);
+                        starts.insert(path.subscription.clone(), start);
                     }
                     Err(Error::Deadline { .. }) if failed.is_none() => {
                         // It may have been made a moment before.
-                        server::drop_slot(&slot).run(peer)?;
-                        wait_for_writers(peer, &self.report)?;
+                        server::drop_slot(slot).run(node)?;
+                        wait_for_writers(node, &self.report)?;
                     }
                     Err(error) => {
-                        if error.sqlstate() == SqlState::DUPLICATE_OBJECT
-                            && let Some((step, _)) = steps.iter().find(|(_, s)| *s == slot)
-                        {
-                            journal.refused(*step)?;
+                        if error.sqlstate() == SqlState::DUPLICATE_OBJECT {
+                            journal.refused(step)?;
                         }
-                        failed = failed.or(Some(taken::whose_slot(error, peer, &slot)));
+                        failed = failed.or(Some(taken::whose_slot(error, node, slot)));
                     }
                 }
             }
@@ -440,7 +455,7 @@ impl Join {
                 return Err(error);
             }
         }
-        for (step, _) in steps {
+        for step in steps {
             journal.done(step)?;
         }
         Ok(starts)
@@ -461,11 +476,7 @@ impl Join {
         for step in steps {
             journal.done(step)?;
         }
-        let paths: Vec<Path> = self
-            .peers
-            .iter()
-            .map(|p| self.engine.path(&p.name, &self.source.name))
-            .collect();
+        let paths = self.inbound_of_source();
         markers::wait(
             &*self.engine,
             &mut self.source,
@@ -477,26 +488,46 @@ impl Join {
         markers::forget(&*self.engine, &mut self.peers, &markers)
     }
 
-    /// From where the new node applies each member: behind the snapshot, and not before the slot.
+    /// From where each subscription of the new node applies: behind the snapshot, and not before the slot.
     fn positions(
         &self,
         starts: &BTreeMap<String, Position>,
         snapshot: &Snapshot,
     ) -> Result<BTreeMap<String, Position>> {
+        let (engine, new) = (&*self.engine, self.new.name.as_str());
         let mut positions = BTreeMap::new();
-        for (peer, start) in starts {
-            let progress = snapshot.progress.get(peer).ok_or_else(|| {
-                Error::internal(format!("the snapshot has no progress of node \"{peer}\""))
-            })?;
-            if !progress.reaches(start)? {
-                // The barrier has seen to it; if not, changes between the two would be nowhere.
+        for peer in &self.peers {
+            // The source has the same subscriptions to it, in the same order.
+            let ours = engine.paths(&peer.name, new).into_iter();
+            let of_source = engine.paths(&peer.name, &self.source.name);
+            for (path, theirs) in ours.zip(of_source) {
+                let (Some(progress), Some(start)) = (
+                    snapshot.progress.get(&theirs.subscription),
+                    starts.get(&path.subscription),
+                ) else {
+                    continue;
+                };
+                if !progress.reaches(start)? {
+                    // The barrier has seen to it; if not, changes between the two would be nowhere.
+                    return Err(Error::internal(format!(
+                        "the snapshot holds \"{}\" by {} up to {progress}, but slot {} starts at {start}",
+                        peer.name, theirs.subscription, path.slot
+                    )));
+                }
+                positions.insert(path.subscription, progress.clone().max(start)?);
+            }
+        }
+        for path in engine.paths(&self.source.name, new) {
+            if let Some(start) = starts.get(&path.subscription)
+                && !snapshot.start.reaches(start)?
+            {
                 return Err(Error::internal(format!(
-                    "the snapshot holds \"{peer}\" up to {progress}, but its slot starts at {start}"
+                    "the snapshot is of {}, but slot {} starts at {start}",
+                    snapshot.start, path.slot
                 )));
             }
-            positions.insert(peer.clone(), progress.clone().max(start)?);
+            positions.insert(path.subscription, snapshot.start.clone());
         }
-        positions.insert(self.source.name.clone(), snapshot.start.clone());
         Ok(positions)
     }
 
@@ -541,8 +572,11 @@ impl Join {
             division.divide_new(&mut self.source, &mut self.peers, &mut self.new)?;
         }
         journal.done(step)?;
-        for member in self.members() {
-            let slot = self.engine.path(&new, &member.name).slot;
+        let members = self.members().into_iter();
+        let paths: Vec<Path> = members
+            .flat_map(|m| self.engine.paths(&new, &m.name))
+            .collect();
+        for Path { slot, .. } in paths {
             let step = Step::new(phase, &new, Action::CreateSlot { slot: slot.clone() });
             let step = journal.announce(&step)?;
             taken::refuse_slot(&mut self.loopback, &slot)?;
@@ -611,18 +645,15 @@ impl Join {
         let mut paths = vec![];
         let mut steps = vec![];
         for member in &members {
-            let path = self.engine.path(&member.name, &new);
-            let provider = member.name.clone();
-            let step = Step::new(phase, &new, Action::Subscribe { provider });
-            steps.push(journal.announce(&step)?);
-            paths.push(path);
+            for path in self.engine.paths(&member.name, &new) {
+                let step = Step::new(phase, &new, join_plan::subscribe(&*self.engine, &path));
+                steps.push(journal.announce(&step)?);
+                paths.push((path, member));
+            }
         }
-        for ((path, member), step) in paths.iter().zip(&members).zip(&steps) {
-            let position = positions.get(&member.name).ok_or_else(|| {
-                Error::internal(format!(
-                    "no position to start from for node \"{}\"",
-                    member.name
-                ))
+        for ((path, member), step) in paths.iter().zip(&steps) {
+            let position = positions.get(&path.subscription).ok_or_else(|| {
+                Error::internal(format!("no position to start {} from", path.subscription))
             })?;
             // Not through SPI: the context of whatever is said meanwhile would be the statement, and
             // the connection string is in it.
@@ -639,6 +670,7 @@ impl Join {
             self.report
                 .step(&format!("{} applies from {position}", path.subscription));
         }
+        let paths: Vec<Path> = paths.into_iter().map(|(path, _)| path).collect();
         self.enable(&paths)?;
         for step in steps {
             journal.done(step)?;
@@ -738,8 +770,6 @@ impl Join {
         let new = self.new.member();
         let (mut steps, mut subscribing) = (vec![], vec![]);
         for member in std::iter::once(&self.source).chain(&self.peers) {
-            let subscription = self.engine.path(&new.name, &member.name).subscription;
-            let provider = new.name.clone();
             steps.push(journal.intend(
                 &Step::new(phase, &member.name, Action::Register),
                 &Effect::Registration {
@@ -747,34 +777,55 @@ impl Join {
                     divided_before: self.division.map(|d| d.before),
                 },
             )?);
-            let step = Step::new(phase, &member.name, Action::Subscribe { provider });
-            let step = journal.announce(&step)?;
-            subscribing.push((step, Effect::Subscription { subscription }));
-            steps.push(step);
+            for path in self.engine.paths(&new.name, &member.name) {
+                let action = join_plan::subscribe(&*self.engine, &path);
+                let step = journal.announce(&Step::new(phase, &member.name, action))?;
+                subscribing.push((step, path));
+                steps.push(step);
+            }
         }
         self.register(known, journal)?;
         let engine = &*self.engine;
-        let path = |member: &Node| engine.path(&new.name, &member.name);
         let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
             .chain(&mut self.peers)
             .collect();
-        for (step, effect) in &subscribing {
-            journal.makes(*step, effect)?;
+        for (step, path) in &subscribing {
+            let subscription = path.subscription.clone();
+            journal.makes(*step, &Effect::Subscription { subscription })?;
         }
-        let questions = members
-            .iter_mut()
-            .map(|m| engine.subscribe(&path(m), &new).on(m))
-            .collect();
-        let mut made = Ok(());
-        for ((step, _), answer) in subscribing.iter().zip(ask(questions)) {
-            if answer.as_ref().is_err_and(Error::is_answer) {
-                journal.refused(*step)?;
+        let mut left = subscribing.clone();
+        while !left.is_empty() {
+            // One on each node at a time.
+            let mut questions = vec![];
+            let mut round = vec![];
+            for member in &mut members {
+                if let Some(i) = left.iter().position(|(_, p)| p.subscriber == member.name) {
+                    let (step, path) = left.remove(i);
+                    questions.push(engine.subscribe(&path, &new).on(member));
+                    round.push(step);
+                }
             }
-            made = made.and(answer.map(|_| ()));
+            let mut made = Ok(());
+            for (step, answer) in round.into_iter().zip(ask(questions)) {
+                if answer.as_ref().is_err_and(Error::is_answer) {
+                    journal.refused(step)?;
+                }
+                made = made.and(answer.map(|_| ()));
+            }
+            made?;
         }
-        made?;
         journal.passed("every member has a subscription")?;
-        each(members, |m| engine.enable(&path(m)))?;
+        let enabling = |m: &Node| engine.enable_all(&engine.paths(&new.name, &m.name));
+        let rounds = members.iter().map(|m| enabling(m).len()).max();
+        for round in 0..rounds.unwrap_or_default() {
+            let questions = members.iter_mut().filter_map(|member| {
+                let statement = enabling(member).into_iter().nth(round)?;
+                Some(statement.on(member))
+            });
+            for answer in ask(questions.collect()) {
+                answer?;
+            }
+        }
         for step in steps {
             journal.done(step)?;
         }
@@ -825,7 +876,7 @@ impl Join {
             let inbound: Vec<Path> = names
                 .iter()
                 .filter(|p| **p != node.name)
-                .map(|p| engine.path(p, &node.name))
+                .flat_map(|p| engine.paths(p, &node.name))
                 .collect();
             markers::wait(engine, node, others, markers, &inbound, &new)?;
             markers::wait_for_workers(engine, node, others, &inbound, &new, None)

@@ -10,8 +10,8 @@ use super::members;
 use super::plan::{Planned, refuse_interrupted};
 use super::report::Report;
 use crate::copy::Indexes;
-use crate::engine::Engine;
 use crate::engine::identities::Unfit;
+use crate::engine::{Engine, Path};
 use crate::error::Result;
 use crate::node::{Here, Member, Node, Reader, Statement, server};
 use crate::step::{Action, Step};
@@ -52,8 +52,9 @@ impl Nodes<'_> {
         let (source, new) = (self.source.name.clone(), self.new.name.clone());
         let peers = || self.peers.iter().map(|peer| peer.name.as_str());
         let members = || std::iter::once(source.as_str()).chain(peers());
-        let slot = |from: &str, to: &str| Action::CreateSlot {
-            slot: engine.path(from, to).slot,
+        let slots = |from: &str, to: &str| {
+            let paths = engine.paths(from, to).into_iter();
+            paths.map(|path| Action::CreateSlot { slot: path.slot })
         };
         let mut steps = vec![];
         let mut add = |phase, node: &str, action| steps.push(Step::new(phase, node, action));
@@ -76,12 +77,20 @@ impl Nodes<'_> {
             add(SLOTS, member, Action::DivideSequences);
         }
         for peer in peers() {
-            add(SLOTS, peer, slot(peer, &new));
+            for slot in slots(peer, &new) {
+                add(SLOTS, peer, slot);
+            }
+        }
+        // The first one comes with the snapshot.
+        for slot in slots(&source, &new).skip(1) {
+            add(SLOTS, &source, slot);
         }
         for peer in peers() {
             add(BARRIER, peer, Action::Marker);
         }
-        add(SNAPSHOT, &source, slot(&source, &new));
+        for slot in slots(&source, &new).take(1) {
+            add(SNAPSHOT, &source, slot);
+        }
         if !self.peers.is_empty() {
             add(SNAPSHOT, &source, Action::PauseApply);
         }
@@ -94,7 +103,9 @@ impl Nodes<'_> {
         add(COPY, &new, Action::Copy);
         add(ATTACH, &new, Action::Provide);
         for member in members() {
-            add(ATTACH, &new, slot(&new, member));
+            for slot in slots(&new, member) {
+                add(ATTACH, &new, slot);
+            }
         }
         // Subscriptions of the members give up a server that is read-only, if their connection string says so.
         let read_write = self.new.dsn.get("target_session_attrs") == Some("read-write");
@@ -106,13 +117,15 @@ impl Nodes<'_> {
             add(ATTACH, node, Action::Marker);
         }
         for provider in members() {
-            let provider = provider.to_owned();
-            add(ATTACH, &new, Action::Subscribe { provider });
+            for path in engine.paths(provider, &new) {
+                add(ATTACH, &new, subscribe(engine, &path));
+            }
         }
         for member in members() {
-            let provider = new.clone();
             add(REVERSE, member, Action::Register);
-            add(REVERSE, member, Action::Subscribe { provider });
+            for path in engine.paths(&new, member) {
+                add(REVERSE, member, subscribe(engine, &path));
+            }
         }
         Ok(Plan {
             steps,
@@ -120,6 +133,15 @@ impl Nodes<'_> {
             engines,
             apply_writes,
         })
+    }
+}
+
+/// Makes the subscription of `path`.
+pub fn subscribe(engine: &dyn Engine, path: &Path) -> Action {
+    let several = engine.paths(&path.provider, &path.subscriber).len() > 1;
+    Action::Subscribe {
+        provider: path.provider.clone(),
+        subscription: several.then(|| path.subscription.clone()),
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Snapshot {
     pub name: String,
     /// Where the source's slot starts: everything before it is in the snapshot.
     pub start: Position,
-    /// For each peer, up to where the snapshot holds its changes.
+    /// By subscription of the source, up to where the snapshot holds the changes of its provider.
     pub progress: BTreeMap<String, Position>,
 }
 
@@ -255,7 +255,7 @@ impl Taking<'_> {
         Ok((row.parse(0)?, row.parse(1)?))
     }
 
-    /// How far the source has applied each peer. No value is an error: there is no position that
+    /// How far the source has applied its peers, by subscription. No value is an error: there is no position that
     /// could stand in for it.
     fn progress(&mut self) -> Result<BTreeMap<String, Position>> {
         let states = subscription_states(&self.engine.subscriptions().run(self.source)?)?;
@@ -276,7 +276,8 @@ impl Taking<'_> {
                         "See whether the subscription replicates, then run the CALL again.",
                     )
                 })?;
-                Ok((path.provider.clone(), Position::new(&path.provider, lsn)))
+                let position = Position::new(&path.provider, lsn);
+                Ok((path.subscription.clone(), position))
             })
             .collect()
     }

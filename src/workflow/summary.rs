@@ -52,20 +52,21 @@ fn show_subscriptions(
     let mut rows = vec![];
     for (subscriber, answer) in names.iter().zip(&answers) {
         let states = subscription_states(answer)?;
-        for provider in names.iter().chain(away).filter(|p| *p != subscriber) {
-            let path = engine.path(provider, subscriber);
+        let providers = names.iter().chain(away).filter(|p| *p != subscriber);
+        let paths = providers.flat_map(|provider| engine.paths(provider, subscriber));
+        for path in paths {
             let status = match states.iter().find(|s| s.name == path.subscription) {
                 None => "missing",
                 Some(state) if !state.enabled => "disabled",
                 // The worker of one that is away is there for a moment with every new try.
-                Some(state) if state.working && !away.contains(provider) => "replicating",
+                Some(state) if state.working && !away.contains(&path.provider) => "replicating",
                 Some(_) => "down",
             };
             rows.push(vec![
                 subscriber.clone(),
                 path.subscription,
                 status.to_owned(),
-                provider.clone(),
+                path.provider,
             ]);
         }
     }

@@ -263,7 +263,7 @@ fn barrier(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<()> {
         let inbound: Vec<Path> = names
             .iter()
             .filter(|name| **name != node.name)
-            .map(|name| engine.path(name, &node.name))
+            .flat_map(|name| engine.paths(name, &node.name))
             .collect();
         markers::wait(engine, node, others, &markers, &inbound, "")
     })?;

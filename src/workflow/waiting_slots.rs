@@ -13,7 +13,8 @@ pub fn check<'a>(
 ) -> Result<()> {
     let mut members: Vec<&mut Node> = members.into_iter().collect();
     let answers = each(members.iter_mut().map(|m| &mut **m), |m| {
-        server::slots_lost(&[engine.path(&m.name, new).slot])
+        let paths = engine.paths(&m.name, new).into_iter();
+        server::slots_lost(&paths.map(|p| p.slot).collect::<Vec<_>>())
     })?;
     for (member, rows) in members.iter().zip(&answers) {
         let Some(row) = rows.first() else { continue };

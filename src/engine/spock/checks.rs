@@ -368,8 +368,10 @@ fn check_reserved(
         &[],
     )?;
     let own = set_tables(source)?;
-    let taken = spock.takes(&source.name, &new.name);
-    let comes = own.iter().filter(|t| taken.contains(&t.set));
+    let taken = spock.subscriptions_of(&source.name, &new.name);
+    let comes = own
+        .iter()
+        .filter(|t| taken.iter().any(|sets| sets.contains(&t.set)));
     let mut told = BTreeSet::new();
     for table in comes.chain(spock.peers_tables(&source.name)) {
         let quoted = crate::quote::qualified(&table.schema, &table.name);

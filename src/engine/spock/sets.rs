@@ -12,13 +12,24 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Names of sets, in their order.
 pub(super) type Names = BTreeSet<String>;
 
+/// One of the subscriptions of a node to another one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Subscription {
+    /// Provider and subscriber.
+    pub ends: (String, String),
+    pub name: String,
+    pub sets: Names,
+    /// By how much it stays behind, as an interval.
+    pub delay: String,
+}
+
 /// The sets of the members, and what their subscriptions name.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Sets {
     /// The sets that each member has.
     provided: BTreeMap<String, Names>,
-    /// What a (provider, subscriber) has in each of its subscriptions.
-    taken: BTreeMap<(String, String), Vec<Names>>,
+    /// The subscriptions of a (provider, subscriber), in the order of their names.
+    taken: BTreeMap<(String, String), Vec<Subscription>>,
 }
 
 impl Sets {
@@ -31,15 +42,24 @@ impl Sets {
         for (name, rows) in names.iter().zip(&provided) {
             sets.provides(name, rows.iter().map(|r| r.text(0)));
         }
-        let question = "SELECT n.node_name, coalesce(to_json(s.sub_replication_sets), '[]')
+        let question =
+            "SELECT n.node_name, coalesce(to_json(s.sub_replication_sets), '[]'), s.sub_name,
+                               s.sub_apply_delay
                           FROM spock.subscription s
                           JOIN spock.local_node l ON l.node_id = s.sub_target
-                          JOIN spock.node n ON n.node_id = s.sub_origin";
+                          JOIN spock.node n ON n.node_id = s.sub_origin
+                         ORDER BY s.sub_name";
         let taken = ask_all(members.iter_mut().map(|m| &mut **m), question, &[])?;
         for (name, rows) in names.iter().zip(&taken) {
             for row in rows {
-                let named = names_in(row.text(1), "spock.subscription")?;
-                sets.takes(row.text(0), name, named.iter().map(String::as_str));
+                sets.takes(Subscription {
+                    ends: (row.text(0).to_owned(), name.clone()),
+                    name: row.text(2).to_owned(),
+                    sets: names_in(row.text(1), "spock.subscription")?
+                        .into_iter()
+                        .collect(),
+                    delay: row.text(3).to_owned(),
+                });
             }
         }
         Ok(sets)
@@ -50,26 +70,20 @@ impl Sets {
         all.extend(names.into_iter().map(str::to_owned));
     }
 
-    fn takes<'a>(
-        &mut self,
-        provider: &str,
-        subscriber: &str,
-        names: impl IntoIterator<Item = &'a str>,
-    ) {
-        let key = (provider.to_owned(), subscriber.to_owned());
-        let subscriptions = self.taken.entry(key).or_default();
-        subscriptions.push(names.into_iter().map(str::to_owned).collect());
+    fn takes(&mut self, subscription: Subscription) {
+        let ends = subscription.ends.clone();
+        self.taken.entry(ends).or_default().push(subscription);
     }
 
     /// What the subscriptions of a node name.
     pub fn all_taken_by(&self, subscriber: &str) -> Names {
         let own = self.taken.iter().filter(|((_, s), _)| s == subscriber);
-        own.flat_map(|(_, subscriptions)| subscriptions.iter().flatten().cloned())
+        own.flat_map(|(_, subscriptions)| named(subscriptions))
             .collect()
     }
 
-    /// The sets of each subscription of `subscriber` to `provider`.
-    pub fn subscriptions(&self, provider: &str, subscriber: &str) -> &[Names] {
+    /// The subscriptions of `subscriber` to `provider`.
+    pub fn subscriptions(&self, provider: &str, subscriber: &str) -> &[Subscription] {
         let key = (provider.to_owned(), subscriber.to_owned());
         self.taken.get(&key).map_or(&[], Vec::as_slice)
     }
@@ -78,8 +92,7 @@ impl Sets {
     pub fn taken_of(&self, provider: &str) -> Option<Names> {
         let mut all: Option<Names> = None;
         for (_, subscriptions) in self.taken.iter().filter(|((p, _), _)| p == provider) {
-            let names = subscriptions.iter().flatten().cloned();
-            all.get_or_insert_default().extend(names);
+            all.get_or_insert_default().extend(named(subscriptions));
         }
         all
     }
@@ -94,49 +107,77 @@ impl Sets {
             .collect()
     }
 
-    /// What a node that joins by way of `source` takes from `provider`: what the source takes from it; and from the
-    /// source what the other members take. A source that nobody subscribes to yet gives all that it has.
-    pub fn of_new(&self, source: &str, provider: &str) -> Vec<String> {
-        let wanted = match provider == source {
-            true => self.taken_of(source),
-            false => Some(self.taken_by(provider, source)),
+    /// The subscriptions to `provider` of a node that joins by way of `source`: as the source has them; and to the
+    /// source as the other members have them. A source that nobody subscribes to yet gives all that it has.
+    pub fn of_new(&self, source: &str, provider: &str) -> Vec<Subscription> {
+        match provider == source {
+            true => self.to_source(source),
+            false => self.had(self.subscriptions(provider, source).to_vec(), provider),
+        }
+    }
+
+    /// The subscriptions of `member` to the new node, which has the sets of the source: as it has them to the source.
+    /// The source itself takes what the others take from it, and what it takes from them.
+    pub fn of_member(&self, source: &str, member: &str) -> Vec<Subscription> {
+        if member != source {
+            return self.had(self.subscriptions(source, member).to_vec(), source);
+        }
+        let mut all = self.to_source(source);
+        let own = self.all_taken_by(source);
+        self.add(&mut all, own, source);
+        all
+    }
+
+    /// The subscriptions that a further member has to `source`: those of the one that takes most, and what only others
+    /// take with the first of them.
+    fn to_source(&self, source: &str) -> Vec<Subscription> {
+        let others = self.taken.iter().filter(|((p, _), _)| p == source);
+        let most = others
+            .rev()
+            .max_by_key(|(_, subscriptions)| named(subscriptions).count());
+        let mut all = match most {
+            Some((_, subscriptions)) => self.had(subscriptions.clone(), source),
+            None => vec![Subscription::default()],
         };
-        self.had(provider, wanted)
+        let provided = self.provided.get(source);
+        let rest = self.taken_of(source).or_else(|| provided.cloned());
+        self.add(&mut all, rest.unwrap_or_default(), source);
+        all
     }
 
-    /// What `member` takes from the new node, which has the sets of the source: what it takes from the source. The
-    /// source itself takes what the others take from it, and what it takes from them.
-    pub fn of_member(&self, source: &str, member: &str) -> Vec<String> {
-        let wanted = match member == source {
-            true => self.taken_of(source).map(|mut all| {
-                let own = self.taken.iter().filter(|((_, s), _)| s == source);
-                all.extend(own.flat_map(|(_, names)| names.iter().flatten().cloned()));
-                all
-            }),
-            false => Some(self.taken_by(source, member)),
-        };
-        self.had(source, wanted)
+    /// Lets the first of them take what none of them takes yet and `provider` has.
+    fn add(&self, to: &mut [Subscription], sets: Names, provider: &str) {
+        let taken: Names = named(to).collect();
+        let provided = self.provided.get(provider);
+        let more = sets
+            .into_iter()
+            .filter(|set| provided.is_some_and(|p| p.contains(set)) && !taken.contains(set));
+        if let Some(first) = to.first_mut() {
+            first.sets.extend(more);
+        }
     }
 
-    fn taken_by(&self, provider: &str, subscriber: &str) -> Names {
-        let subscriptions = self.subscriptions(provider, subscriber);
-        subscriptions.iter().flatten().cloned().collect()
-    }
-
-    /// Of `wanted`, or of all, what `provider` has: it refuses a subscriber that names another one.
-    fn had(&self, provider: &str, wanted: Option<Names>) -> Vec<String> {
-        let provided = self.provided.get(provider).into_iter().flatten();
-        provided
-            .filter(|set| wanted.as_ref().is_none_or(|wanted| wanted.contains(*set)))
-            .cloned()
-            .collect()
+    /// Without sets that `provider` has not: it refuses a subscriber that names such a one.
+    fn had(&self, mut subscriptions: Vec<Subscription>, provider: &str) -> Vec<Subscription> {
+        let provided = self.provided.get(provider);
+        for subscription in &mut subscriptions {
+            subscription
+                .sets
+                .retain(|set| provided.is_some_and(|p| p.contains(set)));
+        }
+        subscriptions
     }
 }
 
+/// The sets that they name.
+fn named(subscriptions: &[Subscription]) -> impl Iterator<Item = String> {
+    subscriptions.iter().flat_map(|s| s.sets.iter().cloned())
+}
+
 /// An array literal of names.
-pub(super) fn array(names: &[String]) -> String {
+pub(super) fn array<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
     let quoted: Vec<String> = names
-        .iter()
+        .into_iter()
         .map(|s| format!("\"{}\"", s.replace('\\', "\\\\").replace('"', "\\\"")))
         .collect();
     format!("{{{}}}", quoted.join(","))
@@ -281,7 +322,7 @@ pub(super) fn differences(
 
 #[cfg(test)]
 mod tests {
-    use super::{SetTable, Sets, array, differences};
+    use super::{SetTable, Sets, Subscription, array, differences};
 
     /// Members with a set of their own each, beside the one that all have and take.
     fn mesh() -> Sets {
@@ -290,18 +331,31 @@ mod tests {
             let own = format!("{member} own");
             sets.provides(member, ["default", own.as_str()]);
             for other in ["n1", "n2", "n3"].into_iter().filter(|o| *o != member) {
-                sets.takes(member, other, ["default"]);
+                sets.takes(subscription(member, other, &["default"]));
             }
         }
         sets
+    }
+
+    fn subscription(provider: &str, subscriber: &str, sets: &[&str]) -> Subscription {
+        Subscription {
+            ends: (provider.into(), subscriber.into()),
+            sets: sets.iter().map(|&s| s.into()).collect(),
+            ..Subscription::default()
+        }
+    }
+
+    fn told(subscriptions: Vec<Subscription>) -> Vec<String> {
+        let told = |s: Subscription| s.sets.into_iter().collect::<Vec<_>>().join(", ");
+        subscriptions.into_iter().map(told).collect()
     }
 
     #[test]
     fn what_nobody_takes_the_new_node_does_not_take() {
         let sets = mesh();
         for provider in ["n1", "n2", "n3"] {
-            assert_eq!(sets.of_new("n1", provider), ["default"]);
-            assert_eq!(sets.of_member("n1", provider), ["default"]);
+            assert_eq!(told(sets.of_new("n1", provider)), ["default"]);
+            assert_eq!(told(sets.of_member("n1", provider)), ["default"]);
         }
         assert_eq!(
             sets.untaken_of("n1").into_iter().collect::<Vec<_>>(),
@@ -310,33 +364,45 @@ mod tests {
     }
 
     #[test]
-    fn the_new_node_takes_what_the_source_takes() {
+    fn the_new_node_has_the_subscriptions_of_the_source() {
         let mut sets = mesh();
-        sets.takes("n2", "n1", ["n2 own"]);
-        sets.takes("n1", "n3", ["n1 own"]);
-        assert_eq!(sets.of_new("n1", "n1"), ["default", "n1 own"]);
-        assert_eq!(sets.of_new("n1", "n2"), ["default", "n2 own"]);
-        assert_eq!(sets.of_new("n1", "n3"), ["default"]);
+        sets.takes(subscription("n2", "n1", &["n2 own"]));
+        sets.takes(subscription("n1", "n3", &["n1 own"]));
+        assert_eq!(told(sets.of_new("n1", "n1")), ["default", "n1 own"]);
+        assert_eq!(told(sets.of_new("n1", "n2")), ["default", "n2 own"]);
+        assert_eq!(told(sets.of_new("n1", "n3")), ["default"]);
         // The new node has the sets of n1.
-        assert_eq!(sets.of_member("n1", "n1"), ["default", "n1 own"]);
-        assert_eq!(sets.of_member("n1", "n2"), ["default"]);
-        assert_eq!(sets.of_member("n1", "n3"), ["default", "n1 own"]);
+        assert_eq!(told(sets.of_member("n1", "n1")), ["default", "n1 own"]);
+        assert_eq!(told(sets.of_member("n1", "n2")), ["default"]);
+        assert_eq!(told(sets.of_member("n1", "n3")), ["default", "n1 own"]);
+    }
+
+    #[test]
+    fn what_only_another_member_takes_comes_with_the_first() {
+        let mut sets = Sets::default();
+        sets.provides("n1", ["a", "b", "c"]);
+        sets.takes(subscription("n1", "n2", &["a"]));
+        sets.takes(subscription("n1", "n2", &["b"]));
+        sets.takes(subscription("n1", "n3", &["c"]));
+        assert_eq!(told(sets.of_new("n1", "n1")), ["a, c", "b"]);
+        assert_eq!(told(sets.of_member("n1", "n1")), ["a, c", "b"]);
+        assert_eq!(told(sets.of_member("n1", "n3")), ["c"]);
     }
 
     #[test]
     fn a_source_alone_gives_all() {
         let mut sets = Sets::default();
         sets.provides("n1", ["default", "more"]);
-        assert_eq!(sets.of_new("n1", "n1"), ["default", "more"]);
-        assert_eq!(sets.of_member("n1", "n1"), ["default", "more"]);
+        assert_eq!(told(sets.of_new("n1", "n1")), ["default, more"]);
+        assert_eq!(told(sets.of_member("n1", "n1")), ["default, more"]);
         assert!(sets.untaken_of("n1").is_empty());
     }
 
     #[test]
     fn a_set_that_is_gone_is_not_named() {
         let mut sets = mesh();
-        sets.takes("n2", "n1", ["dropped"]);
-        assert_eq!(sets.of_new("n1", "n2"), ["default"]);
+        sets.takes(subscription("n2", "n1", &["dropped", "n2 own"]));
+        assert_eq!(told(sets.of_new("n1", "n2")), ["default", "n2 own"]);
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Checks<'_> {
         let mut paths = vec![];
         for subscriber in names.iter().filter(|_| self.founded) {
             for provider in names.iter().filter(|p| *p != subscriber) {
-                paths.push(self.engine.path(provider, subscriber));
+                paths.extend(self.engine.paths(provider, subscriber));
             }
         }
         let (engine, founding) = (self.engine, !self.founded);
@@ -517,8 +517,10 @@ impl Checks<'_> {
         };
         for (subscriber, rows) in names.iter().zip(&answers) {
             let states = subscription_states(rows)?;
-            for provider in names.iter().filter(|p| *p != subscriber) {
-                let path = self.engine.path(provider, subscriber);
+            let providers = names.iter().filter(|p| *p != subscriber);
+            let engine = self.engine;
+            for path in providers.flat_map(|provider| engine.paths(provider, subscriber)) {
+                let provider = path.provider.as_str();
                 let state = states.iter().find(|s| s.name == path.subscription);
                 if let Some(lost) = LostWal::find(&path, state, end(provider)?) {
                     may_pass = false;
@@ -596,58 +598,66 @@ impl Checks<'_> {
         let engine = self.engine;
         let mut members: Vec<&mut Node> = vec![&mut *self.source];
         members.extend(self.peers.iter_mut());
-        let inbound: Vec<Path> = members.iter().map(|m| engine.path(&m.name, &new)).collect();
-        let outbound: Vec<Path> = members.iter().map(|m| engine.path(&new, &m.name)).collect();
+        let paths = |of: &dyn Fn(&Node) -> Vec<Path>| -> Vec<Vec<Path>> {
+            members.iter().map(|m| of(m)).collect()
+        };
+        let inbound = paths(&|m| engine.paths(&m.name, &new));
+        let outbound = paths(&|m| engine.paths(&new, &m.name));
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
+        let slots = |paths: &[Path]| paths.iter().map(|p| p.slot.clone()).collect::<Vec<_>>();
         let questions: Vec<_> = members
             .iter_mut()
             .zip(&inbound)
-            .map(|(m, path)| server::slots_named(std::slice::from_ref(&path.slot)).on(m))
+            .map(|(m, paths)| server::slots_named(&slots(paths)).on(m))
             .collect();
         for (name, rows) in names.iter().zip(ask(questions)) {
             findings.extend(rows?.iter().map(|row| taken::slot(name, row)));
         }
-        let origin = |path: &Path| engine.origin_wanted(path).map(str::to_owned);
+        let origins = |paths: &[Path]| -> Vec<String> {
+            let wanted = paths.iter().filter_map(|p| engine.origin_wanted(p));
+            wanted.map(str::to_owned).collect()
+        };
+        let with_origin = |paths: &[Path], origin: &str| {
+            let mut paths = paths.iter();
+            let path = paths.find(|path| engine.origin_wanted(path) == Some(origin));
+            path.map_or(String::new(), |path| path.subscription.clone())
+        };
         let questions: Vec<_> = members
             .iter_mut()
             .zip(&outbound)
-            .map(|(m, path)| server::origins_there(origin(path).as_slice()).on(m))
+            .map(|(m, paths)| server::origins_there(&origins(paths)).on(m))
             .collect();
-        let origins: Vec<Rows> = ask(questions).into_iter().collect::<Result<_>>()?;
-        for (((name, rows), path), origins) in names
+        let there: Vec<Rows> = ask(questions).into_iter().collect::<Result<_>>()?;
+        for (((name, rows), paths), there) in names
             .iter()
             .zip(each(members, |_| engine.subscriptions())?)
             .zip(&outbound)
-            .zip(&origins)
+            .zip(&there)
         {
-            let states = subscription_states(&rows)?;
-            match states.iter().find(|s| s.name == path.subscription) {
-                Some(state) => {
-                    findings.push(taken::subscription(name, &state.name, state.working));
+            let mut states = subscription_states(&rows)?;
+            states.retain(|state| paths.iter().any(|p| p.subscription == state.name));
+            for state in &states {
+                findings.push(taken::subscription(name, &state.name, state.working));
+            }
+            for row in there {
+                let subscription = with_origin(paths, row.text(0));
+                if !states.iter().any(|state| state.name == subscription) {
+                    findings.push(taken::origin(name, &subscription, row));
                 }
-                None => findings.extend(
-                    origins
-                        .iter()
-                        .map(|row| taken::origin(name, &path.subscription, row)),
-                ),
             }
         }
-        let slots: Vec<String> = outbound.iter().map(|p| p.slot.clone()).collect();
-        for row in &server::slots_named(&slots).run(self.new)? {
+        let (inbound, outbound) = (inbound.concat(), outbound.concat());
+        for row in &server::slots_named(&slots(&outbound)).run(self.new)? {
             findings.push(taken::slot(&new, row));
         }
         let states = subscription_states(&engine.subscriptions().run(self.new)?)?;
         for state in &states {
             findings.push(taken::subscription(&new, &state.name, state.working));
         }
-        let wanted: Vec<String> = inbound.iter().filter_map(origin).collect();
-        for row in &server::origins_there(&wanted).run(self.new)? {
-            let path = inbound
-                .iter()
-                .find(|path| engine.origin_wanted(path) == Some(row.text(0)));
-            let subscription = path.map_or("", |path| path.subscription.as_str());
+        for row in &server::origins_there(&origins(&inbound)).run(self.new)? {
+            let subscription = with_origin(&inbound, row.text(0));
             if !states.iter().any(|state| state.name == subscription) {
-                findings.push(taken::origin(&new, subscription, row));
+                findings.push(taken::origin(&new, &subscription, row));
             }
         }
         Ok(())

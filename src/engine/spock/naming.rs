@@ -1,0 +1,195 @@
+//! How a cluster names its subscriptions: what is left of their names without those of the two nodes, where that is the
+//! same for every pair of nodes.
+
+use crate::engine::{Path, names};
+use std::collections::BTreeMap;
+
+/// A name with places for those of provider and subscriber.
+#[derive(Clone, Debug, PartialEq)]
+struct Pattern(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Part {
+    Text(String),
+    Provider,
+    Subscriber,
+}
+
+impl Pattern {
+    /// The patterns that `name` may be of: one that has both nodes in it, else the provider.
+    fn all_of(name: &str, provider: &str, subscriber: &str) -> Vec<Self> {
+        let places = |node: &str| -> Vec<usize> {
+            let begins = (0..name.len()).filter(|&i| name.is_char_boundary(i));
+            begins.filter(|&i| name[i..].starts_with(node)).collect()
+        };
+        let text = |from: usize, to: usize| {
+            Some(&name[from..to])
+                .filter(|text| !text.is_empty())
+                .map(|text| Part::Text(text.to_owned()))
+        };
+        let mut all = vec![];
+        for p in places(provider) {
+            let p_end = p + provider.len();
+            for s in places(subscriber) {
+                let s_end = s + subscriber.len();
+                let parts = if p_end <= s {
+                    [
+                        text(0, p),
+                        Some(Part::Provider),
+                        text(p_end, s),
+                        Some(Part::Subscriber),
+                        text(s_end, name.len()),
+                    ]
+                } else if s_end <= p {
+                    [
+                        text(0, s),
+                        Some(Part::Subscriber),
+                        text(s_end, p),
+                        Some(Part::Provider),
+                        text(p_end, name.len()),
+                    ]
+                } else {
+                    continue;
+                };
+                all.push(Self(parts.into_iter().flatten().collect()));
+            }
+        }
+        if all.is_empty() {
+            for p in places(provider) {
+                let parts = [
+                    text(0, p),
+                    Some(Part::Provider),
+                    text(p + provider.len(), name.len()),
+                ];
+                all.push(Self(parts.into_iter().flatten().collect()));
+            }
+        }
+        all
+    }
+
+    fn of(&self, provider: &str, subscriber: &str) -> String {
+        let parts = self.0.iter().map(|part| match part {
+            Part::Text(text) => text.as_str(),
+            Part::Provider => provider,
+            Part::Subscriber => subscriber,
+        });
+        parts.collect()
+    }
+}
+
+/// The patterns of a cluster: every pair of nodes has a subscription of each.
+#[derive(Debug, Default)]
+pub(super) struct Naming(Vec<Pattern>);
+
+impl Naming {
+    /// As `paths` have it, by provider and subscriber.
+    pub fn of(paths: &BTreeMap<(String, String), Vec<Path>>) -> Self {
+        let mut patterns = vec![];
+        let Some(((provider, subscriber), first)) = paths.first_key_value() else {
+            return Self::default();
+        };
+        for path in first {
+            let all = Pattern::all_of(&path.subscription, provider, subscriber);
+            let followed = |pattern: &Pattern| {
+                paths.iter().all(|((provider, subscriber), paths)| {
+                    let name = pattern.of(provider, subscriber);
+                    paths.iter().any(|path| path.subscription == name)
+                })
+            };
+            patterns.extend(all.into_iter().find(followed));
+        }
+        Self(patterns)
+    }
+
+    /// The names of all subscriptions of `subscriber` to `provider`, of which nothing is known but that they are
+    /// members.
+    pub fn of_members(&self, provider: &str, subscriber: &str) -> Vec<String> {
+        let names = self.0.iter().map(|p| p.of(provider, subscriber));
+        match names.collect::<Vec<_>>() {
+            none if none.is_empty() => vec![names::subscription(provider, subscriber)],
+            names => names,
+        }
+    }
+
+    /// The name of the subscription of `subscriber` to `provider` that is made as `model`, the `nth` of those of another
+    /// pair of nodes.
+    pub fn like(
+        &self,
+        model: Option<&Path>,
+        provider: &str,
+        subscriber: &str,
+        nth: usize,
+    ) -> String {
+        let name = model.and_then(|model| {
+            let of_model =
+                |p: &&Pattern| p.of(&model.provider, &model.subscriber) == model.subscription;
+            let name = self.0.iter().find(of_model)?.of(provider, subscriber);
+            Some(name).filter(|name| names::is_plain(name))
+        });
+        name.unwrap_or_else(|| names::nth_subscription(provider, subscriber, nth))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(provider: &str, subscriber: &str, subscription: &str) -> Path {
+        Path {
+            subscription: subscription.into(),
+            ..Path::by_rule(provider, subscriber)
+        }
+    }
+
+    fn naming(all: &[(&str, &str, &str)]) -> Naming {
+        let mut paths: BTreeMap<(String, String), Vec<Path>> = BTreeMap::new();
+        for (provider, subscriber, name) in all {
+            let ends = ((*provider).to_owned(), (*subscriber).to_owned());
+            paths
+                .entry(ends)
+                .or_default()
+                .push(path(provider, subscriber, name));
+        }
+        Naming::of(&paths)
+    }
+
+    #[test]
+    fn the_rule_of_a_cluster_goes_on() {
+        let naming = naming(&[
+            ("n1", "n2", "n2_from_n1"),
+            ("n1", "n2", "n2_from_n1_big"),
+            ("n2", "n1", "n1_from_n2"),
+            ("n2", "n1", "n1_from_n2_big"),
+        ]);
+        let like = |name, nth| naming.like(Some(&path("n1", "n2", name)), "n1", "n3", nth);
+        assert_eq!(like("n2_from_n1", 0), "n3_from_n1");
+        assert_eq!(like("n2_from_n1_big", 1), "n3_from_n1_big");
+        assert_eq!(
+            naming.of_members("n2", "n3"),
+            ["n3_from_n2", "n3_from_n2_big"]
+        );
+        let odd = naming.like(Some(&path("n1", "n2", "n2_from_n1")), "n1", "N-3", 0);
+        assert_eq!(odd, names::subscription("n1", "N-3"));
+    }
+
+    #[test]
+    fn names_by_hand_are_no_rule() {
+        let naming = naming(&[
+            ("n1", "n2", "from_berlin"),
+            ("n2", "n1", "from_paris"),
+            ("n2", "n1", "big_from_paris"),
+        ]);
+        let like = |name, nth| naming.like(Some(&path("n2", "n1", name)), "n2", "n3", nth);
+        assert_eq!(like("from_paris", 1), "sub_n2_n3_2");
+        assert_eq!(like("big_from_paris", 0), "sub_n2_n3");
+        assert_eq!(naming.of_members("n2", "n3"), ["sub_n2_n3"]);
+    }
+
+    #[test]
+    fn a_name_that_holds_another_one() {
+        let naming = naming(&[("n1", "n11", "sub_n1_n11"), ("n11", "n1", "sub_n11_n1")]);
+        assert_eq!(naming.of_members("n11", "n2"), ["sub_n11_n2"]);
+        let one_way = self::naming(&[("a", "b", "from_a"), ("b", "a", "from_b")]);
+        assert_eq!(one_way.of_members("c", "a"), ["from_c"]);
+    }
+}
