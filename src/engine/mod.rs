@@ -18,7 +18,7 @@ use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement};
 use crate::replay::Decoding;
 use crate::replay::share::Share;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Something by schema and name of a table.
 pub type ByTable<T> = BTreeMap<(String, String), T>;
@@ -143,6 +143,15 @@ pub enum Judged {
     Warned(Finding),
 }
 
+/// The tables that a path brings.
+#[derive(Default)]
+pub struct Brought {
+    /// By schema and name.
+    pub tables: BTreeSet<(String, String)>,
+    /// Whether these are all.
+    pub known: bool,
+}
+
 /// What an engine wants every member to be like, before a join and afterwards.
 pub struct MemberCheck {
     pub name: &'static str,
@@ -190,6 +199,11 @@ pub trait Engine {
     /// Every path from one to the other: somebody may have made several subscriptions. Never empty.
     fn paths(&self, provider: &str, subscriber: &str) -> Vec<Path> {
         vec![self.path(provider, subscriber)]
+    }
+    /// The tables that each of several paths between the same two nodes brings, as far as `nodes` know: their provider
+    /// cannot be asked.
+    fn brought_by(&self, _nodes: &mut [&mut Node], paths: &[Path]) -> Result<Vec<Brought>> {
+        Ok(paths.iter().map(|_| Brought::default()).collect())
     }
     /// What the subscription of `path` takes of all that its provider sends: what two subscribers have of a provider
     /// is compared where that is the same.

@@ -7,7 +7,7 @@ mod strangers;
 mod ways;
 
 use super::{
-    ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey,
+    Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey,
     subscription_states,
 };
 use crate::copy;
@@ -266,6 +266,23 @@ impl Engine for Spock {
     fn part(&self, path: &Path) -> String {
         let key = (path.subscriber.clone(), path.subscription.clone());
         self.parts.get(&key).cloned().unwrap_or_default()
+    }
+
+    fn brought_by(&self, nodes: &mut [&mut Node], paths: &[Path]) -> Result<Vec<Brought>> {
+        let contents = sets::contents(nodes)?;
+        let of = |path: &Path| {
+            let all = self.sets.subscriptions(&path.provider, &path.subscriber);
+            let named = all.iter().find(|s| s.name == path.subscription);
+            let named = named.map(|s| s.sets.clone()).unwrap_or_default();
+            let entries = contents.iter().flat_map(|(tables, _)| tables);
+            let ours = entries.filter(|entry| named.contains(&entry.set));
+            let has = |set: &String| contents.iter().any(|(_, kinds)| kinds.contains_key(set));
+            Brought {
+                tables: ours.map(|t| (t.schema.clone(), t.name.clone())).collect(),
+                known: named.iter().all(has),
+            }
+        };
+        Ok(paths.iter().map(of).collect())
     }
 
     fn strangers(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {

@@ -820,6 +820,38 @@ pub fn note_recovery(failed: &str, lsn: Lsn) -> Statement {
     )
 }
 
+/// As [`UNFINISHED`], of a comparison: by which of several subscriptions, and until when the node had the failed one's
+/// transactions by it.
+const COMPARED: &str = "(SELECT roname, m[1] AS lane, m[2] AS had, m[3] AS failed
+     FROM pg_replication_origin,
+          regexp_match(roname, format('^zodan_compared_%s_([0-9]+)_(never|-?[0-9]+)_(.*)$',
+                                      (SELECT oid FROM pg_database WHERE datname = current_database()))) m
+    WHERE m IS NOT NULL) compared";
+
+/// Notes on the node how far it had got `failed` when a comparison began to give it more, in microseconds since 2000.
+/// An earlier note stays.
+pub fn note_comparison(failed: &str, lane: usize, had: Option<i64>) -> Statement {
+    let had = had.map_or("never".into(), |had| had.to_string());
+    Statement::new(
+        format!(
+            "SELECT pg_replication_origin_create(concat_ws('_', 'zodan_compared', d.oid, $2::text, $3::text, $1::text))
+               FROM pg_database d
+              WHERE d.datname = current_database()
+                AND NOT EXISTS (SELECT FROM {COMPARED} WHERE failed = $1 AND lane = $2)"
+        ),
+        &[failed, &lane.to_string(), &had],
+    )
+}
+
+/// `lane, had` of a comparison with `failed` that the node has been in and that is not finished; null where it had
+/// nothing.
+pub fn unfinished_comparison(failed: &str) -> Statement {
+    Statement::new(
+        format!("SELECT lane, nullif(had, 'never') FROM {COMPARED} WHERE failed = $1"),
+        &[failed],
+    )
+}
+
 /// `failed, lsn` of the recoveries of the node that are not finished.
 pub fn unfinished_recoveries() -> Statement {
     Statement::new(format!("SELECT failed, lsn FROM {UNFINISHED}"), &[])
@@ -870,7 +902,9 @@ pub fn forget_unfinished(failed: Option<&str>) -> Statement {
     let all = failed.is_none().to_string();
     Statement::new(
         format!(
-            "SELECT pg_replication_origin_drop(roname) FROM {UNFINISHED} WHERE failed = $1 OR $2::boolean"
+            "SELECT pg_replication_origin_drop(roname)
+               FROM (SELECT roname, failed FROM {UNFINISHED} UNION ALL SELECT roname, failed FROM {COMPARED}) AS notes
+              WHERE failed = $1 OR $2::boolean"
         ),
         &[failed.unwrap_or_default(), &all],
     )

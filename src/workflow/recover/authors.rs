@@ -70,7 +70,6 @@ struct Lead {
 impl Recovery {
     /// What has to be known to judge the rows of the two nodes.
     pub fn case(&mut self, gap: &Gap) -> Result<Case> {
-        let failed = self.request.failed.clone();
         let mut leads = vec![];
         for member in self.away.clone() {
             leads.extend(self.leads(gap, &member)?);
@@ -86,8 +85,7 @@ impl Recovery {
         Ok(Case {
             source: self.authors(&gap.source, &leads)?,
             target: self.authors(&gap.target, &leads)?,
-            last_on_source: self.last_commit(&failed, &gap.source)?,
-            last_on_target: self.last_commit(&failed, &gap.target)?,
+            last: None,
             unequal: leads.into_iter().map(|lead| lead.member).next(),
             ahead,
         })
@@ -97,26 +95,36 @@ impl Recovery {
     /// to it.
     fn leads(&mut self, gap: &Gap, member: &str) -> Result<Vec<Lead>> {
         let connected = self.still_connected(member, false)?;
-        let states = self.states(member)?;
-        let mut applied: BTreeMap<String, Lsn> = BTreeMap::new();
-        for (node, state) in self.survivors.iter_mut().zip(states) {
+        let states = self.inbound(member)?;
+        let mut applied: BTreeMap<String, BTreeMap<String, Lsn>> = BTreeMap::new();
+        for (node, states) in self.survivors.iter_mut().zip(states) {
             // One that has been given only a part of it counts as having what it had before.
             let from = unfinished(node)?.remove(member);
-            let lsn = state.and_then(|s| s.applied);
-            let lsn = lsn.map(|lsn| from.map_or(lsn, |from| lsn.min(from)));
-            applied.extend(lsn.map(|lsn| (node.name.clone(), lsn)));
+            let lanes = applied.entry(node.name.clone()).or_default();
+            for inbound in states {
+                if let Some(lsn) = inbound.state.applied {
+                    lanes.insert(inbound.part, from.map_or(lsn, |from| lsn.min(from)));
+                }
+            }
         }
-        let (source, target) = (applied.get(&gap.source), applied.get(&gap.target));
+        let (source, target) = (&applied[&gap.source], &applied[&gap.target]);
         let moves = [&gap.source, &gap.target]
             .iter()
             .any(|node| connected.contains(node));
-        let unknown = moves || source.is_none() || target.is_none();
+        let unlike = source.is_empty() || !source.keys().eq(target.keys());
+        let unknown = moves || unlike;
+        let ahead = |a: &BTreeMap<String, Lsn>, b: &BTreeMap<String, Lsn>| {
+            a.iter()
+                .any(|(part, lsn)| b.get(part).is_some_and(|other| lsn > other))
+        };
+        let several = source.len() > 1;
         let mut leads = vec![];
         for (node, other, more) in [
-            (&gap.source, &gap.target, source > target),
-            (&gap.target, &gap.source, target > source),
+            (&gap.source, &gap.target, ahead(source, target)),
+            (&gap.target, &gap.source, ahead(target, source)),
         ] {
-            let from = if unknown {
+            // Of several subscriptions one may have brought later transactions than those that another one lacks.
+            let from = if unknown || more && several {
                 Some(i64::MIN)
             } else if more {
                 self.first_lacking(member, node, other)?

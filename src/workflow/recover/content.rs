@@ -50,9 +50,20 @@ impl Recovery {
     pub fn compare(&mut self, filling: &Filling, journal: &mut Journal) -> Result<()> {
         let gap = &filling.gap;
         let origin_here = self.origin_of_target(gap)?;
+        let mut arrived = vec![];
+        for lane in &gap.lanes {
+            arrived.push((self.origin_of(gap, &lane.path)?, lane.to.clone()));
+        }
+        if arrived.is_empty() {
+            arrived.push((origin_here.clone(), gap.to.clone()));
+        }
         let own_schemas = self.engine.own_schemas();
         // Before the session that brings it commits anything.
-        let case = self.case(gap)?;
+        let mut case = self.case(gap)?;
+        let lanes = self.lanes(gap)?;
+        let mut tables = self.compared(gap)?;
+        tables.retain(|t| lanes.may_be_compared(&t.relation));
+        let mut last = self.last_by_lane(gap, &lanes, &tables)?;
         let mut session = self.hold(filling, &origin_here, journal)?;
         let (failed, source) = (self.request.failed.clone(), gap.source.clone());
         let step = Step::new(
@@ -63,11 +74,15 @@ impl Recovery {
         let step = journal.go_on(&step)?;
         let catalog = Catalog::read(&mut session)?;
         let mut applier = Applier::begin(&mut session)?;
-        let tables = self.compared(gap)?;
+        self.note_comparison(gap, &mut last)?;
         let (mut brought, mut deleted, mut own) = (0, 0, 0);
         let mut left: BTreeMap<Doubt, Left> = BTreeMap::new();
         for (i, table) in tables.iter().enumerate() {
             let name = table.name();
+            case.last = match (gap.lanes.is_empty(), lanes.of(&table.relation)) {
+                (true, _) => last.first().copied(),
+                (false, lane) => lane.map(|lane| last[lane]),
+            };
             self.report.now(&format!(
                 "comparing table {} of {}: {name}",
                 i + 1,
@@ -124,7 +139,9 @@ impl Recovery {
         applier.finish()?;
         server::end_replay().run(&mut session)?;
         journal.passed("the differences are applied")?;
-        server::advance_origin_to(&origin_here, gap.to.lsn()).run(&mut session)?;
+        for (origin, to) in &arrived {
+            server::advance_origin_to(origin, to.lsn()).run(&mut session)?;
+        }
         journal.passed("the progress is moved")?;
         self.note_end(gap)?;
         journal.done(step)?;

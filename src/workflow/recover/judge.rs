@@ -2,6 +2,7 @@
 //! the versions that there are, and whether a member that is away can have had a hand in it.
 
 use super::authors::{Author, Authors};
+use super::lanes::Last;
 use crate::replay::content::{Difference, Version};
 use crate::replay::share::Share;
 
@@ -46,9 +47,8 @@ pub struct Ahead {
 pub struct Case {
     pub source: Authors,
     pub target: Authors,
-    /// When the failed node committed the last that the source has, and that the target had got by itself.
-    pub last_on_source: Option<i64>,
-    pub last_on_target: Option<i64>,
+    /// How far the two had got the failed node's changes of the table; `None` if that is not known.
+    pub last: Option<Last>,
     pub ahead: Vec<Ahead>,
     /// One that is away and of which the two have got different amounts.
     pub unequal: Option<String>,
@@ -69,15 +69,12 @@ impl Case {
                         None => return Verdict::Leave(Doubt::Undated),
                         // The target has had it, here and below.
                         _ if self.source.of(here) == Author::Common => return Verdict::NotSent,
-                        Some(at)
-                            if self.last_on_target.is_some_and(|last| at < last - DISORDER) =>
-                        {
-                            return Verdict::NotSent;
-                        }
-                        written if written <= self.last_on_target => {
-                            return Verdict::Leave(Doubt::Either);
-                        }
-                        _ => {}
+                        Some(at) => match self.last.map(|last| last.target) {
+                            None => return Verdict::Leave(Doubt::Either),
+                            Some(Some(last)) if at < last - DISORDER => return Verdict::NotSent,
+                            Some(Some(last)) if at <= last => return Verdict::Leave(Doubt::Either),
+                            Some(_) => {}
+                        },
                     }
                 }
                 // What it inserted itself has arrived; what it made of a row of another's is not sent.
@@ -121,7 +118,9 @@ impl Case {
             (_, None) => bring,
             // All members have had it.
             (Author::Common, Some(other)) => Verdict::Leave(Doubt::Away(other.name.clone())),
-            (Author::Failed | Author::Survivor, Some(_)) if here.written > self.last_on_target => {
+            (Author::Failed | Author::Survivor, Some(_))
+                if self.last.is_some_and(|last| here.written > last.target) =>
+            {
                 bring
             }
             (_, Some(other)) => Verdict::Leave(Doubt::Away(other.name.clone())),
@@ -142,7 +141,11 @@ impl Case {
             (_, Some(other)) => Verdict::Leave(Doubt::Away(other.name.clone())),
             (Author::Failed, None) => delete,
             // A survivor may have written it after the failed node had deleted it, knowing nothing of that.
-            (Author::Survivor, None) if there.written <= self.last_on_source => delete,
+            (Author::Survivor, None)
+                if self.last.is_some_and(|last| there.written <= last.source) =>
+            {
+                delete
+            }
             (Author::Survivor, None) => Verdict::Leave(Doubt::Either),
         }
     }
@@ -202,8 +205,10 @@ mod tests {
         Case {
             source: authors(None),
             target,
-            last_on_source: Some(30),
-            last_on_target: Some(20),
+            last: Some(Last {
+                source: Some(30),
+                target: Some(20),
+            }),
             unequal: ahead.as_ref().map(|a| a.name.clone()),
             ahead: ahead.into_iter().collect(),
         }
@@ -308,7 +313,10 @@ mod tests {
     fn within(share: &Share, here: Option<Version>, there: Option<Version>) -> String {
         let key = "(1)".into();
         let case = Case {
-            last_on_target: Some(20 + DISORDER),
+            last: Some(Last {
+                source: Some(30),
+                target: Some(20 + DISORDER),
+            }),
             ..case(None)
         };
         match case.judge(share, false, &Difference { key, here, there }) {

@@ -4,6 +4,7 @@
 mod authors;
 mod content;
 mod judge;
+mod lanes;
 mod not_decoded;
 mod replay;
 mod spared;
@@ -23,6 +24,7 @@ use crate::lsn::{Lsn, Position};
 use crate::node::{Here, Local, Node, Reader, Session, server};
 use crate::progress::Work;
 use crate::step::{Action, Step};
+use lanes::Lane;
 use std::time::Instant;
 
 const COMMAND: &str = "spock.recover_run";
@@ -203,6 +205,10 @@ pub struct Gap {
     to: Position,
     /// All that the source has, so that the two are equal then.
     whole: bool,
+    /// By which of several subscriptions; none where there is one.
+    lanes: Vec<Lane>,
+    /// Whether the source has by no other one less than the target.
+    all_lanes: bool,
 }
 
 impl Gap {
@@ -282,6 +288,7 @@ impl Recovery {
                 Ok(slot) => Way::Slot(slot),
                 Err(why) if why.sqlstate() == SqlState::NOT_IN_PREREQUISITE_STATE => {
                     self.require_whole(&gap)?;
+                    self.lanes(&gap)?;
                     Way::Comparison(why)
                 }
                 Err(error) => return Err(error),

@@ -105,10 +105,10 @@ impl Recovery {
     /// between; else the one to the failed node, whose origin is used. Those that do so already are left
     /// alone.
     pub fn filling(&mut self, gap: Gap, way: Way) -> Result<Filling> {
-        let mut paths = vec![self.engine.path(&self.request.failed, &gap.target)];
+        let mut paths = self.engine.paths(&self.request.failed, &gap.target);
         if let Way::Slot(_) = way {
             let others = self.survivors.iter().filter(|n| n.name != gap.target);
-            paths.extend(others.map(|n| self.engine.path(&n.name, &gap.target)));
+            paths.extend(others.flat_map(|n| self.engine.paths(&n.name, &gap.target)));
         }
         let back = self.engine.path(&gap.target, &gap.source).subscription;
         let sends = matches!(way, Way::Slot(_)) && self.enabled(&gap.source)?.contains(&back);
@@ -168,6 +168,12 @@ impl Recovery {
                 "See \"When the recovery slot cannot help\" in docs/operations.md. For the next time: SELECT zodan.keep_recovery_slot() on every node.",
             )
         };
+        if !gap.lanes.is_empty() {
+            return Err(none(format!(
+                "node \"{}\" has several subscriptions to \"{failed}\", and it does not tell what came by which",
+                gap.target
+            )));
+        }
         let state = server::slot_state(&slot).run(source)?;
         let Some(row) = state.first() else {
             return Err(none(format!("there is no slot {slot}")));
@@ -417,10 +423,18 @@ impl Recovery {
         markers::wait(engine, source, &mut target, &markers, &[path], "")
     }
 
-    /// The origin of the target's subscription to the failed node.
+    /// The origin of the target's subscription to the failed node, the first of several.
     pub fn origin_of_target(&mut self, gap: &Gap) -> Result<String> {
-        let path = self.engine.path(&self.request.failed, &gap.target);
-        let origin = self.engine.origin(&path);
+        let path = match gap.lanes.first() {
+            Some(lane) => lane.path.clone(),
+            None => self.engine.path(&self.request.failed, &gap.target),
+        };
+        self.origin_of(gap, &path)
+    }
+
+    /// The origin of a subscription of the target.
+    pub fn origin_of(&mut self, gap: &Gap, path: &Path) -> Result<String> {
+        let origin = self.engine.origin(path);
         let target = self.survivor(&gap.target)?;
         Ok(origin.run(target)?.one()?.text(0).to_owned())
     }
@@ -491,7 +505,7 @@ impl Recovery {
         providers.extend(others.map(|n| n.name.clone()));
         let paths: Vec<Path> = providers
             .iter()
-            .map(|provider| self.engine.path(provider, &gap.target))
+            .flat_map(|provider| self.engine.paths(provider, &gap.target))
             .filter(|path| filling.held.contains(&path.subscription))
             .collect();
         let commit_as = self.engine.commit_as(&self.request.failed);

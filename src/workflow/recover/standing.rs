@@ -1,7 +1,7 @@
 //! Who has what of the failed node, and who can give it to whom.
 
 use super::{Gap, Recovery, Request, members};
-use crate::engine::{self, SubscriptionState, subscription_states};
+use crate::engine::{self, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::lsn::{Lsn, Position};
@@ -13,7 +13,7 @@ use crate::workflow::members::each;
 use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
 use crate::workflow::unfinished::unfinished;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// A worker that has been connected for this long is.
@@ -156,17 +156,26 @@ impl Recovery {
         }
     }
 
-    /// Each survivor's subscription to `provider`.
-    pub fn states(&mut self, provider: &str) -> Result<Vec<Option<SubscriptionState>>> {
+    /// Each survivor's subscriptions to `provider`.
+    pub fn inbound(&mut self, provider: &str) -> Result<Vec<Vec<Inbound>>> {
         let engine = &*self.engine;
         let answers = each(&mut self.survivors, |_| engine.subscriptions())?;
         self.survivors
             .iter()
             .zip(&answers)
             .map(|(node, rows)| {
-                let name = engine.path(provider, &node.name).subscription;
                 let states = subscription_states(rows)?;
-                Ok(states.into_iter().find(|s| s.name == name))
+                let paths = engine.paths(provider, &node.name);
+                let several = paths.len() > 1;
+                let of = |path: Path| {
+                    let state = states.iter().find(|s| s.name == path.subscription)?.clone();
+                    let part = match several {
+                        true => engine.part(&path),
+                        false => String::new(),
+                    };
+                    Some(Inbound { path, part, state })
+                };
+                Ok(paths.into_iter().filter_map(of).collect())
             })
             .collect()
     }
@@ -181,16 +190,19 @@ impl Recovery {
         };
         let mut rest = Duration::from_millis(1);
         let (mut last, mut since) = (vec![], Instant::now());
-        let mut gone: Vec<bool> = self.survivors.iter().map(|_| false).collect();
+        // By subscriber and subscription.
+        let mut seen_gone = BTreeSet::new();
         loop {
-            let states = self.states(provider)?;
-            for (gone, state) in gone.iter_mut().zip(&states) {
-                *gone |= state.as_ref().is_none_or(|s| !s.working);
-            }
-            let now: Vec<_> = states
-                .iter()
-                .map(|s| s.as_ref().map(|s| s.applied))
-                .collect();
+            let states = self.inbound(provider)?;
+            let ended = states.iter().flatten().filter(|s| !s.state.working);
+            seen_gone.extend(ended.map(|s| (s.path.subscriber.clone(), s.state.name.clone())));
+            let gone = states.iter().map(|states| {
+                states
+                    .iter()
+                    .all(|s| seen_gone.contains(&(s.path.subscriber.clone(), s.state.name.clone())))
+            });
+            let gone: Vec<bool> = gone.collect();
+            let now: Vec<_> = states.iter().flatten().map(|s| s.state.applied).collect();
             if now != last && to_the_end {
                 last = now;
                 since = Instant::now();
@@ -204,39 +216,20 @@ impl Recovery {
         }
     }
 
-    /// What is brought over by one subscription says nothing of what others to the same node lack.
-    fn refuse_several_paths(&self) -> Result<()> {
-        let survivors = || self.survivors.iter().map(|n| n.name.as_str());
-        for subscriber in survivors() {
-            for provider in survivors().chain([self.request.failed.as_str()]) {
-                let paths = self.engine.paths(provider, subscriber);
-                if paths.len() > 1 {
-                    let names: Vec<&str> = paths.iter().map(|p| p.subscription.as_str()).collect();
-                    return Err(Error::refused(
-                        SqlState::FEATURE_NOT_SUPPORTED,
-                        format!(
-                            "node \"{subscriber}\" has {} subscriptions to node \"{provider}\": {}",
-                            names.len(),
-                            names.join(", ")
-                        ),
-                        "What a failed node sent can be brought over where each node has one subscription to each other.",
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// What is to be brought over, from whom to whom.
     pub fn plan(&mut self) -> Result<Vec<Gap>> {
-        self.refuse_several_paths()?;
         let failed = self.request.failed.clone();
-        let states = self.states(&failed)?;
+        let states = self.inbound(&failed)?;
+        if states.iter().any(|states| states.len() > 1) {
+            return self.plan_of_several(states);
+        }
         let mut have = vec![];
         let mut unfinished_from = BTreeMap::new();
-        for (node, state) in self.survivors.iter_mut().zip(states) {
-            let Some(state) = state else { continue };
-            let lsn = state.applied.unwrap_or(Lsn(0));
+        for (node, states) in self.survivors.iter_mut().zip(states) {
+            let Some(inbound) = states.into_iter().next() else {
+                continue;
+            };
+            let lsn = inbound.applied();
             let from = unfinished(node)?.remove(&self.request.failed);
             unfinished_from.extend(from.map(|from| (node.name.clone(), from)));
             let position = Position::new(&self.request.failed, lsn);
@@ -352,11 +345,27 @@ impl Recovery {
             from: position(from),
             to: position(to),
             whole: to == has && self.request.stop_timestamp.is_none(),
+            lanes: vec![],
+            all_lanes: true,
         })
     }
 }
 
-fn unknown(argument: &'static str, name: &str) -> Error {
+/// A subscription of a survivor.
+pub struct Inbound {
+    pub path: Path,
+    /// What it takes, where there are several.
+    pub part: String,
+    pub state: SubscriptionState,
+}
+
+impl Inbound {
+    pub fn applied(&self) -> Lsn {
+        self.state.applied.unwrap_or(Lsn(0))
+    }
+}
+
+pub fn unknown(argument: &'static str, name: &str) -> Error {
     Error::Argument {
         argument,
         problem: format!("is \"{name}\", which is no survivor of this cluster that can be reached"),

@@ -1,0 +1,310 @@
+//! Survivors that have several subscriptions to the failed node, each with a position of its own. One may be ahead in what
+//! the one brings, another in what the other brings.
+
+use super::standing::Inbound;
+use super::{Gap, Recovery};
+use crate::engine::{Brought, Path};
+use crate::error::{Error, Result, SqlState};
+use crate::lsn::{Lsn, Position};
+use crate::node::{Node, Statement, server};
+use crate::quote::qualified;
+use crate::replay::content::Compared;
+use crate::replay::pgoutput::Relation;
+use crate::replay::share::{ORIGIN, WRITTEN};
+use std::collections::BTreeMap;
+
+/// One of several subscriptions of the target to the failed node, by which it lacks something.
+pub struct Lane {
+    pub path: Path,
+    /// What the source has by it.
+    pub to: Position,
+}
+
+/// How far a survivor is, by what its subscriptions take.
+#[derive(Clone)]
+struct Standing {
+    node: String,
+    lanes: BTreeMap<String, (Path, Lsn)>,
+}
+
+impl Standing {
+    fn lacks_of(&self, other: &Self) -> Vec<&String> {
+        let more = |part: &&String| other.lanes[*part].1 > self.lanes[*part].1;
+        self.lanes.keys().filter(more).collect()
+    }
+}
+
+impl Recovery {
+    /// As [`Recovery::plan`]. Each target gets what it lacks from who has all, else by each subscription from who has
+    /// most.
+    pub fn plan_of_several(&mut self, states: Vec<Vec<Inbound>>) -> Result<Vec<Gap>> {
+        let failed = self.request.failed.clone();
+        let mut all = vec![];
+        for (node, states) in self.survivors.iter().zip(states) {
+            let mut lanes = BTreeMap::new();
+            for inbound in states {
+                let lsn = inbound.applied();
+                self.report.step(&format!(
+                    "node \"{}\" has applied it by {} up to {}",
+                    node.name,
+                    inbound.state.name,
+                    Position::new(&failed, lsn)
+                ));
+                lanes.insert(inbound.part, (inbound.path, lsn));
+            }
+            let node = node.name.clone();
+            all.push(Standing { node, lanes });
+        }
+        self.require_alike(&all)?;
+        let named = |name: &Option<String>, standing: &&Standing| {
+            name.as_ref().is_none_or(|name| *name == standing.node)
+        };
+        let sources: Vec<&Standing> = all
+            .iter()
+            .filter(|s| named(&self.request.source, s))
+            .collect();
+        let mut gaps = vec![];
+        for target in all.iter().filter(|s| named(&self.request.target, s)) {
+            // Most of what is lacking first: often one has all.
+            let mut sources: Vec<(&Standing, Vec<&String>)> = sources
+                .iter()
+                .filter(|s| s.node != target.node)
+                .map(|s| (*s, target.lacks_of(s)))
+                .collect();
+            let best = |part: &String| sources.iter().map(|(s, _)| s.lanes[part].1).max();
+            let best: BTreeMap<&String, Option<Lsn>> =
+                target.lanes.keys().map(|part| (part, best(part))).collect();
+            for (source, parts) in &mut sources {
+                parts.retain(|part| best[part] == Some(source.lanes[*part].1));
+            }
+            sources.sort_by_key(|(_, parts)| std::cmp::Reverse(parts.len()));
+            let mut target = target.clone();
+            for (source, _) in &sources {
+                let mut parts = target.lacks_of(source);
+                parts.retain(|part| best[part] == Some(source.lanes[*part].1));
+                if parts.is_empty() {
+                    continue;
+                }
+                gaps.push(self.gap_of(source, &target, &parts));
+                let parts: Vec<String> = parts.into_iter().cloned().collect();
+                for part in parts {
+                    let has = source.lanes[&part].1;
+                    target.lanes.entry(part).and_modify(|lane| lane.1 = has);
+                }
+            }
+        }
+        Ok(gaps)
+    }
+
+    fn gap_of(&self, source: &Standing, target: &Standing, parts: &[&String]) -> Gap {
+        let failed = &self.request.failed;
+        let of = |standing: &Standing| parts.iter().map(|part| standing.lanes[*part].1).collect();
+        let (had, has): (Vec<Lsn>, Vec<Lsn>) = (of(target), of(source));
+        let from = Position::new(failed, had.into_iter().min().unwrap_or(Lsn(0)));
+        let to = Position::new(failed, has.into_iter().max().unwrap_or(Lsn(0)));
+        let lane = |part: &&String| Lane {
+            path: target.lanes[*part].0.clone(),
+            to: Position::new(failed, source.lanes[*part].1),
+        };
+        let request = &self.request;
+        let limited = request.skip_lsn.is_some() || request.stop_lsn.is_some();
+        Gap {
+            source: source.node.clone(),
+            target: target.node.clone(),
+            since: from.clone(),
+            from,
+            to,
+            whole: !limited && request.stop_timestamp.is_none(),
+            lanes: parts.iter().map(lane).collect(),
+            // Where the target has more by another one, what that brings is not the source's to decide.
+            all_lanes: source.lacks_of(target).is_empty(),
+        }
+    }
+
+    fn require_alike(&self, all: &[Standing]) -> Result<()> {
+        for (argument, name) in [
+            ("source_node_name", &self.request.source),
+            ("target_node_name", &self.request.target),
+        ] {
+            if let Some(name) = name
+                && !all.iter().any(|s| s.node == *name)
+            {
+                return Err(super::standing::unknown(argument, name));
+            }
+        }
+        let Some((first, others)) = all.split_first() else {
+            return Ok(());
+        };
+        for other in others {
+            if first.lanes.keys().eq(other.lanes.keys()) {
+                continue;
+            }
+            let told = |standing: &Standing| {
+                let parts = standing.lanes.iter();
+                let told = parts.map(|(part, (path, _))| format!("{} ({part})", path.subscription));
+                format!(
+                    "node \"{}\" has {}",
+                    standing.node,
+                    told.collect::<Vec<_>>().join(", ")
+                )
+            };
+            return Err(Error::Refused {
+                state: SqlState::FEATURE_NOT_SUPPORTED,
+                message: format!(
+                    "nodes \"{}\" and \"{}\" have several subscriptions to node \"{}\", and not with the same replication sets",
+                    first.node, other.node, self.request.failed
+                ),
+                detail: Some(format!("{}; {}.", told(first), told(other))),
+                hint: "What the one lacks cannot be told from what the other has. Compare the nodes, write what is missing, and remove the failed node with force := true.".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// What the subscriptions of the target to the failed node bring.
+    pub fn lanes(&mut self, gap: &Gap) -> Result<Lanes> {
+        if gap.lanes.is_empty() {
+            return Ok(Lanes::default());
+        }
+        let failed = self.request.failed.clone();
+        let paths = self.engine.paths(&failed, &gap.target);
+        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        let brought = self.engine.brought_by(&mut nodes, &paths)?;
+        let ours = |path: &Path| gap.all_lanes || gap.lanes.iter().any(|lane| lane.path == *path);
+        let lanes = Lanes {
+            ours: paths.iter().map(ours).collect(),
+            brought,
+        };
+        if let Some(why) = lanes.unclear() {
+            return Err(Error::refused(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!(
+                    "node \"{}\" has more of \"{failed}\" by one subscription and node \"{}\" by another one, and {why}",
+                    gap.source, gap.target
+                ),
+                "Make each replication set that the subscriptions name on a survivor, each table in one of them: spock.repset_create, spock.repset_add_table.",
+            ));
+        }
+        Ok(lanes)
+    }
+}
+
+/// What each subscription of the target to the failed node brings.
+#[derive(Default)]
+pub struct Lanes {
+    brought: Vec<Brought>,
+    /// Whether the source has at least as much by it as the target.
+    ours: Vec<bool>,
+}
+
+impl Lanes {
+    /// The subscription that brings the table; `None` if that is not known.
+    pub fn of(&self, relation: &Relation) -> Option<usize> {
+        let table = (relation.schema.clone(), relation.name.clone());
+        self.only(|b| b.tables.contains(&table)).or_else(|| {
+            let named = self.brought.iter().any(|b| b.tables.contains(&table));
+            // What is in sets that the failed node alone had comes by the one that names such.
+            (!named).then(|| self.only(|b| !b.known)).flatten()
+        })
+    }
+
+    /// The one that it holds for, if it is one.
+    fn only(&self, holds: impl Fn(&Brought) -> bool) -> Option<usize> {
+        let mut found = (0..self.brought.len()).filter(|i| holds(&self.brought[*i]));
+        found.next().filter(|_| found.next().is_none())
+    }
+
+    /// Whether the source has all of the failed node's changes of the table that the target has.
+    pub fn may_be_compared(&self, relation: &Relation) -> bool {
+        match self.of(relation) {
+            Some(lane) => self.ours[lane],
+            None => self.ours.iter().all(|ours| *ours),
+        }
+    }
+
+    /// Why some tables could be of a subscription that is ours and of one that is not.
+    fn unclear(&self) -> Option<&'static str> {
+        let of = |ours: bool| {
+            let lanes = self.brought.iter().zip(&self.ours);
+            lanes.filter(move |(_, is)| **is == ours).map(|(b, _)| b)
+        };
+        let unknown = |ours| of(ours).any(|b| !b.known);
+        if unknown(true) && unknown(false) {
+            return Some("which tables come by which nobody knows");
+        }
+        let both = of(true).any(|a| of(false).any(|b| !a.tables.is_disjoint(&b.tables)));
+        both.then_some("tables come by both")
+    }
+}
+
+/// When the failed node committed the last that source and target have got of it.
+#[derive(Clone, Copy, Default)]
+pub struct Last {
+    pub source: Option<i64>,
+    pub target: Option<i64>,
+}
+
+impl Recovery {
+    /// That by each subscription, of which `tables` are brought. Of several nobody dates the transactions apart, so it
+    /// is that of the rows that there are.
+    pub fn last_by_lane(
+        &mut self,
+        gap: &Gap,
+        lanes: &Lanes,
+        tables: &[Compared],
+    ) -> Result<Vec<Last>> {
+        let failed = self.request.failed.clone();
+        if gap.lanes.is_empty() {
+            return Ok(vec![Last {
+                source: self.last_commit(&failed, &gap.source)?,
+                target: self.last_commit(&failed, &gap.target)?,
+            }]);
+        }
+        let mut last = vec![Last::default(); lanes.brought.len()];
+        for node in [&gap.source, &gap.target] {
+            let Some(origin) = self.origin_number(&failed, node)? else {
+                continue;
+            };
+            let is_source = *node == gap.source;
+            let node = self.survivor(node)?;
+            for table in tables {
+                let Some(lane) = lanes.of(&table.relation) else {
+                    continue;
+                };
+                let found = last_written(&table.relation, origin).run(node)?;
+                let found: Option<i64> = found.one()?.parse_opt(0)?;
+                let last = match is_source {
+                    true => &mut last[lane].source,
+                    false => &mut last[lane].target,
+                };
+                *last = found.max(*last);
+            }
+        }
+        Ok(last)
+    }
+
+    /// With what the target had when a comparison that was interrupted began; notes it where there was none.
+    pub fn note_comparison(&mut self, gap: &Gap, last: &mut [Last]) -> Result<()> {
+        let failed = self.request.failed.clone();
+        let target = self.survivor(&gap.target)?;
+        for (lane, last) in last.iter().enumerate() {
+            server::note_comparison(&failed, lane, last.target).run(target)?;
+        }
+        for row in &server::unfinished_comparison(&failed).run(target)? {
+            let lane: usize = row.parse(0)?;
+            if let Some(last) = last.get_mut(lane) {
+                last.target = row.parse_opt(1)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// When the last row of the table with that origin was written.
+fn last_written(relation: &Relation, origin: u32) -> Statement {
+    let table = qualified(&relation.schema, &relation.name);
+    Statement::new(
+        format!("SELECT max({WRITTEN}) FROM {table} WHERE {ORIGIN} = {origin}"),
+        &[],
+    )
+}
