@@ -112,7 +112,7 @@ impl Naming {
     }
 
     /// The name of the subscription of `subscriber` to `provider` that is made as `model`, the `nth` of those of another
-    /// pair of nodes.
+    /// pair of nodes: by the rule, or at least as that one's where both nodes are in it.
     pub fn like(
         &self,
         model: Option<&Path>,
@@ -121,10 +121,15 @@ impl Naming {
         nth: usize,
     ) -> String {
         let name = model.and_then(|model| {
-            let of_model =
-                |p: &&Pattern| p.of(&model.provider, &model.subscriber) == model.subscription;
-            let name = self.0.iter().find(of_model)?.of(provider, subscriber);
-            Some(name).filter(|name| names::is_plain(name))
+            let (from, to) = (&model.provider, &model.subscriber);
+            let of_model = |p: &&Pattern| p.of(from, to) == model.subscription;
+            let its_own = Pattern::all_of(&model.subscription, from, to);
+            let its_own = match &its_own[..] {
+                [only] if only.0.contains(&Part::Subscriber) => Some(only),
+                _ => None,
+            };
+            let pattern = self.0.iter().find(of_model).or(its_own)?;
+            Some(pattern.of(provider, subscriber)).filter(|name| names::is_plain(name))
         });
         name.unwrap_or_else(|| names::nth_subscription(provider, subscriber, nth))
     }
@@ -178,10 +183,12 @@ mod tests {
             ("n1", "n2", "from_berlin"),
             ("n2", "n1", "from_paris"),
             ("n2", "n1", "big_from_paris"),
+            ("n2", "n1", "n2_to_n1"),
         ]);
         let like = |name, nth| naming.like(Some(&path("n2", "n1", name)), "n2", "n3", nth);
         assert_eq!(like("from_paris", 1), "sub_n2_n3_2");
         assert_eq!(like("big_from_paris", 0), "sub_n2_n3");
+        assert_eq!(like("n2_to_n1", 2), "n2_to_n3");
         assert_eq!(naming.of_members("n2", "n3"), ["sub_n2_n3"]);
     }
 
