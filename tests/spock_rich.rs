@@ -37,10 +37,12 @@ const SUBSCRIPTIONS: [Subscription; 2] = [
     Subscription {
         name: "{s}_from_{p}",
         sets: "{default,default_insert_only,ddl_sql}",
+        arguments: "",
     },
     Subscription {
         name: "{s}_from_{p}_more",
         sets: "{bulk,\"of {p}\"}",
+        arguments: "",
     },
 ];
 

@@ -87,6 +87,8 @@ pub struct Subscription<'a> {
     pub name: &'a str,
     /// An array literal of replication sets.
     pub sets: &'a str,
+    /// More arguments of `spock.sub_create`, each after a comma.
+    pub arguments: &'a str,
 }
 
 /// Adds every table to the set `default`, those without a key to `default_insert_only`.
@@ -159,7 +161,8 @@ impl Mesh<'_> {
                     text.replace("{s}", subscriber.name())
                 };
                 for of in self.subscriptions {
-                    subscribe_to(subscriber, provider, &ends(of.name), &ends(of.sets), "");
+                    let (name, sets) = (ends(of.name), ends(of.sets));
+                    subscribe_to(subscriber, provider, &name, &sets, of.arguments);
                 }
                 if self.subscriptions.is_empty() {
                     subscribe(subscriber, provider, &format!("sub_n{}_n{}", p + 1, s + 1));

@@ -406,6 +406,11 @@ pub trait Engine {
     ) -> Result<Option<ByTable<Share>>> {
         Ok(None)
     }
+    /// By the number of the origin that rows bear on the source, 0 for its own, what makes a replaying session on the new
+    /// node commit as of the same node. `None` where which of two changes stays is not told from when they were committed.
+    fn authors_of_copied(&self, _source: &mut Node) -> Result<Option<Vec<(u32, Statement)>>> {
+        Ok(None)
+    }
     /// Marks what a replaying session commits as the engine does, where that is not as PostgreSQL does.
     fn commit_as(&self, _origin: &str) -> Option<Statement> {
         None

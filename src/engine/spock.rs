@@ -960,6 +960,20 @@ impl Engine for Spock {
         ))
     }
 
+    fn authors_of_copied(&self, source: &mut Node) -> Result<Option<Vec<(u32, Statement)>>> {
+        let rows = source.query(
+            "SELECT CASE WHEN l.node_id IS NULL THEN n.node_id ELSE 0 END, n.node_id
+               FROM spock.node n LEFT JOIN spock.local_node l USING (node_id)",
+            &[],
+        )?;
+        let author = |row: &crate::libpq::Row| {
+            let commit_as =
+                Statement::new("SELECT zodan.session_origin($1::integer)", &[row.text(1)]);
+            Ok((row.parse(0)?, commit_as))
+        };
+        rows.iter().map(author).collect::<Result<_>>().map(Some)
+    }
+
     fn own_schemas(&self) -> &'static [&'static str] {
         &["zodan", "spock"]
     }

@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 use pq_sys as pq;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::null;
 use std::time::{Duration, Instant};
 
 thread_local! {
@@ -44,7 +45,8 @@ extern "C-unwind" fn at_exit(_code: c_int, _arg: pg_sys::Datum) {
 /// waits longer: it is called from destructors and from the exit hook.
 ///
 /// `PQcancelCreate` came with libpq 17. It is looked up at run time, so that one build also loads
-/// beside an older libpq, where the blocking `PQcancel` has to do.
+/// beside an older libpq. There is only `PQcancel` there, which waits for as long as the network says nothing: a session
+/// of its own asks instead.
 pub fn request(conn: *mut pq::PGconn, limit: Duration) -> bool {
     use pq::PostgresPollingStatusType as Polling;
     type Create = unsafe extern "C" fn(*mut pq::PGconn) -> *mut pq::PGcancelConn;
@@ -62,13 +64,7 @@ pub fn request(conn: *mut pq::PGconn, limit: Duration) -> bool {
             symbol::<Step>(c"PQcancelSocket"),
             symbol::<Finish>(c"PQcancelFinish"),
         ) else {
-            let handle = pq::PQgetCancel(conn);
-            if !handle.is_null() {
-                let mut why = [0 as c_char; 256];
-                pq::PQcancel(handle, why.as_mut_ptr(), why.len() as c_int);
-                pq::PQfreeCancel(handle);
-            }
-            return true;
+            return by_another_session(conn, limit);
         };
         let handle = create(conn);
         if handle.is_null() {
@@ -92,6 +88,76 @@ pub fn request(conn: *mut pq::PGconn, limit: Duration) -> bool {
             }
         }
         finish(handle);
+        heard
+    }
+}
+
+/// As [`request`], by a session that begins for that, to the same address.
+fn by_another_session(conn: *mut pq::PGconn, limit: Duration) -> bool {
+    use pq::PostgresPollingStatusType as Polling;
+
+    let deadline = Instant::now() + limit;
+    // SAFETY: the connection is open, and its options live until they are freed; what libpq has copied of them outlives
+    // that. The other connection is closed on every path.
+    unsafe {
+        let options = pq::PQconninfo(conn);
+        if options.is_null() {
+            return true;
+        }
+        let here: [(&CStr, *const c_char); 5] = [
+            (c"host", pq::PQhost(conn)),
+            (c"hostaddr", pq::PQhostaddr(conn)),
+            (c"port", pq::PQport(conn)),
+            (c"replication", null()),
+            (c"target_session_attrs", null()),
+        ];
+        let (mut keywords, mut values) = (vec![], vec![]);
+        let mut option = options;
+        while !(*option).keyword.is_null() {
+            let keyword = CStr::from_ptr((*option).keyword);
+            let ours = here.iter().find(|(name, _)| *name == keyword);
+            let value = ours.map_or((*option).val.cast_const(), |(_, value)| *value);
+            if !value.is_null() && *value != 0 {
+                keywords.push((*option).keyword.cast_const());
+                values.push(value);
+            }
+            option = option.add(1);
+        }
+        keywords.push(null());
+        values.push(null());
+        let other = pq::PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0);
+        pq::PQconninfoFree(options);
+        let wait_for = |events| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                wait::undisturbed(pq::PQsocket(other), events, left);
+            }
+            !left.is_zero()
+        };
+        let mut heard = true;
+        let mut next = Polling::PGRES_POLLING_WRITING;
+        while heard {
+            heard = match next {
+                Polling::PGRES_POLLING_READING => wait_for(libc::POLLIN),
+                Polling::PGRES_POLLING_WRITING => wait_for(libc::POLLOUT),
+                _ => break,
+            };
+            next = pq::PQconnectPoll(other);
+        }
+        if heard && next == Polling::PGRES_POLLING_OK {
+            let sql = format!(
+                "SELECT pg_catalog.pg_cancel_backend({})\0",
+                pq::PQbackendPID(conn)
+            );
+            pq::PQsendQuery(other, sql.as_ptr().cast());
+            while heard && pq::PQisBusy(other) != 0 {
+                heard = wait_for(libc::POLLIN);
+                if pq::PQconsumeInput(other) == 0 {
+                    break;
+                }
+            }
+        }
+        pq::PQfinish(other);
         heard
     }
 }

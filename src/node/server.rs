@@ -788,6 +788,11 @@ pub fn end_replay() -> Statement {
     )
 }
 
+/// What the session has written counts for others at once.
+pub fn count_now() -> Statement {
+    Statement::new("SELECT pg_stat_force_next_flush()", &[])
+}
+
 /// Moves the progress of an origin that nobody uses to `lsn`, if it is not there yet.
 pub fn advance_origin_to(origin: &str, lsn: Lsn) -> Statement {
     Statement::new(

@@ -311,6 +311,11 @@ impl Rendering {
         Some((name(relation), Statement::new(sql, &values)))
     }
 
+    /// How many statements have been rendered since the last [`Self::take`].
+    pub fn rendered(&self) -> usize {
+        self.rendered.len()
+    }
+
     /// What has been rendered since the last call.
     pub fn take(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.rendered)

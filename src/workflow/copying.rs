@@ -1,11 +1,12 @@
 //! The copy (the sixth move): structure, data, the rest of the structure, what no snapshot holds.
 
 use super::estimate::time_to_build;
+use super::own_times;
 use super::report::Report;
 use super::waiting_slots;
 use crate::copy::{
     self, Archive, Broken, CheckConstraints, ForeignKeys, Indexes, Inventory, LeaveOut, Privileges,
-    Source, Structure, Target, Unproved, data, matviews, sequences, settings,
+    Since, Source, Structure, Target, Unproved, data, matviews, sequences, settings,
 };
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
@@ -38,6 +39,8 @@ pub struct Copying<'a> {
     pub journal: &'a mut Journal,
     pub engine: &'a dyn Engine,
     pub report: &'a Report,
+    /// From when on rows keep their times, if any do.
+    pub recent_since: Option<Since>,
 }
 
 /// What has to be known to let applications write on the new node.
@@ -92,6 +95,17 @@ impl Held {
     }
 }
 
+/// What a copy has made.
+struct Stored {
+    copied: data::Copied,
+    /// The files of the tables when they had been created.
+    files: BTreeMap<String, String>,
+    /// The tables as they were on the source.
+    structure: Option<Structure>,
+    /// How many rows were stored once more, to keep their times.
+    kept: u64,
+}
+
 /// Tables of which nothing is replicated.
 fn tell_structure_only(report: &Report, tables: &[String]) {
     let (shown, more) = tables.split_at(tables.len().min(MOST_TABLES));
@@ -144,7 +158,12 @@ impl Copying<'_> {
         let step = self.intend(Action::Copy, &effect)?;
         let tables = plan.tables.iter().filter(|table| !table.extension);
         let labels = tables.map(copy::Table::label).collect();
-        let (copied, mut files, structure) = self.copy(plan, step, &mut before)?;
+        let Stored {
+            copied,
+            mut files,
+            structure,
+            kept,
+        } = self.copy(plan, step, &mut before)?;
         // Emptied by ourselves.
         files.retain(|table, _| !copied.again.contains(table));
         self.journal
@@ -159,7 +178,7 @@ impl Copying<'_> {
         ));
         let expected = written.map(|(inserted, changed)| {
             let copied_rows = copied.rows + copied.discarded - copied.extension_rows;
-            (inserted + copied_rows, changed)
+            (inserted + copied_rows, changed + kept)
         });
         for table in &copied.again {
             self.report.say(&format!(
@@ -179,14 +198,9 @@ impl Copying<'_> {
         })
     }
 
-    /// Also the files of the tables when they had been created, and the tables as they were on the source.
-    fn copy(
-        &mut self,
-        plan: CopyPlan,
-        step: i32,
-        before: &mut Inventory,
-    ) -> Result<(data::Copied, BTreeMap<String, String>, Option<Structure>)> {
+    fn copy(&mut self, plan: CopyPlan, step: i32, before: &mut Inventory) -> Result<Stored> {
         let report = self.report;
+        let copied_tables = plan.tables.clone();
         let Member { name, dsn } = self.source.member();
         let source = Source {
             node: &name,
@@ -364,9 +378,31 @@ impl Copying<'_> {
         }
         let own = settings::read(&mut self.source.session)?;
         settings::apply(&mut self.new.session, &own)?;
+        let mut kept = 0;
+        if let Some(since) = self.recent_since {
+            report.now("giving the newest rows their own times");
+            kept = own_times::keep(
+                self.engine,
+                (&mut *self.source, self.snapshot),
+                self.new,
+                &copied_tables,
+                since,
+                &plan.origin,
+                &plan.settings,
+            )?;
+            if kept > 0 {
+                report.step(&format!("{kept} rows keep their commit timestamps"));
+            }
+        }
+        self.journal.passed("the newest rows have their times")?;
         // The rows are stored: the origin has done its work, and its name may be wanted again.
         server::drop_origin(&plan.origin).run(self.new)?;
-        Ok((copied, files, structure))
+        Ok(Stored {
+            copied,
+            files,
+            structure,
+            kept,
+        })
     }
 
     fn warn_of(&self, check: &Unproved) {

@@ -9,6 +9,7 @@ use super::join_plan::{self, Nodes};
 use super::markers::{self, Marker};
 use super::members::{self, each_beside_others};
 use super::membership::{self, announce};
+use super::own_times;
 use super::patience::{Seen, wait_until};
 use super::report::{self, Report};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
@@ -17,7 +18,7 @@ use super::taken;
 use super::undo::Undo;
 use super::verify;
 use super::waiting_slots;
-use crate::copy;
+use crate::copy::{self, Since};
 use crate::engine::{Engine, Identity, Path, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal, Subject};
@@ -115,6 +116,8 @@ struct Join {
     held: Held,
     /// How sequences are divided; `None` if every member has copies.
     division: Option<Division>,
+    /// From when on copied rows keep their times.
+    recent_since: Option<Since>,
 }
 
 impl Join {
@@ -150,6 +153,7 @@ impl Join {
             joined_at: String::new(),
             held: Held::default(),
             division: None,
+            recent_since: None,
         })
     }
 
@@ -472,6 +476,7 @@ impl Join {
             let step = Step::new(self.report.current(), &peer.name, Action::Marker);
             steps.push(journal.intend(&step, &Effect::Marker)?);
         }
+        self.recent_since = own_times::since(&mut self.source, &mut self.peers)?;
         let markers = markers::emit(&*self.engine, &mut self.peers)?;
         for step in steps {
             journal.done(step)?;
@@ -549,6 +554,7 @@ impl Join {
             journal,
             engine: &*self.engine,
             report: &self.report,
+            recent_since: self.recent_since,
         }
         .run()?;
         drop(snapshot);

@@ -19,6 +19,7 @@ mod lost_wal;
 mod markers;
 pub mod members;
 mod membership;
+mod own_times;
 mod patience;
 pub mod plan;
 pub mod recover;

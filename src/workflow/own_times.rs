@@ -1,0 +1,136 @@
+//! Under last-update-wins the later of two changes of a row stays, by their commit timestamps. A copied row is older
+//! than any, so a change of a peer that the source had not applied yet would win over it on the new node, although the
+//! row may be the later one, and would lose on all others. Therefore such rows get the times and the authors that they
+//! have on the source.
+//!
+//! What a peer may still deliver it committed after its marker of the barrier, which the source has applied. So rows
+//! that were committed before every peer's marker, each by the clock of its author, are older than all of that.
+
+use crate::copy::{self, Recent, Since, Source, Table};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::libpq::Conn;
+use crate::lsn::Lsn;
+use crate::node::{Node, Session, ask_all, server};
+use crate::replay::pgoutput::Message;
+use crate::replay::{Applier, Catalog, Rendering};
+
+/// Commits take their time a moment before their place in the WAL, and clocks are set back now and then; in
+/// microseconds.
+const MARGIN: i64 = 5_000_000;
+
+/// From when on the rows of the source may be newer than what a peer still delivers. To be asked before the peers commit
+/// their markers; `None` without peers.
+pub fn since(source: &mut Node, peers: &mut [Node]) -> Result<Option<Since>> {
+    let now = "SELECT (extract(epoch FROM clock_timestamp() - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint";
+    let mut earliest: Option<i64> = None;
+    for rows in ask_all(peers.iter_mut(), now, &[])? {
+        let at = rows.one()?.parse(0)?;
+        earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
+    }
+    let Some(at) = earliest else {
+        return Ok(None);
+    };
+    let xid = Since::oldest_running().run(source)?.one()?.parse(0)?;
+    Ok(Some(Since {
+        at: at - MARGIN,
+        xid,
+    }))
+}
+
+/// Stores the recent rows of `tables` once more on the new node, with their own times and authors. `origin` is one that
+/// nobody uses. Returns how many that are.
+pub fn keep(
+    engine: &dyn Engine,
+    source: (&mut Node, &str),
+    new: &Node,
+    tables: &[Table],
+    since: Since,
+    origin: &str,
+    settings: &[(&str, &str)],
+) -> Result<u64> {
+    let (source, snapshot) = source;
+    let Some(authors) = engine.authors_of_copied(source)? else {
+        return Ok(0);
+    };
+    let from = Source {
+        node: &source.name,
+        dsn: &source.dsn,
+        snapshot,
+    };
+    let recent = copy::recent(&from, tables, since)?;
+    if recent.is_empty() {
+        return Ok(0);
+    }
+    let known: Vec<u32> = authors.iter().map(|(number, _)| *number).collect();
+    let mut stored = 0;
+    for (number, commit_as) in authors {
+        // What nobody of the cluster has written counts as the source's own.
+        let is_of = |origin: u32| origin == number || number == 0 && !known.contains(&origin);
+        let changes = by_time(&recent, is_of);
+        if changes.is_empty() {
+            continue;
+        }
+        let mut writer = writer(new, settings)?;
+        let catalog = Catalog::read(&mut writer)?;
+        server::begin_replay(origin).run(&mut writer)?;
+        server::replay_as_owners().run(&mut writer)?;
+        commit_as.run(&mut writer)?;
+        let mut applier = Applier::begin(&mut writer)?;
+        let mut rendering = Rendering::new(catalog, engine.own_schemas());
+        for table in &recent {
+            rendering.describe(table.relation.clone());
+        }
+        for (written, changes) in changes {
+            rendering.begin(Lsn(1), written);
+            for change in &changes {
+                let before = rendering.rendered();
+                rendering.change(change)?;
+                stored += (rendering.rendered() - before) as u64;
+            }
+            rendering.commit()?;
+            applier.send(&mut rendering)?;
+        }
+        applier.finish()?;
+        server::end_replay().run(&mut writer)?;
+        server::count_now().run(&mut writer)?;
+    }
+    Ok(stored)
+}
+
+/// A session of its own on the new node.
+fn writer(new: &Node, settings: &[(&str, &str)]) -> Result<Node> {
+    let mut writer = Node {
+        name: new.name.clone(),
+        dsn: new.dsn.clone(),
+        session: Session::Remote(Conn::open(&new.name, &new.dsn)?),
+    };
+    for (name, value) in settings {
+        writer.query("SELECT set_config($1, $2, false)", &[name, value])?;
+    }
+    Ok(writer)
+}
+
+/// The rows of the origins that are meant, those of one time together.
+fn by_time(recent: &[Recent], is_of: impl Fn(u32) -> bool) -> Vec<(i64, Vec<Message>)> {
+    let mut rows: Vec<(i64, Message)> = vec![];
+    for table in recent {
+        for row in table.rows.iter().filter(|row| is_of(row.origin)) {
+            let change = Message::Update {
+                relation: table.relation.id,
+                old: None,
+                new: row.values.clone(),
+            };
+            rows.push((row.written, change));
+        }
+    }
+    rows.sort_by_key(|(written, _)| *written);
+    let mut groups: Vec<(i64, Vec<Message>)> = vec![];
+    for (written, change) in rows {
+        match groups.last_mut() {
+            Some((at, changes)) if *at == written => changes.push(change),
+            _ => groups.push((written, vec![change])),
+        }
+    }
+    groups
+}
