@@ -306,6 +306,35 @@ fn sets_that_differ_between_the_members() {
     assert_eq!(n1.value(found), "\"public\".\"orders\"|n3|1|0|0|{(3)}");
 }
 
+/// Both members were filled from one dump, and only n2 sends the table.
+#[test]
+fn a_table_of_a_peer_that_the_source_has_from_elsewhere() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = Mesh {
+        content: &format!(
+            "{}; CREATE TABLE orders (id integer PRIMARY KEY, v text);
+             INSERT INTO orders SELECT i, 'old' FROM generate_series(1, 500) i",
+            gate::CONTENT
+        ),
+        sets: Some(SHARED),
+        ..Mesh::default()
+    }
+    .start(2);
+    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    n2.sql("SELECT spock.repset_add_table('default', 'orders')");
+    n2.sql("INSERT INTO orders VALUES (501, 'new')");
+    wait_quiet(&[n1, n2]);
+    let failed = add_node(n3, "n3", n1, "n1").expect_err("500 rows would be missing");
+    assert_eq!(failed.code(), "55000", "{failed}");
+    let told = "node \"n1\": rows of table \"public\".\"orders\" that were written on it have not come from node \"n2\", which has them too (100 of 100 looked at), and it does not send them itself: the new node would lack them";
+    assert_eq!(failed.message(), told, "{failed}");
+    n1.sql("SELECT spock.repset_add_table('default', 'orders')");
+    join_verified(n3, n1);
+    assert_same_content(&cluster.all());
+}
+
 /// Sessions of the replication protocol that do nothing.
 struct Idle(Vec<Child>);
 

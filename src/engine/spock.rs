@@ -1,6 +1,7 @@
 //! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
 
 mod checks;
+mod filled_twice;
 mod naming;
 mod sets;
 mod strangers;

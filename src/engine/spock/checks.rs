@@ -302,6 +302,8 @@ pub(super) fn before_the_first_change(
     if let Some(source) = members.first_mut() {
         check_reserved(spock, source, new, findings)?;
         check_synchronized(source, findings)?;
+        let sent = set_tables(source)?;
+        spock.check_filled_twice(members, &sent, findings)?;
     }
     Ok(())
 }

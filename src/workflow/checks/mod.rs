@@ -543,7 +543,10 @@ impl Checks<'_> {
                         "subscription {} from node \"{provider}\" {trouble}",
                         path.subscription
                     ),
-                    "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.",
+                    match state {
+                        Some(_) => "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.".to_owned(),
+                        None => format!("Nodes join a full mesh, in which each subscribes to each other one, and \"{subscriber}\" gets nothing of what \"{provider}\" writes. Make the two equal and have \"{subscriber}\" subscribe to it, or add the new node by a node that is in a mesh with all that it subscribes to."),
+                    },
                 );
                 findings.push(match state {
                     Some(s) if !s.enabled => {
