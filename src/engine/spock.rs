@@ -26,7 +26,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ways::{SetKinds, Ways};
 
 /// The Unix epoch in microseconds since 2000: older than any change of an application, so that
-/// under last-update-wins every change wins over a copied row, as with Spock's own copy.
+/// under last-update-wins every change wins over a copied row, as with Spock's own copy. Rows that may be newer than one
+/// that is still on its way get their own times later, by [`Engine::authors_of_copied`].
 const UNIX_EPOCH: i64 = -946_684_800_000_000;
 
 /// The version of Spock's protocol that 5.0 and 6.0 speak.
