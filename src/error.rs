@@ -156,6 +156,8 @@ pub enum Error {
     Connect {
         node: String,
         reason: String,
+        /// A server has answered, if only to refuse.
+        answered: bool,
         hint: String,
     },
 
@@ -257,6 +259,11 @@ impl Error {
 
     pub fn internal(message: impl Into<String>) -> Self {
         Self::Internal(message.into())
+    }
+
+    /// Whether the server of a node has said this: one that is dead says nothing.
+    pub fn is_of_a_server(&self) -> bool {
+        matches!(self, Self::Connect { answered: true, .. } | Self::Remote(_))
     }
 
     pub fn sqlstate(&self) -> SqlState {

@@ -13,6 +13,7 @@ use lab::{
     CallFailed, Called, Cluster, Load, Server, add_node, assert_same_content, load, quote_literal,
     wait_quiet,
 };
+use std::process::Command;
 use std::time::Duration;
 
 /// A mesh of `members`, and as many servers more as `extra` says.
@@ -197,6 +198,84 @@ fn a_killed_node_is_removed_from_any_survivor() {
         assert_left(cluster.n(4));
         assert_forgotten(cluster.n(1), "n4", 3);
     }
+}
+
+/// A server that answers lives, whatever it says: it may have what nobody else has.
+#[test]
+fn who_answers_is_not_dead() {
+    let cluster = mesh(3, 0);
+    let (n1, n3) = (cluster.n(1), cluster.n(3));
+    let alive = |said: &str| {
+        let failed = refused(n1, "n3", None);
+        let told = "node \"n3\": it answers, so it is not dead, and what the others have not had of it yet would be lost: could not connect to node \"n3\": ";
+        assert_eq!(failed.code(), "55006", "{failed}");
+        assert!(failed.message().starts_with(told), "{failed}");
+        assert!(failed.message().contains(said), "{failed}");
+        for call in [
+            "CALL spock.recover_run('n3')",
+            "CALL spock.recover_precheck('n3', NULL, NULL, NULL, NULL, true, NULL)",
+        ] {
+            let failed = n1.sql_error(call);
+            assert_failed(
+                &failed,
+                "55006",
+                "node \"n3\" is alive: it answers: ",
+                "With force := true",
+            );
+            assert!(failed.message().contains(said), "{failed}");
+        }
+    };
+    let before = fingerprint(&[n1, cluster.n(2)]);
+    let mut elsewhere = n3.client_as("postgres", "template1");
+    let end_sessions = format!(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = {}",
+        quote_literal(n3.database())
+    );
+    let database = format!("\"{}\"", n3.database());
+
+    let hba = n3.data_dir().join("pg_hba.conf");
+    let lets_in = std::fs::read_to_string(&hba).expect("read pg_hba.conf");
+    std::fs::write(&hba, format!("host all all all reject\n{lets_in}")).expect("write pg_hba.conf");
+    elsewhere
+        .batch_execute("SELECT pg_reload_conf()")
+        .expect("reload");
+    elsewhere
+        .batch_execute(&end_sessions)
+        .expect("end sessions");
+    alive("pg_hba.conf rejects connection");
+    std::fs::write(&hba, lets_in).expect("write pg_hba.conf");
+    elsewhere
+        .batch_execute("SELECT pg_reload_conf()")
+        .expect("reload");
+
+    let allow = |whether: bool| format!("ALTER DATABASE {database} ALLOW_CONNECTIONS {whether}");
+    elsewhere
+        .batch_execute(&allow(false))
+        .expect("close the database");
+    elsewhere
+        .batch_execute(&end_sessions)
+        .expect("end sessions");
+    alive("is not currently accepting connections");
+    elsewhere
+        .batch_execute(&allow(true))
+        .expect("open the database");
+
+    // It stops when the last session ends, and takes no new one until then.
+    let mut last = n3.client();
+    let told = Command::new("kill")
+        .args(["-TERM", &n3.pid().to_string()])
+        .status();
+    assert!(told.expect("run kill").success());
+    let ended = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type IN ('walsender', 'client backend')";
+    last.batch_execute(ended).expect("end sessions");
+    alive("the database system is shutting down");
+    drop(last);
+    n3.stop();
+    n3.boot();
+    wait_mesh(&cluster.all());
+    before.assert_same_now(&[n1, cluster.n(2)]);
+    remove(n1, n3);
+    assert_forgotten(n1, "n3", 2);
 }
 
 /// The one that kept it went with the server.

@@ -271,6 +271,18 @@ impl Conn {
             .collect()
     }
 
+    /// Whether a server has said anything before the connection failed for that reason. That a port takes connections
+    /// says nothing: a server that does not get on, and whoever forwards to it, take them too.
+    fn has_answered(&self, reason: &str) -> bool {
+        // SAFETY: a connection that is not closed yet, here and below.
+        let (asked, encrypted) = unsafe {
+            let asked = pq::PQconnectionNeedsPassword(self.raw()) != 0;
+            (asked, pq::PQsslInUse(self.raw()) != 0)
+        };
+        // An error of a server begins with its severity in whichever language, a colon and two blanks.
+        asked || encrypted || reason.contains(":  ") || reason.contains("does not support SSL")
+    }
+
     /// Nothing runs here, and something may.
     pub(super) fn require_ready(&self, sql: &str) -> Result<()> {
         // SAFETY: reads backend state.
@@ -979,7 +991,9 @@ impl Connecting {
     fn fail(&mut self, reason: String) {
         if let Self::Under { conn, .. } = self {
             let node = conn.node.clone();
+            let answered = conn.has_answered(&reason);
             *self = Self::Done(Err(Error::Connect {
+                answered,
                 hint: format!(
                     "Check host, port, database, user and password in the connection string of node \"{node}\", and pg_hba.conf and the state of its server."
                 ),

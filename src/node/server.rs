@@ -608,6 +608,11 @@ pub fn sequences() -> Statement {
     )
 }
 
+/// Whether nothing can be written on the server but what a primary sends it.
+pub fn is_standby() -> Statement {
+    Statement::new("SELECT pg_is_in_recovery()", &[])
+}
+
 /// One row: `version, standby, slots, subscriptions, sent`, the third and the fourth as JSON, the last an expression. The slots
 /// of this database each with `name, active, wal_status, retained_bytes, lag_bytes, lag_us`; the subscriptions as
 /// `inbound` has them.

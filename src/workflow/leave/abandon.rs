@@ -34,9 +34,15 @@ pub fn on_the_new_node(here: &Here, request: &Request, report: &Report) -> Resul
     };
     let mut source = members::connect(&[source])
         .map_err(|error| match error {
-            Error::Connect { node, reason, .. } => Error::Connect {
+            Error::Connect {
                 node,
                 reason,
+                answered,
+                ..
+            } => Error::Connect {
+                node,
+                reason,
+                answered,
                 hint: elsewhere,
             },
             error => error,

@@ -220,6 +220,14 @@ impl Leave {
         let Some(leaving) = &mut self.leaving else {
             return Ok(());
         };
+        if server::is_standby().run(leaving)?.one()?.bool(0) {
+            return Err(Error::Checks(vec![Finding::new(
+                &self.target,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                "the server is a standby",
+                "Wait for the end of its promotion, or give a target_node_dsn that leads to the primary.",
+            )]));
+        }
         if self.engine.local_name(leaving)?.is_none() {
             return Ok(());
         }
@@ -365,6 +373,18 @@ impl Leave {
                 error.sqlstate(),
                 format!("it cannot be reached, so nobody knows whether it has all of \"{}\": {error}", self.target),
                 format!("Make it reachable and run the CALL again. With force := true it is left out, and {later}."),
+            ));
+        }
+        if let Some(error) = self
+            .unreachable
+            .as_ref()
+            .filter(|e| e.is_of_a_server() && !resumed)
+        {
+            findings.push(Finding::new(
+                &self.target,
+                SqlState::OBJECT_IN_USE,
+                format!("it answers, so it is not dead, and what the others have not had of it yet would be lost: {error}"),
+                "Make it reachable, or stop its server if it is to be given up. With force := true it is removed as it is.",
             ));
         }
         let connected = self.still_connected()?;

@@ -148,6 +148,9 @@ impl Recovery {
         match members::connect_each(std::slice::from_ref(failed)).pop() {
             Some(Ok(_)) => return refused("it answers".into()),
             Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
+            Some(Err(error)) if error.is_of_a_server() => {
+                return refused(format!("it answers: {error}"));
+            }
             _ => {}
         }
         match self.still_connected(&failed.name, true)?.first() {
