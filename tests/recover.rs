@@ -580,3 +580,13 @@ fn a_preloaded_library_keeps_slots_by_itself() {
         "Add it to one first.",
     );
 }
+
+#[test]
+fn a_removal_lets_go_of_what_a_recovery_holds() {
+    common::recovery::removal_lets_go(On::Native);
+}
+
+#[test]
+fn a_recovery_that_was_interrupted_lets_go_where_the_node_has_come_back() {
+    common::recovery::interrupted_and_it_came_back(On::Native);
+}

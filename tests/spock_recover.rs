@@ -184,3 +184,15 @@ fn a_living_node_is_refused_and_equal_survivors_are_left_alone() {
     let Some(on) = on_spock() else { return };
     recovery::living_and_equal(on);
 }
+
+#[test]
+fn a_removal_lets_go_of_what_a_recovery_holds() {
+    let Some(on) = on_spock() else { return };
+    recovery::removal_lets_go(on);
+}
+
+#[test]
+fn a_recovery_that_was_interrupted_lets_go_where_the_node_has_come_back() {
+    let Some(on) = on_spock() else { return };
+    recovery::interrupted_and_it_came_back(on);
+}

@@ -546,3 +546,69 @@ pub fn truncate_takes_what_it_took_on_the_source(on: On) {
         "2 3 4"
     );
 }
+
+/// What a recovery that has no end holds goes with the node that it is about, wherever the removal is called.
+pub fn removal_lets_go(on: On) {
+    for interrupted in [true, false] {
+        let cluster = on.mesh(3);
+        let [n2, n3] = [2, 3].map(|i| cluster.n(i));
+        move_amounts(on, &cluster);
+        let more = if interrupted {
+            let holder = hold_row(n2);
+            let run = Running::start(n2, &call("n1", None, None, ""));
+            n2.wait_for("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted", "t");
+            n2.sql(&format!("SELECT pg_terminate_backend({}, 10000)", run.pid));
+            run.ends_terminated();
+            drop(holder);
+            wait_no_sessions(&[n2, n3]);
+            ", force := true"
+        } else {
+            n2.sql("CALL spock.recover_phase_clone('n1', NULL, NULL, NULL, NULL, NULL)");
+            ""
+        };
+        assert_eq!(
+            n3.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%clone%'"),
+            "1"
+        );
+        run(n3, &format!("CALL spock.remove_node('n1'{more})"));
+        assert_nothing_held(&[n2, n3]);
+        n3.sql("INSERT INTO scratch VALUES (3)");
+        n2.wait_for("SELECT count(*) FROM scratch", "1");
+        let failed =
+            n2.sql_error("CALL spock.recover_finalize(NULL, NULL, 'n1', NULL, 'gone', true)");
+        assert_failed(
+            &failed,
+            "42704",
+            "argument cloned_slot_name is \"gone\", which is no slot of a survivor",
+            "Give the name that recover_phase_clone returned",
+        );
+    }
+}
+
+/// It is refused for a node that has come back, and what was held is let go all the same.
+pub fn interrupted_and_it_came_back(on: On) {
+    let cluster = on.mesh(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    move_amounts(on, &cluster);
+    let holder = hold_row(n2);
+    let run = Running::start(n3, &call("n1", None, None, ""));
+    n2.wait_for("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted", "t");
+    n3.sql(&format!("SELECT pg_terminate_backend({}, 10000)", run.pid));
+    run.ends_terminated();
+    drop(holder);
+    wait_no_sessions(&[n2, n3]);
+    n1.boot();
+    let failed = n3.sql_error("CALL spock.recover_run('n1')");
+    assert_failed(
+        &failed,
+        "55006",
+        "node \"n1\" is alive: it answers",
+        "With force := true",
+    );
+    on.resume(n2, n1);
+    wait_quiet(&[n1, n2, n3]);
+    assert_same_content(&[n1, n2, n3]);
+    let slots =
+        n3.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%clone%'");
+    assert_eq!(slots, "0");
+}

@@ -9,6 +9,7 @@ mod find;
 use super::hold;
 use super::membership::{Quorum, no_majority};
 use super::plan::{Planned, refuse_interrupted_join};
+use super::recover::open_runs::{self, Open};
 use super::report::{self, Report};
 use super::summary;
 use super::undo::{Undo, revert};
@@ -133,6 +134,7 @@ impl Leave {
     fn run(&mut self, local: &Local, begun: Instant) -> Result<()> {
         let earlier = self.earlier_runs()?;
         self.let_go_again(&earlier)?;
+        self.let_go_of_recoveries()?;
         self.report
             .phase(&format!("check that \"{}\" can leave", self.target));
         let resumed = earlier.iter().any(|e| e.detached);
@@ -190,6 +192,20 @@ impl Leave {
             begun.elapsed().as_secs_f64()
         ));
         Ok(())
+    }
+
+    /// Nobody could end them when the node that they are about is gone.
+    fn let_go_of_recoveries(&mut self) -> Result<()> {
+        let (session, here) = (self.session.clone(), self.here.clone());
+        open_runs::let_go(
+            &*self.engine,
+            &session,
+            &here,
+            &mut self.survivors,
+            &self.report,
+            Open::Finalized,
+            Some(&self.target),
+        )
     }
 
     fn check(&mut self, earlier: &[Earlier]) -> Result<()> {

@@ -6,6 +6,7 @@ mod content;
 mod judge;
 mod lanes;
 mod not_decoded;
+pub mod open_runs;
 mod replay;
 mod spared;
 mod standing;
@@ -19,15 +20,17 @@ use super::verify;
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Journal, Subject};
-use crate::libpq::{Conn, Dsn};
+use crate::libpq::Dsn;
 use crate::lsn::{Lsn, Position};
-use crate::node::{Here, Local, Node, Reader, Session, server};
+use crate::node::{Here, Local, Member, Node, Reader, server};
 use crate::progress::Work;
 use crate::step::{Action, Step};
 use lanes::Lane;
+use open_runs::Open;
+use standing::Failed;
 use std::time::Instant;
 
-const COMMAND: &str = "spock.recover_run";
+pub const COMMAND: &str = "spock.recover_run";
 const PHASES: usize = 3;
 /// Keys that are told of rows that differ.
 const TOLD_KEYS: usize = 5;
@@ -74,8 +77,10 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
         "lock the membership of the cluster that \"{}\" was in",
         request.failed
     ));
-    let mut recovery = Recovery::connect(Here::Call(local.clone()), request, report)?;
+    let here = Here::Call(local.clone());
+    let mut recovery = Recovery::connect_for(here, request, report, Failed::Member)?;
     recovery.clean_up_interrupted()?;
+    recovery.refuse_living()?;
     recovery.report.phase("compare what the survivors have");
     let plan = recovery.plan()?;
     if plan.is_empty() {
@@ -150,19 +155,11 @@ pub fn plan(reader: &Reader, request: Request) -> Result<Vec<Planned>> {
     Ok(planned)
 }
 
-/// A run that has no end.
-#[derive(Clone, Copy)]
-enum Open {
-    /// Its CALL did not come to one.
-    Interrupted,
-    /// It was meant to go on until [`finalize`].
-    Finalized,
-}
-
 /// Lets go of what [`phase_clone`] left.
 pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let report = of("spock.recover_finalize", 1, &request);
-    let mut recovery = Recovery::connect(Here::Call(local.clone()), request, report)?;
+    let here = Here::Call(local.clone());
+    let mut recovery = Recovery::connect_for(here, request, report, Failed::Anybody)?;
     let exists = server::slots_named(&[clone.to_owned()]);
     let slots = members::each(&mut recovery.survivors, |_| exists.clone())?;
     if !slots.iter().flatten().any(|row| row.bool(2)) {
@@ -257,6 +254,7 @@ pub struct Recovery {
     survivors: Vec<Node>,
     /// Those that do not.
     away: Vec<String>,
+    failed: Member,
     /// What has been brought over, of what there is to bring over.
     done: Work,
 }
@@ -369,54 +367,17 @@ impl Recovery {
 
     /// Lets go of what runs that have no end hold, whichever survivor they ran on.
     fn clean_up(&mut self, open: Open) -> Result<()> {
-        let mut elsewhere = vec![];
-        for node in &mut self.survivors {
-            if node.name != self.here && server::has_journal().run(node)?.one()?.bool(0) {
-                elsewhere.push((node.name.clone(), node.dsn.clone()));
-            }
-        }
-        let session = self.session.clone();
-        self.clean_up_by(open, "", || Ok(session.session()))?;
-        for (name, dsn) in elsewhere {
-            let session = || Conn::open(&name, &dsn).map(Session::Remote);
-            self.clean_up_by(open, &format!(" on node \"{name}\""), session)?;
-        }
-        Ok(())
-    }
-
-    /// The same by one journal, which `session` opens a session to.
-    fn clean_up_by(
-        &mut self,
-        open: Open,
-        place: &str,
-        session: impl Fn() -> Result<Session>,
-    ) -> Result<()> {
-        for dead in Journal::interrupted(&mut session()?)? {
-            if dead.command != COMMAND {
-                continue;
-            }
-            let (run, node) = (format!("run {}{place}", dead.run), &dead.node);
-            self.report.say(&match open {
-                Open::Finalized => format!("letting go of what {run} of the recovery of node \"{node}\" holds"),
-                Open::Interrupted => format!(
-                    "cleaning up after the CALL {COMMAND} for node \"{node}\" that was interrupted ({run})"
-                ),
-            });
-            let journal = Journal::reopen(session()?, dead.run);
-            let undo = Undo {
-                engine: &*self.engine,
-                journal: &journal,
-                new: &dead.node,
-                name_taken: false,
-            };
-            let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
-            let state = match open {
-                Open::Finalized => "done",
-                Open::Interrupted => "undone",
-            };
-            undo.clean_up(dead.run, state, &mut nodes)?;
-        }
-        Ok(())
+        let (session, here) = (self.session.clone(), self.here.clone());
+        let engine = &*self.engine;
+        open_runs::let_go(
+            engine,
+            &session,
+            &here,
+            &mut self.survivors,
+            &self.report,
+            open,
+            None,
+        )
     }
 
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {

@@ -19,8 +19,27 @@ use std::time::{Duration, Instant};
 /// A worker that has been connected for this long is.
 const CONNECTED: Duration = Duration::from_secs(2);
 
+/// What the node has to be that a call is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Failed {
+    Dead,
+    /// It may have come back.
+    Member,
+    /// It may have been removed, too.
+    Anybody,
+}
+
 impl Recovery {
     pub fn connect(session: Here, request: Request, report: Report) -> Result<Self> {
+        Self::connect_for(session, request, report, Failed::Dead)
+    }
+
+    pub fn connect_for(
+        session: Here,
+        request: Request,
+        report: Report,
+        whose: Failed,
+    ) -> Result<Self> {
         let mut me = members::local("", &Dsn::nowhere(), &session);
         let mut engine = engine::detect(&mut me)?;
         let Some(here) = engine.local_name(&mut me)? else {
@@ -38,7 +57,11 @@ impl Recovery {
             .members
             .into_iter()
             .partition(|m| m.name == request.failed);
-        let Some(failed) = failed.into_iter().next() else {
+        let removed = (whose == Failed::Anybody).then(|| Member {
+            name: request.failed.clone(),
+            dsn: Dsn::nowhere(),
+        });
+        let Some(failed) = failed.into_iter().next().or(removed) else {
             let names: Vec<&str> = others.iter().map(|m| m.name.as_str()).collect();
             return Err(Error::Argument {
                 argument: "failed_node_name",
@@ -120,6 +143,7 @@ impl Recovery {
             request,
             survivors,
             away: away.into_iter().map(|member| member.name).collect(),
+            failed,
             done: Default::default(),
         };
         let clocks = clocks::check(&clocks::read(&mut recovery.survivors)?);
@@ -129,15 +153,18 @@ impl Recovery {
                 recovery.report.warn(&what, &outcome.remedy);
             }
         }
-        recovery.refuse_living(&failed)?;
+        if whose == Failed::Dead {
+            recovery.refuse_living()?;
+        }
         Ok(recovery)
     }
 
     /// A node that lives has sent what it has to send, or will: bringing it over too would race it.
-    fn refuse_living(&mut self, failed: &Member) -> Result<()> {
+    pub fn refuse_living(&mut self) -> Result<()> {
         if self.request.force {
             return Ok(());
         }
+        let failed = self.failed.clone();
         let refused = |why: String| {
             Err(Error::refused(
                 SqlState::OBJECT_IN_USE,
@@ -145,7 +172,7 @@ impl Recovery {
                 "Stop its server, or mend its subscriptions instead. With force := true it is treated as dead.",
             ))
         };
-        match members::connect_each(std::slice::from_ref(failed)).pop() {
+        match members::connect_each(std::slice::from_ref(&failed)).pop() {
             Some(Ok(_)) => return refused("it answers".into()),
             Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
             Some(Err(error)) if error.is_of_a_server() => {

@@ -1,0 +1,70 @@
+//! Recoveries that have no end: what they hold is let go by the next call that is about the same node.
+
+use super::COMMAND;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::journal::Journal;
+use crate::libpq::Conn;
+use crate::node::{Here, Node, Session, server};
+use crate::workflow::report::Report;
+use crate::workflow::undo::Undo;
+
+/// Why it has no end.
+#[derive(Clone, Copy)]
+pub enum Open {
+    /// Its CALL did not come to one.
+    Interrupted,
+    /// It was meant to go on until [`super::finalize`], or its node is given up.
+    Finalized,
+}
+
+/// Lets go of what recoveries hold, of the loss of `failed` or of any node, whichever of `survivors` they ran on.
+pub fn let_go(
+    engine: &dyn Engine,
+    session: &Here,
+    here: &str,
+    survivors: &mut [Node],
+    report: &Report,
+    open: Open,
+    failed: Option<&str>,
+) -> Result<()> {
+    let mut journals = vec![(String::new(), None)];
+    for node in survivors.iter_mut().filter(|node| node.name != here) {
+        if server::has_journal().run(node)?.one()?.bool(0) {
+            let place = format!(" on node \"{}\"", node.name);
+            journals.push((place, Some((node.name.clone(), node.dsn.clone()))));
+        }
+    }
+    for (place, elsewhere) in journals {
+        let session = || match &elsewhere {
+            Some((name, dsn)) => Conn::open(name, dsn).map(Session::Remote),
+            None => Ok(session.session()),
+        };
+        for dead in Journal::interrupted(&mut session()?)? {
+            if dead.command != COMMAND || failed.is_some_and(|failed| failed != dead.node) {
+                continue;
+            }
+            let (run, node) = (format!("run {}{place}", dead.run), &dead.node);
+            report.say(&match open {
+                Open::Finalized => format!("letting go of what {run} of the recovery of node \"{node}\" holds"),
+                Open::Interrupted => format!(
+                    "cleaning up after the CALL {COMMAND} for node \"{node}\" that was interrupted ({run})"
+                ),
+            });
+            let journal = Journal::reopen(session()?, dead.run);
+            let undo = Undo {
+                engine,
+                journal: &journal,
+                new: &dead.node,
+                name_taken: false,
+            };
+            let mut nodes: Vec<&mut Node> = survivors.iter_mut().collect();
+            let state = match open {
+                Open::Finalized => "done",
+                Open::Interrupted => "undone",
+            };
+            undo.clean_up(dead.run, state, &mut nodes)?;
+        }
+    }
+    Ok(())
+}
