@@ -97,6 +97,12 @@ REVOKE ALL ON FUNCTION zodan.session_origin(integer) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.session_origin(integer) IS
     'Marks what this session commits from here on as of that origin, while progress stays with the origin that the session was set up for; 55000 without one. Spock marks by the id of the node';
 
+CREATE FUNCTION zodan.commit_position(place pg_lsn, at timestamptz) RETURNS boolean
+LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'commit_position_wrapper';
+REVOKE ALL ON FUNCTION zodan.commit_position(pg_lsn, timestamptz) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.commit_position(pg_lsn, timestamptz) IS
+    'As pg_replication_origin_xact_setup, but progress moves only if the transaction commits, and not if it is aborted';
+
 CREATE FUNCTION zodan.replay_as_owners() RETURNS boolean
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'replay_as_owners_wrapper';
 REVOKE ALL ON FUNCTION zodan.replay_as_owners() FROM PUBLIC;

@@ -590,3 +590,54 @@ fn a_removal_lets_go_of_what_a_recovery_holds() {
 fn a_recovery_that_was_interrupted_lets_go_where_the_node_has_come_back() {
     common::recovery::interrupted_and_it_came_back(On::Native);
 }
+
+/// Of a transaction that ends between its last statement and its COMMIT nothing stays, its position neither: it is
+/// brought by the next call.
+#[test]
+fn progress_moves_with_a_commit_only() {
+    let cluster = mesh(2);
+    let n1 = cluster.n(1);
+    n1.sql("SELECT pg_replication_origin_create('test')");
+    let begin = "SELECT pg_replication_origin_session_setup('test')";
+    let change = |id: u32| {
+        format!(
+            "BEGIN; INSERT INTO scratch VALUES ({id});
+             SELECT zodan.commit_position('0/{id}', timestamptz '2001-02-03 04:05:06+00')"
+        )
+    };
+    let progress = || {
+        n1.value(
+            "SELECT coalesce(pg_replication_origin_progress('test', false)::text, 'none') || ' ' || (SELECT count(*) FROM scratch)",
+        )
+    };
+    let mut session = n1.client();
+    session.batch_execute(begin).unwrap();
+    session.batch_execute(&change(10)).unwrap();
+    session.batch_execute("COMMIT").unwrap();
+    assert_eq!(progress(), "0/10 1");
+    session.batch_execute(&change(20)).unwrap();
+    session.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(progress(), "0/10 1");
+    // A later one does not take what was set for that.
+    session
+        .batch_execute("BEGIN; INSERT INTO scratch VALUES (25); COMMIT")
+        .unwrap();
+    assert_eq!(progress(), "0/10 2");
+    session.batch_execute(&change(30)).unwrap();
+    drop(session);
+    n1.wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'",
+        "0",
+    );
+    assert_eq!(progress(), "0/10 2");
+    let written =
+        "SELECT pg_xact_commit_timestamp(xmin) AT TIME ZONE 'UTC' FROM scratch WHERE id = 10";
+    assert_eq!(n1.value(written), "2001-02-03 04:05:06");
+    let failed = n1.sql_error("SELECT zodan.commit_position('0/1', now())");
+    assert_failed(
+        &failed,
+        "55000",
+        "no replication origin is set up in this session",
+        "pg_replication_origin_session_setup",
+    );
+}

@@ -867,6 +867,14 @@ pub fn unfinished_recoveries() -> Statement {
     Statement::new(format!("SELECT failed, lsn FROM {UNFINISHED}"), &[])
 }
 
+/// Whether the node has `zodan.commit_position`.
+pub fn has_commit_position() -> Statement {
+    Statement::new(
+        "SELECT to_regprocedure('zodan.commit_position(pg_lsn, timestamptz)') IS NOT NULL",
+        &[],
+    )
+}
+
 /// Whether the node knows when, and under which origin, its rows were written.
 pub fn has_commit_timestamps(node: &mut Node) -> Result<bool> {
     let rows = node.query(

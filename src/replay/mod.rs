@@ -2,6 +2,7 @@
 
 mod applier;
 pub mod as_owner;
+pub mod commit_position;
 pub mod content;
 pub mod pgoutput;
 #[cfg(test)]

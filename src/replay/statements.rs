@@ -21,6 +21,8 @@ pub struct Catalog {
     pub always: BTreeMap<String, Vec<String>>,
     /// Whether the node knows when rows were written.
     pub timestamps: bool,
+    /// Whether the node has `zodan.commit_position`.
+    pub commit_position: bool,
     /// How values of columns are compared, by qualified table and column.
     pub equality: BTreeMap<String, BTreeMap<String, Equality>>,
     /// Tables that have no rows of their own, but those of their partitions.
@@ -60,6 +62,7 @@ impl Catalog {
             columns.push(row.text(2).to_owned());
         }
         catalog.timestamps = server::has_commit_timestamps(node)?;
+        catalog.commit_position = server::has_commit_position().run(node)?.one()?.bool(0);
         for row in &node.query(COLUMNS, &[])? {
             let table = qualified(row.text(0), row.text(1));
             let equality = Equality {
@@ -266,7 +269,12 @@ impl Rendering {
         let mut change = Change::default();
         let place = change.text(&self.place.to_string())?;
         let time = change.time(self.time);
-        change.sql = format!("SELECT pg_replication_origin_xact_setup({place}::pg_lsn, {time})");
+        // Without the extension an abort behind this moves the progress as well.
+        let set = match self.catalog.commit_position {
+            true => "zodan.commit_position",
+            false => "pg_replication_origin_xact_setup",
+        };
+        change.sql = format!("SELECT {set}({place}::pg_lsn, {time})");
         self.rendered.push(change);
         self.rendered.push(Change::bare("COMMIT"));
         Ok(())

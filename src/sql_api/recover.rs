@@ -4,7 +4,7 @@ use super::arguments;
 use super::call::called;
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
-use crate::replay::as_owner;
+use crate::replay::{as_owner, commit_position as position_of_commit};
 use crate::workflow::recover::{self, Request};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -204,23 +204,37 @@ fn replay_as_owners() -> Raised<bool> {
     Ok(true)
 }
 
+/// Commits the transaction under way as of that position of the session's origin and that time.
+#[pg_extern(sql = "")]
+fn commit_position(position: i64, at: i64) -> Raised<bool> {
+    super::arguments::superuser_for("zodan.commit_position")?;
+    // SAFETY: reads the session's variable.
+    let origin = unsafe { pg_sys::replorigin_session_origin };
+    if origin == pg_sys::InvalidRepOriginId as pg_sys::RepOriginId {
+        return Err(no_origin("no replication origin is set up in this session").into());
+    }
+    position_of_commit::set(position as u64, at);
+    Ok(true)
+}
+
+fn no_origin(problem: &str) -> Error {
+    Error::refused(
+        crate::error::SqlState::NOT_IN_PREREQUISITE_STATE,
+        problem,
+        "Call pg_replication_origin_session_setup first.",
+    )
+}
+
 /// Marks what this session commits as of `origin`.
 #[pg_extern(sql = "")]
 fn session_origin(origin: i32) -> Raised<bool> {
-    let refused = |problem: &str| {
-        Error::refused(
-            crate::error::SqlState::NOT_IN_PREREQUISITE_STATE,
-            problem,
-            "Call pg_replication_origin_session_setup first.",
-        )
-    };
     let origin = pg_sys::RepOriginId::try_from(origin)
-        .map_err(|_| refused("the number is none of an origin"))?;
+        .map_err(|_| no_origin("the number is none of an origin"))?;
     // SAFETY: the session's variables that commit records take their origin from; with an origin set up,
     // whose progress a commit advances whatever the mark is.
     unsafe {
         if pg_sys::replorigin_session_origin == pg_sys::InvalidRepOriginId as pg_sys::RepOriginId {
-            return Err(refused("no replication origin is set up in this session").into());
+            return Err(no_origin("no replication origin is set up in this session").into());
         }
         pg_sys::replorigin_session_origin = origin;
     }

@@ -156,6 +156,17 @@ impl Recovery {
     /// The recovery slot of the source, if it has kept all that the target lacks.
     pub fn check_slot(&mut self, gap: &Gap) -> Result<String> {
         let failed = self.request.failed.clone();
+        let has = server::has_commit_position().run(self.survivor(&gap.target)?)?;
+        if !has.one()?.bool(0) {
+            return Err(Error::refused(
+                SqlState::UNDEFINED_OBJECT,
+                format!(
+                    "node \"{}\" does not have the extension zodan, without which an interrupted recovery could lose a transaction there",
+                    gap.target
+                ),
+                "Run CREATE EXTENSION zodan there.",
+            ));
+        }
         let source = self.survivor(&gap.source)?;
         let slot = members::recovery_slot(source)?;
         let none = |why: String| {
