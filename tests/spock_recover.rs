@@ -196,3 +196,25 @@ fn a_recovery_that_was_interrupted_lets_go_where_the_node_has_come_back() {
     let Some(on) = on_spock() else { return };
     recovery::interrupted_and_it_came_back(on);
 }
+
+/// What a replay needs for its progress the extension has.
+#[test]
+fn a_target_without_the_extension_is_refused() {
+    let Some(on) = on_spock() else { return };
+    let cluster = on.mesh(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    on.suspend(n2, n1);
+    n1.sql("INSERT INTO crash_test VALUES (1, 'row', NULL)");
+    n3.wait_for("SELECT count(*) FROM crash_test", "1");
+    n2.sql("DROP EXTENSION zodan");
+    n1.crash();
+    assert_failed(
+        &n3.sql_error("CALL spock.recover_run('n1')"),
+        "42704",
+        "node \"n2\" does not have the extension zodan, without which an interrupted recovery could lose a transaction there",
+        "Run CREATE EXTENSION zodan there.",
+    );
+    n2.sql("CREATE EXTENSION zodan");
+    recovery::recover(n3, "n1");
+    assert_equal(&[n2, n3]);
+}
