@@ -316,6 +316,11 @@ pub trait Engine {
     /// `tables`, one value for those that it applies, to be compared with [`Self::sent_tables`]. The provider is null where its name follows from that of the subscription; heard tells whether the worker that
     /// runs now has had anything from it, and is null where nobody knows.
     fn inbound(&self) -> Statement;
+    /// `schema, table` of changes that the node's apply workers have passed over since its subscriptions were made, for
+    /// the row was not there; nulls where it is not known of which table. `None` where the engine does not count them.
+    fn passed_over(&self) -> Option<Statement> {
+        None
+    }
     /// An expression: one value for the tables that the node sends; `None` where subscriptions may differ in that.
     fn sent_tables(&self) -> Option<String> {
         None

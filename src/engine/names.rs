@@ -25,19 +25,22 @@ pub fn subscription(provider: &str, subscriber: &str) -> String {
     )
 }
 
-/// The name of one of several subscriptions of a node to another one: of the first as [`subscription`], then with its
-/// number behind.
+/// The name of one of several subscriptions of a node to another one: of the first as [`subscription`], then with a
+/// letter behind.
 pub fn nth_subscription(provider: &str, subscriber: &str, nth: usize) -> String {
     let first = subscription(provider, subscriber);
     if nth == 0 {
         return first;
     }
-    let number = format!("_{}", nth + 1);
-    if first.len() + number.len() <= NAME_MAX {
-        return first + &number;
+    let letter = match u8::try_from(nth) {
+        Ok(n @ 0..26) => format!("_{}", char::from(b'a' + n)),
+        _ => format!("_n{nth}"),
+    };
+    if first.len() + letter.len() <= NAME_MAX {
+        return first + &letter;
     }
     let tail = format!(
-        "_{:016x}{number}",
+        "_{:016x}{letter}",
         fnv1a(&[provider.as_bytes(), subscriber.as_bytes()])
     );
     readable(&first, NAME_MAX - tail.len()) + &tail

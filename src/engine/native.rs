@@ -436,6 +436,17 @@ impl Engine for Native {
         Some(questions::sent())
     }
 
+    fn passed_over(&self) -> Option<Statement> {
+        // Counted since PostgreSQL 18.
+        Some(Statement::new(
+            "SELECT NULL, NULL
+               FROM (SELECT to_jsonb(s) AS counted FROM pg_stat_subscription_stats s JOIN pg_subscription u ON u.oid = s.subid
+                      WHERE u.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())) s
+             HAVING sum((counted ->> 'confl_update_missing')::bigint + (counted ->> 'confl_delete_missing')::bigint) > 0",
+            &[],
+        ))
+    }
+
     fn start_watchdog(&self, limit_ms: u128) -> Option<Statement> {
         // The lock is taken first, so that the worker has something to wait for.
         Some(Statement::new(

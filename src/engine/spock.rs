@@ -239,8 +239,9 @@ impl Engine for Spock {
                 (&name, &new.name, &new_database, inbound),
                 (&new.name, &name, &its_database, outbound),
             ] {
+                let several = wanted.len() > 1;
                 let like = |(nth, wanted): (usize, &Subscription)| {
-                    naming.like(self.model(wanted), provider, subscriber, nth)
+                    naming.like(self.model(wanted), provider, subscriber, nth, several)
                 };
                 let names = wanted.iter().enumerate().map(like).collect();
                 let paths = named_paths(member, provider, subscriber, database, names)?;
@@ -356,6 +357,7 @@ impl Engine for Spock {
             ));
         }
         if let Some((new, members)) = nodes.split_last_mut() {
+            self.check_groups(&mut findings);
             if versions.len() == members.len() + 1 {
                 checks::before_the_first_change(self, members, new, &mut findings)?;
             }
@@ -589,6 +591,18 @@ impl Engine for Spock {
             ),
             &[],
         )
+    }
+
+    fn passed_over(&self) -> Option<Statement> {
+        Some(Statement::new(
+            "SELECT DISTINCT e.table_schema, e.table_name
+               FROM spock.exception_log e
+               JOIN spock.subscription s ON s.sub_origin = e.remote_origin
+               JOIN spock.local_node l ON l.node_id = s.sub_target
+              WHERE e.error_message ~ 'did not find row'
+                AND e.retry_errored_at >= (to_jsonb(s) ->> 'sub_created_at')::timestamptz",
+            &[],
+        ))
     }
 
     fn start_watchdog(&self, _limit_ms: u128) -> Option<Statement> {
@@ -1080,6 +1094,27 @@ impl Spock {
         all.and_then(|all| all.get(nth))
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// A subscription beside another one whose worker would wait for ever.
+    fn check_groups(&self, findings: &mut Vec<Finding>) {
+        let several = self
+            .paths
+            .iter()
+            .filter(|(ends, paths)| paths.len() > 1 && !self.to_make.contains_key(*ends));
+        for path in several.flat_map(|(_, paths)| paths) {
+            if naming::is_of_a_group(&path.slot) {
+                findings.push(Finding::new(
+                    &path.subscriber,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "subscription {} is one of several to node \"{}\", and its name ends in an underscore and a digit: Spock lets its worker wait for transactions that the others bring",
+                        path.subscription, path.provider
+                    ),
+                    "Give it another name: drop it and make it anew when both nodes have the same rows of its tables.",
+                ));
+            }
+        }
     }
 
     /// Somebody streams from the slot of every subscription between the members. The subscriber alone

@@ -60,6 +60,8 @@ pub struct Held {
     /// Tables whose contents have to be compared when everything has arrived; see
     /// [`data::Copied::unproved`].
     pub unproved: Vec<String>,
+    /// Tables of which changes may have come in another order than they were made in.
+    pub doubted: BTreeSet<String>,
     /// The tables of the source, where DDL on them is not replicated.
     structure: Option<Structure>,
     /// Those whose rows were copied.
@@ -79,6 +81,16 @@ impl Held {
             }
         }
         Ok(())
+    }
+
+    /// What has been copied of these tables is to be compared, too; of all where it is not known which.
+    pub fn doubt(&mut self, tables: impl Iterator<Item = Option<String>>) {
+        for table in tables {
+            match table {
+                Some(table) => drop(self.doubted.insert(table)),
+                None => self.doubted.extend(self.copied.iter().cloned()),
+            }
+        }
     }
 
     /// Whether somebody else wrote, in a session that did not heed the setting: one that was open
@@ -193,6 +205,7 @@ impl Copying<'_> {
             expected,
             files,
             unproved: copied.unproved,
+            doubted: BTreeSet::new(),
             structure,
             copied: labels,
         })

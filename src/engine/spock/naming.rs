@@ -77,6 +77,13 @@ impl Pattern {
     }
 }
 
+/// Spock takes a slot whose name ends so for one of a group that shares the transactions of the rest of the name, and its
+/// worker waits for those that another one is to apply: where there are several to the same node, for ever.
+pub(super) fn is_of_a_group(slot: &str) -> bool {
+    let mut end = slot.bytes().rev();
+    end.next().is_some_and(|b| b.is_ascii_digit()) && end.next() == Some(b'_')
+}
+
 /// The patterns of a cluster: every pair of nodes has a subscription of each.
 #[derive(Debug, Default)]
 pub(super) struct Naming(Vec<Pattern>);
@@ -119,6 +126,7 @@ impl Naming {
         provider: &str,
         subscriber: &str,
         nth: usize,
+        several: bool,
     ) -> String {
         let name = model.and_then(|model| {
             let (from, to) = (&model.provider, &model.subscriber);
@@ -131,7 +139,12 @@ impl Naming {
             let pattern = self.0.iter().find(of_model).or(its_own)?;
             Some(pattern.of(provider, subscriber)).filter(|name| names::is_plain(name))
         });
-        name.unwrap_or_else(|| names::nth_subscription(provider, subscriber, nth))
+        let mut name = name.unwrap_or_else(|| names::nth_subscription(provider, subscriber, nth));
+        if several && is_of_a_group(&name) {
+            name.truncate(names::NAME_MAX - 1);
+            name.push('x');
+        }
+        name
     }
 }
 
@@ -166,14 +179,14 @@ mod tests {
             ("n2", "n1", "n1_from_n2"),
             ("n2", "n1", "n1_from_n2_big"),
         ]);
-        let like = |name, nth| naming.like(Some(&path("n1", "n2", name)), "n1", "n3", nth);
+        let like = |name, nth| naming.like(Some(&path("n1", "n2", name)), "n1", "n3", nth, true);
         assert_eq!(like("n2_from_n1", 0), "n3_from_n1");
         assert_eq!(like("n2_from_n1_big", 1), "n3_from_n1_big");
         assert_eq!(
             naming.of_members("n2", "n3"),
             ["n3_from_n2", "n3_from_n2_big"]
         );
-        let odd = naming.like(Some(&path("n1", "n2", "n2_from_n1")), "n1", "N-3", 0);
+        let odd = naming.like(Some(&path("n1", "n2", "n2_from_n1")), "n1", "N-3", 0, true);
         assert_eq!(odd, names::subscription("n1", "N-3"));
     }
 
@@ -185,11 +198,32 @@ mod tests {
             ("n2", "n1", "big_from_paris"),
             ("n2", "n1", "n2_to_n1"),
         ]);
-        let like = |name, nth| naming.like(Some(&path("n2", "n1", name)), "n2", "n3", nth);
-        assert_eq!(like("from_paris", 1), "sub_n2_n3_2");
+        let like = |name, nth| naming.like(Some(&path("n2", "n1", name)), "n2", "n3", nth, true);
+        assert_eq!(like("from_paris", 1), "sub_n2_n3_b");
         assert_eq!(like("big_from_paris", 0), "sub_n2_n3");
         assert_eq!(like("n2_to_n1", 2), "n2_to_n3");
         assert_eq!(naming.of_members("n2", "n3"), ["sub_n2_n3"]);
+    }
+
+    #[test]
+    fn no_slot_looks_like_one_of_a_group() {
+        let naming = naming(&[
+            ("db_1", "db_2", "db_2_from_db_1_1"),
+            ("db_1", "db_2", "db_2_from_db_1_2"),
+        ]);
+        let like = |nth, several| {
+            let name = format!("db_2_from_db_1_{}", nth + 1);
+            naming.like(
+                Some(&path("db_1", "db_2", &name)),
+                "db_1",
+                "db_3",
+                nth,
+                several,
+            )
+        };
+        assert_eq!(like(0, true), "db_3_from_db_1_1x");
+        assert_eq!(like(1, true), "db_3_from_db_1_2x");
+        assert_eq!(like(1, false), "db_3_from_db_1_2");
     }
 
     #[test]
