@@ -437,12 +437,12 @@ impl Engine for Native {
     }
 
     fn passed_over(&self) -> Option<Statement> {
-        // Counted since PostgreSQL 18.
+        // Counted since PostgreSQL 18. Deletes say nothing: those of markers come without their rows.
         Some(Statement::new(
             "SELECT NULL, NULL
                FROM (SELECT to_jsonb(s) AS counted FROM pg_stat_subscription_stats s JOIN pg_subscription u ON u.oid = s.subid
                       WHERE u.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())) s
-             HAVING sum((counted ->> 'confl_update_missing')::bigint + (counted ->> 'confl_delete_missing')::bigint) > 0",
+             HAVING sum((counted ->> 'confl_update_missing')::bigint) > 0",
             &[],
         ))
     }
