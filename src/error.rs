@@ -261,6 +261,14 @@ impl Error {
         Self::Internal(message.into())
     }
 
+    /// Where no connection could be made: with another hint, made from the one that it has.
+    pub fn hinted(mut self, make: impl FnOnce(&str) -> String) -> Self {
+        if let Self::Connect { hint, .. } = &mut self {
+            *hint = make(hint);
+        }
+        self
+    }
+
     /// Whether the server of a node has said this: one that is dead says nothing.
     pub fn is_of_a_server(&self) -> bool {
         matches!(self, Self::Connect { answered: true, .. } | Self::Remote(_))

@@ -1,6 +1,9 @@
 //! A cluster as its owners made it: sets of single nodes, a filtered table, one with a column list, one that is only
 //! inserted into, two subscriptions between each two nodes, under names of their own.
 
+mod common;
+
+use common::Over;
 use lab::spock::{self, Mesh, Subscription};
 use lab::{Called, Cluster, Server, add_node, wait_quiet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -67,15 +70,6 @@ fn cluster(members: usize) -> Option<Cluster> {
     }
     wait_quiet(&cluster.first(members));
     Some(cluster)
-}
-
-/// Ends the writers, also where a test fails.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Writes on each of `nodes` while `meanwhile` goes on, each into rows of its own, in transactions that change all

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Running;
+use common::{Over, Running};
 use lab::cluster::add_node_call;
 use lab::spock::{self, Mesh, Subscription};
 use lab::{Cluster, Server, add_node, assert_same_content, quote_literal, wait_quiet};
@@ -29,15 +29,6 @@ fn cluster(delay: &str) -> Option<Cluster> {
         ..Mesh::default()
     };
     Some(mesh.start(2))
-}
-
-/// Ends the writers, also where a test fails.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// All of `nodes` change the same rows, and insert the same keys.

@@ -5,7 +5,7 @@ use super::{Source, snapshot_session};
 use crate::error::{Error, Result};
 use crate::node::Statement;
 use crate::replay::pgoutput::{Column, Relation, Tuple, Value};
-use crate::replay::share::{ORIGIN, WRITTEN};
+use crate::replay::share::{IDENTITY_INDEX, ORIGIN, WRITTEN};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// So many transactions back rows are looked at in any case: the clock of who committed them may have been ahead.
@@ -46,13 +46,15 @@ pub struct Row {
 }
 
 /// The columns by which rows are told apart, by the OID of the table; and the name that it has by now.
-const KEYS: &str = "
-SELECT c.oid, n.nspname, c.relname, json_agg(a.attname)
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-  JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid
-       AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
-  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
- GROUP BY c.oid, n.nspname, c.relname";
+fn keys() -> String {
+    format!(
+        "SELECT c.oid, n.nspname, c.relname, json_agg(a.attname)
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_index i ON {IDENTITY_INDEX}
+           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+          GROUP BY c.oid, n.nspname, c.relname"
+    )
+}
 
 struct Known {
     schema: String,
@@ -64,7 +66,7 @@ struct Known {
 pub fn recent(source: &Source<'_>, tables: &[Table], since: Since) -> Result<Vec<Recent>> {
     let mut conn = snapshot_session(source)?;
     let mut known = BTreeMap::new();
-    for row in &conn.query(KEYS, &[])? {
+    for row in &conn.query(&keys(), &[])? {
         let oid: u32 = row.parse(0)?;
         let key = serde_json::from_str(row.text(3)).map_err(|e| Error::internal(e.to_string()))?;
         let (schema, name) = (row.text(1).to_owned(), row.text(2).to_owned());

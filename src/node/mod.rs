@@ -12,7 +12,7 @@ pub use here::Here;
 pub use local::{Local, own_database};
 pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
 pub use reader::Reader;
-pub use session::{Ask, Session, ask, ask_all, ask_within, check_open, glance};
+pub use session::{Ask, Session, ask, ask_all, ask_in_turn, ask_within, check_open, glance};
 pub use statement::Statement;
 
 use crate::libpq::Dsn;

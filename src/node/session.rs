@@ -93,6 +93,21 @@ pub fn ask_within(questions: Vec<Ask<'_>>, limit: Option<Duration>) -> Vec<Resul
         .collect()
 }
 
+/// Runs on each of `nodes` its own statements, one after the other, on all at the same time. The last answers.
+pub fn ask_in_turn(nodes: &mut [&mut Node], statements: &[Vec<Statement>]) -> Result<Vec<Rows>> {
+    let mut answers = vec![];
+    for round in 0..statements.iter().map(Vec::len).max().unwrap_or(0) {
+        let questions = nodes.iter_mut().zip(statements).filter_map(|(node, all)| {
+            let statement = all.get(round)?.clone();
+            Some(statement.on(node))
+        });
+        answers = ask(questions.collect())
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+    }
+    Ok(answers)
+}
+
 /// Asks all of `nodes` the same; the first error is the answer of all.
 pub fn ask_all<'a>(
     nodes: impl IntoIterator<Item = &'a mut Node>,

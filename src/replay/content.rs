@@ -4,7 +4,7 @@
 //! those that differ are looked at in parts.
 
 use super::pgoutput::{Column, Relation, Tuple, Value};
-use super::share::Share;
+use super::share::{IDENTITY_INDEX, Share};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Rows;
 use crate::node::{Node, Statement, ask};
@@ -145,19 +145,18 @@ pub struct Part {
 
 /// The ordinary tables of the node but those in `left_out`.
 pub fn relations(node: &mut Node, left_out: &[&str]) -> Result<Vec<Relation>> {
-    let rows = node.query(
+    let question = format!(
         "SELECT c.oid, n.nspname, c.relname, a.attname,
                 coalesce(a.attnum = ANY (i.indkey), false)
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
            JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                               AND a.attgenerated = ''
-           LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid
-                AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
+           LEFT JOIN pg_index i ON {IDENTITY_INDEX}
           WHERE c.relkind = 'r' AND c.relpersistence = 'p'
             AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-          ORDER BY 2, 3, a.attnum",
-        &[],
-    )?;
+          ORDER BY 2, 3, a.attnum"
+    );
+    let rows = node.query(&question, &[])?;
     let mut found: Vec<Relation> = vec![];
     for row in &rows {
         if left_out.contains(&row.text(1)) {

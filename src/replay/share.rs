@@ -12,6 +12,10 @@ pub const WRITTEN: &str = "(extract(epoch FROM \
     (pg_xact_commit_timestamp_origin(CASE current_setting('track_commit_timestamp') WHEN 'on' THEN xmin END)).timestamp \
     - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint";
 
+/// That `i`, a row of `pg_index`, is of the index by which rows of `c`, one of `pg_class`, are told apart.
+pub const IDENTITY_INDEX: &str = "i.indrelid = c.oid AND i.indisvalid \
+    AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END";
+
 /// Which kinds of changes are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kinds {

@@ -4,6 +4,7 @@
 //! the newer value stays, as under last-update-wins; without them nothing is known, and the late one wins.
 
 use super::pgoutput::{Column, Message, Relation, Tuple, Value};
+use super::share::IDENTITY_INDEX;
 use crate::error::{Error, Result};
 use crate::libpq::Param;
 use crate::lsn::Lsn;
@@ -63,7 +64,7 @@ impl Catalog {
         }
         catalog.timestamps = server::has_commit_timestamps(node)?;
         catalog.commit_position = server::has_commit_position().run(node)?.one()?.bool(0);
-        for row in &node.query(COLUMNS, &[])? {
+        for row in &node.query(&columns(), &[])? {
             let table = qualified(row.text(0), row.text(1));
             let equality = Equality {
                 of: qualified(row.text(3), row.text(4)),
@@ -97,7 +98,8 @@ impl Catalog {
 }
 
 /// `schema, table, column, schema and name of its type, schema and name of its operator, comparable, domain, nested`.
-const COLUMNS: &str = "
+fn columns() -> String {
+    format!("
 WITH RECURSIVE base(oid, typ) AS (
     SELECT oid, oid FROM pg_type WHERE typtype <> 'd'
      UNION ALL
@@ -133,10 +135,11 @@ SELECT n.nspname, c.relname, a.attname, tn.nspname, t.typname, k.nspname, k.oprn
                        AND x.amopstrategy = CASE m.amname WHEN 'btree' THEN 3 WHEN 'hash' THEN 1 END
          JOIN pg_operator p ON p.oid = x.amopopr
          JOIN pg_namespace pn ON pn.oid = p.oprnamespace
-        WHERE i.indrelid = c.oid AND i.indisvalid AND u.attnum = a.attnum
-          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
+        WHERE {IDENTITY_INDEX} AND u.attnum = a.attnum
         LIMIT 1) k ON true
- WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')";
+ WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
+    )
+}
 
 /// A statement with its values apart, so that it is the same for all changes of the same columns of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,12 +1,12 @@
 //! The copy (the sixth move): structure, data, the rest of the structure, what no snapshot holds.
 
 use super::estimate::time_to_build;
-use super::own_times;
+use super::own_times::{self, Kept};
 use super::report::Report;
 use super::waiting_slots;
 use crate::copy::{
     self, Archive, Broken, CheckConstraints, ForeignKeys, Indexes, Inventory, LeaveOut, Privileges,
-    Since, Source, Structure, Target, Unproved, data, matviews, sequences, settings,
+    Source, Structure, Target, Unproved, data, matviews, sequences, settings,
 };
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
@@ -39,8 +39,8 @@ pub struct Copying<'a> {
     pub journal: &'a mut Journal,
     pub engine: &'a dyn Engine,
     pub report: &'a Report,
-    /// From when on rows keep their times, if any do.
-    pub recent_since: Option<Since>,
+    /// Which rows keep their times, if any do.
+    pub kept: Option<Kept>,
 }
 
 /// What has to be known to let applications write on the new node.
@@ -115,7 +115,7 @@ struct Stored {
     /// The tables as they were on the source.
     structure: Option<Structure>,
     /// How many rows were stored once more, to keep their times.
-    kept: u64,
+    rows_kept: u64,
 }
 
 /// Tables of which nothing is replicated.
@@ -174,7 +174,7 @@ impl Copying<'_> {
             copied,
             mut files,
             structure,
-            kept,
+            rows_kept,
         } = self.copy(plan, step, &mut before)?;
         // Emptied by ourselves.
         files.retain(|table, _| !copied.again.contains(table));
@@ -190,7 +190,7 @@ impl Copying<'_> {
         ));
         let expected = written.map(|(inserted, changed)| {
             let copied_rows = copied.rows + copied.discarded - copied.extension_rows;
-            (inserted + copied_rows, changed + kept)
+            (inserted + copied_rows, changed + rows_kept)
         });
         for table in &copied.again {
             self.report.say(&format!(
@@ -213,7 +213,7 @@ impl Copying<'_> {
 
     fn copy(&mut self, plan: CopyPlan, step: i32, before: &mut Inventory) -> Result<Stored> {
         let report = self.report;
-        let copied_tables = plan.tables.clone();
+        let kept = self.kept.take().map(|kept| (kept, plan.tables.clone()));
         let Member { name, dsn } = self.source.member();
         let source = Source {
             node: &name,
@@ -391,20 +391,21 @@ impl Copying<'_> {
         }
         let own = settings::read(&mut self.source.session)?;
         settings::apply(&mut self.new.session, &own)?;
-        let mut kept = 0;
-        if let Some(since) = self.recent_since {
+        let mut rows_kept = 0;
+        if let Some((kept, tables)) = kept {
             report.now("giving the newest rows their own times");
-            kept = own_times::keep(
+            let (origin, settings) = (&plan.origin, &plan.settings);
+            rows_kept = own_times::keep(
                 self.engine,
-                (&mut *self.source, self.snapshot),
+                &source,
                 self.new,
-                &copied_tables,
-                since,
-                &plan.origin,
-                &plan.settings,
+                &tables,
+                kept,
+                origin,
+                settings,
             )?;
-            if kept > 0 {
-                report.step(&format!("{kept} rows keep their commit timestamps"));
+            if rows_kept > 0 {
+                report.step(&format!("{rows_kept} rows keep their commit timestamps"));
             }
         }
         self.journal.passed("the newest rows have their times")?;
@@ -414,7 +415,7 @@ impl Copying<'_> {
             copied,
             files,
             structure,
-            kept,
+            rows_kept,
         })
     }
 

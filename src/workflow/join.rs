@@ -9,7 +9,7 @@ use super::join_plan::{self, Nodes};
 use super::markers::{self, Marker};
 use super::members::{self, each_beside_others};
 use super::membership::{self, announce};
-use super::own_times;
+use super::own_times::{self, Kept};
 use super::patience::{Seen, wait_until};
 use super::report::{self, Report};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
@@ -18,13 +18,15 @@ use super::taken;
 use super::undo::Undo;
 use super::verify;
 use super::waiting_slots;
-use crate::copy::{self, Since};
+use crate::copy;
 use crate::engine::{Engine, Identity, Path, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal, Subject};
 use crate::libpq::{Dsn, Row, Rows};
 use crate::lsn::Position;
-use crate::node::{Here, Local, Member, Node, Session, Statement, ask, ask_within, server};
+use crate::node::{
+    Here, Local, Member, Node, Session, Statement, ask, ask_in_turn, ask_within, server,
+};
 use crate::quote;
 use crate::replay::content::Compared;
 use crate::settings;
@@ -118,8 +120,8 @@ struct Join {
     held: Held,
     /// How sequences are divided; `None` if every member has copies.
     division: Option<Division>,
-    /// From when on copied rows keep their times.
-    recent_since: Option<Since>,
+    /// Which copied rows keep their times.
+    kept: Option<Kept>,
 }
 
 impl Join {
@@ -155,7 +157,7 @@ impl Join {
             joined_at: String::new(),
             held: Held::default(),
             division: None,
-            recent_since: None,
+            kept: None,
         })
     }
 
@@ -478,7 +480,7 @@ impl Join {
             let step = Step::new(self.report.current(), &peer.name, Action::Marker);
             steps.push(journal.intend(&step, &Effect::Marker)?);
         }
-        self.recent_since = own_times::since(&mut self.source, &mut self.peers)?;
+        self.kept = own_times::from_now_on(&*self.engine, &mut self.source, &mut self.peers)?;
         let markers = markers::emit(&*self.engine, &mut self.peers)?;
         for step in steps {
             journal.done(step)?;
@@ -556,7 +558,7 @@ impl Join {
             journal,
             engine: &*self.engine,
             report: &self.report,
-            recent_since: self.recent_since,
+            kept: self.kept.take(),
         }
         .run()?;
         drop(snapshot);
@@ -823,17 +825,11 @@ impl Join {
             made?;
         }
         journal.passed("every member has a subscription")?;
-        let enabling = |m: &Node| engine.enable_all(&engine.paths(&new.name, &m.name));
-        let rounds = members.iter().map(|m| enabling(m).len()).max();
-        for round in 0..rounds.unwrap_or_default() {
-            let questions = members.iter_mut().filter_map(|member| {
-                let statement = enabling(member).into_iter().nth(round)?;
-                Some(statement.on(member))
-            });
-            for answer in ask(questions.collect()) {
-                answer?;
-            }
-        }
+        let enabling: Vec<_> = members
+            .iter()
+            .map(|m| engine.enable_all(&engine.paths(&new.name, &m.name)))
+            .collect();
+        ask_in_turn(&mut members, &enabling)?;
         for step in steps {
             journal.done(step)?;
         }

@@ -7,7 +7,7 @@ use super::refusal::Refusals;
 use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::lsn::Lsn;
-use crate::node::{Node, Statement, ask, check_open};
+use crate::node::{Node, Statement, ask_in_turn, check_open};
 use crate::settings;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -35,16 +35,7 @@ pub fn emit<'a>(
         (node, statements)
     });
     let (mut nodes, statements): (Vec<&mut Node>, Vec<_>) = statements.unzip();
-    let mut answers = vec![];
-    for round in 0..statements.iter().map(Vec::len).max().unwrap_or(0) {
-        let questions = nodes.iter_mut().zip(&statements).filter_map(|(node, all)| {
-            let statement = all.get(round)?.clone();
-            Some(statement.on(node))
-        });
-        answers = ask(questions.collect())
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?;
-    }
+    let answers = ask_in_turn(&mut nodes, &statements)?;
     nodes
         .iter()
         .zip(&answers)

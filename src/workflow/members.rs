@@ -51,20 +51,7 @@ pub fn connect_each(members: &[Member]) -> Vec<Result<Node>> {
 
 /// Says where the address is from by which a node could not be reached.
 pub fn with_address(error: Error, of: impl FnOnce() -> String) -> Error {
-    match error {
-        Error::Connect {
-            node,
-            reason,
-            answered,
-            hint,
-        } => Error::Connect {
-            node,
-            reason,
-            answered,
-            hint: format!("{} {hint}", of()),
-        },
-        other => other,
-    }
+    error.hinted(|hint| format!("{} {hint}", of()))
 }
 
 /// A session of its own on one member.

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::libpq::Conn;
 use crate::lsn::Lsn;
-use crate::node::{Node, Session, ask_all, server};
+use crate::node::{Node, Session, Statement, ask_all, server};
 use crate::replay::pgoutput::Message;
 use crate::replay::{Applier, Catalog, Rendering};
 
@@ -25,9 +25,24 @@ SELECT DISTINCT n.nspname, c.relname
   FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE k.contype = 'c' AND NOT k.convalidated";
 
+/// Which copied rows get their own times, and how.
+#[derive(Clone)]
+pub struct Kept {
+    since: Since,
+    /// As of [`Engine::authors_of_copied`].
+    authors: Vec<(u32, Statement)>,
+}
+
 /// From when on the rows of the source may be newer than what a peer still delivers. To be asked before the peers commit
-/// their markers; `None` without peers.
-pub fn since(source: &mut Node, peers: &mut [Node]) -> Result<Option<Since>> {
+/// their markers; `None` without peers, or where times do not matter to the engine.
+pub fn from_now_on(
+    engine: &dyn Engine,
+    source: &mut Node,
+    peers: &mut [Node],
+) -> Result<Option<Kept>> {
+    let Some(authors) = engine.authors_of_copied(source)? else {
+        return Ok(None);
+    };
     let now = "SELECT (extract(epoch FROM clock_timestamp() - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint";
     let mut earliest: Option<i64> = None;
     for rows in ask_all(peers.iter_mut(), now, &[])? {
@@ -38,33 +53,24 @@ pub fn since(source: &mut Node, peers: &mut [Node]) -> Result<Option<Since>> {
         return Ok(None);
     };
     let xid = Since::oldest_running().run(source)?.one()?.parse(0)?;
-    Ok(Some(Since {
-        at: at - MARGIN,
-        xid,
-    }))
+    let at = at - MARGIN;
+    let since = Since { at, xid };
+    Ok(Some(Kept { since, authors }))
 }
 
 /// Stores the recent rows of `tables` once more on the new node, with their own times and authors. `origin` is one that
 /// nobody uses. Returns how many that are.
 pub fn keep(
     engine: &dyn Engine,
-    source: (&mut Node, &str),
+    from: &Source<'_>,
     new: &mut Node,
     tables: &[Table],
-    since: Since,
+    kept: Kept,
     origin: &str,
     settings: &[(&str, &str)],
 ) -> Result<u64> {
-    let (source, snapshot) = source;
-    let Some(authors) = engine.authors_of_copied(source)? else {
-        return Ok(0);
-    };
-    let from = Source {
-        node: &source.name,
-        dsn: &source.dsn,
-        snapshot,
-    };
-    let mut recent = copy::recent(&from, tables, since)?;
+    let Kept { since, authors } = kept;
+    let mut recent = copy::recent(from, tables, since)?;
     // A row that breaks a constraint which is not valid cannot be written once more.
     let unproved = new.query(UNPROVED, &[])?;
     recent.retain(|table| {

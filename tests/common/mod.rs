@@ -11,6 +11,7 @@ use lab::{CallFailed, Called, Server, ServerOptions, digest, explain, quote_lite
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,15 @@ pub const WAITS_FOR_ANOTHER: &str = "'ZodanRemote', 'Extension'";
 /// Servers whose subscriptions come back at once after a restart of their provider.
 pub fn quick() -> ServerOptions {
     ServerOptions::default().set("wal_retrieve_retry_interval", "100ms")
+}
+
+/// Ends threads that look at the flag, also where a test fails.
+pub struct Over<'a>(pub &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The arguments of `spock.add_node`; `None` is NULL.

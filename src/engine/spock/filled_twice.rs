@@ -7,7 +7,7 @@ use super::sets::SetTable;
 use crate::error::{Finding, Result, SqlState};
 use crate::node::{Node, Statement};
 use crate::quote::{literal, qualified};
-use crate::replay::share::ORIGIN;
+use crate::replay::share::{IDENTITY_INDEX, ORIGIN};
 use std::collections::BTreeSet;
 
 /// So many blocks of a table are looked at, and so many of the rows in them.
@@ -22,8 +22,7 @@ fn key(table: &str) -> Statement {
                     least(100, {BLOCKS} * 100 / greatest(1, (SELECT sum(pg_relation_size(t.relid)) FROM pg_partition_tree(c.oid) t)
                                                             / current_setting('block_size')::numeric))
                FROM pg_class c
-               JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid
-                    AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
+               JOIN pg_index i ON {IDENTITY_INDEX}
                JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
               WHERE c.oid = to_regclass($1)
               GROUP BY c.oid"

@@ -33,20 +33,7 @@ pub fn on_the_new_node(here: &Here, request: &Request, report: &Report) -> Resul
         dsn: source_dsn,
     };
     let mut source = members::connect(&[source])
-        .map_err(|error| match error {
-            Error::Connect {
-                node,
-                reason,
-                answered,
-                ..
-            } => Error::Connect {
-                node,
-                reason,
-                answered,
-                hint: elsewhere,
-            },
-            error => error,
-        })?
+        .map_err(|error| error.hinted(|_| elsewhere))?
         .pop()
         .ok_or_else(|| Error::internal("a node was not connected"))?;
     let mut new = members::local(&request.target, &source.dsn.clone(), here);
