@@ -751,7 +751,7 @@ fn the_mesh_must_be_whole() {
         &call,
         "55000",
         "node \"n2\": subscription sub_n3_n2 from node \"n3\" does not exist",
-        hint,
+        "Nodes join a full mesh, in which each subscribes to each other one",
     );
 
     // A member that is down is an error of its own, and names it.
