@@ -11,6 +11,7 @@ use std::time::Duration;
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static NO_PROGRESS_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(180_000);
 static SLOT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static CATCH_UP_FROM_SOURCE: GucSetting<bool> = GucSetting::<bool>::new(true);
 static RECOVERY_SLOTS: GucSetting<bool> = GucSetting::<bool>::new(true);
 static RECOVERY_SLOT_MAX_WAL: GucSetting<i32> = GucSetting::<i32>::new(10_240);
 static STATUS_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2_500);
@@ -63,6 +64,14 @@ pub fn define() {
         60_000,
         GucContext::Userset,
         GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_bool_guc(
+        c"zodan.catch_up_from_source",
+        c"Whether a node that joins takes from the source what all members wrote during the copy.",
+        c"The source has it in an order in which every change finds its row. Off, each member sends its own.",
+        &CATCH_UP_FROM_SOURCE,
+        GucContext::Userset,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"zodan.copy_jobs",
@@ -203,6 +212,10 @@ pub fn status_timeout() -> Duration {
 
 pub fn slot_timeout() -> Duration {
     Duration::from_millis(SLOT_TIMEOUT.get() as u64)
+}
+
+pub fn catch_up_from_source() -> bool {
+    CATCH_UP_FROM_SOURCE.get()
 }
 
 pub fn copy_jobs() -> usize {

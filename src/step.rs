@@ -21,6 +21,11 @@ pub enum Action {
     },
     Marker,
     PauseApply,
+    /// What the members wrote during the copy comes from the source.
+    CatchUp {
+        source: String,
+    },
+    PauseApplyToHandOver,
     HoldOffWritesOfNew,
     HoldOffWritesByEngine,
     Origin,
@@ -64,6 +69,10 @@ impl fmt::Display for Action {
             Self::CreateSlot { slot } => write!(f, "create slot {slot}"),
             Self::Marker => f.write_str("marker"),
             Self::PauseApply => f.write_str("pause apply for the moment of the snapshot"),
+            Self::CatchUp { source } => write!(f, "catch up with all that \"{source}\" has"),
+            Self::PauseApplyToHandOver => {
+                f.write_str("pause apply for the moment in which each peer takes over")
+            }
             Self::HoldOffWritesOfNew => f.write_str("hold off application writes on the new node"),
             Self::HoldOffWritesByEngine => f.write_str("have the engine hold them off too"),
             Self::Origin => f.write_str("origin of the copied rows"),
@@ -115,6 +124,12 @@ impl Action {
             Self::PauseApply => {
                 "snapshot and progress of the source belong together only while nothing is applied"
             }
+            Self::CatchUp { .. } => {
+                "the source has the changes of all members in an order in which each finds its row"
+            }
+            Self::PauseApplyToHandOver => {
+                "the new node is to have of each peer what the source has, no more and no less"
+            }
             Self::HoldOffWritesOfNew | Self::HoldOffWritesByEngine => {
                 "what is written before the join is proved could be lost with it"
             }
@@ -151,7 +166,10 @@ impl Action {
             Self::DivideSequences => "the sequences become what they were",
             Self::CreateSlot { .. } | Self::CloneSlot { .. } => "the slot is dropped",
             Self::Marker => "markers are deleted",
-            Self::PauseApply => "apply resumes, at the latest after some seconds by itself",
+            Self::CatchUp { .. } => "the subscription is dropped",
+            Self::PauseApply | Self::PauseApplyToHandOver => {
+                "apply resumes, at the latest after some seconds by itself"
+            }
             Self::HoldOffWritesOfNew
             | Self::HoldOffWritesByEngine
             | Self::LetApplyWrite

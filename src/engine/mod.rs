@@ -371,6 +371,12 @@ pub trait Engine {
 
     /// Creates the subscription of `path`, disabled and without copy.
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement;
+    /// Whether a node that joins can take what the members wrote meanwhile from the source alone: it sends on whatever
+    /// any of them would send. Known after [`Self::prepare`].
+    fn source_sends_all(&self) -> bool;
+    /// Makes the provider of `path`, a subscription that is not enabled, send on what it has of others too, or its own
+    /// changes only.
+    fn forward(&self, path: &Path, others_too: bool) -> Statement;
     /// The command by which the worker of `path` asks its provider for changes, from where the slot stands; no row
     /// where the subscription is gone. It is run on the subscriber.
     fn start_replication(&self, path: &Path) -> Statement;

@@ -510,6 +510,19 @@ impl Engine for Native {
         )
     }
 
+    fn source_sends_all(&self) -> bool {
+        true // every publication is for all tables
+    }
+
+    fn forward(&self, path: &Path, others_too: bool) -> Statement {
+        let name = crate::quote::ident(&path.subscription);
+        let origin = if others_too { "any" } else { "none" };
+        Statement::new(
+            format!("ALTER SUBSCRIPTION {name} SET (origin = {origin})"),
+            &[],
+        )
+    }
+
     fn start_at(&self, path: &Path, lsn: Lsn) -> Statement {
         Statement::new(
             "SELECT pg_replication_origin_advance('pg_' || s.oid, $2::pg_lsn)

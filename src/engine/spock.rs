@@ -23,7 +23,7 @@ use naming::Naming;
 use sets::{Names, SetTable, Sets, Subscription, array, differences};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use ways::{SetKinds, Ways};
+use ways::{SetKinds, Way, Ways};
 
 /// The Unix epoch in microseconds since 2000: older than any change of an application, so that
 /// under last-update-wins every change wins over a copied row, as with Spock's own copy. Rows that may be newer than one
@@ -55,6 +55,10 @@ pub struct Spock {
     /// Whether the cluster's slots have the flag.
     failover: bool,
     leave_out: LeaveOut,
+    /// As of [`Engine::source_sends_all`].
+    source_sends_all: bool,
+    /// Whether what a subscription forwards can be changed by a function of Spock's.
+    alters_options: bool,
 }
 
 /// Whether the database is a node of a Spock cluster.
@@ -250,6 +254,9 @@ impl Engine for Spock {
                 self.to_make.insert(ends, wanted);
             }
         }
+        self.source_sends_all = self.sends_all(members, &new.name)?;
+        let options = "SELECT to_regprocedure('spock.sub_alter_options(name,jsonb)') IS NOT NULL";
+        self.alters_options = new.query(options, &[])?.one()?.bool(0);
         Ok(())
     }
 
@@ -836,6 +843,27 @@ impl Engine for Spock {
         )
     }
 
+    fn source_sends_all(&self) -> bool {
+        self.source_sends_all
+    }
+
+    fn forward(&self, path: &Path, others_too: bool) -> Statement {
+        let wanted = if others_too { "all" } else { "" };
+        if self.alters_options {
+            return Statement::new(
+                "SELECT spock.sub_alter_options($1::name,
+                            jsonb_build_object('forward_origins', string_to_array($2, ',')))",
+                &[&path.subscription, wanted],
+            );
+        }
+        // Before 6.0 nothing but sub_create sets it. The worker reads it when it starts.
+        Statement::new(
+            "UPDATE spock.subscription SET sub_forward_origins = nullif(string_to_array($2, ','), '{}')
+              WHERE sub_name = $1 AND NOT sub_enabled",
+            &[&path.subscription, wanted],
+        )
+    }
+
     fn start_at(&self, path: &Path, lsn: Lsn) -> Statement {
         Statement::new(
             "SELECT pg_replication_origin_advance($1, $2::pg_lsn)",
@@ -1068,6 +1096,31 @@ impl Spock {
             None => self.sets.subscriptions(provider, subscriber),
         };
         subscriptions.iter().map(|s| s.sets.clone()).collect()
+    }
+
+    /// Whether the source, the first of `members`, sends the new node whatever any of them sends it: one subscription to
+    /// each, without delay, with the same sets, in which the same is of every table.
+    fn sends_all(&self, members: &mut [&mut Node], new: &str) -> Result<bool> {
+        let known = sets::contents(members)?;
+        let mut ways: Option<(Names, ByTable<Way>)> = None;
+        for (member, (tables, kinds)) in members.iter().zip(&known) {
+            let ends = (member.name.clone(), new.to_owned());
+            let [only] = self.to_make.get(&ends).map_or(&[][..], Vec::as_slice) else {
+                return Ok(false);
+            };
+            let these = (
+                only.sets.clone(),
+                ways::of_subscription(tables, kinds, &only.sets),
+            );
+            if only.is_delayed()
+                || !these.1.values().all(Way::is_the_same_beyond)
+                || ways.as_ref().is_some_and(|ways| *ways != these)
+            {
+                return Ok(false);
+            }
+            ways = Some(these);
+        }
+        Ok(true)
     }
 
     /// The path between members of this subscription.

@@ -4,7 +4,7 @@ use super::patience::{Seen, wait_until};
 use crate::engine::{Engine, Path};
 use crate::error::Result;
 use crate::journal::{Effect, Journal};
-use crate::node::{Node, Statement};
+use crate::node::{Node, Statement, server};
 use crate::step::{Action, Step};
 
 /// The step that holds the subscription of `path`.
@@ -23,6 +23,41 @@ pub fn intend(
 ) -> Result<i32> {
     let undo = engine.enable(path).inlined();
     journal.intend(&step(phase, path), &Effect::Statement { undo })
+}
+
+/// Disables the subscription of `path`, between two transactions, and waits until its worker has ended.
+pub fn stop(
+    engine: &dyn Engine,
+    path: &Path,
+    provider: &mut Node,
+    subscriber: &mut Node,
+) -> Result<()> {
+    match engine.disable_idle(path) {
+        Some(idle) => stop_idle(&idle, path, provider, subscriber)?,
+        None => drop(engine.disable(path).run(subscriber)?),
+    }
+    Ending::of(engine).wait(subscriber)
+}
+
+/// Disables it with `idle`, as of [`Engine::disable_idle`].
+pub fn stop_idle(
+    idle: &Statement,
+    path: &Path,
+    provider: &mut Node,
+    subscriber: &mut Node,
+) -> Result<()> {
+    wait_until(
+        &path.subscriber,
+        &format!("disabling subscription {}", path.subscription),
+        "See its log.",
+        || {
+            server::end_slot_user(&path.slot).run(provider)?;
+            Ok(match idle.run(subscriber)?.is_empty() {
+                true => Seen::Pending("its worker is there".into()),
+                false => Seen::Done(()),
+            })
+        },
+    )
 }
 
 /// How the end of the workers of subscriptions that have been disabled is waited for.

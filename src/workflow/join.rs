@@ -1,5 +1,6 @@
 //! A node joins: every change of every member is applied on it exactly once, from a snapshot on.
 
+use super::attach::{Attaching, Positions, Starts};
 use super::checks::{Checks, Known};
 use super::copying::{Copying, Held};
 use super::division::Division;
@@ -252,6 +253,10 @@ impl Join {
             tried: false,
         }
         .take()?;
+        let starts = Starts {
+            slots: starts,
+            snapshot: snapshot.start.clone(),
+        };
         let positions = self.positions(&starts, &snapshot)?;
 
         self.report.phase("copy structure and data");
@@ -262,8 +267,16 @@ impl Join {
         if plan.apply_writes {
             self.let_apply_write(known, journal)?;
         }
-        let markers = self.emit_markers(journal)?;
-        self.attach(journal, &positions)?;
+        let markers = Attaching {
+            engine: &*self.engine,
+            source: &mut self.source,
+            peers: &mut self.peers,
+            new: &mut self.new,
+            loopback: &mut self.loopback,
+            journal: &mut *journal,
+            report: &self.report,
+        }
+        .run(&starts, &positions)?;
 
         self.report.phase("attach every member to the new node");
         self.attach_reverse(known, journal)?;
@@ -498,45 +511,11 @@ impl Join {
     }
 
     /// From where each subscription of the new node applies: behind the snapshot, and not before the slot.
-    fn positions(
-        &self,
-        starts: &BTreeMap<String, Position>,
-        snapshot: &Snapshot,
-    ) -> Result<BTreeMap<String, Position>> {
-        let (engine, new) = (&*self.engine, self.new.name.as_str());
-        let mut positions = BTreeMap::new();
-        for peer in &self.peers {
-            // The source has the same subscriptions to it, in the same order.
-            let ours = engine.paths(&peer.name, new).into_iter();
-            let of_source = engine.paths(&peer.name, &self.source.name);
-            for (path, theirs) in ours.zip(of_source) {
-                let (Some(progress), Some(start)) = (
-                    snapshot.progress.get(&theirs.subscription),
-                    starts.get(&path.subscription),
-                ) else {
-                    continue;
-                };
-                if !progress.reaches(start)? {
-                    // The barrier has seen to it; if not, changes between the two would be nowhere.
-                    return Err(Error::internal(format!(
-                        "the snapshot holds \"{}\" by {} up to {progress}, but slot {} starts at {start}",
-                        peer.name, theirs.subscription, path.slot
-                    )));
-                }
-                positions.insert(path.subscription, progress.clone().max(start)?);
-            }
-        }
-        for path in engine.paths(&self.source.name, new) {
-            if let Some(start) = starts.get(&path.subscription)
-                && !snapshot.start.reaches(start)?
-            {
-                return Err(Error::internal(format!(
-                    "the snapshot is of {}, but slot {} starts at {start}",
-                    snapshot.start, path.slot
-                )));
-            }
-            positions.insert(path.subscription, snapshot.start.clone());
-        }
+    fn positions(&self, starts: &Starts, snapshot: &Snapshot) -> Result<Positions> {
+        let (engine, progress) = (&*self.engine, &snapshot.progress);
+        let (source, new) = (self.source.name.as_str(), self.new.name.as_str());
+        let mut positions = starts.behind(engine, progress, source, &self.peers, new)?;
+        positions.extend(starts.of_source(engine, source, new)?);
         Ok(positions)
     }
 
@@ -625,93 +604,6 @@ impl Join {
     fn members(&self) -> Vec<Member> {
         let members = std::iter::once(&self.source).chain(&self.peers);
         members.map(Node::member).collect()
-    }
-
-    /// A marker committed on each node, behind every slot and every position that the join has made:
-    /// it arrives on every other node, or the join has failed. Before any subscription is enabled,
-    /// since an engine may be busy with its workers for a while then.
-    fn emit_markers(&mut self, journal: &mut Journal) -> Result<Vec<Marker>> {
-        let mut steps = vec![];
-        for name in [&self.source.name, &self.new.name] {
-            let step = Step::new(self.report.current(), name, Action::Marker);
-            steps.push(journal.intend(&step, &Effect::Marker)?);
-        }
-        let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
-        let markers = markers::emit(&*self.engine, all)?;
-        for step in steps {
-            journal.done(step)?;
-        }
-        Ok(markers)
-    }
-
-    fn attach(
-        &mut self,
-        journal: &mut Journal,
-        positions: &BTreeMap<String, Position>,
-    ) -> Result<()> {
-        let phase = self.report.current();
-        let new = self.new.name.clone();
-        let members = self.members();
-        let mut paths = vec![];
-        let mut steps = vec![];
-        for member in &members {
-            for path in self.engine.paths(&member.name, &new) {
-                let step = Step::new(phase, &new, join_plan::subscribe(&*self.engine, &path));
-                steps.push(journal.announce(&step)?);
-                paths.push((path, member));
-            }
-        }
-        for ((path, member), step) in paths.iter().zip(&steps) {
-            let position = positions.get(&path.subscription).ok_or_else(|| {
-                Error::internal(format!("no position to start {} from", path.subscription))
-            })?;
-            // Not through SPI: the context of whatever is said meanwhile would be the statement, and
-            // the connection string is in it.
-            let subscription = path.subscription.clone();
-            journal.make(*step, &Effect::Subscription { subscription }, || {
-                let statement = self.engine.subscribe(path, member);
-                statement.run(&mut self.loopback)
-            })?;
-            journal.passed(&format!("{} exists", path.subscription))?;
-            self.engine
-                .start_at(path, position.lsn())
-                .run(&mut self.new)?;
-            journal.passed(&format!("{} has its position", path.subscription))?;
-            self.report
-                .step(&format!("{} applies from {position}", path.subscription));
-        }
-        let paths: Vec<Path> = paths.into_iter().map(|(path, _)| path).collect();
-        self.enable(&paths)?;
-        for step in steps {
-            journal.done(step)?;
-        }
-        Ok(())
-    }
-
-    /// Enables the subscriptions of the new node. The last one stays idle until the others work, if
-    /// the engine has a use for that.
-    fn enable(&mut self, paths: &[Path]) -> Result<()> {
-        let Some((last, others)) = paths.split_last() else {
-            return Ok(());
-        };
-        for statement in self.engine.enable_all(others) {
-            statement.run(&mut self.new)?;
-        }
-        if let Some(nudge) = self.engine.nudge(last) {
-            let new = self.new.name.clone();
-            let mut providers: Vec<&mut Node> = std::iter::once(&mut self.source)
-                .chain(&mut self.peers)
-                .collect();
-            markers::wait_for_workers(
-                &*self.engine,
-                &mut self.new,
-                &mut providers,
-                others,
-                &new,
-                Some(&nudge),
-            )?;
-        }
-        self.engine.enable(last).run(&mut self.new).map(|_| ())
     }
 
     /// A slot on the new node itself, over the loopback session so that it can be given up.

@@ -14,6 +14,7 @@ use crate::engine::identities::Unfit;
 use crate::engine::{Engine, Path};
 use crate::error::Result;
 use crate::node::{Here, Member, Node, Reader, Statement, server};
+use crate::settings;
 use crate::step::{Action, Step};
 
 pub const PHASES: usize = 9;
@@ -113,13 +114,20 @@ impl Nodes<'_> {
         if apply_writes {
             add(ATTACH, &new, Action::LetApplyWrite);
         }
-        for node in [&source, &new] {
-            add(ATTACH, node, Action::Marker);
-        }
         for provider in members() {
             for path in engine.paths(provider, &new) {
                 add(ATTACH, &new, subscribe(engine, &path));
             }
+        }
+        if catches_up_from_source(engine, self.peers) {
+            let action = Action::CatchUp {
+                source: source.clone(),
+            };
+            add(ATTACH, &new, action);
+            add(ATTACH, &source, Action::PauseApplyToHandOver);
+        }
+        for node in [&source, &new] {
+            add(ATTACH, node, Action::Marker);
         }
         for member in members() {
             add(REVERSE, member, Action::Register);
@@ -134,6 +142,11 @@ impl Nodes<'_> {
             apply_writes,
         })
     }
+}
+
+/// Whether the new node gets from the source what all members wrote during the copy.
+pub fn catches_up_from_source(engine: &dyn Engine, peers: &[Node]) -> bool {
+    !peers.is_empty() && engine.source_sends_all() && settings::catch_up_from_source()
 }
 
 /// Makes the subscription of `path`.

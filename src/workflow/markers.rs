@@ -117,6 +117,22 @@ pub fn wait(
     }
 }
 
+/// Whether the markers of its provider have come by `path`.
+pub fn have_come(
+    engine: &dyn Engine,
+    subscriber: &mut Node,
+    path: &Path,
+    markers: &[Marker],
+) -> Result<bool> {
+    for marker in markers.iter().filter(|m| m.provider == path.provider) {
+        let seen = engine.marker_seen(path, &marker.token).run(subscriber)?;
+        if !seen.one()?.bool(0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// What a wait ended with because it took too long, with what the node knows of the reason.
 fn explained(engine: &dyn Engine, node: &mut Node, paths: &[&Path], mut error: Error) -> Error {
     let (Error::Stalled { detail, .. }

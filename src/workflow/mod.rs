@@ -1,12 +1,14 @@
 //! What happens, and in which order. No SQL text and no libpq call in here: what a statement says is
 //! the business of `engine` and `node`.
 
+mod attach;
 mod checks;
 mod clocks;
 mod copying;
 mod division;
 mod estimate;
 pub mod findings;
+mod forwarding;
 mod gather;
 pub mod health;
 mod hold;
@@ -21,6 +23,7 @@ pub mod members;
 mod membership;
 mod own_times;
 mod patience;
+mod pause;
 pub mod plan;
 pub mod recover;
 pub mod refresh;

@@ -1,27 +1,26 @@
 //! The snapshot with progress (the fifth move): the source's slot for the new node, the snapshot of
 //! its start, and how far the source had applied each peer at exactly that moment.
 //!
-//! PostgreSQL moves an origin's progress a moment before the commit becomes visible, so progress read
-//! beside a live apply worker may cover a transaction that the snapshot does not show: lost for good.
-//! Therefore apply on the source is paused, and an attempt counts only if no apply worker was alive
-//! from before the first reading until after the second, and both readings are the same.
+//! Apply on the source is paused for it: progress read beside a live apply worker may cover a transaction that
+//! the snapshot does not show, which would be lost for good.
 //!
 //! Creating a slot waits for every write transaction that is open on the source. Those are waited
 //! for before the pause, and an attempt that meets a new one is given up, so that the pause never
 //! grows with somebody's transaction.
 
 use super::patience::{Seen, wait_until};
+use super::pause::{Pause, Paused, Progress};
 use super::report::Report;
 use super::taken;
-use crate::engine::{Engine, Path, subscription_states};
+use crate::engine::{Engine, Path};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
-use crate::libpq::{Conn, wait};
-use crate::lsn::{Lsn, Position};
+use crate::libpq::Conn;
+use crate::lsn::Position;
 use crate::node::{Node, server};
 use crate::settings;
 use crate::step::{Action, Step};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// A transaction younger than this is not waited for before an attempt: it will be over.
@@ -34,8 +33,8 @@ pub struct Snapshot {
     pub name: String,
     /// Where the source's slot starts: everything before it is in the snapshot.
     pub start: Position,
-    /// By subscription of the source, up to where the snapshot holds the changes of its provider.
-    pub progress: BTreeMap<String, Position>,
+    /// Of the subscriptions of the source: up to where the snapshot holds the changes of their providers.
+    pub progress: Progress,
 }
 
 /// Why an attempt did not count.
@@ -126,160 +125,67 @@ impl Taking<'_> {
     }
 
     fn attempt(&mut self, mut exporter: Conn) -> Result<Attempt> {
+        let snapshot = |exporter, (start, name), progress| {
+            Attempt::Valid(Snapshot {
+                _exporter: exporter,
+                name,
+                start,
+                progress,
+            })
+        };
+        let (engine, slot) = (self.engine, self.slot);
+        let tried = &mut self.tried;
+        let mut make = |exporter: &mut Conn, source: &str| {
+            *tried = true;
+            create_slot(engine, slot, exporter, source)
+        };
         if self.inbound.is_empty() {
-            return Ok(match self.create_slot(&mut exporter)? {
-                Some((start, name)) => Attempt::Valid(Snapshot {
-                    _exporter: exporter,
-                    name,
-                    start,
-                    progress: BTreeMap::new(),
-                }),
+            return Ok(match make(&mut exporter, &self.source.name)? {
+                Some(made) => snapshot(exporter, made, Progress::new()),
                 None => Attempt::Blocked(exporter),
             });
         }
-        let limit = settings::slot_timeout();
-        // The watchdog outlives an honest attempt: workers going, slot made or cancelled.
-        if let Some(statement) = self.engine.start_watchdog((limit * 3).as_millis()) {
-            statement.run(self.source)?;
-        }
-        self.journal.passed("the watchdog waits")?;
-        let begun = Instant::now();
-        let outcome = self.paused_attempt(exporter, limit);
-        // Whatever came out of it, an interrupt too: resume first.
-        let resumed = self.engine.resume().run(self.source);
-        let pause = begun.elapsed();
-        let stopped = match self.engine.stop_watchdog() {
-            Some(statement) => statement.run(self.source).map(|_| ()),
-            None => Ok(()),
+        let pause = Pause {
+            engine,
+            node: &mut *self.source,
+            inbound: self.inbound,
         };
-        let outcome = outcome?;
-        resumed?;
-        stopped?;
-        self.journal.passed("apply has resumed")?;
-        self.journal.note_pause(pause.as_secs_f64() * 1000.0)?;
-        self.report.step(&format!(
-            "apply on \"{}\" was paused for {:.0} ms",
-            self.source.name,
-            pause.as_secs_f64() * 1000.0
-        ));
-        Ok(outcome)
-    }
-
-    fn paused_attempt(&mut self, mut exporter: Conn, limit: Duration) -> Result<Attempt> {
-        let names: Vec<String> = self
-            .inbound
-            .iter()
-            .map(|p| p.subscription.clone())
-            .collect();
-        self.engine.pause(&names).run(self.source)?;
-        self.journal.passed("apply is told to pause")?;
-        if !self.workers_gone(limit)? {
-            return Ok(Attempt::Moved(
-                exporter,
-                format!("apply did not stop within {} ms", limit.as_millis()),
-            ));
-        }
-        let before = self.progress()?;
-        let Some((start, name)) = self.create_slot(&mut exporter)? else {
-            return Ok(Attempt::Blocked(exporter));
+        let mut blocked = false;
+        let journal = &*self.journal;
+        let within = |source: &mut Node| {
+            let made = make(&mut exporter, &source.name)?;
+            blocked = made.is_none();
+            if !blocked {
+                journal.passed("the slot is made under the pause")?;
+            }
+            Ok(made.ok_or_else(String::new))
         };
-        self.journal.passed("the slot is made under the pause")?;
-        let after = self.progress()?;
-        let (paused, alive) = self.pause_state()?;
-        if alive > 0 || paused < self.inbound.len() as i64 {
-            return Ok(Attempt::Moved(exporter, "apply resumed by itself".into()));
-        }
-        if before != after {
-            return Ok(Attempt::Moved(
-                exporter,
-                "progress moved during the pause".into(),
-            ));
-        }
-        Ok(Attempt::Valid(Snapshot {
-            _exporter: exporter,
-            name,
-            start,
-            progress: after,
-        }))
+        Ok(
+            match pause.hold(journal, self.report, within, |_, _, _| Ok(()))? {
+                Paused::Valid(made, progress) => snapshot(exporter, made, progress),
+                Paused::GivenUp(_) if blocked => Attempt::Blocked(exporter),
+                Paused::GivenUp(why) => Attempt::Moved(exporter, why),
+            },
+        )
     }
+}
 
-    /// The slot's start and the name of the snapshot; `None` if a transaction was in the way.
-    fn create_slot(&mut self, exporter: &mut Conn) -> Result<Option<(Position, String)>> {
-        let command = server::create_slot_with_snapshot(
-            self.slot,
-            self.engine.plugin(),
-            self.engine.failover(),
-        );
-        self.tried = true;
-        match exporter.query_within(&command, &[], Some(settings::slot_timeout())) {
-            Ok(rows) => {
-                let row = rows.one()?;
-                let start = Position::new(&self.source.name, server::parse_lsn(row, 1)?);
-                Ok(Some((start, row.text(2).to_owned())))
-            }
-            Err(Error::Deadline { .. }) => Ok(None),
-            Err(error) => Err(error),
+/// The slot's start and the name of the snapshot; `None` if a transaction was in the way.
+fn create_slot(
+    engine: &dyn Engine,
+    slot: &str,
+    exporter: &mut Conn,
+    source: &str,
+) -> Result<Option<(Position, String)>> {
+    let command = server::create_slot_with_snapshot(slot, engine.plugin(), engine.failover());
+    match exporter.query_within(&command, &[], Some(settings::slot_timeout())) {
+        Ok(rows) => {
+            let row = rows.one()?;
+            let start = Position::new(source, server::parse_lsn(row, 1)?);
+            Ok(Some((start, row.text(2).to_owned())))
         }
-    }
-
-    fn workers_gone(&mut self, limit: Duration) -> Result<bool> {
-        let deadline = Instant::now() + limit;
-        let mut rest = Duration::from_millis(1);
-        loop {
-            let (paused, alive) = self.pause_state()?;
-            if paused < self.inbound.len() as i64 {
-                return Err(Error::refused(
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    format!(
-                        "{paused} of {} subscriptions of node \"{}\" could be paused",
-                        self.inbound.len(),
-                        self.source.name
-                    ),
-                    "A subscription was disabled or dropped meanwhile. Enable it and run the CALL again.",
-                ));
-            }
-            if alive == 0 {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            wait::on_latch(rest)?;
-            rest = (rest * 2).min(Duration::from_millis(10));
-        }
-    }
-
-    fn pause_state(&mut self) -> Result<(i64, i64)> {
-        let rows = self.engine.pause_state().run(self.source)?;
-        let row = rows.one()?;
-        Ok((row.parse(0)?, row.parse(1)?))
-    }
-
-    /// How far the source has applied its peers, by subscription. No value is an error: there is no position that
-    /// could stand in for it.
-    fn progress(&mut self) -> Result<BTreeMap<String, Position>> {
-        let states = subscription_states(&self.engine.subscriptions().run(self.source)?)?;
-        self.inbound
-            .iter()
-            .map(|path| {
-                let applied: Option<Lsn> = states
-                    .iter()
-                    .find(|s| s.name == path.subscription)
-                    .and_then(|s| s.applied);
-                let lsn = applied.ok_or_else(|| {
-                    Error::refused(
-                        SqlState::NOT_IN_PREREQUISITE_STATE,
-                        format!(
-                            "node \"{}\" has no progress for its subscription {}",
-                            self.source.name, path.subscription
-                        ),
-                        "See whether the subscription replicates, then run the CALL again.",
-                    )
-                })?;
-                let position = Position::new(&path.provider, lsn);
-                Ok((path.subscription.clone(), position))
-            })
-            .collect()
+        Err(Error::Deadline { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

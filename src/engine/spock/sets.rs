@@ -23,6 +23,12 @@ pub(super) struct Subscription {
     pub delay: String,
 }
 
+impl Subscription {
+    pub fn is_delayed(&self) -> bool {
+        self.delay.bytes().any(|b| matches!(b, b'1'..=b'9'))
+    }
+}
+
 /// The sets of the members, and what their subscriptions name.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Sets {

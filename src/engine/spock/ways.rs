@@ -23,8 +23,19 @@ pub(super) struct Way {
     kinds: Kinds,
 }
 
+impl Way {
+    /// Whether a node that has got a row by it decides about it as its author does.
+    pub fn is_the_same_beyond(&self) -> bool {
+        self.filter == self.beyond
+    }
+}
+
 /// The ways of every table by one subscription, of which `tables` and `kinds` are the provider's.
-fn of_subscription(tables: &[SetTable], kinds: &SetKinds, subscription: &Names) -> ByTable<Way> {
+pub(super) fn of_subscription(
+    tables: &[SetTable],
+    kinds: &SetKinds,
+    subscription: &Names,
+) -> ByTable<Way> {
     let mut entries: ByTable<Vec<&SetTable>> = BTreeMap::new();
     for table in tables.iter().filter(|t| subscription.contains(&t.set)) {
         let name = (table.schema.clone(), table.name.clone());

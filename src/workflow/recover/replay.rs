@@ -575,21 +575,11 @@ impl Recovery {
             plain.run(self.survivor(&path.subscriber)?)?;
             return Ok(());
         };
-        let subscriber = subscriber.ok_or_else(|| Error::internal("a node was not connected"))?;
-        wait_until(
-            &path.subscriber,
-            &format!("disabling subscription {}", path.subscription),
-            "See its log.",
-            || {
-                server::end_slot_user(&path.slot).run(&mut self.survivors[provider])?;
-                Ok(
-                    match idle.run(&mut self.survivors[subscriber])?.is_empty() {
-                        true => Seen::Pending("its worker is there".into()),
-                        false => Seen::Done(()),
-                    },
-                )
-            },
-        )
+        let nodes = subscriber.map(|subscriber| [provider, subscriber]);
+        let nodes = nodes.and_then(|nodes| self.survivors.get_disjoint_mut(nodes).ok());
+        let [provider, subscriber] =
+            nodes.ok_or_else(|| Error::internal("a node was not connected"))?;
+        hold::stop_idle(&idle, path, provider, subscriber)
     }
 
     /// Lets go of what was held: the clone and the subscription.

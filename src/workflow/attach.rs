@@ -1,0 +1,258 @@
+//! The new node subscribes to every member, from where the copy ends.
+
+use super::forwarding::Forwarding;
+use super::join_plan::{self, subscribe};
+use super::markers::{self, Marker};
+use super::pause::Progress;
+use super::report::Report;
+use crate::engine::{Engine, Path};
+use crate::error::{Error, Result};
+use crate::journal::{Effect, Journal};
+use crate::lsn::Position;
+use crate::node::{Member, Node};
+use crate::step::{Action, Step};
+use std::collections::BTreeMap;
+
+/// By subscription of the new node.
+pub type Positions = BTreeMap<String, Position>;
+
+/// Where the slots of the new node start.
+pub struct Starts {
+    pub slots: Positions,
+    /// That of the source's slot that was made with the snapshot.
+    pub snapshot: Position,
+}
+
+impl Starts {
+    /// From where the subscriptions to the peers apply: behind what the source has of them, of which `progress` is how
+    /// much, and not before their slots.
+    pub fn behind(
+        &self,
+        engine: &dyn Engine,
+        progress: &Progress,
+        source: &str,
+        peers: &[Node],
+        new: &str,
+    ) -> Result<Positions> {
+        let mut positions = Positions::new();
+        for peer in peers {
+            // The source has the same subscriptions to it, in the same order.
+            let ours = engine.paths(&peer.name, new).into_iter();
+            let of_source = engine.paths(&peer.name, source);
+            for (path, theirs) in ours.zip(of_source) {
+                let (Some(progress), Some(start)) = (
+                    progress.get(&theirs.subscription),
+                    self.slots.get(&path.subscription),
+                ) else {
+                    continue;
+                };
+                if !progress.reaches(start)? {
+                    // The barrier has seen to it; if not, changes between the two would be nowhere.
+                    return Err(Error::internal(format!(
+                        "node \"{source}\" has \"{}\" by {} up to {progress}, but slot {} starts at {start}",
+                        peer.name, theirs.subscription, path.slot
+                    )));
+                }
+                positions.insert(path.subscription, progress.clone().max(start)?);
+            }
+        }
+        Ok(positions)
+    }
+
+    /// From where the subscriptions to the source apply: from the snapshot on.
+    pub fn of_source(&self, engine: &dyn Engine, source: &str, new: &str) -> Result<Positions> {
+        let mut positions = Positions::new();
+        for path in engine.paths(source, new) {
+            if let Some(start) = self.slots.get(&path.subscription)
+                && !self.snapshot.reaches(start)?
+            {
+                return Err(Error::internal(format!(
+                    "the snapshot is of {}, but slot {} starts at {start}",
+                    self.snapshot, path.slot
+                )));
+            }
+            positions.insert(path.subscription, self.snapshot.clone());
+        }
+        Ok(positions)
+    }
+}
+
+pub struct Attaching<'a> {
+    pub engine: &'a dyn Engine,
+    pub source: &'a mut Node,
+    pub peers: &'a mut [Node],
+    pub new: &'a mut Node,
+    /// A session of libpq on the new node.
+    pub loopback: &'a mut Node,
+    pub journal: &'a mut Journal,
+    pub report: &'a Report,
+}
+
+impl Attaching<'_> {
+    /// The subscriptions of the new node, from `positions` on. Returns a marker of each node that is behind every slot
+    /// and every position that the join has made: it arrives on every other node, or the join has failed.
+    pub fn run(mut self, starts: &Starts, positions: &Positions) -> Result<Vec<Marker>> {
+        let engine = self.engine;
+        let new = self.new.name.clone();
+        let members = std::iter::once(&*self.source).chain(&*self.peers);
+        let members: Vec<Member> = members.map(Node::member).collect();
+        let mut paths = vec![];
+        let mut steps = vec![];
+        for member in &members {
+            for path in engine.paths(&member.name, &new) {
+                steps.push(self.announce(&new, subscribe(engine, &path))?);
+                paths.push((path, member));
+            }
+        }
+        for ((path, member), step) in paths.iter().zip(&steps) {
+            // Not through SPI: the context of whatever is said meanwhile would be the statement, and
+            // the connection string is in it.
+            let subscription = path.subscription.clone();
+            let loopback = &mut *self.loopback;
+            let effect = Effect::Subscription { subscription };
+            self.journal.make(*step, &effect, || {
+                engine.subscribe(path, member).run(loopback)
+            })?;
+            self.journal
+                .passed(&format!("{} exists", path.subscription))?;
+        }
+        let paths: Vec<Path> = paths.into_iter().map(|(path, _)| path).collect();
+        if paths
+            .iter()
+            .any(|p| !positions.contains_key(&p.subscription))
+        {
+            return Err(Error::internal(
+                "a subscription has no position to start from",
+            ));
+        }
+        start_at(engine, self.new, &paths, positions, self.report)?;
+        self.journal.passed("every subscription has its position")?;
+        let markers = match join_plan::catches_up_from_source(engine, self.peers) {
+            true => self.after_catching_up(&paths, starts)?,
+            false => {
+                let steps = self.intend_markers()?;
+                let mut all = all(self.source, self.peers, self.new);
+                let markers = markers::emit(engine, all.iter_mut().map(|n| &mut **n))?;
+                self.done(&steps)?;
+                let mut providers = all_members(self.source, self.peers);
+                enable(engine, self.new, &mut providers, &paths)?;
+                markers
+            }
+        };
+        self.done(&steps)?;
+        Ok(markers)
+    }
+
+    /// The new node catches up with the source first, and its peers take over from there.
+    fn after_catching_up(&mut self, paths: &[Path], starts: &Starts) -> Result<Vec<Marker>> {
+        let engine = self.engine;
+        let (source, new) = (self.source.name.clone(), self.new.name.clone());
+        let action = Action::CatchUp {
+            source: source.clone(),
+        };
+        let caught_up = self.announce(&new, action)?;
+        let pause = Step::new(self.report.current(), &source, Action::PauseApplyToHandOver);
+        let pause = self.journal.intend(&pause, &Effect::Pause)?;
+        let steps = self.intend_markers()?;
+        let of_source = engine.path(&source, &new);
+        let of_peers = self.peers.iter();
+        let inbound: Vec<Path> = of_peers
+            .flat_map(|p| engine.paths(&p.name, &source))
+            .collect();
+        let mut markers = vec![];
+        let (peers, journal, report) = (&mut *self.peers, &*self.journal, self.report);
+        Forwarding {
+            engine,
+            source: &mut *self.source,
+            new: &mut *self.new,
+            inbound: &inbound,
+            path: &of_source,
+            journal,
+            report,
+        }
+        .run(|source, new, progress| {
+            let positions = starts.behind(engine, progress, &source.name, peers, &new.name)?;
+            let of_peers = paths.iter().filter(|p| p.provider != source.name);
+            let of_peers: Vec<Path> = of_peers.cloned().collect();
+            start_at(engine, new, &of_peers, &positions, report)?;
+            journal.passed("each peer has the position of the source")?;
+            let all = all(source, peers, new);
+            markers = markers::emit(engine, all)?;
+            let mut providers = all_members(source, peers);
+            enable(engine, new, &mut providers, paths)?;
+            journal.passed("every subscription is enabled")?;
+            let name = new.name.clone();
+            markers::wait_for_workers(engine, new, &mut providers, paths, &name, None)
+        })?;
+        self.journal.undone(pause)?;
+        self.journal.done(caught_up)?;
+        self.done(&steps)?;
+        Ok(markers)
+    }
+
+    fn announce(&mut self, node: &str, action: Action) -> Result<i32> {
+        let step = Step::new(self.report.current(), node, action);
+        self.journal.announce(&step)
+    }
+
+    fn intend_markers(&mut self) -> Result<Vec<i32>> {
+        let mut steps = vec![];
+        for name in [&self.source.name, &self.new.name] {
+            let step = Step::new(self.report.current(), name, Action::Marker);
+            steps.push(self.journal.intend(&step, &Effect::Marker)?);
+        }
+        Ok(steps)
+    }
+
+    fn done(&self, steps: &[i32]) -> Result<()> {
+        steps.iter().try_for_each(|step| self.journal.done(*step))
+    }
+}
+
+fn start_at(
+    engine: &dyn Engine,
+    new: &mut Node,
+    paths: &[Path],
+    positions: &Positions,
+    report: &Report,
+) -> Result<()> {
+    for path in paths {
+        if let Some(position) = positions.get(&path.subscription) {
+            engine.start_at(path, position.lsn()).run(new)?;
+            let name = &path.subscription;
+            report.step(&format!("{name} applies from {position}"));
+        }
+    }
+    Ok(())
+}
+
+/// Enables the subscriptions of the new node. The last one stays idle until the others work, if the engine has a use
+/// for that.
+fn enable(
+    engine: &dyn Engine,
+    new: &mut Node,
+    providers: &mut [&mut Node],
+    paths: &[Path],
+) -> Result<()> {
+    let Some((last, others)) = paths.split_last() else {
+        return Ok(());
+    };
+    for statement in engine.enable_all(others) {
+        statement.run(new)?;
+    }
+    if let Some(nudge) = engine.nudge(last) {
+        let name = new.name.clone();
+        markers::wait_for_workers(engine, new, providers, others, &name, Some(&nudge))?;
+    }
+    engine.enable(last).run(new).map(|_| ())
+}
+
+fn all<'a>(source: &'a mut Node, peers: &'a mut [Node], new: &'a mut Node) -> Vec<&'a mut Node> {
+    let mut all = all_members(source, peers);
+    all.push(new);
+    all
+}
+
+fn all_members<'a>(source: &'a mut Node, peers: &'a mut [Node]) -> Vec<&'a mut Node> {
+    std::iter::once(source).chain(peers).collect()
+}

@@ -1,0 +1,172 @@
+//! Apply on a node is paused for a moment: what it has and how far it has applied its peers stand still together.
+//!
+//! PostgreSQL moves an origin's progress a moment before the commit becomes visible, so progress read beside a live
+//! apply worker may cover a transaction that nobody sees yet. A pause counts only if no apply worker was alive from
+//! before the first reading of the progress until after the second, and both readings are the same.
+
+use super::report::Report;
+use crate::engine::{Engine, Path, subscription_states};
+use crate::error::{Error, Result, SqlState};
+use crate::journal::Journal;
+use crate::libpq::wait;
+use crate::lsn::{Lsn, Position};
+use crate::node::Node;
+use crate::settings;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// By subscription, up to where the changes of its provider have been applied.
+pub type Progress = BTreeMap<String, Position>;
+
+/// What came of a pause.
+pub enum Paused<T> {
+    /// With the progress that the node had all the time.
+    Valid(T, Progress),
+    /// It did not count, or what was to be done in it did not come to an end.
+    GivenUp(String),
+}
+
+pub struct Pause<'a> {
+    pub engine: &'a dyn Engine,
+    pub node: &'a mut Node,
+    /// The subscriptions of the node, by which it applies its peers.
+    pub inbound: &'a [Path],
+}
+
+impl Pause<'_> {
+    /// Has `within` run while apply is paused, and `after` once it counts, still before apply resumes. `within` says
+    /// why, if it has been given up.
+    pub fn hold<T>(
+        mut self,
+        journal: &Journal,
+        report: &Report,
+        within: impl FnOnce(&mut Node) -> Result<std::result::Result<T, String>>,
+        after: impl FnOnce(&mut Node, &T, &Progress) -> Result<()>,
+    ) -> Result<Paused<T>> {
+        let limit = settings::slot_timeout();
+        // The watchdog outlives an honest attempt: workers going, and each of what is done meanwhile.
+        if let Some(statement) = self.engine.start_watchdog((limit * 3).as_millis()) {
+            statement.run(self.node)?;
+        }
+        journal.passed("the watchdog waits")?;
+        let begun = Instant::now();
+        let outcome = self.paused(journal, limit, within).and_then(|outcome| {
+            if let Paused::Valid(value, progress) = &outcome {
+                after(self.node, value, progress)?;
+            }
+            Ok(outcome)
+        });
+        // Whatever came out of it, an interrupt too: resume first.
+        let resumed = self.engine.resume().run(self.node);
+        let pause = begun.elapsed();
+        let stopped = match self.engine.stop_watchdog() {
+            Some(statement) => statement.run(self.node).map(|_| ()),
+            None => Ok(()),
+        };
+        let outcome = outcome?;
+        resumed?;
+        stopped?;
+        journal.passed("apply has resumed")?;
+        journal.note_pause(pause.as_secs_f64() * 1000.0)?;
+        report.step(&format!(
+            "apply on \"{}\" was paused for {:.0} ms",
+            self.node.name,
+            pause.as_secs_f64() * 1000.0
+        ));
+        Ok(outcome)
+    }
+
+    fn paused<T>(
+        &mut self,
+        journal: &Journal,
+        limit: Duration,
+        within: impl FnOnce(&mut Node) -> Result<std::result::Result<T, String>>,
+    ) -> Result<Paused<T>> {
+        let names: Vec<String> = self
+            .inbound
+            .iter()
+            .map(|p| p.subscription.clone())
+            .collect();
+        self.engine.pause(&names).run(self.node)?;
+        journal.passed("apply is told to pause")?;
+        if !self.workers_gone(limit)? {
+            return Ok(Paused::GivenUp(format!(
+                "apply did not stop within {} ms",
+                limit.as_millis()
+            )));
+        }
+        let before = self.progress()?;
+        let value = match within(self.node)? {
+            Ok(value) => value,
+            Err(why) => return Ok(Paused::GivenUp(why)),
+        };
+        let after = self.progress()?;
+        let (paused, alive) = self.state()?;
+        if alive > 0 || paused < self.inbound.len() as i64 {
+            return Ok(Paused::GivenUp("apply resumed by itself".into()));
+        }
+        if before != after {
+            return Ok(Paused::GivenUp("progress moved during the pause".into()));
+        }
+        Ok(Paused::Valid(value, after))
+    }
+
+    fn workers_gone(&mut self, limit: Duration) -> Result<bool> {
+        let deadline = Instant::now() + limit;
+        let mut rest = Duration::from_millis(1);
+        loop {
+            let (paused, alive) = self.state()?;
+            if paused < self.inbound.len() as i64 {
+                return Err(Error::refused(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "{paused} of {} subscriptions of node \"{}\" could be paused",
+                        self.inbound.len(),
+                        self.node.name
+                    ),
+                    "A subscription was disabled or dropped meanwhile. Enable it and run the CALL again.",
+                ));
+            }
+            if alive == 0 {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            wait::on_latch(rest)?;
+            rest = (rest * 2).min(Duration::from_millis(10));
+        }
+    }
+
+    fn state(&mut self) -> Result<(i64, i64)> {
+        let rows = self.engine.pause_state().run(self.node)?;
+        let row = rows.one()?;
+        Ok((row.parse(0)?, row.parse(1)?))
+    }
+
+    /// No value is an error: there is no position that could stand in for it.
+    fn progress(&mut self) -> Result<Progress> {
+        let states = subscription_states(&self.engine.subscriptions().run(self.node)?)?;
+        self.inbound
+            .iter()
+            .map(|path| {
+                let applied: Option<Lsn> = states
+                    .iter()
+                    .find(|s| s.name == path.subscription)
+                    .and_then(|s| s.applied);
+                let lsn = applied.ok_or_else(|| {
+                    Error::refused(
+                        SqlState::NOT_IN_PREREQUISITE_STATE,
+                        format!(
+                            "node \"{}\" has no progress for its subscription {}",
+                            self.node.name, path.subscription
+                        ),
+                        "See whether the subscription replicates, then run the CALL again.",
+                    )
+                })?;
+                let position = Position::new(&path.provider, lsn);
+                Ok((path.subscription.clone(), position))
+            })
+            .collect()
+    }
+}
