@@ -40,6 +40,34 @@ impl Drop for Over<'_> {
     }
 }
 
+/// What [`chase`] needs.
+pub const CHASED: &str =
+    "CREATE TABLE chased (id bigint PRIMARY KEY, v text, at timestamptz DEFAULT clock_timestamp())";
+
+/// What `first` inserts from `id` on, `then` changes half a second later, and `first` deletes some of that after as long.
+/// Among members that is long enough for the row to be everywhere before it is changed.
+pub fn chase(first: &Server, then: &Server, mut id: u64, over: &AtomicBool) {
+    let (mut one, mut other) = (first.client(), then.client());
+    let range = format!("id BETWEEN {id} AND {}", id + 999_999);
+    let later = "at < clock_timestamp() - interval '500 ms'";
+    let update = format!(
+        "UPDATE chased SET v = 'upd', at = clock_timestamp() WHERE v = 'ins' AND {range} AND {later}"
+    );
+    let delete =
+        format!("DELETE FROM chased WHERE v = 'upd' AND id % 3 = 0 AND {range} AND {later}");
+    while !over.load(Ordering::Relaxed) {
+        one.execute(
+            &format!("INSERT INTO chased (id, v) VALUES ({id}, 'ins')"),
+            &[],
+        )
+        .unwrap();
+        id += 1;
+        other.execute(&update, &[]).unwrap();
+        one.execute(&delete, &[]).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
 /// The arguments of `spock.add_node`; `None` is NULL.
 #[derive(Clone)]
 pub struct Call {
