@@ -130,6 +130,9 @@ impl Attaching<'_> {
         let markers = match join_plan::catches_up_from_source(engine, self.peers) {
             true => self.after_catching_up(&paths, starts)?,
             false => {
+                if !self.peers.is_empty() {
+                    self.report.step("each member sends its own changes of the time of the copy: those of the others do not wait for them");
+                }
                 let steps = self.intend_markers()?;
                 let mut all = all(self.source, self.peers, self.new);
                 let markers = markers::emit(engine, all.iter_mut().map(|n| &mut **n))?;
@@ -165,6 +168,7 @@ impl Attaching<'_> {
             engine,
             source: &mut *self.source,
             new: &mut *self.new,
+            loopback: &mut *self.loopback,
             inbound: &inbound,
             path: &of_source,
             journal,

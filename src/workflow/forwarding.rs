@@ -23,6 +23,8 @@ pub struct Forwarding<'a> {
     pub engine: &'a dyn Engine,
     pub source: &'a mut Node,
     pub new: &'a mut Node,
+    /// A session of libpq on the new node: a worker is not stopped from within a transaction.
+    pub loopback: &'a mut Node,
     /// The subscriptions by which the source applies its peers.
     pub inbound: &'a [Path],
     /// The subscription of the new node to the source. It is there, and not enabled.
@@ -86,6 +88,7 @@ impl Forwarding<'_> {
         hand_over: &mut impl FnMut(&mut Node, &mut Node, &Progress) -> Result<()>,
     ) -> Result<Paused<()>> {
         let (engine, path, journal) = (self.engine, self.path, self.journal);
+        let loopback = &mut *self.loopback;
         let new = std::cell::RefCell::new(&mut *self.new);
         let pause = Pause {
             engine,
@@ -104,7 +107,7 @@ impl Forwarding<'_> {
                     limit.as_millis()
                 )));
             }
-            hold::stop(engine, path, source, new)?;
+            hold::stop(engine, path, source, loopback)?;
             journal.passed("the new node stands still")?;
             Ok(Ok(()))
         };
