@@ -55,6 +55,8 @@ pub struct Keeper {
     samples: VecDeque<Sample>,
     /// A place, and the transaction id from which on none had begun when it was noted.
     open: Option<(Lsn, u64)>,
+    /// The slot held too much at the last look.
+    bounded: bool,
 }
 
 impl Keeper {
@@ -68,6 +70,7 @@ impl Keeper {
             untold: BTreeSet::new(),
             samples: VecDeque::new(),
             open: None,
+            bounded: false,
         })
     }
 
@@ -327,9 +330,9 @@ impl Keeper {
         let Some(sample) = self.samples.back().cloned() else {
             return Ok(Kept::Yes);
         };
-        if kept <= limit as f64
-            || self.samples.len() < 2 && sample.place <= server::parse_lsn(row, 1)?
-        {
+        let too_much = kept > limit as f64;
+        let before = std::mem::replace(&mut self.bounded, too_much);
+        if !too_much || self.samples.len() < 2 && sample.place <= server::parse_lsn(row, 1)? {
             return Ok(Kept::Yes);
         }
         self.samples.clear();
@@ -342,7 +345,11 @@ impl Keeper {
         );
         server::expose(&why).run(&mut self.here)?;
         self.advance(slot, &sample)?;
-        Ok(Kept::GivenUp(why))
+        // What it holds goes down with a later record of running transactions only.
+        Ok(match before {
+            true => Kept::Yes,
+            false => Kept::GivenUp(why),
+        })
     }
 }
 

@@ -83,6 +83,9 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
     recovery.refuse_living()?;
     recovery.report.phase("compare what the survivors have");
     let plan = recovery.plan()?;
+    if recovery.request.force {
+        recovery.warn_of_lost_wal()?;
+    }
     if plan.is_empty() {
         recovery.report.say(&format!(
             "nothing to do: every survivor has the same of \"{}\"",
