@@ -11,8 +11,8 @@ use common::{
 use lab::load::LoadOptions;
 use lab::postgres::{self, Client, NoTls};
 use lab::{
-    CallFailed, Called, Cluster, Load, Server, add_node, assert_same_content, load, quote_literal,
-    wait_quiet,
+    CallFailed, Called, Cluster, Load, Server, add_node, assert_same_content, explain, load,
+    quote_literal, wait_quiet,
 };
 use std::path::Path;
 use std::process::Command;
@@ -304,11 +304,10 @@ impl Drop for Held<'_> {
 /// In recovery, under another name, out of connections: each of them is told, and nothing is changed.
 #[test]
 fn who_answers_anything_else_is_not_dead_either() {
-    let cluster = mesh(3, 0);
+    let cluster = Cluster::start_with(3, &quick().set("max_connections", "25"));
+    cluster.form_mesh(3, load::SCHEMA);
+    wait_mesh(&cluster.all());
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n3.configure("max_connections", "12");
-    n3.configure("superuser_reserved_connections", "0");
-    n3.configure("reserved_connections", "0");
     let alive = |said: &str| {
         let failed = refused(n1, "n3", None);
         let told = "node \"n3\": it answers, so it is not dead, and what the others have not had of it yet would be lost: ";
@@ -335,7 +334,6 @@ fn who_answers_anything_else_is_not_dead_either() {
             subscriber.wait_for(&format!("{running}{name}'"), "0");
         }
     };
-    let before = fingerprint(&[n1, n2]);
     // What nobody else has.
     [n1, n2].into_iter().for_each(|node| lacks(node, true));
     n3.sql("INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'n3', 0)");
@@ -370,27 +368,30 @@ fn who_answers_anything_else_is_not_dead_either() {
     });
     wait_mesh(&cluster.all());
     n1.wait_for("SELECT count(*) FROM load.account", "1");
+    n2.wait_for("SELECT count(*) FROM load.account", "1");
+    let before = fingerprint(&[n1, n2]);
 
     let database = format!("\"{}\"", n3.database());
     let mut elsewhere = n3.client_as("postgres", "template1");
-    let mut rename = |from: &str, to: &str| {
-        let begun = Instant::now();
-        let end = format!(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{}'",
-            from.trim_matches('"')
-        );
-        loop {
-            elsewhere.batch_execute(&end).expect("end sessions");
-            let renamed = elsewhere.batch_execute(&format!("ALTER DATABASE {from} RENAME TO {to}"));
-            match renamed {
-                Ok(()) => return,
-                Err(e) => assert!(begun.elapsed() < Duration::from_secs(60), "{e}"),
-            }
-        }
+    let mut change = |database: &str, what: &str| {
+        let sql = format!("ALTER DATABASE {database} {what}");
+        elsewhere
+            .batch_execute(&sql)
+            .unwrap_or_else(|e| panic!("{}\n{sql}", explain(&e)));
     };
-    rename(&database, "elsewhere");
+    // Or workers would come in again at once.
+    change(&database, "ALLOW_CONNECTIONS false");
+    let end = format!(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = {}",
+        quote_literal(n3.database())
+    );
+    n3.client_as("postgres", "template1")
+        .batch_execute(&end)
+        .expect("end sessions");
+    change(&database, "RENAME TO elsewhere");
     alive("does not exist");
-    rename("elsewhere", &database);
+    change("elsewhere", &format!("RENAME TO {database}"));
+    change(&database, "ALLOW_CONNECTIONS true");
     drop(elsewhere);
     wait_mesh(&cluster.all());
 

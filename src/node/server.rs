@@ -613,7 +613,8 @@ pub fn is_standby() -> Statement {
     Statement::new("SELECT pg_is_in_recovery()", &[])
 }
 
-/// One row: `version, standby, slots, subscriptions, sent, flushed`, the third and the fourth as JSON, the fifth an expression. The slots
+/// One row: `version, standby, slots, subscriptions, sent, flushed, compared`, the third, the fourth and the last, members that a
+/// comparison with has not come to its end, as JSON, the fifth an expression. The slots
 /// of this database each with `name, active, wal_status, retained_bytes, lag_bytes, lag_us`; the subscriptions as
 /// `inbound` has them.
 pub fn standing(inbound: &Statement, sent: Option<&str>) -> Statement {
@@ -638,7 +639,8 @@ pub fn standing(inbound: &Statement, sent: Option<&str>) -> Statement {
                                LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
                               WHERE s.slot_type = 'logical' AND s.database = current_database()) s),
                     (SELECT coalesce(json_agg(i), '[]') FROM ({}) i),
-                    {sent}, {END_OF_WAL}",
+                    {sent}, {END_OF_WAL},
+                    (SELECT coalesce(json_agg(failed), '[]') FROM {COMPARED})",
             inbound.sql
         ),
         &[],

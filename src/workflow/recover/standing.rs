@@ -166,11 +166,20 @@ impl Recovery {
             return Ok(());
         }
         let failed = self.failed.clone();
+        let mut hint = "Stop its server, or mend its subscriptions instead. With force := true it is treated as dead.".to_owned();
+        for node in &mut self.survivors {
+            if !server::unfinished_comparison(&failed.name)
+                .run(node)?
+                .is_empty()
+            {
+                hint = super::stay_away(&failed.name, &node.name);
+            }
+        }
         let refused = |why: String| {
             Err(Error::refused(
                 SqlState::OBJECT_IN_USE,
                 format!("node \"{}\" is alive: {why}", failed.name),
-                "Stop its server, or mend its subscriptions instead. With force := true it is treated as dead.",
+                hint.as_str(),
             ))
         };
         match members::connect_each(std::slice::from_ref(&failed)).pop() {
@@ -224,6 +233,28 @@ impl Recovery {
             // It is as dead as it is said to be.
             Some(Err(_)) | None => Ok(()),
         }
+    }
+
+    /// A comparison that came to its end but for the note of it: the node has as much as any other. What has a note of
+    /// a replay is looked at by [`Self::plan`].
+    pub fn forget_finished(&mut self) -> Result<()> {
+        let failed = self.request.failed.clone();
+        let states = self.inbound(&failed)?;
+        let mut most: BTreeMap<&str, Lsn> = BTreeMap::new();
+        for inbound in states.iter().flatten() {
+            let most = most.entry(&inbound.part).or_insert(Lsn(0));
+            *most = (*most).max(inbound.applied());
+        }
+        for (node, states) in self.survivors.iter_mut().zip(&states) {
+            let has_all = |i: &Inbound| most.get(i.part.as_str()) == Some(&i.applied());
+            if !states.is_empty()
+                && states.iter().all(has_all)
+                && !unfinished(node)?.contains_key(&failed)
+            {
+                server::forget_unfinished(Some(&failed)).run(node)?;
+            }
+        }
+        Ok(())
     }
 
     /// Each survivor's subscriptions to `provider`.

@@ -48,6 +48,8 @@ pub struct Standing {
     sent: Option<String>,
     /// Where its WAL ends.
     end: Option<Lsn>,
+    /// Nodes that it has been given a part of by a comparison that was interrupted.
+    compared: Vec<String>,
 }
 
 impl Standing {
@@ -278,6 +280,7 @@ fn standing(rows: &Rows) -> Result<Standing> {
         slots: serde_json::from_str(row.text(2)).map_err(bad)?,
         inbound: serde_json::from_str(row.text(3)).map_err(bad)?,
         sent: row.get(4).map(str::to_owned),
+        compared: serde_json::from_str(row.text(6)).map_err(bad)?,
         end: row.get(5).and_then(|lsn| lsn.parse().ok()),
     })
 }
@@ -368,6 +371,20 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
         // Where the provider cannot be asked either, it is the subscriber's word alone.
         (Ok(_), Some(i)) if i.status == "replicating" && i.heard == Some(false) => "down",
         (Ok(_), Some(i)) => &i.status,
+    };
+    let compared = |s: &Standing| s.compared.contains(&from.registered.name);
+    let half_compared = to.standing.as_ref().is_ok_and(compared);
+    if half_compared {
+        let again = format!(
+            "a recovery by comparison was interrupted: stop \"{0}\" and CALL spock.recover_run({1}) before it sends again what was brought",
+            from.registered.name,
+            crate::quote::literal(&from.registered.name)
+        );
+        tell(&again, &mut trouble);
+    }
+    let state = match state {
+        "replicating" if half_compared => "incomplete",
+        state => state,
     };
     // Spock moves them about.
     let mut replication_sets = inbound.and_then(|i| i.replication_sets.clone());
