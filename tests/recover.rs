@@ -411,6 +411,13 @@ fn a_slot_that_holds_too_much_gives_up_and_says_so() {
     );
     wait_log(n3, "WARNING:  zodan: slot spk_recovery_");
     wait_log(n3, "more than zodan.recovery_slot_max_wal");
+    // What it holds comes down later; until then it is not said again at every look.
+    n3.sql("SELECT pg_sleep(3)");
+    let told = n3.log();
+    let told = told
+        .matches("more than zodan.recovery_slot_max_wal")
+        .count();
+    assert_eq!(told, 1);
     n1.crash();
     let compared = recover(n2, "n1");
     let said = compared.notices.iter().any(|n| {
