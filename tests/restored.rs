@@ -4,10 +4,11 @@
 mod common;
 
 use common::recovery::{CONTENT, On, options};
-use common::{assert_failed, wait_mesh};
+use common::{POLL, assert_failed, wait_mesh};
 use lab::{CallFailed, Cluster, Server, add_node, assert_same_content, quote_literal, wait_quiet};
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 fn copy(from: &Path, to: &Path) {
@@ -135,6 +136,16 @@ fn it_is_told_of_and_replaced_like_a_dead_one() {
 fn by_force_it_goes_without_a_wait_and_what_is_lacking_is_told() {
     let cluster = put_back();
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("SELECT zodan.keep_recovery_slot()");
+    let told = format!("WARNING:  zodan: node \"n1\": {FOUND}");
+    let begun = Instant::now();
+    while !n1.log().contains(&told) {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "its keeper does not tell"
+        );
+        thread::sleep(POLL);
+    }
     let recovered = n1
         .call("CALL spock.recover_run('n3', force := true)")
         .unwrap_or_else(|failed| panic!("{failed}"));
