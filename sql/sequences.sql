@@ -116,6 +116,28 @@ REVOKE ALL ON FUNCTION zodan.divide_sequence(regclass, text, integer, integer, j
 COMMENT ON FUNCTION zodan.divide_sequence(regclass, text, integer, integer, jsonb) IS
     'Makes the sequence give only the values of one part, from its next one on, and returns its row of zodan.sequence; null if it has come to its end; elsewhere is that row of the member that was first, and may say as passed what others give next: what comes before that is given no more; passed of the result is what the sequence would have given next; 2200H if nothing is left for the part';
 
+CREATE FUNCTION zodan.realign_sequences() RETURNS SETOF regclass
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    own  zodan.sequence;
+    last bigint;
+BEGIN
+    -- A range keeps its sequence within its bounds.
+    FOR own IN SELECT s.* FROM zodan.sequence s JOIN pg_catalog.pg_class c ON c.oid = s.sequence
+                WHERE s.policy = 'stride' ORDER BY 1 LOOP
+        EXECUTE pg_catalog.format('SELECT last_value FROM %s', own.sequence::regclass) INTO last;
+        CONTINUE WHEN (last::numeric - own.first - own.step::numeric * own.part) % (own.step::numeric * own.parts) = 0;
+        PERFORM zodan.divide_sequence(
+            own.sequence, own.policy, own.parts, own.part, pg_catalog.jsonb_build_object('passed', last::text));
+        RETURN NEXT own.sequence;
+    END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION zodan.realign_sequences() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.realign_sequences() IS
+    'Brings sequences that are divided by strides, and that somebody has set to a value of another node with setval or ALTER SEQUENCE, back to values of the node''s own, beyond where they are; returns those sequences';
+
 CREATE FUNCTION zodan.restore_sequences(names text[]) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$

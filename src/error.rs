@@ -269,6 +269,14 @@ impl Error {
         self
     }
 
+    /// That something stands still names the node where it does.
+    pub fn of_node(mut self, name: &str) -> Self {
+        if let Self::Stalled { node, .. } = &mut self {
+            name.clone_into(node);
+        }
+        self
+    }
+
     /// Whether the server of a node has said this: one that is dead says nothing.
     pub fn is_of_a_server(&self) -> bool {
         matches!(self, Self::Connect { answered: true, .. } | Self::Remote(_))

@@ -9,12 +9,14 @@ use common::{
     APPLY_WORKERS, Hang, Running, assert_failed, fingerprint, quick, wait_mesh, wait_no_sessions,
 };
 use lab::load::LoadOptions;
-use lab::postgres::{Client, NoTls};
+use lab::postgres::{self, Client, NoTls};
 use lab::{
-    CallFailed, Called, Cluster, Load, Server, add_node, assert_same_content, load, quote_literal,
-    wait_quiet,
+    CallFailed, Called, Cluster, Load, Server, add_node, assert_same_content, explain, load,
+    quote_literal, wait_quiet,
 };
+use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// A mesh of `members`, and as many servers more as `extra` says.
@@ -288,6 +290,251 @@ fn who_answers_is_not_dead() {
     before.assert_same_now(&[n1, cluster.n(2)]);
     remove(n1, n3);
     assert_forgotten(n1, "n3", 2);
+}
+
+/// A file that keeps a server in recovery.
+struct Held<'a>(&'a Path);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        std::fs::remove_file(self.0).expect("let it go on");
+    }
+}
+
+/// In recovery, under another name, out of connections: each of them is told, and nothing is changed.
+#[test]
+fn who_answers_anything_else_is_not_dead_either() {
+    let cluster = Cluster::start_with(3, &quick().set("max_connections", "25"));
+    cluster.form_mesh(3, load::SCHEMA);
+    wait_mesh(&cluster.all());
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    let alive = |said: &str| {
+        let failed = refused(n1, "n3", None);
+        let told = "node \"n3\": it answers, so it is not dead, and what the others have not had of it yet would be lost: ";
+        let findings = format!("{}\n{}", failed.message(), failed.detail());
+        let of_n3 = findings.lines().find(|line| line.starts_with(told));
+        assert_eq!(failed.code(), "55006", "{failed}");
+        assert!(of_n3.is_some_and(|line| line.contains(said)), "{failed}");
+        let failed = n1.sql_error("CALL spock.recover_run('n3')");
+        assert_failed(
+            &failed,
+            "55006",
+            "node \"n3\" is alive: it answers: ",
+            "With force := true",
+        );
+        assert!(failed.message().contains(said), "{failed}");
+    };
+    let lacks = |subscriber: &Server, whether: bool| {
+        let name = format!("sub_n3_{}", subscriber.name());
+        let verb = if whether { "DISABLE" } else { "ENABLE" };
+        subscriber.sql(&format!("ALTER SUBSCRIPTION {name} {verb}"));
+        let running =
+            "SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL AND subname = '";
+        if whether {
+            subscriber.wait_for(&format!("{running}{name}'"), "0");
+        }
+    };
+    // What nobody else has.
+    [n1, n2].into_iter().for_each(|node| lacks(node, true));
+    n3.sql("INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'n3', 0)");
+
+    let wait = n3.data_dir().join("recovery.wait");
+    let waits = format!(
+        "while test -e {}; do sleep 0.1; done; false",
+        wait.display()
+    );
+    n3.configure("restore_command", &waits);
+    n3.crash();
+    for file in [&wait, &n3.data_dir().join("recovery.signal")] {
+        common::write_private(file, "");
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| n3.boot());
+        let held = Held(&wait);
+        let begun = Instant::now();
+        let is_starting = |e: postgres::Error| e.code().is_some_and(|c| c.code() == "57P03");
+        while !Client::connect(&n3.dsn(), NoTls)
+            .err()
+            .is_some_and(is_starting)
+        {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "it does not start"
+            );
+        }
+        [n1, n2].into_iter().for_each(|node| lacks(node, false));
+        alive("the database system is ");
+        drop(held);
+    });
+    wait_mesh(&cluster.all());
+    n1.wait_for("SELECT count(*) FROM load.account", "1");
+    n2.wait_for("SELECT count(*) FROM load.account", "1");
+    let before = fingerprint(&[n1, n2]);
+
+    let database = format!("\"{}\"", n3.database());
+    let mut elsewhere = n3.client_as("postgres", "template1");
+    let mut change = |database: &str, what: &str| {
+        let sql = format!("ALTER DATABASE {database} {what}");
+        elsewhere
+            .batch_execute(&sql)
+            .unwrap_or_else(|e| panic!("{}\n{sql}", explain(&e)));
+    };
+    // Or workers would come in again at once.
+    change(&database, "ALLOW_CONNECTIONS false");
+    let end = format!(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = {}",
+        quote_literal(n3.database())
+    );
+    n3.client_as("postgres", "template1")
+        .batch_execute(&end)
+        .expect("end sessions");
+    change(&database, "RENAME TO elsewhere");
+    alive("does not exist");
+    change("elsewhere", &format!("RENAME TO {database}"));
+    change(&database, "ALLOW_CONNECTIONS true");
+    drop(elsewhere);
+    wait_mesh(&cluster.all());
+
+    n3.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'",
+    );
+    let mut crowd = vec![];
+    while let Ok(client) = n3.try_client("crowd") {
+        crowd.push(client);
+    }
+    alive("too many clients already");
+    drop(crowd);
+    wait_mesh(&cluster.all());
+    before.assert_same_now(&[n1, n2]);
+    remove(n1, n3);
+    assert_eq!(n1.value("SELECT count(*) FROM load.account"), "1");
+}
+
+/// A failover that is not finished: the address leads to a standby.
+#[test]
+fn a_standby_is_refused_before_anything_is_changed() {
+    let cluster = mesh(3, 0);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n3.crash();
+    common::write_private(&n3.data_dir().join("standby.signal"), "");
+    n3.boot();
+    let before = fingerprint(&[n1, n2]);
+    for more in ["", ", force := true"] {
+        assert_failed(
+            &n1.sql_error(&call("n3", None, more)),
+            "55000",
+            "the server is a standby",
+            "Wait for the end of its promotion",
+        );
+    }
+    before.assert_same_now(&[n1, n2]);
+    assert_eq!(
+        n1.value("SELECT count(*) FROM zodan.run WHERE ended_at IS NULL"),
+        "0"
+    );
+    n3.sql("SELECT pg_promote()");
+    wait_mesh(&cluster.all());
+    remove(n1, n3);
+    assert_forgotten(n1, "n3", 2);
+}
+
+/// Commits that would wait for who leaves, and who writes on while it does.
+#[test]
+fn who_is_waited_for_and_who_writes_on_is_told() {
+    let cluster = mesh(3, 0);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    for named in ["sub_n1_n3", "FIRST 1 (other, \"sub_n1_n3\")", "*"] {
+        n1.configure("synchronous_standby_names", &named.replace('\'', "''"));
+        if named == "*" {
+            // Of all that read from n1 only n3 is left.
+            n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
+            n1.wait_for("SELECT count(*) FROM pg_stat_replication", "1");
+        }
+        n1.reload();
+        n1.wait_for(
+            &format!(
+                "SELECT current_setting('synchronous_standby_names') = {}",
+                quote_literal(named)
+            ),
+            "t",
+        );
+        let failed = refused(n2, "n3", None);
+        assert_eq!(failed.code(), "55000", "{failed}");
+        let told = "node \"n1\": synchronous_standby_names names sub_n1_n3, ";
+        let all = format!("{}\n{}", failed.message(), failed.detail());
+        assert!(all.contains(told), "{failed}");
+        assert!(
+            failed
+                .hint()
+                .contains("ALTER SYSTEM SET synchronous_standby_names"),
+            "{failed}"
+        );
+        n2.sql("ALTER SUBSCRIPTION sub_n1_n2 ENABLE");
+        wait_mesh(&cluster.all());
+    }
+    n1.configure("synchronous_standby_names", "sub_n1_n2");
+    n1.reload();
+    n1.wait_for(
+        "SELECT current_setting('synchronous_standby_names')",
+        "sub_n1_n2",
+    );
+    n3.sql("CREATE ROLE app LOGIN; ALTER ROLE app SET default_transaction_read_only = off; CREATE ROLE calm LOGIN; ALTER ROLE calm SET default_transaction_read_only = on");
+    let removed = remove(n2, n3);
+    let warnings: Vec<&str> = removed
+        .notices
+        .iter()
+        .filter(|n| n.severity == "WARNING")
+        .map(|n| n.message.as_str())
+        .collect();
+    assert_eq!(
+        warnings,
+        [
+            "node \"n3\": role app has default_transaction_read_only = off, so it can write on while the node leaves"
+        ]
+    );
+    n1.sql("INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'x', 0)");
+    assert_equal(&[n1, n2]);
+}
+
+/// One that was given another name is known by its slot.
+#[test]
+fn a_renamed_subscription_is_found() {
+    let cluster = mesh(3, 0);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("ALTER SUBSCRIPTION sub_n3_n1 RENAME TO mine");
+    let state = "SELECT concat_ws(' ', subscription, state) FROM spock.cluster_status() WHERE provider = 'n3' AND subscriber = 'n1'";
+    n2.wait_for(state, "mine replicating");
+    n3.sql("INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'x', 0)");
+    remove(n2, n3);
+    assert_forgotten(n1, "n3", 2);
+    assert_left(n3);
+    assert_eq!(n1.value("SELECT count(*) FROM load.account"), "1");
+}
+
+/// It was started on another port, and the others do not know.
+#[test]
+fn a_survivor_whose_subscription_leads_elsewhere_is_told_at_once() {
+    let cluster = mesh(3, 0);
+    let [n1, n2] = [1, 2].map(|i| cluster.n(i));
+    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 DISABLE");
+    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 CONNECTION 'host=127.0.0.1 port=1 dbname=nowhere password=Geheim7'");
+    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 ENABLE");
+    let begun = Instant::now();
+    let failed = refused(n1, "n3", None);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{failed}");
+    assert_failed(
+        &failed,
+        "55000",
+        "node \"n2\": it is not connected to node \"n3\", so what that one wrote may be missing there: subscription sub_n3_n2 leads to ",
+        "ALTER SUBSCRIPTION sub_n3_n2 CONNECTION",
+    );
+    assert!(failed.message().contains("port=1: "), "{failed}");
+    assert!(!format!("{failed}").contains("Geheim7"), "{failed}");
+    let forced = n1
+        .call(&call("n3", None, ", force := true"))
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(forced.elapsed < Duration::from_secs(30), "{forced:?}");
+    assert_forgotten(n2, "n3", 2);
 }
 
 /// The one that kept it went with the server.

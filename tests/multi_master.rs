@@ -196,6 +196,43 @@ fn nobody_is_given_what_another_member_had() {
     }
 }
 
+/// Rows were imported, and the sequences set behind them, on every node to the same value.
+#[test]
+fn sequences_that_were_set_come_back_to_their_own_values() {
+    let cluster = Cluster::start_with(2, &quick());
+    cluster.create_extension();
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n1.sql("CREATE SEQUENCE up; CREATE SEQUENCE down INCREMENT -1; CREATE SEQUENCE calm CACHE 5");
+    joined(n2, n1, "SET zodan.sequence_policy = stride");
+    let meeting = format!(
+        "SELECT count(*) FROM spock.health_report('n1', {}, NULL, NULL, 'post')
+          WHERE \"check\" = 'sequences' AND status <> 'ok'",
+        lab::quote_literal(&n1.dsn())
+    );
+    for node in [n1, n2] {
+        draw(node, "calm", 7);
+        node.sql("SELECT setval('up', 500), setval('down', -500, false)");
+    }
+    n1.wait_for(&meeting, "2");
+    let realign = "SELECT coalesce(string_agg(s::text, ' ' ORDER BY s::text), '') FROM zodan.realign_sequences() s";
+    let mended: Vec<String> = [n1, n2].iter().map(|node| node.value(realign)).collect();
+    assert!(mended.iter().any(|m| m == "down up"), "{mended:?}");
+    n1.wait_for(&meeting, "0");
+    for node in [n1, n2] {
+        assert_eq!(node.value(realign), "");
+    }
+    for (sequence, beyond) in [("up", 500), ("down", 500), ("calm", 0)] {
+        let mut drawn: Vec<i64> = [n1, n2]
+            .iter()
+            .flat_map(|n| draw(n, sequence, 50))
+            .collect();
+        assert!(drawn.iter().all(|v| v.abs() >= beyond), "{drawn:?}");
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert_eq!(drawn.len(), 100, "{sequence}");
+    }
+}
+
 #[test]
 fn odd_sequences_are_divided_too() {
     for policy in ["stride", "range"] {
@@ -481,11 +518,23 @@ fn the_guard_is_on_all_members_or_on_none() {
         "the database is no node of a cluster",
         "of any node of the cluster",
     );
-    // A table in use is waited for; nobody waits behind that.
+    // A table in use is waited for; nobody waits behind that. Who has it in use is told.
     let mut reader: Client = n2.client_named("reader");
     reader
         .batch_execute("BEGIN; SELECT FROM account")
         .expect("read the table");
+    let mut impatient = n1.client();
+    impatient
+        .batch_execute("SET zodan.no_progress_timeout = '1s'")
+        .expect("set");
+    let failed = impatient.batch_execute(ENABLE).expect_err("it is in use");
+    let failed = failed.as_db_error().expect("an error of the server");
+    assert_eq!(failed.code().code(), "55000");
+    assert_eq!(
+        failed.message(),
+        "node \"n2\": locking public.account made no progress for 1 s"
+    );
+    assert_eq!(failed.detail(), Some("the table is in use on node \"n2\""));
     let waiting = common::Running::start(n1, ENABLE);
     n2.wait_for(
         "SELECT count(*) > 0 FROM pg_stat_activity

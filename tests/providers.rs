@@ -38,7 +38,7 @@ fn a_provider_whose_wal_has_gone_back() {
     let before = fingerprint(&cluster.all());
     let message =
         "subscription sub_n2_n1 has applied node \"n2\" up to 70/0, but the WAL of \"n2\" ends at";
-    let hint = "remove \"n2\" from the cluster with force := true, and add it again";
+    let hint = "CALL spock.recover_run('n2'), CALL spock.remove_node('n2')";
     assert_failed(&Call::of(n3, n1).fails_on(n3), "55000", message, hint);
     before.assert_same_now(&cluster.all());
     let report = format!(

@@ -7,7 +7,7 @@ use common::recovery::{
     CONTENT, On, TWICE, Victim, assert_nothing_held, assert_nothing_to_do, call, form, keep,
     killed_in_the_middle, killed_under_load, options, recover, remove, rows, wait_protected,
 };
-use common::{assert_failed, fingerprint};
+use common::{Hang, Running, assert_failed, fingerprint, wait_no_sessions};
 use lab::{
     CallFailed, Cluster, Load, Server, assert_same_content, load, quote_literal, wait_quiet,
 };
@@ -411,6 +411,13 @@ fn a_slot_that_holds_too_much_gives_up_and_says_so() {
     );
     wait_log(n3, "WARNING:  zodan: slot spk_recovery_");
     wait_log(n3, "more than zodan.recovery_slot_max_wal");
+    // What it holds comes down later; until then it is not said again at every look.
+    n3.sql("SELECT pg_sleep(3)");
+    let told = n3.log();
+    let told = told
+        .matches("more than zodan.recovery_slot_max_wal")
+        .count();
+    assert_eq!(told, 1);
     n1.crash();
     let compared = recover(n2, "n1");
     let said = compared.notices.iter().any(|n| {
@@ -589,6 +596,99 @@ fn a_removal_lets_go_of_what_a_recovery_holds() {
 #[test]
 fn a_recovery_that_was_interrupted_lets_go_where_the_node_has_come_back() {
     common::recovery::interrupted_and_it_came_back(On::Native);
+}
+
+const STAY_AWAY: &str =
+    "keep its server stopped until CALL spock.recover_run('n1') has come to its end";
+
+/// Ends the comparison when it has brought what it can, and has not said so.
+fn interrupt_comparison(here: &Server, point: &str, how: impl Fn(&Running)) -> Option<CallFailed> {
+    let (hang, running) = Hang::start(here, "", point, &call("n1", None, None, ""));
+    how(&running);
+    let failed = running.join().expect_err("it was interrupted");
+    hang.release();
+    wait_no_sessions(&[here]);
+    (failed.code() != "").then_some(failed)
+}
+
+#[test]
+fn a_comparison_that_was_interrupted_is_finished_by_the_next_call() {
+    for (point, again) in [
+        ("within the differences are applied", 2),
+        ("within the progress is moved", 3),
+    ] {
+        let cluster = mesh_without_slots(3);
+        let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+        papers_crash(&cluster);
+        On::Native.resume(n2, n1);
+        n2.sql("INSERT INTO crash_test VALUES (5002, 'of n2', NULL)");
+        interrupt_comparison(n2, point, |running| {
+            n2.sql(&format!(
+                "SELECT pg_terminate_backend({}, 10000)",
+                running.pid
+            ));
+        });
+        // What a survivor does in between stays.
+        n3.sql("UPDATE crash_test SET data = 'of n3' WHERE id = 21");
+        n2.sql("DELETE FROM crash_test WHERE id = 22");
+        recover(cluster.n(again), "n1");
+        wait_quiet(&[n2, n3]);
+        assert_same_content(&[n2, n3]);
+        assert_eq!(n2.value("SELECT count(*) FROM crash_test"), "90");
+        assert_eq!(n2.value("SELECT string_agg(what, '') FROM journal"), "bb");
+        assert_eq!(
+            n2.value("SELECT data FROM crash_test WHERE id = 21"),
+            "of n3"
+        );
+        assert_nothing_held(&[n2, n3]);
+        n1.boot();
+        wait_quiet(&[n1, n2, n3]);
+        assert_same_content(&[n1, n2, n3]);
+    }
+}
+
+/// What was brought the failed node sends again. It is told, and mended by the CALL while that node is stopped.
+#[test]
+fn who_comes_back_into_an_interrupted_comparison_is_told_of() {
+    let cluster = mesh_without_slots(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    papers_crash(&cluster);
+    On::Native.resume(n2, n1);
+    let point = "within the differences are applied";
+    let failed = interrupt_comparison(n2, point, Running::cancel).expect("its word");
+    assert_eq!(failed.code(), "57014", "{failed}");
+    assert!(failed.hint().contains(STAY_AWAY), "{failed}");
+    let state = "SELECT concat_ws(' ', state, last_error) FROM spock.cluster_status() WHERE provider = 'n1' AND subscriber = 'n2'";
+    let interrupted =
+        "a recovery by comparison was interrupted: stop \"n1\" and CALL spock.recover_run('n1')";
+    let told = n3.value(state);
+    assert!(told.contains(interrupted), "{told}");
+
+    n1.boot();
+    n2.wait_for(
+        "SELECT apply_error_count > 0 FROM pg_stat_subscription_stats WHERE subname = 'sub_n1_n2'",
+        "t",
+    );
+    let told = n1.value(state);
+    assert!(told.contains(interrupted), "{told}");
+    let living = "node \"n1\" is alive: it answers";
+    assert_failed(
+        &refused(n3, "CALL spock.recover_run('n1')"),
+        "55006",
+        living,
+        STAY_AWAY,
+    );
+    n1.sql("INSERT INTO crash_test VALUES (5001, 'of n1', NULL)");
+    n3.wait_for("SELECT count(*) FROM crash_test WHERE id = 5001", "1");
+
+    n1.stop();
+    recover(n3, "n1");
+    assert_nothing_held(&[n2, n3]);
+    n1.boot();
+    n1.sql("INSERT INTO crash_test VALUES (5003, 'of n1', NULL)");
+    wait_quiet(&[n1, n2, n3]);
+    assert_same_content(&[n1, n2, n3]);
+    assert_eq!(n2.value("SELECT count(*) FROM crash_test"), "92");
 }
 
 /// Of a transaction that ends between its last statement and its COMMIT nothing stays, its position neither: it is

@@ -312,7 +312,7 @@ pub trait Engine {
         None
     }
 
-    /// As [`Self::subscriptions`] for people: `subscription, provider, slot, status, heard, replication_sets, trouble` of each, and
+    /// As [`Self::subscriptions`] for people: `subscription, provider, slot, status, heard, replication_sets, trouble, applied` of each, and
     /// `tables`, one value for those that it applies, to be compared with [`Self::sent_tables`]. The provider is null where its name follows from that of the subscription; heard tells whether the worker that
     /// runs now has had anything from it, and is null where nobody knows.
     fn inbound(&self) -> Statement;
@@ -444,6 +444,11 @@ pub trait Engine {
     /// The setting of the engine that limits one wait for its subscriptions in the session of the CALL,
     /// and its value in seconds, where it is set.
     fn sync_timeout(&self) -> Option<(&'static str, u64)> {
+        None
+    }
+    /// The address that the subscription of `path` leads to, where it is enabled and nothing has come from there; no row
+    /// otherwise. `None` where nobody knows that.
+    fn idle_address(&self, _path: &Path) -> Option<Statement> {
         None
     }
     /// Makes the subscription of `path` know the tables that its provider sends by now, without copying any of their

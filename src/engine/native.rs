@@ -48,7 +48,17 @@ impl Engine for Native {
         let key = (subscriber.to_owned(), path.subscription.clone());
         path.slot = match self.slots.get(&key) {
             Some(slot) => slot.clone(),
-            None => names::slot(provider, subscriber, database),
+            None => {
+                let slot = names::slot(provider, subscriber, database);
+                // Somebody may have given it another name: what it reads tells which one it is.
+                let reads = |((of, _), read): &(&(String, String), &String)| {
+                    of == subscriber && **read == slot
+                };
+                if let Some(((_, renamed), _)) = self.slots.iter().find(reads) {
+                    path.subscription.clone_from(renamed);
+                }
+                slot
+            }
         };
         path
     }
@@ -404,7 +414,7 @@ impl Engine for Native {
                         CASE WHEN x.errors > 0
                              THEN format('errors of the apply worker so far: %s (see the log of the subscriber)',
                                     x.errors) END AS trouble,
-                        {} AS tables
+                        {} AS tables, x.applied::text
                    FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
                    JOIN pg_database d ON d.datname = current_database()
                    JOIN pg_subscription s ON s.subdbid = d.oid AND s.subname = x.name",
@@ -552,6 +562,17 @@ impl Engine for Native {
                 AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
             &[&path.subscription],
         )
+    }
+
+    fn idle_address(&self, path: &Path) -> Option<Statement> {
+        Some(Statement::new(
+            "SELECT s.subconninfo FROM pg_subscription s
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+              WHERE s.subname = $1 AND s.subenabled
+                AND NOT EXISTS (SELECT FROM pg_stat_subscription w
+                                 WHERE w.subid = s.oid AND w.relid IS NULL AND w.received_lsn IS NOT NULL)",
+            &[&path.subscription],
+        ))
     }
 
     fn disable(&self, path: &Path) -> Statement {

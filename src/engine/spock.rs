@@ -587,7 +587,7 @@ impl Engine for Spock {
                              WHEN t.status IN ('initializing', 'syncing', 'synchronizing') THEN t.status
                              ELSE 'down' END AS status,
                         NULL::boolean AS heard, s.sub_replication_sets AS replication_sets, x.gave_up AS trouble,
-                        {} AS left_out
+                        {} AS left_out, x.applied::text
                    FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
                    JOIN spock.subscription s ON s.sub_name = x.name
                    JOIN spock.local_node l ON l.node_id = s.sub_target

@@ -613,7 +613,8 @@ pub fn is_standby() -> Statement {
     Statement::new("SELECT pg_is_in_recovery()", &[])
 }
 
-/// One row: `version, standby, slots, subscriptions, sent`, the third and the fourth as JSON, the last an expression. The slots
+/// One row: `version, standby, slots, subscriptions, sent, flushed, compared`, the third, the fourth and the last, members that a
+/// comparison with has not come to its end, as JSON, the fifth an expression. The slots
 /// of this database each with `name, active, wal_status, retained_bytes, lag_bytes, lag_us`; the subscriptions as
 /// `inbound` has them.
 pub fn standing(inbound: &Statement, sent: Option<&str>) -> Statement {
@@ -638,7 +639,8 @@ pub fn standing(inbound: &Statement, sent: Option<&str>) -> Statement {
                                LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
                               WHERE s.slot_type = 'logical' AND s.database = current_database()) s),
                     (SELECT coalesce(json_agg(i), '[]') FROM ({}) i),
-                    {sent}",
+                    {sent}, {END_OF_WAL},
+                    (SELECT coalesce(json_agg(failed), '[]') FROM {COMPARED})",
             inbound.sql
         ),
         &[],
@@ -973,10 +975,46 @@ pub fn wal_position() -> Statement {
     Statement::new("SELECT pg_current_wal_insert_lsn()", &[])
 }
 
-/// Up to where the WAL is on disk; null on a standby.
+/// Where the node's WAL ends. A standby that gets none has no more than it replays.
+const END_OF_WAL: &str = "CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()
+      WHEN NOT EXISTS (SELECT FROM pg_stat_wal_receiver) THEN pg_last_wal_replay_lsn() END";
+
+/// Up to where the node's WAL is on disk; null where a standby is still being sent more.
 pub fn wal_flushed() -> Statement {
+    Statement::new(format!("SELECT {END_OF_WAL}"), &[])
+}
+
+/// Those of `readers` that commits of the node wait for, by `synchronous_standby_names`.
+pub fn waited_for(readers: &[String]) -> Statement {
+    let readers = serde_json::to_string(readers).unwrap_or_default();
     Statement::new(
-        "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END",
+        "WITH named AS (SELECT lower(btrim(btrim(n), '\"')) AS name
+                          FROM regexp_split_to_table(current_setting('synchronous_standby_names'), '[,()]') n)
+         SELECT reader FROM jsonb_array_elements_text($1::jsonb) reader
+          WHERE lower(reader) IN (SELECT name FROM named)
+             OR '*' IN (SELECT name FROM named)
+                AND EXISTS (SELECT FROM pg_stat_replication WHERE application_name = reader)
+                AND NOT EXISTS (SELECT FROM pg_stat_replication
+                                 WHERE application_name <> reader AND sync_state <> 'async')",
+        &[&readers],
+    )
+}
+
+/// `role, statement`: roles whose sessions write in this database although it is read-only by default, and what ends
+/// that.
+pub fn roles_that_write_on() -> Statement {
+    Statement::new(
+        "SELECT quote_ident(r.rolname),
+                format('ALTER ROLE %I %sRESET default_transaction_read_only', r.rolname,
+                       'IN DATABASE ' || quote_ident(d.datname) || ' ')
+           FROM pg_db_role_setting s
+           JOIN pg_roles r ON r.oid = s.setrole AND r.rolcanlogin
+           LEFT JOIN pg_database d ON d.oid = s.setdatabase,
+                unnest(s.setconfig) c
+          WHERE (s.setdatabase = 0 OR d.datname = current_database())
+            AND c LIKE 'default\\_transaction\\_read\\_only=%'
+            AND NOT split_part(c, '=', 2)::boolean
+          ORDER BY 1",
         &[],
     )
 }

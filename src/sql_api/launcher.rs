@@ -1,7 +1,7 @@
 //! The launcher: starts a keeper in every database that is a node. It is connected to no database itself, so it is in
 //! nobody's way, and it looks into no other than those that have logical slots, as every node of a cluster has.
 
-use super::recovery_slot::start_keeper;
+use super::recovery_slot::{count_slots, start_keeper};
 use crate::libpq::wait;
 use crate::{settings, worker};
 use pgrx::bgworkers::{
@@ -158,9 +158,7 @@ fn databases_with_slots() -> Vec<(u32, i32)> {
         found
     });
     let count = |database: pg_sys::Oid| {
-        let (mut slots, mut active) = (0, 0);
-        // SAFETY: counts in shared memory, under its lock.
-        unsafe { pg_sys::ReplicationSlotsCountDBSlots(database, &mut slots, &mut active) };
+        let slots = count_slots(database);
         (slots > 0).then_some((database.to_u32(), slots))
     };
     databases.into_iter().filter_map(count).collect()

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const KEEPER: &str = "zodan recovery keeper";
+/// Behind the database, where it had slots when its keeper was started.
+const SEEN_SLOTS: &str = " with slots";
 /// How often a keeper looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// How soon a keeper tries again after an error.
@@ -40,11 +42,13 @@ fn none_free() -> Error {
 }
 
 fn builder(database: pg_sys::Oid, notify: Option<i32>) -> BackgroundWorkerBuilder {
+    // The launcher has seen slots of the database.
+    let by_launcher = if notify.is_none() { SEEN_SLOTS } else { "" };
     let builder = BackgroundWorkerBuilder::new(KEEPER)
         .set_type(KEEPER)
         .set_library("zodan")
         .set_function("zodan_recovery_keeper")
-        .set_extra(&database.to_u32().to_string())
+        .set_extra(&format!("{}{by_launcher}", database.to_u32()))
         .enable_spi_access();
     match notify {
         Some(pid) => builder.set_notify_pid(pid).set_restart_time(Some(PAUSE)),
@@ -90,11 +94,17 @@ fn keep_recovery_slot() -> std::result::Result<i32, ErrorReport> {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn zodan_recovery_keeper(_argument: pg_sys::Datum) {
     worker::begin();
-    let Ok(database) = BackgroundWorker::get_extra().parse::<u32>() else {
+    let extra = BackgroundWorker::get_extra();
+    let (known, seen_slots) = match extra.strip_suffix(SEEN_SLOTS) {
+        Some(known) => (known, true),
+        None => (extra, false),
+    };
+    let Ok(database) = known.parse::<u32>() else {
         pgrx::error!("zodan recovery keeper started without a database");
     };
-    // Where it is gone, to connect would fail and the worker be started again, for ever.
-    if !has_files(database) {
+    // Where it is gone, to connect would fail and the worker be started again, for ever. DROP DATABASE takes the slots
+    // first, the files last.
+    if !has_files(database) || seen_slots && count_slots(pg_sys::Oid::from(database)) == 0 {
         return;
     }
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(pg_sys::Oid::from(database)), None);
@@ -115,6 +125,14 @@ pub extern "C-unwind" fn zodan_recovery_keeper(_argument: pg_sys::Datum) {
         }
         rest(PAUSE);
     }
+}
+
+/// How many logical slots a database has.
+pub fn count_slots(database: pg_sys::Oid) -> i32 {
+    let (mut slots, mut active) = (0, 0);
+    // SAFETY: counts in shared memory, under its lock.
+    unsafe { pg_sys::ReplicationSlotsCountDBSlots(database, &mut slots, &mut active) };
+    slots
 }
 
 /// Whether the database is there. Its files go with it.
@@ -171,7 +189,7 @@ fn keep() -> Result<()> {
         match keeper.look()? {
             Kept::Yes => {}
             Kept::NoNode => return Ok(()),
-            Kept::GivenUp(why) => pgrx::warning!("zodan: {why}"),
+            Kept::GivenUp(why) | Kept::WentBack(why) => pgrx::warning!("zodan: {why}"),
             Kept::CaughtUp(what) | Kept::Resumed(what) => pgrx::log!("zodan: {what}"),
         }
         wait::on_latch(LOOK)?;

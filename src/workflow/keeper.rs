@@ -7,12 +7,13 @@
 //! other member has applied as much, the slot can be moved there. Reading both at once would not do: progress
 //! is moved after the commit is in the WAL.
 
+use super::lost_wal::{LostWal, end_of_wal};
 use super::members::{connect_each, recovery_slot};
 use super::membership::{catch_up, forgive_paid, known, removed};
 use super::taken;
 use super::unfinished::unfinished;
 use crate::engine::{Engine, Registry, subscription_states};
-use crate::error::{Error, Result};
+use crate::error::{Error, Finding, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, server};
 use crate::settings;
@@ -42,6 +43,8 @@ pub enum Kept {
     GivenUp(String),
     /// The node was away when the membership changed.
     CaughtUp(String),
+    /// A member lacks what this node has of it. It may not be seen any more when that one has written enough.
+    WentBack(String),
     /// Apply had been paused by a CALL that is gone.
     Resumed(String),
 }
@@ -55,6 +58,10 @@ pub struct Keeper {
     samples: VecDeque<Sample>,
     /// A place, and the transaction id from which on none had begun when it was noted.
     open: Option<(Lsn, u64)>,
+    /// The slot was moved since it held too much, and still does.
+    bounded: bool,
+    /// Members that lack what this node has of them, which has been told.
+    went_back: BTreeSet<String>,
 }
 
 impl Keeper {
@@ -68,6 +75,8 @@ impl Keeper {
             untold: BTreeSet::new(),
             samples: VecDeque::new(),
             open: None,
+            bounded: false,
+            went_back: BTreeSet::new(),
         })
     }
 
@@ -93,6 +102,9 @@ impl Keeper {
                 "node \"{}\" has caught up with the membership of generation {generation}",
                 self.here.name
             )));
+        }
+        if let Some(what) = self.look_for_lost_wal()? {
+            return Ok(Kept::WentBack(what));
         }
         let slot = self.slot()?;
         match server::slot_state(&slot).run(&mut self.here)?.first() {
@@ -220,6 +232,34 @@ impl Keeper {
         Ok(())
     }
 
+    /// What is to be told of a member that was put back to an earlier state, once.
+    fn look_for_lost_wal(&mut self) -> Result<Option<String>> {
+        // In this order: what has been applied had been flushed before.
+        let states = subscription_states(&self.engine.subscriptions().run(&mut self.here)?)?;
+        for (name, peer) in &mut self.peers {
+            // One that does not answer any more is connected to at the next look.
+            let Ok(rows) = server::wal_flushed().run(peer) else {
+                continue;
+            };
+            let path = self.engine.path(name, &self.here.name);
+            let state = states.iter().find(|s| s.name == path.subscription);
+            match LostWal::find(&path, state, end_of_wal(&rows)?) {
+                None => drop(self.went_back.remove(name)),
+                Some(lost) if self.went_back.insert(name.clone()) => {
+                    let Finding {
+                        node,
+                        message,
+                        hint,
+                        ..
+                    } = lost.finding();
+                    return Ok(Some(format!("node \"{node}\": {message}. {hint}")));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
     /// Takes over a newer registry of another member, with all that belongs to it; its generation.
     fn catch_up(&mut self) -> Result<Option<i64>> {
         let mut nodes: Vec<&mut Node> = std::iter::once(&mut self.here)
@@ -327,9 +367,9 @@ impl Keeper {
         let Some(sample) = self.samples.back().cloned() else {
             return Ok(Kept::Yes);
         };
-        if kept <= limit as f64
-            || self.samples.len() < 2 && sample.place <= server::parse_lsn(row, 1)?
-        {
+        let too_much = kept > limit as f64;
+        self.bounded &= too_much;
+        if !too_much || self.samples.len() < 2 && sample.place <= server::parse_lsn(row, 1)? {
             return Ok(Kept::Yes);
         }
         self.samples.clear();
@@ -342,7 +382,11 @@ impl Keeper {
         );
         server::expose(&why).run(&mut self.here)?;
         self.advance(slot, &sample)?;
-        Ok(Kept::GivenUp(why))
+        // What it holds goes down with a later record of running transactions only.
+        Ok(match std::mem::replace(&mut self.bounded, true) {
+            true => Kept::Yes,
+            false => Kept::GivenUp(why),
+        })
     }
 }
 

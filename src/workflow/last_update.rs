@@ -38,14 +38,16 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
     members::lock(&mut nodes, command)?;
     let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
     settle(&mut *engine, &mut all, reached.registry.as_ref())?;
-    wait_until(&own.name, &format!("locking {name}"), HINT, || {
-        on_all(&statement, &mut nodes)
-    })
+    let mut in_the_way = own.name.clone();
+    let locked = wait_until(&own.name, &format!("locking {name}"), HINT, || {
+        on_all(&statement, &mut nodes, &mut in_the_way)
+    });
+    locked.map_err(|error| error.of_node(&in_the_way))
 }
 
 /// On all members at the same time or on none, with the table locked everywhere meanwhile: what one of them sends
 /// with the new column is applied where it is there too.
-fn on_all(statement: &Statement, nodes: &mut [Node]) -> Result<Seen<i32>> {
+fn on_all(statement: &Statement, nodes: &mut [Node], in_the_way: &mut String) -> Result<Seen<i32>> {
     let held = server::held(&statement.inlined());
     let answers = ask(nodes.iter_mut().map(|n| held.clone().on(n)).collect());
     let end = match answers.iter().all(Result::is_ok) {
@@ -54,14 +56,24 @@ fn on_all(statement: &Statement, nodes: &mut [Node]) -> Result<Seen<i32>> {
     };
     members::each(&mut *nodes, |_| end.clone())?;
     let mut changed = 0;
-    for answer in answers {
+    let mut in_use = vec![];
+    for (node, answer) in nodes.iter().zip(answers) {
         match answer {
             Ok(rows) => changed += i32::from(rows.first().is_some_and(|row| row.bool(0))),
             Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
-                return Ok(Seen::Pending("the table is in use".into()));
+                in_use.push(node.name.clone());
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(Seen::Done(changed))
+    match in_use.first() {
+        None => Ok(Seen::Done(changed)),
+        Some(first) => {
+            in_the_way.clone_from(first);
+            let nodes = in_use.join("\" and node \"");
+            Ok(Seen::Pending(format!(
+                "the table is in use on node \"{nodes}\""
+            )))
+        }
+    }
 }

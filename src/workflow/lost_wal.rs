@@ -7,6 +7,7 @@ use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Rows;
 use crate::lsn::Lsn;
 use crate::node::{Node, server};
+use std::time::{Duration, Instant};
 
 pub struct LostWal<'a> {
     path: &'a Path,
@@ -36,11 +37,29 @@ impl<'a> LostWal<'a> {
                 path.subscription
             ),
             format!(
-                "A standby that lacked the rest was promoted, or a backup restored. What \"{provider}\" writes up to {applied} never arrives on \"{}\": remove \"{provider}\" from the cluster with force := true, and add it again.",
-                path.subscriber
+                "{RESTORED} What \"{provider}\" writes up to {applied} never arrives on \"{}\", and it lacks what it had sent. {}",
+                path.subscriber,
+                way_out(provider)
             ),
         )
     }
+}
+
+const RESTORED: &str = "A standby that lacked the rest was promoted, or a backup restored.";
+
+/// What makes the cluster whole again.
+pub fn way_out(provider: &str) -> String {
+    format!(
+        "Stop its server with pg_ctl stop -m immediate, and replace it like one that has died: CALL spock.recover_run({0}), CALL spock.remove_node({0}), then CALL spock.add_node on an empty database. See docs/operations.md, A node was restored.",
+        crate::quote::literal(provider)
+    )
+}
+
+/// What status says of a path in one line.
+pub fn told(provider: &str, applied: Lsn, end: Lsn) -> String {
+    format!(
+        "it has applied \"{provider}\" up to {applied}, but the WAL of \"{provider}\" ends at {end}: a backup was restored or a standby promoted, and what \"{provider}\" writes up to there never arrives"
+    )
 }
 
 /// Parses the answer of [`server::wal_flushed`].
@@ -49,26 +68,42 @@ pub fn end_of_wal(rows: &Rows) -> Result<Option<Lsn>> {
     parsed.map_err(|()| Error::internal("the end of the WAL is no LSN"))
 }
 
-/// An error if a provider of `inbound` that is among `others` lacks what `node` has of it.
-pub fn refuse(
-    engine: &dyn Engine,
-    node: &mut Node,
-    others: &mut [&mut Node],
-    inbound: &[Path],
-) -> Result<()> {
-    // In this order: what has been applied had been flushed before.
-    let states = subscription_states(&engine.subscriptions().run(node)?)?;
-    for path in inbound {
-        let Some(provider) = others.iter_mut().find(|o| o.name == path.provider) else {
-            continue;
-        };
-        let state = states.iter().find(|s| s.name == path.subscription);
-        let end = end_of_wal(&server::wal_flushed().run(provider)?)?;
-        if let Some(lost) = LostWal::find(path, state, end) {
-            return Err(Error::Checks(vec![lost.finding()]));
+/// How often it is looked at during a wait.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Ends a wait for what cannot come.
+#[derive(Default)]
+pub struct Watch {
+    looked: Option<Instant>,
+}
+
+impl Watch {
+    /// An error if a provider of `inbound` that is among `others` lacks what `node` has of it.
+    pub fn look(
+        &mut self,
+        engine: &dyn Engine,
+        node: &mut Node,
+        others: &mut [&mut Node],
+        inbound: &[Path],
+    ) -> Result<()> {
+        if self.looked.is_some_and(|at| at.elapsed() < PAUSE) {
+            return Ok(());
         }
+        self.looked = Some(Instant::now());
+        // In this order: what has been applied had been flushed before.
+        let states = subscription_states(&engine.subscriptions().run(node)?)?;
+        for path in inbound {
+            let Some(provider) = others.iter_mut().find(|o| o.name == path.provider) else {
+                continue;
+            };
+            let state = states.iter().find(|s| s.name == path.subscription);
+            let end = end_of_wal(&server::wal_flushed().run(provider)?)?;
+            if let Some(lost) = LostWal::find(path, state, end) {
+                return Err(Error::Checks(vec![lost.finding()]));
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -84,7 +84,8 @@ pub fn wait(
             Some((path, marker.token.as_str()))
         })
         .collect();
-    lost_wal::refuse(engine, node, others, inbound)?;
+    let mut lost = lost_wal::Watch::default();
+    lost.look(engine, node, others, inbound)?;
     let all = wanted.len();
     let mut watch = Watch::new(inbound, new);
     let name = node.name.clone();
@@ -102,7 +103,9 @@ pub fn wait(
         if wanted.is_empty() {
             return Ok(Seen::Done(()));
         }
-        let states = watch.look(engine, node, others);
+        let states = lost
+            .look(engine, node, others, inbound)
+            .and_then(|()| watch.look(engine, node, others));
         given_up = states.is_err();
         let states = states?;
         Ok(Seen::Pending(format!(
@@ -169,13 +172,16 @@ pub fn wait_for_workers(
     nudge: Option<&Statement>,
 ) -> Result<()> {
     let mut watch = Watch::new(inbound, new);
+    let mut lost = lost_wal::Watch::default();
     let mut before = 0;
     let name = node.name.clone();
     let what = "waiting for its subscriptions to replicate";
     let mut given_up = false;
     let outcome = wait_within(limit(engine), &name, what, HINT, || {
         check_open(others)?;
-        let text = watch.look(engine, node, others);
+        let text = lost
+            .look(engine, node, others, inbound)
+            .and_then(|()| watch.look(engine, node, others));
         given_up = text.is_err();
         let text = text?;
         if let Some(nudge) = nudge

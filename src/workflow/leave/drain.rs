@@ -180,7 +180,7 @@ impl Leave {
             // Where there is none, `findings` has said so.
             let enabled = states.iter().filter(|inbound| inbound.is_enabled());
             let paths: Vec<Path> = enabled.map(|inbound| inbound.path.clone()).collect();
-            if paths.is_empty() {
+            if paths.is_empty() || self.deaf.contains(&survivor.name) {
                 continue;
             }
             let mut leaving: Vec<&mut Node> = self.leaving.iter_mut().collect();

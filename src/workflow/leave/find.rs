@@ -10,6 +10,7 @@ use crate::workflow::members::{self, each};
 use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 /// What the target is to the cluster.
 pub enum Standing {
@@ -116,6 +117,8 @@ impl Leave {
             standing: reached.standing,
             registry: reached.registry,
             forgotten_late,
+            went_back: false,
+            deaf: BTreeSet::new(),
         })
     }
 

@@ -5,6 +5,7 @@ mod debts;
 mod detach;
 mod drain;
 mod find;
+mod obstacles;
 
 use super::hold;
 use super::membership::{Quorum, no_majority};
@@ -122,6 +123,10 @@ struct Leave {
     registry: Option<Registry>,
     /// A member that had been away has paid what it owed from the removal of the target.
     forgotten_late: bool,
+    /// The leaving node lacks what survivors have of it.
+    went_back: bool,
+    /// Survivors that do not get what the leaving node writes, which has been told.
+    deaf: BTreeSet<String>,
 }
 
 /// What the leaving node's database was set to before writes were held off.
@@ -226,7 +231,7 @@ impl Leave {
             self.report
                 .warn(&what, "force := true goes on all the same.");
         }
-        Ok(())
+        self.warn_of_writers()
     }
 
     /// What `force` does not help against: the node could not cease to be one, or takes away what others wait for.
@@ -308,7 +313,11 @@ impl Leave {
                 "hold off writes on \"{}\" and wait until every other node has them",
                 self.target
             ));
-            return Ok(Some(self.drain(journal, held)?));
+            let hold = self.drain(journal, held)?;
+            if self.went_back {
+                self.compare_survivors()?;
+            }
+            return Ok(Some(hold));
         }
         self.report.phase(&format!(
             "compare what the other nodes have of \"{}\"",
@@ -437,6 +446,11 @@ impl Leave {
                     "Make the subscription replicate and run the CALL again, or give up what is missing with force := true.",
                 ));
             }
+        }
+        if !resumed {
+            findings.extend(self.lost_wal(&states)?);
+            findings.extend(self.not_connected(&states)?);
+            findings.extend(self.waited_for_by_commits()?);
         }
         if let Some(leaving) = &mut self.leaving {
             for row in &server::prepared_transactions().run(leaving)? {

@@ -80,9 +80,13 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
     let here = Here::Call(local.clone());
     let mut recovery = Recovery::connect_for(here, request, report, Failed::Member)?;
     recovery.clean_up_interrupted()?;
+    recovery.forget_finished()?;
     recovery.refuse_living()?;
     recovery.report.phase("compare what the survivors have");
     let plan = recovery.plan()?;
+    if recovery.request.force {
+        recovery.warn_of_lost_wal()?;
+    }
     if plan.is_empty() {
         recovery.report.say(&format!(
             "nothing to do: every survivor has the same of \"{}\"",
@@ -94,7 +98,8 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
     let mut journal = recovery.begin(&local, &plan)?;
     for filling in &plan {
         if let Err(first) = recovery.fill(filling, &mut journal) {
-            return Err(recovery.take_back(&journal, first));
+            let first = recovery.take_back(&journal, first);
+            return Err(recovery.not_to_return(filling, first));
         }
     }
     journal.passed("all is done")?;
@@ -243,6 +248,14 @@ impl std::fmt::Display for Gap {
     }
 }
 
+/// How a comparison that was interrupted comes to a good end.
+fn stay_away(failed: &str, target: &str) -> String {
+    format!(
+        "Node \"{target}\" may have rows of node \"{failed}\" already that \"{failed}\" would send again: keep its server stopped until CALL spock.recover_run({}) has come to its end.",
+        crate::quote::literal(failed)
+    )
+}
+
 pub struct Recovery {
     engine: Box<dyn Engine>,
     session: Here,
@@ -378,6 +391,27 @@ impl Recovery {
             open,
             None,
         )
+    }
+
+    /// What a comparison has brought the failed node would send again, and apply would stop at that: its place in what
+    /// that one sends moves at the end only.
+    fn not_to_return(&mut self, filling: &Filling, first: Error) -> Error {
+        let Way::Comparison(_) = filling.way else {
+            return first;
+        };
+        let (failed, target) = (self.request.failed.clone(), &filling.gap.target);
+        let node = self.survivors.iter_mut().find(|n| n.name == *target);
+        let begun = node.is_none_or(|node| {
+            let notes = server::unfinished_comparison(&failed).run(node);
+            notes.map_or(true, |rows| !rows.is_empty())
+        });
+        match begun {
+            false => first,
+            true => Error::Unfinished {
+                hint: stay_away(&failed, target),
+                first: Box::new(first),
+            },
+        }
     }
 
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {

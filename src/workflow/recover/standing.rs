@@ -2,13 +2,14 @@
 
 use super::{Gap, Recovery, Request, members};
 use crate::engine::{self, Path, SubscriptionState, subscription_states};
-use crate::error::{Error, Result, SqlState};
+use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::lsn::{Lsn, Position};
-use crate::node::{Here, Member, Node};
+use crate::node::{Here, Member, Node, server};
 use crate::settings;
 use crate::workflow::clocks;
 use crate::workflow::findings::Status;
+use crate::workflow::lost_wal::{LostWal, end_of_wal};
 use crate::workflow::members::each;
 use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
@@ -165,15 +166,36 @@ impl Recovery {
             return Ok(());
         }
         let failed = self.failed.clone();
+        let mut hint = "Stop its server, or mend its subscriptions instead. With force := true it is treated as dead.".to_owned();
+        for node in &mut self.survivors {
+            if !server::unfinished_comparison(&failed.name)
+                .run(node)?
+                .is_empty()
+            {
+                hint = super::stay_away(&failed.name, &node.name);
+            }
+        }
         let refused = |why: String| {
             Err(Error::refused(
                 SqlState::OBJECT_IN_USE,
                 format!("node \"{}\" is alive: {why}", failed.name),
-                "Stop its server, or mend its subscriptions instead. With force := true it is treated as dead.",
+                hint.as_str(),
             ))
         };
         match members::connect_each(std::slice::from_ref(&failed)).pop() {
-            Some(Ok(_)) => return refused("it answers".into()),
+            Some(Ok(mut node)) => {
+                return match self.lost_wal(&mut node)? {
+                    Some(lost) => Err(Error::refused(
+                        SqlState::OBJECT_IN_USE,
+                        format!(
+                            "node \"{}\" is alive, but not what it was: node \"{}\": {}",
+                            failed.name, lost.node, lost.message
+                        ),
+                        lost.hint,
+                    )),
+                    None => refused("it answers".into()),
+                };
+            }
             Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
             Some(Err(error)) if error.is_of_a_server() => {
                 return refused(format!("it answers: {error}"));
@@ -184,6 +206,55 @@ impl Recovery {
             Some(name) => refused(format!("node \"{name}\" is connected to it")),
             None => Ok(()),
         }
+    }
+
+    /// What a survivor has of the failed node, and that one has not any more.
+    fn lost_wal(&mut self, failed: &mut Node) -> Result<Option<Finding>> {
+        // In this order: what has been applied had been flushed before.
+        let states = self.inbound(&failed.name)?;
+        let end = end_of_wal(&server::wal_flushed().run(failed)?)?;
+        let mut inbound = states.iter().flatten();
+        let lost = inbound.find_map(|i| LostWal::find(&i.path, Some(&i.state), end));
+        Ok(lost.map(|lost| lost.finding()))
+    }
+
+    /// To make the survivors equal does not help a node that was put back to an earlier state.
+    pub fn warn_of_lost_wal(&mut self) -> Result<()> {
+        let failed = self.failed.clone();
+        match members::connect_each(std::slice::from_ref(&failed)).pop() {
+            Some(Ok(mut node)) => {
+                if let Some(lost) = self.lost_wal(&mut node)? {
+                    let what = format!("node \"{}\": {}", lost.node, lost.message);
+                    self.report.warn(&what, &lost.hint);
+                }
+                Ok(())
+            }
+            Some(Err(error @ Error::Interrupted { .. })) => Err(error),
+            // It is as dead as it is said to be.
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
+
+    /// A comparison that came to its end but for the note of it: the node has as much as any other. What has a note of
+    /// a replay is looked at by [`Self::plan`].
+    pub fn forget_finished(&mut self) -> Result<()> {
+        let failed = self.request.failed.clone();
+        let states = self.inbound(&failed)?;
+        let mut most: BTreeMap<&str, Lsn> = BTreeMap::new();
+        for inbound in states.iter().flatten() {
+            let most = most.entry(&inbound.part).or_insert(Lsn(0));
+            *most = (*most).max(inbound.applied());
+        }
+        for (node, states) in self.survivors.iter_mut().zip(&states) {
+            let has_all = |i: &Inbound| most.get(i.part.as_str()) == Some(&i.applied());
+            if !states.is_empty()
+                && states.iter().all(has_all)
+                && !unfinished(node)?.contains_key(&failed)
+            {
+                server::forget_unfinished(Some(&failed)).run(node)?;
+            }
+        }
+        Ok(())
     }
 
     /// Each survivor's subscriptions to `provider`.

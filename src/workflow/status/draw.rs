@@ -199,6 +199,8 @@ mod tests {
                     slots: vec![],
                     inbound: vec![],
                     sent: None,
+                    end: None,
+                    compared: vec![],
                 }),
                 false => Err("no connection: refused".into()),
             },
@@ -216,6 +218,7 @@ mod tests {
             slot: None,
             trouble: None,
             left_out: false,
+            applied: None,
         }
     }
 

@@ -8,10 +8,13 @@ pub use draw::{Format, draw};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, Row, Rows, scrub};
+use crate::lsn::Lsn;
 use crate::node::{Member, Node, Reader, Session, glance, server};
 use crate::settings;
+use crate::workflow::lost_wal::{self, end_of_wal};
 use crate::workflow::members;
 use crate::workflow::report::table;
+use std::collections::BTreeSet;
 
 /// A member as the registry of this node has it.
 pub struct Registered {
@@ -43,6 +46,10 @@ pub struct Standing {
     inbound: Vec<Inbound>,
     /// One value for the tables that it sends, where the engine has such.
     sent: Option<String>,
+    /// Where its WAL ends.
+    end: Option<Lsn>,
+    /// Nodes that it has been given a part of by a comparison that was interrupted.
+    compared: Vec<String>,
 }
 
 impl Standing {
@@ -76,6 +83,8 @@ struct Inbound {
     tables: Option<String>,
     /// How many changes its worker has left out for good, and the last of them, where the engine keeps that.
     left_out: Option<String>,
+    /// The last position of its provider that it has applied.
+    applied: Option<String>,
 }
 
 /// One path of the mesh, as both its ends see it.
@@ -92,6 +101,7 @@ pub struct Course {
     pub trouble: Option<String>,
     /// Whether the subscriber lacks changes for good although the subscription replicates.
     pub left_out: bool,
+    applied: Option<Lsn>,
 }
 
 pub struct Mesh {
@@ -136,11 +146,69 @@ pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
         ));
     }
     let members = seen(engine, registered)?;
+    let mut courses = courses(engine, &members);
+    mark_lost_wal(&members, &mut courses)?;
     Ok(Mesh {
         engine: engine.label(),
-        courses: courses(engine, &members),
+        courses,
         members,
     })
+}
+
+/// Providers that lack what a subscriber has of them. All have been asked at the same time, so they are asked once
+/// more: what had been applied then has been flushed by now.
+fn mark_lost_wal(members: &[Seen], courses: &mut [Course]) -> Result<()> {
+    let end = |provider: usize| members[provider].standing.as_ref().ok()?.end;
+    let ahead = |course: &Course| {
+        let (applied, end) = (course.applied?, end(course.provider)?);
+        (applied > end).then_some(course.provider)
+    };
+    let suspects: BTreeSet<usize> = courses.iter().filter_map(ahead).collect();
+    let asked: Vec<(usize, Member)> = suspects
+        .into_iter()
+        .filter_map(|provider| Some((provider, members[provider].registered.member()?)))
+        .collect();
+    let nodes: Vec<&Member> = asked.iter().map(|(_, member)| member).collect();
+    let answers = glance(&nodes, &server::wal_flushed(), settings::status_timeout());
+    for ((provider, member), answer) in asked.iter().zip(answers) {
+        let end = match answer.and_then(|rows| end_of_wal(&rows)) {
+            Ok(end) => end,
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            // It has answered, and does not any more: the next look says more.
+            Err(_) => continue,
+        };
+        let of_it = courses.iter_mut().filter(|c| c.provider == *provider);
+        for course in of_it {
+            let (Some(applied), Some(end)) = (course.applied, end) else {
+                continue;
+            };
+            if applied > end {
+                course.state = "down".into();
+                tell(
+                    &lost_wal::told(&member.name, applied, end),
+                    &mut course.trouble,
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts `problem` before what is known already.
+fn tell(problem: &str, trouble: &mut Option<String>) {
+    *trouble = Some(match trouble.take() {
+        Some(known) => format!("{problem}; {known}"),
+        None => problem.to_owned(),
+    });
+}
+
+impl Registered {
+    fn member(&self) -> Option<Member> {
+        Some(Member {
+            name: self.name.clone(),
+            dsn: self.dsn.clone().ok()?,
+        })
+    }
 }
 
 fn this_node(reader: &Reader) -> Result<Node> {
@@ -181,15 +249,7 @@ fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
 }
 
 fn seen(engine: &dyn Engine, registered: Vec<Registered>) -> Result<Vec<Seen>> {
-    let members: Vec<Member> = registered
-        .iter()
-        .filter_map(|r| {
-            Some(Member {
-                name: r.name.clone(),
-                dsn: r.dsn.clone().ok()?,
-            })
-        })
-        .collect();
+    let members: Vec<Member> = registered.iter().filter_map(Registered::member).collect();
     let question = server::standing(&engine.inbound(), engine.sent_tables().as_deref());
     let asked: Vec<&Member> = members.iter().collect();
     let mut answers = glance(&asked, &question, settings::status_timeout()).into_iter();
@@ -220,6 +280,8 @@ fn standing(rows: &Rows) -> Result<Standing> {
         slots: serde_json::from_str(row.text(2)).map_err(bad)?,
         inbound: serde_json::from_str(row.text(3)).map_err(bad)?,
         sent: row.get(4).map(str::to_owned),
+        compared: serde_json::from_str(row.text(6)).map_err(bad)?,
+        end: row.get(5).and_then(|lsn| lsn.parse().ok()),
     })
 }
 
@@ -261,7 +323,8 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
     let rule = engine.path_from(name, database, &to.registered.name);
     let leads_here = |i: &&Inbound| match &i.provider {
         Some(name) => *name == from.registered.name,
-        None => i.subscription == rule.subscription,
+        // Somebody may have given it another name.
+        None => i.subscription == rule.subscription || i.slot.as_ref() == Some(&rule.slot),
     };
     let inbound = to.standing.as_ref().ok();
     let inbound = inbound.and_then(|s| s.inbound.iter().find(leads_here));
@@ -276,12 +339,6 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
     let slot = slots.and_then(|all| all.iter().find(is_slot));
     let left_out = inbound.and_then(|i| i.left_out.clone());
     let mut trouble = left_out.clone().or(inbound.and_then(|i| i.trouble.clone()));
-    let tell = |problem: &str, trouble: &mut Option<String>| {
-        *trouble = Some(match trouble.take() {
-            Some(known) => format!("{problem}; {known}"),
-            None => problem.to_owned(),
-        });
-    };
     let state = match (&to.standing, inbound) {
         (Err(_), _) => "unknown",
         (Ok(_), None) => "missing",
@@ -315,6 +372,20 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
         (Ok(_), Some(i)) if i.status == "replicating" && i.heard == Some(false) => "down",
         (Ok(_), Some(i)) => &i.status,
     };
+    let compared = |s: &Standing| s.compared.contains(&from.registered.name);
+    let half_compared = to.standing.as_ref().is_ok_and(compared);
+    if half_compared {
+        let again = format!(
+            "a recovery by comparison was interrupted: stop \"{0}\" and CALL spock.recover_run({1}) before it sends again what was brought",
+            from.registered.name,
+            crate::quote::literal(&from.registered.name)
+        );
+        tell(&again, &mut trouble);
+    }
+    let state = match state {
+        "replicating" if half_compared => "incomplete",
+        state => state,
+    };
     // Spock moves them about.
     let mut replication_sets = inbound.and_then(|i| i.replication_sets.clone());
     replication_sets.iter_mut().for_each(|sets| sets.sort());
@@ -335,6 +406,9 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
         slot: slot.cloned(),
         trouble: trouble.map(|t| scrub(&t)),
         left_out: left_out.is_some(),
+        applied: inbound
+            .and_then(|i| i.applied.as_ref())
+            .and_then(|lsn| lsn.parse().ok()),
     }
 }
 

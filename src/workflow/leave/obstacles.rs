@@ -1,0 +1,131 @@
+//! What else keeps a removal from being exact, or makes others suffer from it: found before anything is waited for.
+
+use super::{Inbound, Leave};
+use crate::engine::Path;
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::{Dsn, scrub};
+use crate::node::server;
+use crate::workflow::lost_wal::{LostWal, end_of_wal};
+use crate::workflow::members;
+
+impl Leave {
+    /// What survivors have of the leaving node, and that it has not any more. `states` are from before.
+    pub fn lost_wal(&mut self, states: &[Vec<Inbound>]) -> Result<Vec<Finding>> {
+        let Some(leaving) = &mut self.leaving else {
+            return Ok(vec![]);
+        };
+        let end = end_of_wal(&server::wal_flushed().run(leaving)?)?;
+        let find = |i: &Inbound| LostWal::find(&i.path, i.state.as_ref(), end).map(|l| l.finding());
+        let found: Vec<Finding> = states.iter().flatten().filter_map(find).collect();
+        self.went_back = !found.is_empty();
+        Ok(found)
+    }
+
+    /// Survivors whose subscriptions lead elsewhere, or nowhere: what the leaving node writes does not get there,
+    /// however long it is waited for.
+    pub fn not_connected(&mut self, states: &[Vec<Inbound>]) -> Result<Vec<Finding>> {
+        let Some(leaving) = &mut self.leaving else {
+            return Ok(vec![]);
+        };
+        let identity = members::identity(leaving)?;
+        let mut findings = vec![];
+        for (survivor, states) in self.survivors.iter_mut().zip(states) {
+            for Inbound { path, .. } in states.iter().filter(|inbound| inbound.is_enabled()) {
+                let Some(question) = self.engine.idle_address(path) else {
+                    continue;
+                };
+                let rows = question.run(survivor)?;
+                let Some(address) = rows.first().map(|row| row.text(0).to_owned()) else {
+                    continue;
+                };
+                let why = match self.engine.probe(&address).last() {
+                    None => continue,
+                    Some(probe) => match probe.run(survivor) {
+                        Ok(rows) => match rows.first() {
+                            Some(row)
+                                if (row.text(0), row.text(1)) != (&identity.0, &identity.1) =>
+                            {
+                                "another database answers there".to_owned()
+                            }
+                            // It is there, and its worker on the way.
+                            _ => continue,
+                        },
+                        Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => {
+                            return Err(error);
+                        }
+                        Err(error) => scrub(&error.to_string()),
+                    },
+                };
+                self.deaf.insert(survivor.name.clone());
+                let address = Dsn::parse(&address).map_or("?".into(), |dsn| dsn.redacted());
+                let (subscription, target) = (&path.subscription, &self.target);
+                findings.push(
+                    Finding::new(
+                        &survivor.name,
+                        SqlState::NOT_IN_PREREQUISITE_STATE,
+                        format!("it is not connected to node \"{target}\", so what that one wrote may be missing there: subscription {subscription} leads to {address}: {why}"),
+                        format!("ALTER SUBSCRIPTION {subscription} CONNECTION '...' there, with an address that leads to \"{target}\", or give up what is missing with force := true."),
+                    ),
+                );
+            }
+        }
+        Ok(findings)
+    }
+
+    /// Members whose commits wait for somebody who reads by a path that is to be dropped: they would wait for ever.
+    pub fn waited_for_by_commits(&mut self) -> Result<Vec<Finding>> {
+        let names = |paths: Vec<Path>| paths.into_iter().map(|path| path.subscription);
+        let outbound: Vec<String> = names(self.outbound_paths()).collect();
+        let mut findings = vec![];
+        let is_there = self.leaving.is_some();
+        let nodes = self.survivors.iter_mut().chain(self.leaving.as_mut());
+        for node in nodes {
+            let paths = match node.name == self.target {
+                true => outbound.clone(),
+                false => names(self.engine.paths(&node.name, &self.target)).collect(),
+            };
+            for row in &server::waited_for(&paths).run(node)? {
+                let what = format!(
+                    "synchronous_standby_names names {}, by which \"{}\" is read or reads: once it has left, commits wait for it for ever",
+                    row.text(0),
+                    self.target
+                );
+                let hint = "Take it out there: ALTER SYSTEM SET synchronous_standby_names = ..., SELECT pg_reload_conf().";
+                match is_there {
+                    true => findings.push(Finding::new(
+                        &node.name,
+                        SqlState::NOT_IN_PREREQUISITE_STATE,
+                        what,
+                        hint,
+                    )),
+                    // They wait already.
+                    false => self
+                        .report
+                        .warn(&format!("node \"{}\": {what}", node.name), hint),
+                }
+            }
+        }
+        Ok(findings)
+    }
+
+    /// Who can write on although the database of the leaving node is read-only.
+    pub fn warn_of_writers(&mut self) -> Result<()> {
+        let Some(leaving) = &mut self.leaving else {
+            return Ok(());
+        };
+        for row in &server::roles_that_write_on().run(leaving)? {
+            let what = format!(
+                "node \"{}\": role {} has default_transaction_read_only = off, so it can write on while the node leaves",
+                self.target,
+                row.text(0)
+            );
+            let hint = format!(
+                "What it writes then stays on \"{}\" only. Keep it away, or run there: {};",
+                self.target,
+                row.text(1)
+            );
+            self.report.warn(&what, &hint);
+        }
+        Ok(())
+    }
+}
