@@ -143,6 +143,13 @@ pub enum Judged {
     Warned(Finding),
 }
 
+/// What a node takes of another one.
+pub struct Provider {
+    pub node: Member,
+    pub subscription: String,
+    pub enabled: bool,
+}
+
 /// The tables that a path brings.
 #[derive(Default)]
 pub struct Brought {
@@ -183,6 +190,11 @@ pub trait Engine {
     fn local_name(&self, node: &mut Node) -> Result<Option<String>>;
     fn survey(&self, source: &mut Node) -> Result<Survey>;
 
+    /// What the node takes of others; `None` where it is no node, or where a registry says who the members are.
+    fn providers(&self, _node: &mut Node) -> Result<Option<Vec<Provider>>> {
+        Ok(None)
+    }
+
     /// Learns the names of the paths between `members`, and of those between them and `absent`, which
     /// cannot be asked.
     fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()>;
@@ -216,9 +228,9 @@ pub trait Engine {
     fn strangers(&self, _leaving: &mut Node, _members: &[String]) -> Result<Vec<Finding>> {
         Ok(vec![])
     }
-    /// Slots of the node that nobody streams from and that are of no path that is known: those of a node that has
-    /// died may be among them, under names that it chose.
-    fn unclaimed_slots(&self, _node: &mut Node) -> Result<Vec<String>> {
+    /// Slots of the node that are of no path that is known, and whether somebody streams from them: those of a node that
+    /// has died may be among them, under names that it chose.
+    fn unclaimed_slots(&self, _node: &mut Node) -> Result<Vec<(String, bool)>> {
         Ok(vec![])
     }
 

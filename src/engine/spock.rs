@@ -8,8 +8,8 @@ mod strangers;
 mod ways;
 
 use super::{
-    Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey,
-    subscription_states,
+    Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Provider,
+    Survey, subscription_states,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
@@ -151,6 +151,13 @@ impl Engine for Spock {
         Ok(rows.first().map(|row| row.text(0).to_owned()))
     }
 
+    fn providers(&self, node: &mut Node) -> Result<Option<Vec<Provider>>> {
+        match is_node(node)? {
+            true => strangers::providers(node).map(Some),
+            false => Ok(None),
+        }
+    }
+
     fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
         self.sets = Sets::of(members)?;
         // Somebody else may have chosen them.
@@ -206,7 +213,8 @@ impl Engine for Spock {
         let Some(asked) = members.first_mut() else {
             return Ok(());
         };
-        let naming = Naming::of(&self.paths);
+        let names = known.iter().map(|(name, _)| name);
+        let naming = self.naming(names.chain(absent.iter().map(|gone| &gone.name)));
         for (provider, subscriber, database) in wanted {
             let names = naming.of_members(&provider, &subscriber);
             let paths = named_paths(asked, &provider, &subscriber, &database, names)?;
@@ -229,7 +237,7 @@ impl Engine for Spock {
         self.failover = has_failover_slots(source)?;
         self.leave_out = left_out(source)?;
         let source = source.name.clone();
-        let naming = Naming::of(&self.paths);
+        let naming = self.naming(members.iter().map(|m| &m.name));
         for member in members.iter_mut() {
             if member.name != source {
                 let tables = set_tables(member)?;
@@ -299,7 +307,7 @@ impl Engine for Spock {
         strangers::strangers(&self.paths, leaving, members)
     }
 
-    fn unclaimed_slots(&self, node: &mut Node) -> Result<Vec<String>> {
+    fn unclaimed_slots(&self, node: &mut Node) -> Result<Vec<(String, bool)>> {
         strangers::unclaimed_slots(&self.paths, node)
     }
 
@@ -436,7 +444,9 @@ impl Engine for Spock {
                 "Where the rows are wanted, make every member subscribe to the set first: spock.sub_add_repset.",
             ));
         }
+        let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         for member in members.iter_mut() {
+            findings.extend(strangers::sources(member, &names)?);
             findings.extend(strangers::readers(&self.paths, member)?);
         }
         Ok(findings)
@@ -1121,6 +1131,18 @@ impl Spock {
             ways = Some(these);
         }
         Ok(true)
+    }
+
+    /// How the subscriptions between these nodes are named, whatever others there are.
+    fn naming<'a>(&self, members: impl Iterator<Item = &'a String>) -> Naming {
+        let members: BTreeSet<&String> = members.collect();
+        let between = |(p, s): &(String, String)| members.contains(p) && members.contains(s);
+        let paths = self.paths.iter().filter(|(ends, _)| between(ends));
+        Naming::of(
+            &paths
+                .map(|(ends, paths)| (ends.clone(), paths.clone()))
+                .collect(),
+        )
     }
 
     /// The path between members of this subscription.

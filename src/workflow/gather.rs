@@ -52,11 +52,16 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
     hold(vec![&mut loopback])?;
 
     let mut engine = engine::detect(&mut source)?;
-    let reached = membership::reach(&*engine, &mut source, None)?;
+    let mut reached = membership::reach(&*engine, &mut source, None)?;
     reached.require_member(&source.name)?;
     reached.require_half()?;
     let mut peers = vec![];
     let mut registered_as = vec![];
+    for mut outsider in reached.set_apart(&*engine, &mut source)? {
+        if members::identity(&mut outsider.node)? == members::identity(&mut new)? {
+            registered_as.push(outsider.node.name);
+        }
+    }
     for mut member in members::all(reached.answers)? {
         let identity = members::identity(&mut member)?;
         if member.name == source.name {

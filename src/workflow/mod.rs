@@ -34,6 +34,7 @@ mod snapshot;
 pub mod status;
 mod summary;
 mod taken;
+mod topology;
 mod undo;
 mod unfinished;
 pub mod verify;
