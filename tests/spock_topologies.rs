@@ -1,11 +1,16 @@
 //! What is no full mesh is recognised before the first change: told of where a join is exact beside it, else refused.
 
 mod common;
+#[path = "common/plan.rs"]
+mod plan;
 
-use common::{assert_failed, assert_findings, fingerprint};
+use common::{Hang, Over, Running, assert_failed, assert_findings, fingerprint};
 use lab::cluster::add_node_call;
 use lab::spock::{self, Mesh};
 use lab::{Called, Cluster, Server, add_node, assert_same_content, quote_literal, wait_quiet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 const CONTENT: &str = "CREATE TABLE t (id integer PRIMARY KEY, v text)";
 
@@ -176,4 +181,223 @@ fn a_star_is_told_as_one() {
         "Nodes join a full mesh",
     );
     before.assert_same_now(&[n1, n2, n3, n4]);
+}
+
+/// The CALL that adds `n3` by `source`, and has `readers` read from it too.
+fn with_readers(n3: &Server, source: &Server, readers: &[String]) -> String {
+    let readers: Vec<String> = readers.iter().map(|dsn| quote_literal(dsn)).collect();
+    let call = add_node_call(n3, "n3", source, source.name());
+    let call = call.strip_suffix(')').unwrap_or_else(|| panic!("{call}"));
+    format!("{call}, readers := ARRAY[{}]::text[])", readers.join(", "))
+}
+
+fn same_rows(of: &[&Server], table: &str) {
+    let digest = format!("SELECT md5(string_agg(x::text, ',' ORDER BY x.id)) FROM {table} x");
+    let expected = of[0].value(&digest);
+    for node in of {
+        node.wait_for(&digest, &expected);
+    }
+}
+
+/// From its first change on, once, and with the sets that the reader has.
+#[test]
+fn a_node_that_only_reads_gets_what_is_written_on_the_new_node() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let content = "CREATE TABLE t (id bigserial, v text, at text, PRIMARY KEY (at, id));
+                   CREATE TABLE other (id bigint PRIMARY KEY)";
+    let mesh = Mesh {
+        content,
+        sets: Some(
+            "SELECT spock.repset_add_table('default', 't');
+             SELECT spock.repset_create('more');
+             SELECT spock.repset_add_table('more', 'other');
+             SELECT spock.repset_add_table('more', 'lab.marker')",
+        ),
+        subscriptions: &[spock::Subscription {
+            name: "sub_{p}_{s}",
+            sets: "{default,default_insert_only,ddl_sql,more}",
+            arguments: "",
+        }],
+        ..Mesh::default()
+    };
+    let mut cluster = mesh.start_with_extension(2);
+    spock::grow(&mut cluster, "reader");
+    let [n1, n2, n3, reader] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    reader.sql(&format!("DROP EXTENSION zodan; {content}"));
+    node(reader);
+    for (provider, name) in [(n1, "reads_n1"), (n2, "reads_n2")] {
+        subscribe(reader, provider, name, "");
+    }
+    let over = AtomicBool::new(false);
+    let call = with_readers(n3, n1, &[reader.dsn()]);
+    let joined = thread::scope(|scope| {
+        let end = Over(&over);
+        for node in [n1, n2] {
+            let over = &over;
+            scope.spawn(move || {
+                let mut client = node.client();
+                while !over.load(Ordering::Relaxed) {
+                    let insert = format!("INSERT INTO t (v, at) VALUES ('x', '{}')", node.name());
+                    client.batch_execute(&insert).expect("an insert");
+                    thread::sleep(Duration::from_millis(2));
+                }
+            });
+        }
+        let joined = plan::follow(n3, &call);
+        // At once, and beside what the others write.
+        let mut client = n3.client();
+        for i in 1..=50 {
+            let insert =
+                format!("INSERT INTO t (v, at) VALUES ('y', 'n3'); INSERT INTO other VALUES ({i})");
+            client.batch_execute(&insert).expect("an insert");
+        }
+        drop(end);
+        joined
+    });
+    assert!(
+        !joined
+            .notices
+            .iter()
+            .any(|n| n.message.contains("reads from slot")),
+        "{joined:?}"
+    );
+    wait_quiet(&[n1, n2, n3]);
+    assert_same_content(&[n1, n2, n3]);
+    same_rows(&[n1, reader], "t");
+    assert_eq!(n1.value("SELECT count(*) FROM other"), "50");
+    assert_eq!(
+        reader.value("SELECT count(*) FROM other"),
+        "0",
+        "in no set of its"
+    );
+    let sets = "SELECT array_to_string(sub_replication_sets, ',') FROM spock.subscription WHERE sub_name = 'sub_n3_reader'";
+    assert_eq!(reader.value(sets), "default,default_insert_only,ddl_sql");
+
+    // It reads from all now, and the new node does not leave beside it.
+    assert_failed(
+        &n1.sql_error("CALL spock.remove_node('n3')"),
+        "55006",
+        "is no member of the cluster",
+        "drop its subscription first",
+    );
+    reader.sql("SELECT spock.sub_drop('sub_n3_reader')");
+    n1.call("CALL spock.remove_node('n3')")
+        .unwrap_or_else(|failed| panic!("{failed}"));
+}
+
+/// Before the first change.
+#[test]
+fn who_cannot_be_given_the_changes_of_the_new_node_is_refused() {
+    let Some(cluster) = cluster(2, "reader") else {
+        return;
+    };
+    let [n1, n2, n3, reader] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    reader.sql(CONTENT);
+    let refused = |readers: &[String], code: &str, message: &str, hint: &str| {
+        let before = fingerprint(&[n1, n2, n3, reader]);
+        let failed = n3.sql_error(&with_readers(n3, n1, readers));
+        assert_failed(&failed, code, message, hint);
+        before.assert_same_now(&[n1, n2, n3, reader]);
+        assert_eq!(n3.value("SELECT count(*) FROM zodan.run"), "0");
+    };
+    let argument = "argument readers leads to ";
+    let dsn = reader.dsn();
+    let nowhere = format!("{dsn} port=1");
+    refused(
+        &[nowhere],
+        "08001",
+        "could not connect to node \"reader 1\"",
+        "Its address is that of argument readers.",
+    );
+    let no_node = format!("{argument}a database that is no node");
+    refused(&[dsn.clone()], "22023", &no_node, "nodes that subscribe");
+    node(reader);
+    let of_none = format!("{argument}node \"reader\", which takes changes of no member");
+    refused(&[dsn.clone()], "22023", &of_none, "nodes that subscribe");
+    let member = format!("{argument}node \"n2\", which gets all without that");
+    refused(&[n2.dsn()], "22023", &member, "no others");
+    subscribe(reader, n1, "reads", ", forward_origins := '{all}'");
+    let forwarded = format!(
+        "{argument}node \"reader\", which takes by subscription reads what node \"n1\" has from others"
+    );
+    refused(&[dsn.clone()], "22023", &forwarded, "Leave it out.");
+    // It gets all the same, by n1, so nobody is told otherwise.
+    let joined = add_node(n3, "n3", n1, "n1").unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(
+        !joined
+            .notices
+            .iter()
+            .any(|n| n.message.contains("reads from slot")),
+        "{joined:?}"
+    );
+    n3.sql("INSERT INTO t VALUES (3, 'n3')");
+    reader.wait_for("SELECT count(*) FROM t", "1");
+    n1.call("CALL spock.remove_node('n3')")
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    n3.sql("SET spock.enable_ddl_replication = off; DROP TABLE t; DROP SCHEMA lab CASCADE");
+    n3.sql("DROP EXTENSION zodan; CREATE EXTENSION zodan");
+
+    reader.sql("SELECT spock.sub_drop('reads')");
+    subscribe(reader, n1, "reads", "");
+    refused(
+        &[dsn.clone(), dsn.clone()],
+        "22023",
+        &format!("{argument}node \"reader\", which gets all without that"),
+        "once",
+    );
+    reader.sql("SELECT spock.sub_disable('reads', true)");
+    refused(
+        &[dsn.clone()],
+        "55000",
+        "node \"reader\": subscription reads from node \"n1\" does not replicate",
+        "Make it replicate first",
+    );
+    reader.sql("SELECT spock.sub_enable('reads', true)");
+    reader.wait_for(
+        "SELECT status FROM spock.sub_show_status('reads')",
+        "replicating",
+    );
+    reader.sql("SELECT pg_replication_origin_create('spk_postgres_n3_sub_n3_reader')");
+    refused(
+        &[dsn],
+        "42710",
+        "spk_postgres_n3_sub_n3_reader",
+        "pg_replication_origin_drop",
+    );
+}
+
+/// What was made on the reader goes with the rest, also where the CALL is not told of it any more.
+#[test]
+fn a_reader_is_as_before_when_the_join_fails() {
+    let Some(cluster) = cluster(2, "reader") else {
+        return;
+    };
+    let [n1, n2, n3, reader] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    reader.sql(CONTENT);
+    node(reader);
+    subscribe(reader, n1, "reads", "");
+    let nodes = [n1, n2, reader];
+    let before = fingerprint(&nodes);
+    let call = with_readers(n3, n1, &[reader.dsn()]);
+    let point = "within it is proved";
+    let error = format!("SET zodan.fault = 'error {point}'");
+    let failed = Running::start_after(n3, &error, &call).fails();
+    assert!(failed.message().contains(point), "{failed}");
+    before.assert_same_now(&nodes);
+
+    let (hang, running) = Hang::start(n3, "", point, &call);
+    n3.crash();
+    hang.release();
+    running.ends_terminated();
+    n3.boot();
+    let there = "SELECT count(*) FROM spock.subscription WHERE sub_name = 'sub_n3_reader'";
+    assert_eq!(reader.value(there), "1");
+    let joined = add_node(n3, "n3", n1, "n1").unwrap_or_else(|failed| panic!("{failed}"));
+    warned(
+        &joined,
+        "node \"reader\", which only reads, may keep subscription sub_n3_reader to node \"n3\"",
+    );
+    reader.sql("SELECT spock.sub_drop('sub_n3_reader')");
 }

@@ -12,7 +12,7 @@ mod spock;
 pub use registry::{Registry, SequencePolicy};
 
 use crate::copy;
-use crate::error::{Error, Finding, Result};
+use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Rows;
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement};
@@ -148,6 +148,18 @@ pub struct Provider {
     pub node: Member,
     pub subscription: String,
     pub enabled: bool,
+    /// Whether it takes what the other has from others too.
+    pub forwarded: bool,
+}
+
+/// What is wrong with one of the nodes that are to read from the new node.
+pub fn no_reader(leads_to: String, hint: impl Into<String>) -> Error {
+    Error::Argument {
+        argument: "readers",
+        problem: format!("leads to {leads_to}"),
+        hint: hint.into(),
+        state: SqlState::INVALID_PARAMETER_VALUE,
+    }
 }
 
 /// The tables that a path brings.
@@ -201,6 +213,24 @@ pub trait Engine {
 
     /// Learns the names of all paths, those that are and those to be.
     fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()>;
+
+    /// Learns the paths from `members`, the source first, to a node that only reads from them, and those from the new
+    /// node to it.
+    fn prepare_reader(
+        &mut self,
+        _members: &mut [&mut Node],
+        _new: &mut Node,
+        reader: &mut Node,
+    ) -> Result<()> {
+        Err(Error::refused(
+            SqlState::FEATURE_NOT_SUPPORTED,
+            format!(
+                "node \"{}\" cannot be attached as one that only reads: with PostgreSQL's own replication every node is a member",
+                reader.name
+            ),
+            "Leave out the argument readers. Who only reads subscribes to publications of its own.",
+        ))
+    }
 
     fn path(&self, provider: &str, subscriber: &str) -> Path;
     /// The same for whoever has not learned it, with the database of the provider.

@@ -9,7 +9,7 @@ mod ways;
 
 use super::{
     Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Provider,
-    Survey, subscription_states,
+    Survey, no_reader, subscription_states,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
@@ -265,6 +265,70 @@ impl Engine for Spock {
         self.source_sends_all = self.sends_all(members, &new.name)?;
         let options = "SELECT to_regprocedure('spock.sub_alter_options(name,jsonb)') IS NOT NULL";
         self.alters_options = new.query(options, &[])?.one()?.bool(0);
+        Ok(())
+    }
+
+    fn prepare_reader(
+        &mut self,
+        members: &mut [&mut Node],
+        new: &mut Node,
+        reader: &mut Node,
+    ) -> Result<()> {
+        let taken = strangers::providers(reader)?;
+        if let Some(forwarded) = taken.iter().find(|p| p.forwarded) {
+            return Err(no_reader(
+                format!(
+                    "node \"{}\", which takes by subscription {} what node \"{}\" has from others, and so what the new node writes without that",
+                    reader.name, forwarded.subscription, forwarded.node.name
+                ),
+                "Leave it out.",
+            ));
+        }
+        let names = members.iter().map(|m| &m.name);
+        let mut models = names.filter(|name| taken.iter().any(|p| p.node.name == **name));
+        let source = members.first().map(|m| m.name.clone()).unwrap_or_default();
+        let Some(model) = models.next() else {
+            return Err(no_reader(
+                format!("node \"{}\", which takes changes of no member", reader.name),
+                "Give connection strings of nodes that subscribe to members.",
+            ));
+        };
+        let all = Sets::of(&mut [&mut *reader])?;
+        let wanted = self
+            .sets
+            .had(all.subscriptions(model, &reader.name).to_vec(), &source);
+        let wanted: Vec<Subscription> = wanted.into_iter().filter(|s| !s.sets.is_empty()).collect();
+        if wanted.is_empty() {
+            return Err(no_reader(
+                format!(
+                    "node \"{}\", whose subscriptions to node \"{model}\" name no replication set that the new node is going to have",
+                    reader.name
+                ),
+                format!("It gets the sets of node \"{source}\"."),
+            ));
+        }
+        let naming = self.naming(members.iter().map(|m| &m.name));
+        for member in members.iter() {
+            let theirs = all.subscriptions(&member.name, &reader.name);
+            let names = theirs.iter().map(|s| s.name.clone()).collect();
+            let database = database(reader)?;
+            let paths = named_paths(reader, &member.name, &reader.name.clone(), &database, names)?;
+            if !paths.is_empty() {
+                let ends = (member.name.clone(), reader.name.clone());
+                self.paths.insert(ends, paths);
+            }
+        }
+        let several = wanted.len() > 1;
+        let like = |(nth, wanted): (usize, &Subscription)| {
+            naming.like(self.model(wanted), &new.name, &reader.name, nth, several)
+        };
+        let names = wanted.iter().enumerate().map(like).collect();
+        let database = database(reader)?;
+        let name = reader.name.clone();
+        let paths = named_paths(reader, &new.name, &name, &database, names)?;
+        let ends = (new.name.clone(), name);
+        self.paths.insert(ends.clone(), paths);
+        self.to_make.insert(ends, wanted);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! The nodes of a join: found, connected, and told apart.
 
-use super::{members, membership};
+use super::{members, membership, readers};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
+use crate::libpq::Dsn;
 use crate::node::{Member, Node};
 
 /// What is known of them beforehand.
@@ -10,6 +11,8 @@ pub struct Wanted {
     pub source: Member,
     /// The new node, worked on from within.
     pub new: Node,
+    /// Of nodes that only read, and are to read from the new node too.
+    pub readers: Vec<Dsn>,
     /// Whether the membership is going to be changed, and so is locked; else it is only looked at.
     pub change: bool,
 }
@@ -19,6 +22,7 @@ pub struct Party {
     pub source: Node,
     pub peers: Vec<Node>,
     pub new: Node,
+    pub readers: Vec<Node>,
     pub loopback: Node,
     pub founded: bool,
     pub registered_as: Vec<String>,
@@ -29,6 +33,7 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
     let Wanted {
         source,
         mut new,
+        readers,
         change,
     } = wanted;
     let given = [source, new.member()];
@@ -88,11 +93,13 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
         membership::settle(&mut *engine, &mut all, reached.registry.as_ref())?;
     }
     engine.prepare(&mut all, &mut new)?;
+    let readers = readers::connect(&mut *engine, &readers, &mut all, &mut new)?;
     Ok(Party {
         engine,
         source,
         peers,
         new,
+        readers,
         loopback,
         founded: reached.survey.founded,
         registered_as,

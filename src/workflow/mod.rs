@@ -25,6 +25,7 @@ mod own_times;
 mod patience;
 mod pause;
 pub mod plan;
+mod readers;
 pub mod recover;
 pub mod refresh;
 mod refusal;

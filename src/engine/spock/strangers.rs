@@ -10,10 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 type Paths = BTreeMap<(String, String), Vec<Path>>;
 
-/// The slots of Spock in the database, and whether somebody streams from them.
+/// The slots of Spock in the database, whether somebody streams from them, who, and whether that is what others have
+/// written too.
 const SLOTS: &str = "
-SELECT s.slot_name, s.active, coalesce(r.application_name, ''), coalesce(r.client_addr::text, '')
+SELECT s.slot_name, s.active, coalesce(r.application_name, ''), coalesce(r.client_addr::text, ''),
+       coalesce(a.query ~ 'spock[.]forward_origins. ''[^'']', false)
   FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
+  LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
  WHERE s.plugin IN ('spock_output', 'spock') AND s.database = current_database() AND s.slot_name ~ '^spk_'
    AND s.slot_name !~ '^spk_recovery_'
  ORDER BY 1";
@@ -29,7 +32,8 @@ fn claimed(paths: &Paths, provider: &str) -> BTreeSet<String> {
 /// What the node takes of others.
 pub fn providers(node: &mut Node) -> Result<Vec<Provider>> {
     let rows = node.query(
-        "SELECT n.node_name, i.if_dsn, s.sub_name, s.sub_enabled
+        "SELECT n.node_name, i.if_dsn, s.sub_name, s.sub_enabled,
+                coalesce(cardinality(s.sub_forward_origins), 0) > 0
            FROM spock.subscription s
            JOIN spock.local_node l ON l.node_id = s.sub_target
            JOIN spock.node n ON n.node_id = s.sub_origin
@@ -49,6 +53,7 @@ pub fn providers(node: &mut Node) -> Result<Vec<Provider>> {
             node: Member { name, dsn },
             subscription: row.text(2).to_owned(),
             enabled: row.bool(3),
+            forwarded: row.bool(4),
         })
     };
     rows.iter().map(provider).collect()
@@ -139,7 +144,8 @@ fn reader(row: &Row) -> String {
 pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
     let claimed = claimed(paths, &provider.name);
     let rows = provider.query(SLOTS, &[])?;
-    let strangers = rows.iter().filter(|row| !claimed.contains(row.text(0)));
+    let missing = |row: &&Row| !claimed.contains(row.text(0)) && !row.bool(4);
+    let strangers = rows.iter().filter(missing);
     let told = strangers.map(|row| {
         let who = match row.bool(1) {
             true => reader(row),
@@ -152,7 +158,7 @@ pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
                 "{who} reads from slot {}, is no member of the cluster, and does not get what is written on the new node",
                 row.text(0)
             ),
-            "If it is to have all, let it subscribe to the new node too when that has joined.",
+            "If it is to have all, give its connection string in the argument readers, or let it subscribe to the new node too when that has joined.",
         )
     });
     Ok(told.collect())

@@ -5,6 +5,7 @@ pub mod everybody;
 mod identities;
 mod outsiders;
 mod owners;
+mod readers;
 mod subscribed;
 mod tables;
 
@@ -34,6 +35,8 @@ pub struct Checks<'a> {
     pub source: &'a mut Node,
     pub peers: &'a mut [Node],
     pub new: &'a mut Node,
+    /// Nodes that only read, and are to read from the new node too.
+    pub readers: &'a mut [Node],
     pub founded: bool,
     pub registered_as: &'a [String],
 }
@@ -110,6 +113,9 @@ impl Checks<'_> {
                 checks.push(self.check_names()?);
                 checks.push(self.check_division()?);
                 checks.push(self.check_reachability(known)?);
+                if !self.readers.is_empty() {
+                    checks.push(self.check_readers(known)?);
+                }
                 checks.push(self.check_empty()?);
                 checks.push(self.check_counters()?);
                 let check = Check::new(
