@@ -125,9 +125,15 @@ impl Attaching<'_> {
                 "a subscription has no position to start from",
             ));
         }
-        start_at(engine, self.new, &paths, positions, self.report)?;
-        self.journal.passed("every subscription has its position")?;
-        let markers = match join_plan::catches_up_from_source(engine, self.peers) {
+        let catches_up = join_plan::catches_up_from_source(engine, self.peers);
+        let source = &self.source.name;
+        // Those of the peers come when the new node has caught up.
+        let first = paths
+            .iter()
+            .filter(|p| !catches_up || p.provider == *source);
+        start_at(engine, self.new, first, positions, self.report)?;
+        self.journal.passed("the first positions are set")?;
+        let markers = match catches_up {
             true => self.after_catching_up(&paths, starts)?,
             false => {
                 if !self.peers.is_empty() {
@@ -177,8 +183,7 @@ impl Attaching<'_> {
         .run(|source, new, progress| {
             let positions = starts.behind(engine, progress, &source.name, peers, &new.name)?;
             let of_peers = paths.iter().filter(|p| p.provider != source.name);
-            let of_peers: Vec<Path> = of_peers.cloned().collect();
-            start_at(engine, new, &of_peers, &positions, report)?;
+            start_at(engine, new, of_peers, &positions, report)?;
             journal.passed("each peer has the position of the source")?;
             let all = all(source, peers, new);
             markers = markers::emit(engine, all)?;
@@ -213,10 +218,10 @@ impl Attaching<'_> {
     }
 }
 
-fn start_at(
+fn start_at<'p>(
     engine: &dyn Engine,
     new: &mut Node,
-    paths: &[Path],
+    paths: impl Iterator<Item = &'p Path>,
     positions: &Positions,
     report: &Report,
 ) -> Result<()> {

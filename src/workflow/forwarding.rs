@@ -94,6 +94,7 @@ impl Forwarding<'_> {
             engine,
             node: &mut *self.source,
             inbound: self.inbound,
+            moment: "the handover",
         };
         let within = |source: &mut Node| {
             let new = &mut **new.borrow_mut();
