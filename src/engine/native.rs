@@ -527,8 +527,18 @@ impl Engine for Native {
     fn forward(&self, path: &Path, others_too: bool) -> Statement {
         let name = crate::quote::ident(&path.subscription);
         let origin = if others_too { "any" } else { "none" };
+        // What has been counted so far is of rows that the provider does not have for others.
+        let forget = match others_too {
+            true => String::new(),
+            false => format!(
+                "; SELECT pg_stat_reset_subscription_stats(s.oid) FROM pg_subscription s
+                     JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+                    WHERE s.subname = {}",
+                crate::quote::literal(&path.subscription)
+            ),
+        };
         Statement::new(
-            format!("ALTER SUBSCRIPTION {name} SET (origin = {origin})"),
+            format!("ALTER SUBSCRIPTION {name} SET (origin = {origin}){forget}"),
             &[],
         )
     }
