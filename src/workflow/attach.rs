@@ -9,7 +9,7 @@ use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};
 use crate::journal::{Effect, Journal};
 use crate::lsn::Position;
-use crate::node::{Member, Node};
+use crate::node::{Member, Node, server};
 use crate::step::{Action, Step};
 use std::collections::BTreeMap;
 
@@ -77,6 +77,15 @@ impl Starts {
     }
 }
 
+/// The new node subscribes to every member.
+pub struct Attached {
+    /// One of each node, behind every slot and every position that the join has made: it arrives on every other node,
+    /// or the join has failed.
+    pub markers: Vec<Marker>,
+    /// When they were committed: what was there before is then on all.
+    pub at: String,
+}
+
 pub struct Attaching<'a> {
     pub engine: &'a dyn Engine,
     pub source: &'a mut Node,
@@ -89,9 +98,8 @@ pub struct Attaching<'a> {
 }
 
 impl Attaching<'_> {
-    /// The subscriptions of the new node, from `positions` on. Returns a marker of each node that is behind every slot
-    /// and every position that the join has made: it arrives on every other node, or the join has failed.
-    pub fn run(mut self, starts: &Starts, positions: &Positions) -> Result<Vec<Marker>> {
+    /// The subscriptions of the new node, from `positions` on.
+    pub fn run(mut self, starts: &Starts, positions: &Positions) -> Result<Attached> {
         let engine = self.engine;
         let new = self.new.name.clone();
         let members = std::iter::once(&*self.source).chain(&*self.peers);
@@ -133,27 +141,26 @@ impl Attaching<'_> {
             .filter(|p| !catches_up || p.provider == *source);
         start_at(engine, self.new, first, positions, self.report)?;
         self.journal.passed("the first positions are set")?;
-        let markers = match catches_up {
+        let attached = match catches_up {
             true => self.after_catching_up(&paths, starts)?,
             false => {
                 if !self.peers.is_empty() {
                     self.report.step("each member sends its own changes of the time of the copy: those of the others do not wait for them");
                 }
                 let steps = self.intend_markers()?;
-                let mut all = all(self.source, self.peers, self.new);
-                let markers = markers::emit(engine, all.iter_mut().map(|n| &mut **n))?;
+                let attached = mark(engine, self.source, self.peers, self.new)?;
                 self.done(&steps)?;
                 let mut providers = all_members(self.source, self.peers);
                 enable(engine, self.new, &mut providers, &paths)?;
-                markers
+                attached
             }
         };
         self.done(&steps)?;
-        Ok(markers)
+        Ok(attached)
     }
 
     /// The new node catches up with the source first, and its peers take over from there.
-    fn after_catching_up(&mut self, paths: &[Path], starts: &Starts) -> Result<Vec<Marker>> {
+    fn after_catching_up(&mut self, paths: &[Path], starts: &Starts) -> Result<Attached> {
         let engine = self.engine;
         let (source, new) = (self.source.name.clone(), self.new.name.clone());
         let action = Action::CatchUp {
@@ -168,7 +175,7 @@ impl Attaching<'_> {
         let inbound: Vec<Path> = of_peers
             .flat_map(|p| engine.paths(&p.name, &source))
             .collect();
-        let mut markers = vec![];
+        let mut attached = None;
         let (peers, journal, report) = (&mut *self.peers, &*self.journal, self.report);
         Forwarding {
             engine,
@@ -185,8 +192,7 @@ impl Attaching<'_> {
             let of_peers = paths.iter().filter(|p| p.provider != source.name);
             start_at(engine, new, of_peers, &positions, report)?;
             journal.passed("each peer has the position of the source")?;
-            let all = all(source, peers, new);
-            markers = markers::emit(engine, all)?;
+            attached = Some(mark(engine, source, peers, new)?);
             let mut providers = all_members(source, peers);
             enable(engine, new, &mut providers, paths)?;
             journal.passed("every subscription is enabled")?;
@@ -196,7 +202,7 @@ impl Attaching<'_> {
         self.journal.undone(pause)?;
         self.journal.done(caught_up)?;
         self.done(&steps)?;
-        Ok(markers)
+        attached.ok_or_else(|| Error::internal("nothing has been handed over"))
     }
 
     fn announce(&mut self, node: &str, action: Action) -> Result<i32> {
@@ -256,10 +262,17 @@ fn enable(
     engine.enable(last).run(new).map(|_| ())
 }
 
-fn all<'a>(source: &'a mut Node, peers: &'a mut [Node], new: &'a mut Node) -> Vec<&'a mut Node> {
+fn mark(
+    engine: &dyn Engine,
+    source: &mut Node,
+    peers: &mut [Node],
+    new: &mut Node,
+) -> Result<Attached> {
+    let at = server::now().run(new)?.one()?.text(0).to_owned();
     let mut all = all_members(source, peers);
     all.push(new);
-    all
+    let markers = markers::emit(engine, all)?;
+    Ok(Attached { markers, at })
 }
 
 fn all_members<'a>(source: &'a mut Node, peers: &'a mut [Node]) -> Vec<&'a mut Node> {
