@@ -166,7 +166,9 @@ impl Join {
     /// An earlier CALL that was killed left a journal without an end. It is undone before anything
     /// is checked, since what it left is what the checks would find.
     fn clean_up_interrupted(&mut self) -> Result<()> {
-        for dead in Journal::interrupted(&mut self.new.session)? {
+        let interrupted = Journal::interrupted(&mut self.new.session)?;
+        let cleaned = !interrupted.is_empty() && self.engine.membership().is_some();
+        for dead in interrupted {
             self.report.say(&format!(
                 "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {})",
                 dead.command, dead.node, dead.run
@@ -193,7 +195,14 @@ impl Join {
         let known = |name: &String| survey.members.iter().any(|m| m.name == *name);
         self.peers.retain(|p| known(&p.name));
         self.registered_as.retain(known);
-        Ok(())
+        if !cleaned {
+            return Ok(());
+        }
+        // It may have taken a number.
+        let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
+            .chain(&mut self.peers)
+            .collect();
+        self.engine.prepare(&mut members, &mut self.new)
     }
 
     fn check(&mut self) -> Result<Known> {

@@ -28,6 +28,7 @@ pub mod plan;
 pub mod recover;
 pub mod refresh;
 mod refusal;
+mod removed;
 mod report;
 mod sequences;
 mod snapshot;
