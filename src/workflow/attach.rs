@@ -77,7 +77,7 @@ impl Starts {
     }
 }
 
-/// The new node subscribes to every member.
+/// What has become of it.
 pub struct Attached {
     /// One of each node, behind every slot and every position that the join has made: it arrives on every other node,
     /// or the join has failed.
