@@ -11,6 +11,7 @@ CREATE FUNCTION spock.add_node_plan(
     new_node_country  text    DEFAULT 'USA',
     new_node_info     jsonb   DEFAULT '{}'::jsonb,
     verify            boolean DEFAULT false,
+    readers           text[]  DEFAULT '{}',
     OUT step    integer,
     OUT phase   integer,
     OUT node    text,
@@ -24,8 +25,8 @@ RETURNS SETOF record
 LANGUAGE c VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'add_node_plan_wrapper';
-REVOKE ALL ON FUNCTION spock.add_node_plan(text, text, text, text, boolean, text, text, jsonb, boolean) FROM PUBLIC;
-COMMENT ON FUNCTION spock.add_node_plan(text, text, text, text, boolean, text, text, jsonb, boolean) IS
+REVOKE ALL ON FUNCTION spock.add_node_plan(text, text, text, text, boolean, text, text, jsonb, boolean, text[]) FROM PUBLIC;
+COMMENT ON FUNCTION spock.add_node_plan(text, text, text, text, boolean, text, text, jsonb, boolean, text[]) IS
     'The steps of spock.add_node with the same arguments, as zodan.step will have them, with what each is for and what takes it back; rows and bytes are those of the source''s statistics and disk, seconds a guess. Changes nothing';
 
 CREATE FUNCTION spock.remove_node_plan(

@@ -25,6 +25,8 @@ pub enum Effect {
     Slot { slot: String },
     /// A subscription on the node.
     Subscription { subscription: String },
+    /// The same on a node that only reads, which no member knows.
+    OfReader { subscription: String },
     /// The node has been made a provider: publication and registry.
     Provider,
     /// A row about `member` in the registry of the node.

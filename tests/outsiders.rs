@@ -124,3 +124,53 @@ fn rows_from_outside_stay_where_they_arrive() {
     n2.sql("DROP SUBSCRIPTION feed");
     assert!(report(n3, n1, "subscriptions of others").is_empty());
 }
+
+/// Whoever subscribes to what members send each other, and is none.
+#[test]
+fn who_reads_the_publication_of_the_cluster_is_told() {
+    let mut cluster = Cluster::start_with(3, &quick());
+    cluster.grow("reader", &quick());
+    cluster.form_mesh(2, "CREATE TABLE t (i int PRIMARY KEY)");
+    let (n1, n2, n3, reader) = (cluster.n(1), cluster.n(2), cluster.n(3), &cluster["reader"]);
+    reader.sql("CREATE TABLE t (i int PRIMARY KEY)");
+    reader.sql(&format!(
+        "CREATE SUBSCRIPTION reports CONNECTION {} PUBLICATION zodan WITH (copy_data = false)",
+        quote_literal(&n1.dsn())
+    ));
+    n1.wait_for(
+        "SELECT active FROM pg_replication_slots WHERE slot_name = 'reports'",
+        "t",
+    );
+    let called = n3
+        .call(&Call::of(n3, n2).sql())
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    let told = "reads from slot reports by publication zodan, is no member of the cluster, and does not get what is written on the new node";
+    let warnings: Vec<&str> = called
+        .notices
+        .iter()
+        .filter(|n| n.severity == "WARNING" && n.message.contains("publication zodan"))
+        .map(|n| n.message.as_str())
+        .collect();
+    assert!(
+        warnings.len() == 1
+            && warnings[0].starts_with("node \"n1\": reports")
+            && warnings[0].ends_with(told),
+        "{called:?}"
+    );
+    let before = fingerprint(&[n1, n2, n3]);
+    for call in [
+        "CALL spock.remove_node('n1')",
+        "CALL spock.remove_node('n1', force := true)",
+    ] {
+        assert_failed(
+            &n2.sql_error(call),
+            "55006",
+            "streams from slot reports by publication zodan, and is no member of the cluster",
+            "drop its subscription first",
+        );
+    }
+    before.assert_same_now(&[n1, n2, n3]);
+    reader.sql("DROP SUBSCRIPTION reports");
+    n2.call("CALL spock.remove_node('n1')")
+        .unwrap_or_else(|failed| panic!("{failed}"));
+}

@@ -751,7 +751,7 @@ fn the_mesh_must_be_whole() {
         &call,
         "55000",
         "node \"n2\": subscription sub_n3_n2 from node \"n3\" does not exist",
-        "Nodes join a full mesh, in which each subscribes to each other one",
+        "The members form a cluster in which some changes go one way only, and \"n2\" gets nothing of what \"n3\" writes",
     );
 
     // A member that is down is an error of its own, and names it.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{CHASED, Over, Running, chase};
+use common::{CHASED, Over, Running, chase, rounds};
 use lab::cluster::add_node_call;
 use lab::spock::{self, Mesh, Subscription};
 use lab::{Cluster, Server, add_node, assert_same_content, quote_literal, wait_quiet};
@@ -88,17 +88,17 @@ fn no_join_differs(delay: &str, joins: usize) {
 
 #[test]
 fn no_join_differs_where_the_source_keeps_up() {
-    no_join_differs("0", 12);
+    no_join_differs("0", rounds(12));
 }
 
 #[test]
 fn no_join_differs_where_the_source_lags_by_a_second() {
-    no_join_differs("1 s", 6);
+    no_join_differs("1 s", rounds(6));
 }
 
 #[test]
 fn no_join_differs_where_the_source_lags_by_five_seconds() {
-    no_join_differs("5 s", 3);
+    no_join_differs("5 s", rounds(3));
 }
 
 /// The newest value is that of the source, and an older one of the peer is still on its way.

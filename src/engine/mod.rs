@@ -12,7 +12,7 @@ mod spock;
 pub use registry::{Registry, SequencePolicy};
 
 use crate::copy;
-use crate::error::{Error, Finding, Result};
+use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Rows;
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement};
@@ -143,6 +143,25 @@ pub enum Judged {
     Warned(Finding),
 }
 
+/// What a node takes of another one.
+pub struct Provider {
+    pub node: Member,
+    pub subscription: String,
+    pub enabled: bool,
+    /// Whether it takes what the other has from others too.
+    pub forwarded: bool,
+}
+
+/// What is wrong with one of the nodes that are to read from the new node.
+pub fn no_reader(leads_to: String, hint: impl Into<String>) -> Error {
+    Error::Argument {
+        argument: "readers",
+        problem: format!("leads to {leads_to}"),
+        hint: hint.into(),
+        state: SqlState::INVALID_PARAMETER_VALUE,
+    }
+}
+
 /// The tables that a path brings.
 #[derive(Default)]
 pub struct Brought {
@@ -183,6 +202,11 @@ pub trait Engine {
     fn local_name(&self, node: &mut Node) -> Result<Option<String>>;
     fn survey(&self, source: &mut Node) -> Result<Survey>;
 
+    /// What the node takes of others; `None` where it is no node, or where a registry says who the members are.
+    fn providers(&self, _node: &mut Node) -> Result<Option<Vec<Provider>>> {
+        Ok(None)
+    }
+
     /// Learns the names of the paths between `members`, and of those between them and `absent`, which
     /// cannot be asked.
     fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()>;
@@ -192,6 +216,24 @@ pub trait Engine {
 
     /// Learns the names of all paths, those that are and those to be.
     fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()>;
+
+    /// Learns the paths from `members`, the source first, to a node that only reads from them, and those from the new
+    /// node to it.
+    fn prepare_reader(
+        &mut self,
+        _members: &mut [&mut Node],
+        _new: &mut Node,
+        reader: &mut Node,
+    ) -> Result<()> {
+        Err(Error::refused(
+            SqlState::FEATURE_NOT_SUPPORTED,
+            format!(
+                "node \"{}\" cannot be attached as one that only reads: with PostgreSQL's own replication every node is a member",
+                reader.name
+            ),
+            "Leave out the argument readers. Who only reads subscribes to publications of its own.",
+        ))
+    }
 
     fn path(&self, provider: &str, subscriber: &str) -> Path;
     /// What its slot may be called, for whoever has not learned it: with the database of the provider, and the number
@@ -230,9 +272,9 @@ pub trait Engine {
     fn strangers(&self, _leaving: &mut Node, _members: &[String]) -> Result<Vec<Finding>> {
         Ok(vec![])
     }
-    /// Slots of the node that nobody streams from and that are of no path that is known: those of a node that has
-    /// died may be among them, under names that it chose.
-    fn unclaimed_slots(&self, _node: &mut Node) -> Result<Vec<String>> {
+    /// Slots of the node that are of no path that is known, and whether somebody streams from them: those of a node that
+    /// has died may be among them, under names that it chose.
+    fn unclaimed_slots(&self, _node: &mut Node) -> Result<Vec<(String, bool)>> {
         Ok(vec![])
     }
 

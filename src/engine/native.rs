@@ -7,7 +7,7 @@ use super::{
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::Dsn;
+use crate::libpq::{Dsn, Row};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement, ask_all, own_database};
 use crate::replay::{Decoding, Protocol};
@@ -306,6 +306,35 @@ impl Engine for Native {
             "SELECT server, database FROM zodan.probe($1)",
             &[dsn],
         )]
+    }
+
+    fn strangers(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
+        let found = self.readers(leaving, members)?.into_iter().map(|(slot, who)| {
+            Finding::new(
+                &leaving.name,
+                SqlState::OBJECT_IN_USE,
+                format!("{who} streams from slot {slot} by publication zodan, and is no member of the cluster"),
+                "The publication goes with the node: drop its subscription first.",
+            )
+        });
+        Ok(found.collect())
+    }
+
+    fn warnings(&self, members: &mut [&mut Node]) -> Result<Vec<Finding>> {
+        let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
+        let mut findings = vec![];
+        for member in members.iter_mut() {
+            let readers = self.readers(member, &names)?.into_iter();
+            findings.extend(readers.map(|(slot, who)| {
+                Finding::new(
+                    &member.name,
+                    SqlState::OK,
+                    format!("{who} reads from slot {slot} by publication zodan, is no member of the cluster, and does not get what is written on the new node"),
+                    "If it is to have all, add it with spock.add_node, or let it subscribe to the new node too when that has joined.",
+                )
+            }));
+        }
+        Ok(findings)
     }
 
     fn become_provider(&self, identity: &Identity) -> Vec<Statement> {
@@ -794,6 +823,29 @@ impl Native {
 /// The class of the advisory lock that says "the coordinator of this pause lives"; `zodp` in ASCII.
 /// `zodan.watch_pause` waits for it.
 const PAUSE_LOCK: i32 = 2_054_120_560;
+
+impl Native {
+    /// By slot, who streams what the node publishes for its cluster, and is none of `members`.
+    fn readers(&self, node: &mut Node, members: &[String]) -> Result<Vec<(String, String)>> {
+        let rows = node.query(
+            "SELECT s.slot_name, concat_ws(' ', r.application_name, r.client_addr::text)
+               FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
+               JOIN pg_stat_activity a ON a.pid = s.active_pid
+              WHERE s.plugin = 'pgoutput' AND s.database = current_database()
+                AND a.query ~ 'publication_names .*\"zodan\"'
+                AND s.slot_name !~ '^pg_[0-9]+_sync_'
+              ORDER BY 1",
+            &[],
+        )?;
+        let ours: Vec<String> = members
+            .iter()
+            .map(|member| self.path(&node.name, member).slot)
+            .collect();
+        let reader = |row: &Row| (row.text(0).to_owned(), row.text(1).to_owned());
+        let readers = rows.iter().map(reader);
+        Ok(readers.filter(|(slot, _)| !ours.contains(slot)).collect())
+    }
+}
 
 fn extension_missing(node: &str) -> Finding {
     Finding::new(

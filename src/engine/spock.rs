@@ -8,8 +8,8 @@ mod strangers;
 mod ways;
 
 use super::{
-    Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Survey,
-    subscription_states,
+    Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Provider,
+    Survey, no_reader, subscription_states,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
@@ -151,6 +151,13 @@ impl Engine for Spock {
         Ok(rows.first().map(|row| row.text(0).to_owned()))
     }
 
+    fn providers(&self, node: &mut Node) -> Result<Option<Vec<Provider>>> {
+        match is_node(node)? {
+            true => strangers::providers(node).map(Some),
+            false => Ok(None),
+        }
+    }
+
     fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
         self.sets = Sets::of(members)?;
         // Somebody else may have chosen them.
@@ -206,7 +213,8 @@ impl Engine for Spock {
         let Some(asked) = members.first_mut() else {
             return Ok(());
         };
-        let naming = Naming::of(&self.paths);
+        let names = known.iter().map(|(name, _)| name);
+        let naming = self.naming(names.chain(absent.iter().map(|gone| &gone.name)));
         for (provider, subscriber, database) in wanted {
             let names = naming.of_members(&provider, &subscriber);
             let paths = named_paths(asked, &provider, &subscriber, &database, names)?;
@@ -229,7 +237,7 @@ impl Engine for Spock {
         self.failover = has_failover_slots(source)?;
         self.leave_out = left_out(source)?;
         let source = source.name.clone();
-        let naming = Naming::of(&self.paths);
+        let naming = self.naming(members.iter().map(|m| &m.name));
         for member in members.iter_mut() {
             if member.name != source {
                 let tables = set_tables(member)?;
@@ -257,6 +265,70 @@ impl Engine for Spock {
         self.source_sends_all = self.sends_all(members, &new.name)?;
         let options = "SELECT to_regprocedure('spock.sub_alter_options(name,jsonb)') IS NOT NULL";
         self.alters_options = new.query(options, &[])?.one()?.bool(0);
+        Ok(())
+    }
+
+    fn prepare_reader(
+        &mut self,
+        members: &mut [&mut Node],
+        new: &mut Node,
+        reader: &mut Node,
+    ) -> Result<()> {
+        let taken = strangers::providers(reader)?;
+        if let Some(forwarded) = taken.iter().find(|p| p.forwarded) {
+            return Err(no_reader(
+                format!(
+                    "node \"{}\", which takes by subscription {} what node \"{}\" has from others, and so what the new node writes without that",
+                    reader.name, forwarded.subscription, forwarded.node.name
+                ),
+                "Leave it out.",
+            ));
+        }
+        let names = members.iter().map(|m| &m.name);
+        let mut models = names.filter(|name| taken.iter().any(|p| p.node.name == **name));
+        let source = members.first().map(|m| m.name.clone()).unwrap_or_default();
+        let Some(model) = models.next() else {
+            return Err(no_reader(
+                format!("node \"{}\", which takes changes of no member", reader.name),
+                "Give connection strings of nodes that subscribe to members.",
+            ));
+        };
+        let all = Sets::of(&mut [&mut *reader])?;
+        let wanted = self
+            .sets
+            .had(all.subscriptions(model, &reader.name).to_vec(), &source);
+        let wanted: Vec<Subscription> = wanted.into_iter().filter(|s| !s.sets.is_empty()).collect();
+        if wanted.is_empty() {
+            return Err(no_reader(
+                format!(
+                    "node \"{}\", whose subscriptions to node \"{model}\" name no replication set that the new node is going to have",
+                    reader.name
+                ),
+                format!("It gets the sets of node \"{source}\"."),
+            ));
+        }
+        let naming = self.naming(members.iter().map(|m| &m.name));
+        for member in members.iter() {
+            let theirs = all.subscriptions(&member.name, &reader.name);
+            let names = theirs.iter().map(|s| s.name.clone()).collect();
+            let database = database(reader)?;
+            let paths = named_paths(reader, &member.name, &reader.name.clone(), &database, names)?;
+            if !paths.is_empty() {
+                let ends = (member.name.clone(), reader.name.clone());
+                self.paths.insert(ends, paths);
+            }
+        }
+        let several = wanted.len() > 1;
+        let like = |(nth, wanted): (usize, &Subscription)| {
+            naming.like(self.model(wanted), &new.name, &reader.name, nth, several)
+        };
+        let names = wanted.iter().enumerate().map(like).collect();
+        let database = database(reader)?;
+        let name = reader.name.clone();
+        let paths = named_paths(reader, &new.name, &name, &database, names)?;
+        let ends = (new.name.clone(), name);
+        self.paths.insert(ends.clone(), paths);
+        self.to_make.insert(ends, wanted);
         Ok(())
     }
 
@@ -299,7 +371,7 @@ impl Engine for Spock {
         strangers::strangers(&self.paths, leaving, members)
     }
 
-    fn unclaimed_slots(&self, node: &mut Node) -> Result<Vec<String>> {
+    fn unclaimed_slots(&self, node: &mut Node) -> Result<Vec<(String, bool)>> {
         strangers::unclaimed_slots(&self.paths, node)
     }
 
@@ -436,7 +508,9 @@ impl Engine for Spock {
                 "Where the rows are wanted, make every member subscribe to the set first: spock.sub_add_repset.",
             ));
         }
+        let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         for member in members.iter_mut() {
+            findings.extend(strangers::sources(member, &names)?);
             findings.extend(strangers::readers(&self.paths, member)?);
         }
         Ok(findings)
@@ -1121,6 +1195,18 @@ impl Spock {
             ways = Some(these);
         }
         Ok(true)
+    }
+
+    /// How the subscriptions between these nodes are named, whatever others there are.
+    fn naming<'a>(&self, members: impl Iterator<Item = &'a String>) -> Naming {
+        let members: BTreeSet<&String> = members.collect();
+        let between = |(p, s): &(String, String)| members.contains(p) && members.contains(s);
+        let paths = self.paths.iter().filter(|(ends, _)| between(ends));
+        Naming::of(
+            &paths
+                .map(|(ends, paths)| (ends.clone(), paths.clone()))
+                .collect(),
+        )
     }
 
     /// The path between members of this subscription.

@@ -48,6 +48,8 @@ pub struct Share {
     pub kinds: Kinds,
     /// Each sends the other what is written on it.
     pub both_ways: bool,
+    /// Neither sends any of it, and both have got it from a node that is lost.
+    pub orphaned: bool,
 }
 
 impl Share {
@@ -59,6 +61,7 @@ impl Share {
             columns: None,
             kinds: Kinds::ALL,
             both_ways: true,
+            orphaned: false,
         }
     }
 

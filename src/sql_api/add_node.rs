@@ -3,6 +3,7 @@
 use super::arguments;
 use super::call::called;
 use crate::error::{Error, Result, SqlState};
+use crate::libpq::Dsn;
 use crate::workflow::join::{self, Request};
 use pgrx::JsonB;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -20,6 +21,7 @@ fn add_node(
     new_node_country: Option<&str>,
     new_node_info: Option<JsonB>,
     verify: Option<bool>,
+    readers: Option<Vec<Option<String>>>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> std::result::Result<(), ErrorReport> {
     called(fcinfo, "spock.add_node", |local| {
@@ -29,6 +31,7 @@ fn add_node(
             country: new_node_country.unwrap_or_default().to_owned(),
             info: new_node_info.map_or("{}".into(), |json| json.0.to_string()),
             verify: verify.unwrap_or(false),
+            readers: readers_given(readers)?,
             ..request(src_node_name, src_dsn, new_node_name, new_node_dsn)?
         };
         join::add_node(local, request)
@@ -52,6 +55,7 @@ pub fn request(
         country: String::new(),
         info: "{}".into(),
         verify: false,
+        readers: vec![],
     };
     if request.source == request.new {
         return Err(Error::Argument {
@@ -62,4 +66,10 @@ pub fn request(
         });
     }
     Ok(request)
+}
+
+/// Connection strings of nodes that only read; none are null.
+pub fn readers_given(readers: Option<Vec<Option<String>>>) -> Result<Vec<Dsn>> {
+    let dsn = |reader: Option<String>| arguments::dsn("readers", reader.as_deref());
+    readers.unwrap_or_default().into_iter().map(dsn).collect()
 }

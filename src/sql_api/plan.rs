@@ -4,6 +4,7 @@ use super::{add_node, arguments, recover, remove_node};
 use crate::error::Result;
 use crate::node::{HiddenContext, Reader, hide_statement};
 use crate::raw_code;
+use crate::workflow::join::Request;
 use crate::workflow::plan::Planned;
 use crate::workflow::{join_plan, leave, recover as recovery};
 use pgrx::JsonB;
@@ -65,6 +66,7 @@ fn add_node_plan(
     _new_node_country: Option<&str>,
     _new_node_info: Option<JsonB>,
     _verify: Option<bool>,
+    readers: Option<Vec<Option<String>>>,
 ) -> std::result::Result<
     TableIterator<
         'static,
@@ -83,7 +85,10 @@ fn add_node_plan(
     ErrorReport,
 > {
     let rows = planned("spock.add_node_plan", |reader| {
-        let request = add_node::request(src_node_name, src_dsn, new_node_name, new_node_dsn)?;
+        let request = Request {
+            readers: add_node::readers_given(readers)?,
+            ..add_node::request(src_node_name, src_dsn, new_node_name, new_node_dsn)?
+        };
         join_plan::plan(reader, &request)
     })?;
     Ok(TableIterator::new(rows))

@@ -1,8 +1,9 @@
 //! The nodes of a join: found, connected, and told apart.
 
-use super::{members, membership};
+use super::{members, membership, readers};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
+use crate::libpq::Dsn;
 use crate::node::{Member, Node};
 
 /// What is known of them beforehand.
@@ -10,6 +11,8 @@ pub struct Wanted {
     pub source: Member,
     /// The new node, worked on from within.
     pub new: Node,
+    /// Of nodes that only read, and are to read from the new node too.
+    pub readers: Vec<Dsn>,
     /// Whether the membership is going to be changed, and so is locked; else it is only looked at.
     pub change: bool,
 }
@@ -19,6 +22,7 @@ pub struct Party {
     pub source: Node,
     pub peers: Vec<Node>,
     pub new: Node,
+    pub readers: Vec<Node>,
     pub loopback: Node,
     pub founded: bool,
     pub registered_as: Vec<String>,
@@ -29,6 +33,7 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
     let Wanted {
         source,
         mut new,
+        readers,
         change,
     } = wanted;
     let given = [source, new.member()];
@@ -52,11 +57,16 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
     hold(vec![&mut loopback])?;
 
     let mut engine = engine::detect(&mut source)?;
-    let reached = membership::reach(&*engine, &mut source, None)?;
+    let mut reached = membership::reach(&*engine, &mut source, None)?;
     reached.require_member(&source.name)?;
     reached.require_half()?;
     let mut peers = vec![];
     let mut registered_as = vec![];
+    for mut outsider in reached.set_apart(&*engine, &mut source)? {
+        if members::identity(&mut outsider.node)? == members::identity(&mut new)? {
+            registered_as.push(outsider.node.name);
+        }
+    }
     for mut member in members::all(reached.answers)? {
         let identity = members::identity(&mut member)?;
         if member.name == source.name {
@@ -83,11 +93,13 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
         membership::settle(&mut *engine, &mut all, reached.registry.as_ref())?;
     }
     engine.prepare(&mut all, &mut new)?;
+    let readers = readers::connect(&mut *engine, &readers, &mut all, &mut new)?;
     Ok(Party {
         engine,
         source,
         peers,
         new,
+        readers,
         loopback,
         founded: reached.survey.founded,
         registered_as,

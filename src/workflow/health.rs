@@ -75,6 +75,7 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
     let gathered = gather(Wanted {
         source,
         new: here,
+        readers: vec![],
         change: false,
     });
     let mut party = match gathered {
@@ -99,6 +100,7 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         source,
         peers,
         new,
+        readers,
         founded,
         registered_as,
         ..
@@ -108,6 +110,7 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         source,
         peers,
         new,
+        readers,
         founded: *founded,
         registered_as,
     };

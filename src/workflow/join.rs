@@ -51,6 +51,8 @@ pub struct Request {
     pub info: String,
     /// Compare the content of the new node with the source's at the end.
     pub verify: bool,
+    /// Nodes that only read, and are to read from the new node too.
+    pub readers: Vec<Dsn>,
 }
 
 /// Adds the database of this session to the cluster of `request.source`.
@@ -110,6 +112,8 @@ struct Join {
     source: Node,
     peers: Vec<Node>,
     new: Node,
+    /// Nodes that only read, and are to read from the new node too.
+    readers: Vec<Node>,
     /// A session on this server by the new node's connection string: proof that it leads here, and
     /// holder of the membership lock, which so vanishes with the run however it ends.
     loopback: Node,
@@ -134,6 +138,7 @@ impl Join {
                 dsn: request.source_dsn.clone(),
             },
             new: members::local(&request.new, &request.new_dsn, &Here::Call(local.clone())),
+            readers: request.readers.clone(),
             change: true,
         };
         let Party {
@@ -141,6 +146,7 @@ impl Join {
             source,
             peers,
             new,
+            readers,
             loopback,
             founded,
             registered_as,
@@ -153,6 +159,7 @@ impl Join {
             source,
             peers,
             new,
+            readers,
             loopback,
             founded,
             registered_as,
@@ -184,7 +191,12 @@ impl Join {
             let cleaned = undo.clean_up(
                 dead.run,
                 "undone",
-                &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
+                &mut all(
+                    &mut self.source,
+                    &mut self.peers,
+                    &mut self.new,
+                    &mut self.readers,
+                ),
             );
             self.new.name = own_name;
             cleaned?;
@@ -211,6 +223,7 @@ impl Join {
             source: &mut self.source,
             peers: &mut self.peers,
             new: &mut self.new,
+            readers: &mut self.readers,
             founded: self.founded,
             registered_as: &self.registered_as,
         }
@@ -230,6 +243,7 @@ impl Join {
             source: &mut self.source,
             peers: &self.peers,
             new: &mut self.new,
+            readers: &self.readers,
             founded: self.founded,
             divides: self.division.is_some(),
         }
@@ -571,7 +585,8 @@ impl Join {
         }
         journal.done(step)?;
         let members = self.members().into_iter();
-        let paths: Vec<Path> = members
+        let subscribers = members.chain(self.readers.iter().map(Node::member));
+        let paths: Vec<Path> = subscribers
             .flat_map(|m| self.engine.paths(&new, &m.name))
             .collect();
         for Path { slot, .. } in paths {
@@ -691,7 +706,17 @@ impl Join {
             for path in self.engine.paths(&new.name, &member.name) {
                 let action = join_plan::subscribe(&*self.engine, &path);
                 let step = journal.announce(&Step::new(phase, &member.name, action))?;
-                subscribing.push((step, path));
+                let subscription = path.subscription.clone();
+                subscribing.push((step, path, Effect::Subscription { subscription }));
+                steps.push(step);
+            }
+        }
+        for reader in &self.readers {
+            for path in self.engine.paths(&new.name, &reader.name) {
+                let action = join_plan::subscribe(&*self.engine, &path);
+                let step = journal.announce(&Step::new(phase, &reader.name, action))?;
+                let subscription = path.subscription.clone();
+                subscribing.push((step, path, Effect::OfReader { subscription }));
                 steps.push(step);
             }
         }
@@ -699,10 +724,10 @@ impl Join {
         let engine = &*self.engine;
         let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
             .chain(&mut self.peers)
+            .chain(&mut self.readers)
             .collect();
-        for (step, path) in &subscribing {
-            let subscription = path.subscription.clone();
-            journal.makes(*step, &Effect::Subscription { subscription })?;
+        for (step, _, effect) in &subscribing {
+            journal.makes(*step, effect)?;
         }
         let mut left = subscribing.clone();
         while !left.is_empty() {
@@ -710,8 +735,11 @@ impl Join {
             let mut questions = vec![];
             let mut round = vec![];
             for member in &mut members {
-                if let Some(i) = left.iter().position(|(_, p)| p.subscriber == member.name) {
-                    let (step, path) = left.remove(i);
+                if let Some(i) = left
+                    .iter()
+                    .position(|(_, p, _)| p.subscriber == member.name)
+                {
+                    let (step, path, _) = left.remove(i);
                     questions.push(engine.subscribe(&path, &new).on(member));
                     round.push(step);
                 }
@@ -785,7 +813,17 @@ impl Join {
                 .collect();
             markers::wait(engine, node, others, markers, &inbound, &new)?;
             markers::wait_for_workers(engine, node, others, &inbound, &new, None)
-        })
+        })?;
+        for reader in &mut self.readers {
+            let inbound = engine.paths(&new, &reader.name);
+            markers::wait(engine, reader, &mut all, markers, &inbound, &new)?;
+            markers::wait_for_workers(engine, reader, &mut all, &inbound, &new, None)?;
+            self.report.step(&format!(
+                "node \"{}\" reads from \"{new}\" too",
+                reader.name
+            ));
+        }
+        Ok(())
     }
 
     /// Of tables that got another file on the source while they were copied, nothing but their contents
@@ -888,7 +926,12 @@ impl Join {
         };
         undo.give_up(
             first,
-            &mut nodes(&mut self.source, &mut self.peers, &mut self.new),
+            &mut all(
+                &mut self.source,
+                &mut self.peers,
+                &mut self.new,
+                &mut self.readers,
+            ),
         )
     }
 }
@@ -927,4 +970,16 @@ fn nodes<'a>(source: &'a mut Node, peers: &'a mut [Node], new: &'a mut Node) -> 
         .chain(std::iter::once(source))
         .chain(peers)
         .collect()
+}
+
+/// The same, and those that only read.
+fn all<'a>(
+    source: &'a mut Node,
+    peers: &'a mut [Node],
+    new: &'a mut Node,
+    readers: &'a mut [Node],
+) -> Vec<&'a mut Node> {
+    let mut all = nodes(source, peers, new);
+    all.extend(readers);
+    all
 }

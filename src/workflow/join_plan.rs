@@ -42,6 +42,7 @@ pub struct Nodes<'a> {
     pub source: &'a mut Node,
     pub peers: &'a [Node],
     pub new: &'a mut Node,
+    pub readers: &'a [Node],
     pub founded: bool,
     pub divides: bool,
 }
@@ -103,8 +104,9 @@ impl Nodes<'_> {
         add(COPY, &new, Action::Origin);
         add(COPY, &new, Action::Copy);
         add(ATTACH, &new, Action::Provide);
-        for member in members() {
-            for slot in slots(&new, member) {
+        let readers = || self.readers.iter().map(|reader| reader.name.as_str());
+        for subscriber in members().chain(readers()) {
+            for slot in slots(&new, subscriber) {
                 add(ATTACH, &new, slot);
             }
         }
@@ -133,6 +135,11 @@ impl Nodes<'_> {
             add(REVERSE, member, Action::Register);
             for path in engine.paths(&new, member) {
                 add(REVERSE, member, subscribe(engine, &path));
+            }
+        }
+        for reader in readers() {
+            for path in engine.paths(&new, reader) {
+                add(REVERSE, reader, subscribe(engine, &path));
             }
         }
         Ok(Plan {
@@ -167,6 +174,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         mut source,
         mut peers,
         mut new,
+        mut readers,
         founded,
         registered_as,
         ..
@@ -176,6 +184,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
             dsn: request.source_dsn.clone(),
         },
         new: members::local(&request.new, &request.new_dsn, &here),
+        readers: request.readers.clone(),
         change: false,
     })?;
     let report = Report::looking();
@@ -184,6 +193,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         source: &mut source,
         peers: &mut peers,
         new: &mut new,
+        readers: &mut readers,
         founded,
         registered_as: &registered_as,
     }
@@ -200,6 +210,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         source: &mut source,
         peers: &peers,
         new: &mut new,
+        readers: &readers,
         founded,
         divides,
     }

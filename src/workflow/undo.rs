@@ -137,6 +137,21 @@ impl Undo<'_> {
             )
         };
         let at = nodes.iter().position(|n| n.name == begun.node);
+        if let (None, Effect::OfReader { subscription }) = (at, &begun.effect) {
+            // It gets nothing any more, and nobody waits for it.
+            let drop = self.engine.unsubscribe(subscription).pop();
+            rim::warning(
+                &format!(
+                    "node \"{}\", which only reads, may keep subscription {subscription} to node \"{}\"",
+                    begun.node, self.new
+                ),
+                &format!(
+                    "Run on it: {}",
+                    drop.map_or(String::new(), |last| last.inlined())
+                ),
+            );
+            return Ok(());
+        }
         let at = at.ok_or_else(unknown)?;
         reconnect(nodes[at])?;
         match self.undo_on(begun, nodes, at) {
@@ -216,7 +231,9 @@ pub fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<(
 pub fn statements(engine: &dyn Engine, effect: &Effect) -> Vec<Statement> {
     match effect {
         Effect::Slot { slot } => vec![server::drop_slot(slot)],
-        Effect::Subscription { subscription } => engine.unsubscribe(subscription),
+        Effect::Subscription { subscription } | Effect::OfReader { subscription } => {
+            engine.unsubscribe(subscription)
+        }
         Effect::Provider => engine.cease_provider(),
         Effect::Registration { member, .. } => engine.unregister(member),
         Effect::Pause => vec![engine.resume()],

@@ -31,6 +31,14 @@ pub fn quick() -> ServerOptions {
     ServerOptions::default().set("wal_retrieve_retry_interval", "100ms")
 }
 
+/// How often a test repeats what may go wrong now and then: `few`, or what the environment says.
+pub fn rounds(few: usize) -> usize {
+    match std::env::var("ZODAN_ROUNDS") {
+        Ok(rounds) => rounds.parse().expect("ZODAN_ROUNDS is a number"),
+        Err(_) => few,
+    }
+}
+
 /// Ends threads that look at the flag, also where a test fails.
 pub struct Over<'a>(pub &'a AtomicBool);
 

@@ -164,7 +164,7 @@ impl Sets {
     }
 
     /// Without sets that `provider` has not: it refuses a subscriber that names such a one.
-    fn had(&self, mut subscriptions: Vec<Subscription>, provider: &str) -> Vec<Subscription> {
+    pub fn had(&self, mut subscriptions: Vec<Subscription>, provider: &str) -> Vec<Subscription> {
         let provided = self.provided.get(provider);
         for subscription in &mut subscriptions {
             subscription

@@ -2,18 +2,21 @@
 //! slot of its own that nobody streams from, whoever waits for what is in it, and refuses as long as somebody streams
 //! or a subscription is there.
 
-use crate::engine::Path;
-use crate::error::{Finding, Result, SqlState};
-use crate::libpq::Row;
-use crate::node::Node;
+use crate::engine::{Path, Provider};
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::{Dsn, Row};
+use crate::node::{Member, Node};
 use std::collections::{BTreeMap, BTreeSet};
 
 type Paths = BTreeMap<(String, String), Vec<Path>>;
 
-/// The slots of Spock in the database, and whether somebody streams from them.
+/// The slots of Spock in the database, whether somebody streams from them, who, and whether that is what others have
+/// written too.
 const SLOTS: &str = "
-SELECT s.slot_name, s.active, coalesce(r.application_name, ''), coalesce(r.client_addr::text, '')
+SELECT s.slot_name, s.active, coalesce(r.application_name, ''), coalesce(r.client_addr::text, ''),
+       coalesce(a.query ~ 'spock[.]forward_origins. ''[^'']', false)
   FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
+  LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
  WHERE s.plugin IN ('spock_output', 'spock') AND s.database = current_database() AND s.slot_name ~ '^spk_'
    AND s.slot_name !~ '^spk_recovery_'
  ORDER BY 1";
@@ -24,6 +27,36 @@ fn claimed(paths: &Paths, provider: &str) -> BTreeSet<String> {
     ours.flat_map(|(_, paths)| paths)
         .map(|path| path.slot.clone())
         .collect()
+}
+
+/// What the node takes of others.
+pub fn providers(node: &mut Node) -> Result<Vec<Provider>> {
+    let rows = node.query(
+        "SELECT n.node_name, i.if_dsn, s.sub_name, s.sub_enabled,
+                coalesce(cardinality(s.sub_forward_origins), 0) > 0
+           FROM spock.subscription s
+           JOIN spock.local_node l ON l.node_id = s.sub_target
+           JOIN spock.node n ON n.node_id = s.sub_origin
+           JOIN spock.node_interface i ON i.if_id = s.sub_origin_if ORDER BY 3",
+        &[],
+    )?;
+    let provider = |row: &Row| {
+        let name = row.text(0).to_owned();
+        let dsn = Dsn::parse(row.text(1)).map_err(|bad| {
+            Error::refused(
+                SqlState::INVALID_PARAMETER_VALUE,
+                format!("the connection string of node \"{name}\" {}", bad.problem()),
+                format!("See spock.node_interface of node \"{}\".", node.name),
+            )
+        })?;
+        Ok(Provider {
+            node: Member { name, dsn },
+            subscription: row.text(2).to_owned(),
+            enabled: row.bool(3),
+            forwarded: row.bool(4),
+        })
+    };
+    rows.iter().map(provider).collect()
 }
 
 /// Slots of nodes that are no members, and subscriptions to such.
@@ -51,16 +84,12 @@ pub fn strangers(paths: &Paths, leaving: &mut Node, members: &[String]) -> Resul
             "A node that only reads gets nothing any more when this one leaves: drop its subscription first, or the slot if nobody needs it.",
         ));
     }
-    let subscriptions = leaving.query(
-        "SELECT s.sub_name, n.node_name
-           FROM spock.subscription s
-           JOIN spock.local_node l ON l.node_id = s.sub_target
-           JOIN spock.node n ON n.node_id = s.sub_origin ORDER BY 1",
-        &[],
-    )?;
-    for row in &subscriptions {
-        let (subscription, provider) = (row.text(0), row.text(1));
-        if members.iter().any(|m| m == provider) {
+    for Provider {
+        node, subscription, ..
+    } in providers(leaving)?
+    {
+        let provider = node.name;
+        if members.contains(&provider) {
             continue;
         }
         findings.push(
@@ -74,11 +103,34 @@ pub fn strangers(paths: &Paths, leaving: &mut Node, members: &[String]) -> Resul
             )
             .mended_by(format!(
                 "SELECT spock.sub_drop({})",
-                crate::quote::literal(subscription)
+                crate::quote::literal(&subscription)
             )),
         );
     }
     Ok(findings)
+}
+
+/// Subscriptions of the member to nodes that are none, of which the new node gets nothing.
+pub fn sources(member: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
+    let outside = providers(member)?.into_iter();
+    let outside = outside.filter(|p| !members.contains(&p.node.name));
+    let told = outside.map(|provider| {
+        let name = provider.node.name;
+        let had = match members.first() == Some(&member.name) {
+            true => "the new node gets what is there when it joins, and nothing that comes later",
+            false => "the new node gets none of them",
+        };
+        Finding::new(
+            &member.name,
+            SqlState::OK,
+            format!(
+                "subscription {} brings changes of node \"{name}\", which takes none of the cluster's and is no member: Spock does not send them on, so {had}",
+                provider.subscription
+            ),
+            format!("Where it is to have them, subscribe it to \"{name}\" too when it has joined, and bring what came meanwhile: spock.sub_resync_table."),
+        )
+    });
+    Ok(told.collect())
 }
 
 /// Application and address.
@@ -92,7 +144,8 @@ fn reader(row: &Row) -> String {
 pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
     let claimed = claimed(paths, &provider.name);
     let rows = provider.query(SLOTS, &[])?;
-    let strangers = rows.iter().filter(|row| !claimed.contains(row.text(0)));
+    let missing = |row: &&Row| !claimed.contains(row.text(0)) && !row.bool(4);
+    let strangers = rows.iter().filter(missing);
     let told = strangers.map(|row| {
         let who = match row.bool(1) {
             true => reader(row),
@@ -105,17 +158,16 @@ pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
                 "{who} reads from slot {}, is no member of the cluster, and does not get what is written on the new node",
                 row.text(0)
             ),
-            "If it is to have all, let it subscribe to the new node too when that has joined.",
+            "If it is to have all, give its connection string in the argument readers, or let it subscribe to the new node too when that has joined.",
         )
     });
     Ok(told.collect())
 }
 
-/// Slots that nobody streams from and no known path has.
-pub fn unclaimed_slots(paths: &Paths, node: &mut Node) -> Result<Vec<String>> {
+/// Slots that no known path has, and whether somebody streams from them.
+pub fn unclaimed_slots(paths: &Paths, node: &mut Node) -> Result<Vec<(String, bool)>> {
     let claimed = claimed(paths, &node.name);
     let rows = node.query(SLOTS, &[])?;
-    let left = rows.iter().filter(|row| !row.bool(1));
-    let left = left.map(|row| row.text(0).to_owned());
-    Ok(left.filter(|slot| !claimed.contains(slot)).collect())
+    let slots = rows.iter().map(|row| (row.text(0).to_owned(), row.bool(1)));
+    Ok(slots.filter(|(slot, _)| !claimed.contains(slot)).collect())
 }

@@ -249,6 +249,7 @@ pub(super) fn shares(here: &Ways, there: &Ways) -> ByTable<Share> {
                 truncates: all.iter().all(|w| w.kinds.truncates),
             },
             both_ways: !own_here.is_empty() && !own_there.is_empty(),
+            orphaned: false,
         }
     };
     let names = here.tables().into_iter().chain(there.tables());

@@ -5,6 +5,7 @@ pub mod everybody;
 mod identities;
 mod outsiders;
 mod owners;
+mod readers;
 mod subscribed;
 mod tables;
 
@@ -13,17 +14,19 @@ use super::clocks;
 use super::division::Division;
 use super::findings::{Check, Outcome, failures};
 use super::lost_wal::{LostWal, end_of_wal};
-use super::members::each;
+use super::members::{self, each};
 use super::refusal;
 use super::taken;
+use super::topology::Shape;
 use crate::copy;
-use crate::engine::{Engine, Path, subscription_states};
+use crate::engine::{Engine, Path, Provider, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Row, Rows, wait};
 use crate::lsn::Lsn;
 use crate::node::server::{self, Budget, Facts};
 use crate::node::{Node, Statement, ask};
 use crate::settings;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// What is looked at. Nothing in here changes anything.
@@ -32,6 +35,8 @@ pub struct Checks<'a> {
     pub source: &'a mut Node,
     pub peers: &'a mut [Node],
     pub new: &'a mut Node,
+    /// Nodes that only read, and are to read from the new node too.
+    pub readers: &'a mut [Node],
     pub founded: bool,
     pub registered_as: &'a [String],
 }
@@ -108,6 +113,9 @@ impl Checks<'_> {
                 checks.push(self.check_names()?);
                 checks.push(self.check_division()?);
                 checks.push(self.check_reachability(known)?);
+                if !self.readers.is_empty() {
+                    checks.push(self.check_readers(known)?);
+                }
                 checks.push(self.check_empty()?);
                 checks.push(self.check_counters()?);
                 let check = Check::new(
@@ -454,6 +462,10 @@ impl Checks<'_> {
         if !self.founded {
             return Ok(check.all(names, vec![]));
         }
+        let beyond = self.beyond_the_source()?;
+        if !beyond.is_empty() {
+            return Ok(check.all(names, beyond));
+        }
         let patience = settings::connect_timeout();
         let begun = Instant::now();
         let mut rest = Duration::from_millis(10);
@@ -488,6 +500,86 @@ impl Checks<'_> {
         }
     }
 
+    /// By provider and subscriber, which of the members take changes of each other.
+    fn takes(&self, names: &[String], states: &[Rows]) -> Result<BTreeSet<(String, String)>> {
+        let mut takes = BTreeSet::new();
+        for (subscriber, rows) in names.iter().zip(states) {
+            let states = subscription_states(rows)?;
+            let there = |path: &Path| states.iter().any(|s| s.name == path.subscription);
+            for provider in names.iter().filter(|p| *p != subscriber) {
+                if self.engine.paths(provider, subscriber).iter().any(there) {
+                    takes.insert((provider.clone(), subscriber.clone()));
+                }
+            }
+        }
+        Ok(takes)
+    }
+
+    /// Nodes that a member exchanges changes with and the source does not know. Of one that cannot be asked a slot
+    /// of the member tells whether it may take something.
+    fn beyond_the_source(&mut self) -> Result<Vec<Finding>> {
+        let names = self.member_names();
+        let mut both_ways: Vec<(String, String)> = vec![];
+        let mut findings = vec![];
+        for peer in self.peers.iter_mut() {
+            let providers = self.engine.providers(peer)?.into_iter().flatten();
+            for Provider { node, .. } in providers.filter(|p| !names.contains(&p.node.name)) {
+                let asked = members::own_session(&node);
+                let takes = asked.and_then(|mut node| self.engine.providers(&mut node));
+                match takes {
+                    Ok(takes) => {
+                        let mut takes = takes.into_iter().flatten();
+                        if takes.any(|p| names.contains(&p.node.name)) {
+                            both_ways.push((node.name, peer.name.clone()));
+                        }
+                    }
+                    Err(error @ Error::Interrupted { .. }) => return Err(error),
+                    Err(error) => {
+                        if let Some((slot, _)) = self.engine.unclaimed_slots(peer)?.first() {
+                            findings.push(Finding::new(
+                                &peer.name,
+                                error.sqlstate(),
+                                format!(
+                                    "it takes changes of node \"{}\", which cannot be asked whether slot {slot} is its own, and so whether it is a member: {error}",
+                                    node.name
+                                ),
+                                "Make it reachable from the new node, or drop the slot if nobody needs it.",
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+        if both_ways.is_empty() {
+            return Ok(findings);
+        }
+        let mut all: Vec<&mut Node> = vec![&mut *self.source];
+        all.extend(self.peers.iter_mut());
+        let states = each(all, |_| self.engine.subscriptions())?;
+        let mut takes = self.takes(&names, &states)?;
+        let mut nodes = names.clone();
+        for (beyond, peer) in &both_ways {
+            if !nodes.contains(beyond) {
+                nodes.push(beyond.clone());
+            }
+            takes.insert((beyond.clone(), peer.clone()));
+            takes.insert((peer.clone(), beyond.clone()));
+        }
+        let shape = Shape::of(&nodes, &takes);
+        findings.extend(both_ways.into_iter().map(|(beyond, peer)| {
+            Finding::new(
+                &peer,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "it exchanges changes with node \"{beyond}\", which node \"{}\" does not know: they form {shape}",
+                    self.source.name
+                ),
+                format!("{FULL_MESH} Have \"{beyond}\" and every other node subscribe to each other when all have the same rows, and run the CALL again."),
+            )
+        }));
+        Ok(findings)
+    }
+
     /// What is wrong with the mesh, and whether all of it may pass by itself.
     fn mesh_troubles(&mut self) -> Result<(Vec<Trouble>, bool)> {
         let (mut findings, mut may_pass) = (vec![], true);
@@ -515,6 +607,7 @@ impl Checks<'_> {
                 .position(|n| n == provider)
                 .is_some_and(|i| streaming[i].iter().any(|row| row.text(0) == slot))
         };
+        let shape = Shape::of(&names, &self.takes(&names, &answers)?);
         for (subscriber, rows) in names.iter().zip(&answers) {
             let states = subscription_states(rows)?;
             let providers = names.iter().filter(|p| *p != subscriber);
@@ -545,7 +638,7 @@ impl Checks<'_> {
                     ),
                     match state {
                         Some(_) => "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.".to_owned(),
-                        None => format!("Nodes join a full mesh, in which each subscribes to each other one, and \"{subscriber}\" gets nothing of what \"{provider}\" writes. Make the two equal and have \"{subscriber}\" subscribe to it, or add the new node by a node that is in a mesh with all that it subscribes to."),
+                        None => format!("{FULL_MESH} The members form {shape}, and \"{subscriber}\" gets nothing of what \"{provider}\" writes. Make the two equal and have \"{subscriber}\" subscribe to it, or add the new node by a node that is in a mesh with all that it subscribes to."),
                     },
                 );
                 findings.push(match state {
@@ -837,6 +930,8 @@ impl Checks<'_> {
 fn set(setting: &str, value: &str) -> String {
     server::set_server_setting(setting, value).inlined()
 }
+
+const FULL_MESH: &str = "Nodes join a full mesh, in which each subscribes to each other one.";
 
 /// It limits the origins too, before PostgreSQL 18.
 const SLOTS: &str = "max_replication_slots";

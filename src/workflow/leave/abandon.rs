@@ -138,7 +138,7 @@ impl Leave {
     }
 
     /// The run on the target that its journal knows to be interrupted, if it can be asked.
-    fn journal_there(&mut self) -> Result<Option<Interrupted>> {
+    pub fn journal_there(&mut self) -> Result<Option<Interrupted>> {
         let Some(node) = &mut self.leaving else {
             return Ok(None);
         };

@@ -185,7 +185,8 @@ impl Leave {
             return Ok(());
         }
         for node in &mut self.survivors {
-            for slot in self.engine.unclaimed_slots(node)? {
+            let unclaimed = self.engine.unclaimed_slots(node)?.into_iter();
+            for (slot, _) in unclaimed.filter(|(_, active)| !active) {
                 let what = format!(
                     "node \"{}\": nobody streams from slot {slot}, which is of no member: it may have been that of \"{}\"",
                     node.name, self.target

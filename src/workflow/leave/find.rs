@@ -1,6 +1,7 @@
 //! Who is who: the member that the CALL runs on, the others, and the one that is to leave. Nodes are
 //! told by server and database, never by name alone.
 
+use super::obstacles::no_member;
 use super::{Leave, Request, interrupted_removals};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
@@ -40,6 +41,15 @@ impl Leave {
         if here != request.target {
             reached.require_own(&*engine, &mut me, session.changes())?;
         }
+        let resumed = !interrupted_removals(&session, &request.target)?.is_empty();
+        // What is half detached takes nothing any more.
+        let apart = match resumed {
+            true => vec![],
+            false => reached.set_apart(&*engine, &mut me)?,
+        };
+        if let Some(outsider) = apart.iter().find(|o| o.node.name == request.target) {
+            return Err(no_member(&*engine, &here, outsider));
+        }
         // One that was removed while it was away leaves by its own registry.
         let is_target = |m: &&Member| m.name == request.target;
         let registered = reached.survey.members.iter().find(is_target);
@@ -65,7 +75,7 @@ impl Leave {
             by_registry: RefCell::new(by_registry),
             here: &here,
             own: &own,
-            resumed: !interrupted_removals(&session, &request.target)?.is_empty(),
+            resumed,
         };
         let (mut leaving, unreachable) = match finding.leaving(&mut me)? {
             Found::Reached(node) => (Some(*node), None),

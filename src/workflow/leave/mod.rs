@@ -222,6 +222,7 @@ impl Leave {
         let ceased = earlier.iter().any(|e| e.detached && e.hold.is_some());
         let torn = self.quorum(self.leaving.is_some() || ceased)?;
         if !resumed {
+            self.refuse_reader()?;
             self.refuse_strangers()?;
         }
         let mut findings = self.findings(resumed)?;

@@ -1,14 +1,56 @@
 //! What else keeps a removal from being exact, or makes others suffer from it: found before anything is waited for.
 
 use super::{Inbound, Leave};
-use crate::engine::Path;
+use crate::engine::{Engine, Path};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, scrub};
 use crate::node::server;
 use crate::workflow::lost_wal::{LostWal, end_of_wal};
 use crate::workflow::members;
+use crate::workflow::topology::Outsider;
+
+/// The node gives its changes to that on which the CALL runs, and takes none of any member.
+pub fn no_member(engine: &dyn Engine, here: &str, outsider: &Outsider) -> Error {
+    let (name, subscription) = (&outsider.node.name, &outsider.subscription);
+    let drop = engine.unsubscribe(subscription).pop();
+    let drop = drop.map_or(String::new(), |last| last.inlined());
+    Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        format!(
+            "node \"{name}\" is no member of the cluster: subscription {subscription} of node \"{here}\" takes its changes, and it takes those of no member"
+        ),
+        format!("To take no more of them, run on \"{here}\": {drop}"),
+    )
+}
 
 impl Leave {
+    /// A node that takes changes of members and that none of them knows only reads. It has never been a member.
+    pub fn refuse_reader(&mut self) -> Result<()> {
+        let known = !self.known_to.is_empty() || self.here == self.target;
+        if known || self.engine.membership().is_some() || self.journal_there()?.is_some() {
+            return Ok(());
+        }
+        let Some(leaving) = &mut self.leaving else {
+            return Ok(());
+        };
+        let Some(providers) = self.engine.providers(leaving)? else {
+            return Ok(());
+        };
+        let drop = providers.iter().filter_map(|provider| {
+            let last = self.engine.unsubscribe(&provider.subscription).pop()?;
+            Some(last.inlined())
+        });
+        let drop: Vec<String> = drop.collect();
+        Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "node \"{}\" only reads from the cluster and is no member of it",
+                self.target
+            ),
+            format!("To end that, run on it: {}", drop.join("; ")),
+        ))
+    }
+
     /// What survivors have of the leaving node, and that it has not any more. `states` are from before.
     pub fn lost_wal(&mut self, states: &[Vec<Inbound>]) -> Result<Vec<Finding>> {
         let Some(leaving) = &mut self.leaving else {

@@ -169,6 +169,12 @@ impl Recovery {
             self.origin_number(&failed, &gap.source)?,
             self.origin_number(&failed, &gap.target)?,
         ];
+        // What the one takes and the other does not it has not deleted.
+        let parts = |subscriber: &str| -> BTreeSet<String> {
+            let paths = self.engine.paths(&failed, subscriber);
+            paths.iter().map(|path| self.engine.part(path)).collect()
+        };
+        let orphaned = parts(&gap.source) == parts(&gap.target);
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
         let at = |name: &str| nodes.iter().position(|n| n.name == name);
         let (Some(source), Some(target)) = (at(&gap.source), at(&gap.target)) else {
@@ -198,6 +204,7 @@ impl Recovery {
                     ..Kinds::ALL
                 },
                 both_ways: false,
+                orphaned,
                 ..Share::whole()
             };
             tables.push(Compared::new(relation, share));
@@ -214,6 +221,10 @@ impl Recovery {
             Doubt::Either => (
                 "it cannot be told which is right".to_owned(),
                 "Look at them on both nodes, and write the right ones on either.".to_owned(),
+            ),
+            Doubt::Orphan => (
+                format!("no survivor sends their tables, so it cannot be told whether \"{}\" has deleted them or \"{}\" itself", self.request.failed, gap.source),
+                format!("If they are to be gone, delete them on \"{}\".", gap.target),
             ),
             Doubt::Away(name) => (
                 format!("are left alone, since they are or may be of node \"{name}\", which is away"),

@@ -33,6 +33,8 @@ pub enum Doubt {
     Stranger,
     /// Each of the versions may be the right one.
     Either,
+    /// The failed node has deleted it, or the source, which would not have sent that.
+    Orphan,
 }
 
 /// A member that is away, of which the target has got more than the source.
@@ -82,6 +84,10 @@ impl Case {
                     return Verdict::Leave(Doubt::Either);
                 }
                 self.only_on_source(here)
+            }
+            // Nothing that is left tells who has deleted what the source has had too.
+            (None, Some(there)) if share.orphaned && self.target.of(there) == Author::Failed => {
+                Verdict::Leave(Doubt::Orphan)
             }
             (None, Some(there)) => {
                 let own = !kinds.inserts && self.target.of(there) == Author::Survivor;
@@ -385,6 +391,27 @@ mod tests {
         assert_eq!(within(version(OWN, NEW), None), "Either");
         assert_eq!(within(None, version(FAILED, 15)), "not sent");
         assert_eq!(within(version(FAILED, 25), version(OWN, 22)), "not sent");
+    }
+
+    #[test]
+    fn of_a_table_that_no_survivor_sends_nobody_knows_who_deleted() {
+        let share = Share {
+            kinds: Kinds {
+                deletes: false,
+                ..Kinds::ALL
+            },
+            both_ways: false,
+            orphaned: true,
+            ..Share::whole()
+        };
+        assert_eq!(within(&share, None, version(FAILED, 15)), "Orphan");
+        assert_eq!(within(&share, None, version(OWN, 15)), "not sent");
+        assert_eq!(within(&share, version(FAILED, NEW), None), "bring");
+        let not_taken = Share {
+            orphaned: false,
+            ..share
+        };
+        assert_eq!(within(&not_taken, None, version(FAILED, 15)), "not sent");
     }
 
     #[test]

@@ -51,8 +51,9 @@ impl Recovery {
             ));
         };
         me.name = here.clone();
-        let reached = reach(&*engine, &mut me, Some(&request.failed))?;
+        let mut reached = reach(&*engine, &mut me, Some(&request.failed))?;
         reached.require_own(&*engine, &mut me, session.changes())?;
+        reached.set_apart(&*engine, &mut me)?;
         let (failed, others): (Vec<Member>, Vec<Member>) = reached
             .survey
             .members
