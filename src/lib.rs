@@ -63,7 +63,12 @@ extension_sql_file!(
     name = "recovery",
     requires = ["remove_node", "health"]
 );
-extension_sql_file!("../sql/plan.sql", name = "plan", requires = ["recovery"]);
+extension_sql_file!(
+    "../sql/own_tables.sql",
+    name = "own_tables",
+    requires = ["recovery"]
+);
+extension_sql_file!("../sql/plan.sql", name = "plan", requires = ["own_tables"]);
 extension_sql_file!(
     "../sql/last_update.sql",
     name = "last_update",

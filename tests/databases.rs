@@ -153,9 +153,9 @@ fn clusters_of_the_same_servers_join_recover_and_leave_at_the_same_time() {
     }
     assert_eq!(
         n1.value(SLOTS),
-        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_my_db_HASH, my-db sub_n1_n3_my_db_HASH, \
-         my_db spk_recovery_my_db, my_db sub_n1_n2_my_db, my_db sub_n1_n3_my_db, \
-         shop spk_recovery_shop, shop sub_n1_n2_shop, shop sub_n1_n3_shop"
+        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_1_my_db_HASH, my-db sub_n1_n3_2_my_db_HASH, \
+         my_db spk_recovery_my_db, my_db sub_n1_n2_1_my_db, my_db sub_n1_n3_2_my_db, \
+         shop spk_recovery_shop, shop sub_n1_n2_1_shop, shop sub_n1_n3_2_shop"
     );
     let copies = "SELECT string_agg(slot_name, ', ' ORDER BY 1) FROM pg_replication_slots WHERE slot_name LIKE '%clone%'";
 
@@ -183,9 +183,9 @@ fn clusters_of_the_same_servers_join_recover_and_leave_at_the_same_time() {
     assert_eq!(n1.value(copies), "");
     assert_eq!(
         n1.value(SLOTS),
-        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_my_db_HASH, \
-         my_db spk_recovery_my_db, my_db sub_n1_n2_my_db, my_db sub_n1_n3_my_db, \
-         shop spk_recovery_shop, shop sub_n1_n2_shop, shop sub_n1_n3_shop"
+        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_1_my_db_HASH, \
+         my_db spk_recovery_my_db, my_db sub_n1_n2_1_my_db, my_db sub_n1_n3_2_my_db, \
+         shop spk_recovery_shop, shop sub_n1_n2_1_shop, shop sub_n1_n3_2_shop"
     );
     assert_replicates(&[at(n1, "my-db"), at(n2, "my-db")], 1001);
 
@@ -210,13 +210,14 @@ fn slots_of_another_database_are_told_and_not_touched() {
     cluster.create_extension();
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n1.sql("CREATE DATABASE crm");
-    let foreign = "SELECT pg_create_logical_replication_slot('sub_n1_n2_postgres', 'pgoutput')";
+    let foreign = "SELECT pg_create_logical_replication_slot('sub_n1_n2_1_postgres', 'pgoutput')";
     at(n1, "crm").sql(foreign);
-    let there = "SELECT database FROM pg_replication_slots WHERE slot_name = 'sub_n1_n2_postgres'";
+    let there =
+        "SELECT database FROM pg_replication_slots WHERE slot_name = 'sub_n1_n2_1_postgres'";
     assert_failed(
         &Call::of(n2, n1).fails_on(n2),
         "42710",
-        "node \"n1\": replication slot sub_n1_n2_postgres exists already: of database \"crm\", read by nobody at the moment",
+        "node \"n1\": replication slot sub_n1_n2_1_postgres exists already: of database \"crm\", read by nobody at the moment",
         "this one is somebody else's: give the new node another name.",
     );
     assert_eq!(n1.value(there), "crm");
@@ -237,15 +238,15 @@ fn held<'a>(cluster: &'a Cluster, point: &str) -> (Hang<'a>, common::Running) {
 }
 
 const BY_HAND: &str =
-    "SELECT 1 FROM pg_create_logical_replication_slot('sub_n2_n3_postgres', 'pgoutput')";
+    "SELECT 1 FROM pg_create_logical_replication_slot('sub_n2_n3_2_postgres', 'pgoutput')";
 const STAYS: &str =
-    "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_postgres'";
+    "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_2_postgres'";
 
 fn assert_slot_refused(failed: &CallFailed) {
     assert_failed(
         failed,
         "42710",
-        "node \"n2\": replication slot sub_n2_n3_postgres exists already: of this database, read by nobody at the moment",
+        "node \"n2\": replication slot sub_n2_n3_2_postgres exists already: of this database, read by nobody at the moment",
         "It was not made by this run, so it is not touched.",
     );
     assert!(!failed.hint().contains("Could not be undone"), "{failed}");
@@ -259,22 +260,22 @@ fn what_the_run_did_not_make_it_does_not_undo() {
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     wait_mesh(&[n1, n2]);
 
-    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_postgres on n2");
+    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_2_postgres on n2");
     n2.sql(BY_HAND);
     hang.release();
     assert_slot_refused(&call.fails());
     assert_eq!(n2.value(STAYS), "1");
-    n2.sql("SELECT pg_drop_replication_slot('sub_n2_n3_postgres')");
+    n2.sql("SELECT pg_drop_replication_slot('sub_n2_n3_2_postgres')");
 
     // The same where the session is killed then: the next CALL cleans up.
-    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_postgres on n2");
+    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_2_postgres on n2");
     n2.sql(BY_HAND);
     n3.sql(&format!("SELECT pg_terminate_backend({}, 10000)", call.pid));
     call.ends_terminated();
     hang.release();
     assert_slot_refused(&Call::of(n3, n1).fails_on(n3));
     assert_eq!(n2.value(STAYS), "1");
-    n2.sql("SELECT pg_drop_replication_slot('sub_n2_n3_postgres')");
+    n2.sql("SELECT pg_drop_replication_slot('sub_n2_n3_2_postgres')");
 
     let (hang, call) = held(&cluster, "8 before subscribe to \"n3\" on n2");
     n2.sql(

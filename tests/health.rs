@@ -100,7 +100,7 @@ fn what_the_report_finds_is_what_the_join_refuses_with() {
     n2.restart();
     wait_mesh(&cluster.first(2));
     n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
-    n1.sql("SELECT pg_create_logical_replication_slot('sub_n1_n3_postgres', 'pgoutput')");
+    n1.sql("SELECT pg_create_logical_replication_slot('sub_n1_n3_2_postgres', 'pgoutput')");
     n3.sql("CREATE TABLE mine (i int)");
     let before = state(&cluster);
     let refused = assert_one_truth(
@@ -143,7 +143,7 @@ fn what_the_report_finds_is_what_the_join_refuses_with() {
     }
     n2.restart();
     wait_mesh(&cluster.first(2));
-    n1.sql("SELECT pg_drop_replication_slot('sub_n1_n3_postgres')");
+    n1.sql("SELECT pg_drop_replication_slot('sub_n1_n3_2_postgres')");
     assert_one_truth(n1, n3, &["empty"]);
     n3.sql("DROP TABLE mine");
 
@@ -299,7 +299,7 @@ fn afterwards_the_mesh_is_checked() {
     n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
     n2.sql("DELETE FROM zodan.node USING zodan.unreplicated() WHERE name = 'n3'");
     n1.wait_for(
-        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n1_n2_postgres'",
+        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n1_n2_1_postgres'",
         "f",
     );
     assert_eq!(
@@ -317,7 +317,7 @@ fn afterwards_the_mesh_is_checked() {
     );
     n3.crash();
     n1.wait_for(
-        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n1_n3_postgres'",
+        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n1_n3_2_postgres'",
         "f",
     );
     let begun = std::time::Instant::now();

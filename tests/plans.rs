@@ -47,7 +47,7 @@ fn joins_and_removals_follow_their_plans() {
         [
             "1 | 3 | n1 | replica identity of \"public\".\"keyless\"",
             "2 | 3 | n1 | make \"n1\" the first node of a cluster",
-            "3 | 5 | n1 | create slot sub_n1_n2_postgres",
+            "3 | 5 | n1 | create slot sub_n1_n2_1_postgres",
             "4 | 6 | n2 | hold off application writes on the new node",
         ]
     );

@@ -430,9 +430,9 @@ fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
     let call = Call::of(n3, n1);
     let hint = "It was not made by this run, so it is not touched.";
     let slots = [
-        (n1, "sub_n1_n3_postgres"),
-        (n2, "sub_n2_n3_postgres"),
-        (n3, "sub_n3_n2_postgres"),
+        (n1, "sub_n1_n3_2_postgres"),
+        (n2, "sub_n2_n3_2_postgres"),
+        (n3, "sub_n3_n2_1_postgres"),
     ];
     for (server, slot) in slots {
         // A slot reserves WAL: its plugin and its user do not matter.
@@ -487,18 +487,18 @@ fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
         &[
             (
                 "42710",
-                "node \"n1\": replication slot sub_n1_n3_postgres",
+                "node \"n1\": replication slot sub_n1_n3_2_postgres",
                 hint,
             ),
             (
                 "42710",
-                "node \"n2\": replication slot sub_n2_n3_postgres",
+                "node \"n2\": replication slot sub_n2_n3_2_postgres",
                 hint,
             ),
             ("42710", "node \"n2\": subscription sub_n3_n2", hint),
             (
                 "42710",
-                "node \"n3\": replication slot sub_n3_n2_postgres",
+                "node \"n3\": replication slot sub_n3_n2_1_postgres",
                 hint,
             ),
         ],

@@ -87,9 +87,12 @@ fn every_node_gives_the_same_answer() {
                         provider_version = current_setting('server_version'), last_error
                    FROM spock.cluster_status()"
             ),
-            [("n2", "n1"), ("n3", "n1"), ("n1", "n2"), ("n3", "n2"), ("n1", "n3"), ("n2", "n3")].map(|(p, s)| format!(
-                "{p}|{s}|replicating|t|t|primary|native|sub_{p}_{s}|sub_{p}_{s}_postgres|t|reserved|t|t|"
-            ))
+            [("n2", "n1"), ("n3", "n1"), ("n1", "n2"), ("n3", "n2"), ("n1", "n3"), ("n2", "n3")].map(|(p, s)| {
+                let number = s[1..].parse::<u8>().unwrap() - 1;
+                format!(
+                    "{p}|{s}|replicating|t|t|primary|native|sub_{p}_{s}|sub_{p}_{s}_{number}_postgres|t|reserved|t|t|"
+                )
+            })
         );
         assert_eq!(
             table(node, "SELECT node_name, subscription_name, status, provider_node, replication_sets, problem
@@ -121,7 +124,7 @@ fn the_dead_and_the_silent_are_marked_in_time() {
     // The provider learns of the loss when its reader does not come back.
     n1.wait_for(
         "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE NOT active",
-        "sub_n1_n4_postgres",
+        "sub_n1_n4_3_postgres",
     );
     let nodes = table_in_time(
         n1,
@@ -138,20 +141,20 @@ fn the_dead_and_the_silent_are_marked_in_time() {
     assert_eq!(
         status[..2],
         [
-            "n2|n1|replicating|t|t|sub_n2_n1_postgres",
-            "n3|n1|replicating|t|t|sub_n3_n1_postgres",
+            "n2|n1|replicating|t|t|sub_n2_n1_0_postgres",
+            "n3|n1|replicating|t|t|sub_n3_n1_0_postgres",
         ]
     );
     assert!(
-        status.contains(&"n4|n1|down|f|t|sub_n4_n1_postgres".into()),
+        status.contains(&"n4|n1|down|f|t|sub_n4_n1_0_postgres".into()),
         "{status:?}"
     );
     assert!(
-        status.contains(&"n1|n4|unknown|t|f|sub_n1_n4_postgres".into()),
+        status.contains(&"n1|n4|unknown|t|f|sub_n1_n4_3_postgres".into()),
         "{status:?}"
     );
     assert!(
-        status.contains(&"n1|n5|unknown|t|f|sub_n1_n5_postgres".into()),
+        status.contains(&"n1|n5|unknown|t|f|sub_n1_n5_4_postgres".into()),
         "{status:?}"
     );
     assert_eq!(
@@ -268,12 +271,12 @@ fn what_is_wrong_with_a_path_is_told() {
     );
     cluster.n(1).sql("ALTER SUBSCRIPTION sub_n2_n1 DISABLE");
     cluster.n(2).wait_for(
-        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n2_n1_postgres'",
+        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n2_n1_0_postgres'",
         "f",
     );
     cluster
         .n(2)
-        .sql("SELECT pg_drop_replication_slot('sub_n2_n1_postgres')");
+        .sql("SELECT pg_drop_replication_slot('sub_n2_n1_0_postgres')");
     n1.sql("ALTER SUBSCRIPTION sub_n2_n1 ENABLE");
     n1.wait_for(
         &state("n2 n1"),

@@ -74,14 +74,14 @@ fn a_network_that_stalls_is_noticed_and_told() {
             "6 before hold off application writes on the new node on n3",
             "08001",
             "could not connect to node \"n1\": timeout expired".into(),
-            "\"create slot sub_n1_n3_postgres\" on node \"n1\"",
+            "\"create slot sub_n1_n3_2_postgres\" on node \"n1\"",
         ),
         (
             2,
             "within the new node has the registry",
             "08006",
             lost("n2"),
-            "\"create slot sub_n2_n3_postgres\" on node \"n2\"",
+            "\"create slot sub_n2_n3_2_postgres\" on node \"n2\"",
         ),
     ] {
         let stalled = cluster.n(stalled);
@@ -162,7 +162,7 @@ fn lose_slot(cluster: &Cluster) {
     n2.configure("max_slot_wal_keep_size", "32MB");
     n2.reload();
     let status =
-        "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_postgres'";
+        "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_2_postgres'";
     for i in 0.. {
         if n2.value(status) == "lost" {
             break;
@@ -180,7 +180,7 @@ fn assert_slot_lost(cluster: &Cluster, before: &Fingerprint, failed: &CallFailed
     assert_failed(
         failed,
         "55000",
-        "slot sub_n2_n3_postgres on node \"n2\" lost the WAL that the new node needs while the copy ran",
+        "slot sub_n2_n3_2_postgres on node \"n2\" lost the WAL that the new node needs while the copy ran",
         "Raise max_slot_wal_keep_size and idle_replication_slot_timeout there for the time of the join.",
     );
     let n2 = cluster.n(2);

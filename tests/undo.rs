@@ -408,7 +408,7 @@ fn a_peer_crashes_and_stays_down() {
     assert!(
         failed
             .hint()
-            .contains("Could not be undone: \"create slot sub_n2_n3_postgres\" on node \"n2\""),
+            .contains("Could not be undone: \"create slot sub_n2_n3_2_postgres\" on node \"n2\""),
         "{failed}"
     );
     before.assert_same_now(&reachable);
@@ -419,7 +419,7 @@ fn a_peer_crashes_and_stays_down() {
     n2.boot();
     wait_mesh(&cluster.first(2));
     assert_mesh_works(&cluster);
-    let slot = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_postgres'";
+    let slot = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_2_postgres'";
     assert_eq!(n2.value(slot), "1");
     let called = assert_joins(&cluster);
     assert!(
@@ -510,7 +510,7 @@ fn ctrl_c_when_the_source_does_not_answer() {
         failed.hint().contains("Could not be undone: ")
             && failed
                 .hint()
-                .contains("\"create slot sub_n1_n3_postgres\" on node \"n1\""),
+                .contains("\"create slot sub_n1_n3_2_postgres\" on node \"n1\""),
         "{failed}"
     );
     // To settle the session, and to try a new one.

@@ -211,6 +211,9 @@ pub trait Engine {
     /// cannot be asked.
     fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()>;
 
+    /// Forgets them: the membership has changed.
+    fn unlearn(&mut self) {}
+
     /// Learns the names of all paths, those that are and those to be.
     fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()>;
 
@@ -233,9 +236,20 @@ pub trait Engine {
     }
 
     fn path(&self, provider: &str, subscriber: &str) -> Path;
-    /// The same for whoever has not learned it, with the database of the provider.
-    fn path_from(&self, provider: &str, _database: &str, subscriber: &str) -> Path {
-        self.path(provider, subscriber)
+    /// What its slot may be called, for whoever has not learned it: with the database of the provider, and the number
+    /// of the subscriber in the registry.
+    fn slot_names(
+        &self,
+        provider: &str,
+        _database: &str,
+        subscriber: &str,
+        _number: Option<i32>,
+    ) -> Vec<String> {
+        vec![self.path(provider, subscriber).slot]
+    }
+    /// What its slot is called in clusters from before slots got the name that they get now.
+    fn older_slot(&self, _provider: &str, _subscriber: &str) -> Option<String> {
+        None
     }
 
     /// Every path from one to the other: somebody may have made several subscriptions. Never empty.
@@ -313,7 +327,7 @@ pub trait Engine {
     }
     /// Makes the node forget what `name` left there, and with Spock who it was.
     fn unregister(&self, name: &str) -> Vec<Statement>;
-    /// `name, location, country, dsn, system_identifier, database, info, joined_at, id` of every member,
+    /// `name, location, country, dsn, system_identifier, database, info, joined_at, id, number` of every member,
     /// as the node knows them.
     fn registry(&self) -> Statement;
 
@@ -499,6 +513,11 @@ pub trait Engine {
         None
     }
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement>;
+    /// Drops every subscription of the node to members of a cluster. `None` where nodes do not learn that the cluster
+    /// goes on without them.
+    fn end_subscriptions(&self) -> Option<Statement> {
+        None
+    }
     /// An error of the engine's own with the code that PostgreSQL has for such.
     fn coded(&self, error: Error) -> Error {
         error

@@ -51,17 +51,25 @@ pub fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_MAX && name.bytes().all(is_slot_byte)
 }
 
-/// `sub_<provider>_<subscriber>_<database>`: the slot in the provider's `database`.
+/// `sub_<provider>_<subscriber>_<number>_<database>`: the slot in the provider's `database`. The number is that of the
+/// subscriber in the registry, which no other node has had: a server that was removed and comes back finds no slot of
+/// its successor, whatever both are called. Clusters from before that was so have slots without it.
 ///
 /// Node names with an underscore get a hash too: the parts could not be told apart by the plain name.
-pub fn slot(provider: &str, subscriber: &str, database: &str) -> String {
-    let nodes = [provider, subscriber];
-    let told_apart = nodes.iter().all(|name| !name.contains('_'));
-    hashed_unless(
-        told_apart && !ends_in_hash(database),
-        "sub",
-        &[provider, subscriber, database],
-    )
+pub fn slot(provider: &str, subscriber: &str, number: Option<i32>, database: &str) -> String {
+    let told_apart = [provider, subscriber].iter().all(|n| !n.contains('_'));
+    let number = number.map(|number| number.to_string());
+    let parts = [Some(provider), Some(subscriber), number.as_deref()];
+    let parts: Vec<&str> = parts.into_iter().flatten().chain([database]).collect();
+    hashed_unless(told_apart && !ends_in_hash(database), "sub", &parts)
+}
+
+/// Every name that the slot of the one whose number is below `next` may have, the newest first.
+pub fn slots(provider: &str, subscriber: &str, next: i32, database: &str) -> Vec<String> {
+    let numbers = (0..next).rev().map(Some).chain([None]);
+    numbers
+        .map(|number| slot(provider, subscriber, number, database))
+        .collect()
 }
 
 /// What the names of recovery slots and of their copies begin with.
@@ -187,14 +195,21 @@ mod tests {
 
     #[test]
     fn slots_name_their_database() {
-        assert_eq!(slot("n1", "n4", "inventory"), "sub_n1_n4_inventory");
-        assert_eq!(slot("n1", "n4", "my_db"), "sub_n1_n4_my_db");
+        assert_eq!(
+            slot("n1", "n4", Some(3), "inventory"),
+            "sub_n1_n4_3_inventory"
+        );
+        assert_eq!(slot("n1", "n4", None, "my_db"), "sub_n1_n4_my_db");
+        assert_eq!(
+            slots("n1", "n4", 2, "my_db"),
+            ["sub_n1_n4_1_my_db", "sub_n1_n4_0_my_db", "sub_n1_n4_my_db"]
+        );
         assert_eq!(recovery_slot("my_db"), "spk_recovery_my_db");
         assert_eq!(
             recovery_copy("spk_recovery_my_db", 5),
             "spk_recovery_my_db_clone_5"
         );
-        assert!(slot("n1", "n4", "my-db").starts_with("sub_n1_n4_my_db_"));
+        assert!(slot("n1", "n4", Some(12), "my-db").starts_with("sub_n1_n4_12_my_db_"));
         assert!(recovery_slot("my-db").starts_with("spk_recovery_my_db_"));
     }
 
@@ -232,12 +247,13 @@ mod tests {
             }
             for provider in nodes {
                 for subscriber in nodes {
-                    let name = slot(provider, subscriber, database);
-                    assert!(
-                        name.len() <= NAME_MAX && name.bytes().all(is_slot_byte),
-                        "{name}"
-                    );
-                    assert!(seen.insert(name.clone()), "{name} twice");
+                    for name in slots(provider, subscriber, 3, database) {
+                        assert!(
+                            name.len() <= NAME_MAX && name.bytes().all(is_slot_byte),
+                            "{name}"
+                        );
+                        assert!(seen.insert(name.clone()), "{name} twice");
+                    }
                 }
             }
         }
@@ -248,17 +264,19 @@ mod tests {
         fn every_slot_has_a_name_that_it_may_have(provider in "\\PC{1,63}", subscriber in "\\PC{1,63}", database in "\\PC{1,63}", run in 1..i64::MAX) {
             let recovery = recovery_slot(&database);
             let copy = format!("{}_t", recovery_copy(&recovery, run));
-            for name in [slot(&provider, &subscriber, &database), recovery, copy] {
+            let slot = slot(&provider, &subscriber, Some(i32::MAX), &database);
+            for name in [slot, recovery, copy] {
                 prop_assert!(name.len() <= NAME_MAX && name.bytes().all(is_slot_byte), "{name}");
             }
         }
 
         #[test]
-        fn no_two_databases_share_a_slot(nodes in "[ab_]{1,4}", others in "[ab_]{1,4}", a in "[ab_\\-]{1,5}", b in "[ab_\\-]{1,5}") {
+        fn no_two_databases_share_a_slot(nodes in "[ab_]{1,4}", others in "[ab_]{1,4}", a in "[ab1_\\-]{1,5}", b in "[ab1_\\-]{1,5}", n in 0..20, m in 0..20) {
             prop_assume!(a != b);
-            prop_assert_ne!(slot(&nodes, &others, &a), slot(&nodes, &others, &b));
-            prop_assert_ne!(slot("a", &nodes, &a), slot("a", &others, &b));
-            prop_assert_ne!(slot(&nodes, "a", &a), slot(&others, "a", &b));
+            let (n, m) = (Some(n), Some(m));
+            prop_assert_ne!(slot(&nodes, &others, n, &a), slot(&nodes, &others, m, &b));
+            prop_assert_ne!(slot("a", &nodes, n, &a), slot("a", &others, m, &b));
+            prop_assert_ne!(slot(&nodes, "a", n, &a), slot(&others, "a", m, &b));
             prop_assert_ne!(recovery_slot(&a), recovery_slot(&b));
         }
 

@@ -17,8 +17,12 @@ use std::collections::BTreeMap;
 pub struct Native {
     /// The database of each node.
     databases: BTreeMap<String, String>,
+    /// The number of each node in the newest registry.
+    numbers: BTreeMap<String, i32>,
+    /// That of the next one to join.
+    next_number: i32,
     /// By subscriber and subscription, the slots that existing subscriptions read. They keep their names, also where a
-    /// database has got another name since.
+    /// database has got another name since. Of a node that cannot be asked, those that its providers have.
     slots: BTreeMap<(String, String), String>,
 }
 
@@ -39,28 +43,46 @@ impl Engine for Native {
     }
 
     fn path(&self, provider: &str, subscriber: &str) -> Path {
-        let database = self.databases.get(provider);
-        self.path_from(provider, database.map_or("", String::as_str), subscriber)
-    }
-
-    fn path_from(&self, provider: &str, database: &str, subscriber: &str) -> Path {
         let mut path = Path::by_rule(provider, subscriber);
         let key = (subscriber.to_owned(), path.subscription.clone());
         path.slot = match self.slots.get(&key) {
             Some(slot) => slot.clone(),
             None => {
-                let slot = names::slot(provider, subscriber, database);
+                let number = self.numbers.get(subscriber).copied();
+                let database = self.databases.get(provider).map_or("", String::as_str);
+                let slot = names::slot(provider, subscriber, number, database);
                 // Somebody may have given it another name: what it reads tells which one it is.
+                let older = names::slot(provider, subscriber, None, database);
                 let reads = |((of, _), read): &(&(String, String), &String)| {
-                    of == subscriber && **read == slot
+                    of == subscriber && (**read == slot || **read == older)
                 };
-                if let Some(((_, renamed), _)) = self.slots.iter().find(reads) {
-                    path.subscription.clone_from(renamed);
+                match self.slots.iter().find(reads) {
+                    Some(((_, renamed), read)) => {
+                        path.subscription.clone_from(renamed);
+                        read.clone()
+                    }
+                    None => slot,
                 }
-                slot
             }
         };
         path
+    }
+
+    fn slot_names(
+        &self,
+        provider: &str,
+        database: &str,
+        subscriber: &str,
+        number: Option<i32>,
+    ) -> Vec<String> {
+        [number, None]
+            .map(|number| names::slot(provider, subscriber, number, database))
+            .to_vec()
+    }
+
+    fn older_slot(&self, provider: &str, subscriber: &str) -> Option<String> {
+        let database = self.databases.get(provider)?;
+        Some(names::slot(provider, subscriber, None, database))
     }
 
     fn survey(&self, source: &mut Node) -> Result<Survey> {
@@ -192,39 +214,74 @@ impl Engine for Native {
         }
         let found = ask_all(
             members.iter_mut().map(|m| &mut **m),
-            "SELECT current_database(), s.subname, s.subslotname
+            "SELECT current_database(), s.subname, s.subslotname, to_regclass('zodan.membership') IS NOT NULL,
+                    (SELECT string_agg(r.slot_name, ',') FROM pg_replication_slots r
+                      WHERE r.slot_type = 'logical' AND r.database = current_database())
                FROM pg_database d
                LEFT JOIN pg_subscription s ON s.subdbid = d.oid AND s.subslotname IS NOT NULL
                                           AND 'zodan' = ANY (s.subpublications)
               WHERE d.datname = current_database()",
             &[],
         )?;
-        for (member, rows) in members.iter().zip(&found) {
+        let mut there: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut with_registry = vec![];
+        for (member, rows) in members.iter_mut().zip(&found) {
             for row in rows {
                 let database = row.text(0).to_owned();
                 self.databases.insert(member.name.clone(), database);
+                let slots = row.get(4).unwrap_or_default().split(',');
+                there.insert(member.name.clone(), slots.map(str::to_owned).collect());
                 if let (Some(subscription), Some(slot)) = (row.get(1), row.get(2)) {
                     let key = (member.name.clone(), subscription.to_owned());
                     self.slots.insert(key, slot.to_owned());
                 }
             }
+            if rows.first().is_some_and(|row| row.bool(3)) {
+                with_registry.push(&mut **member);
+            }
         }
-        let Some(asked) = members.first_mut().filter(|_| !absent.is_empty()) else {
-            return Ok(());
-        };
-        let registry = asked.query("SELECT name, database FROM zodan.node", &[])?;
+        let registered = self.learn_numbers(&mut with_registry)?;
         for gone in absent {
-            let registered = registry.iter().find(|row| row.text(0) == gone.name);
             // As libpq defaults it.
             let given = gone.dsn.get("dbname").or(gone.dsn.get("user"));
-            let database = registered.map(|row| row.text(1)).or(given);
+            let database = registered.get(&gone.name).map(String::as_str).or(given);
             let database = database.unwrap_or("postgres").to_owned();
             self.databases.insert(gone.name.clone(), database);
+            // A join that did not come to registering it has used the next number.
+            let number = *self
+                .numbers
+                .entry(gone.name.clone())
+                .or_insert(self.next_number);
+            for (provider, slots) in &there {
+                let databases = [self.databases.get(provider), registered.get(provider)];
+                let databases: Vec<&String> = databases.into_iter().flatten().collect();
+                let named = |number| {
+                    let of = move |d: &&String| names::slot(provider, &gone.name, number, d);
+                    databases.iter().map(of).collect::<Vec<_>>()
+                };
+                let older = (0..=self.next_number).rev().map(Some).chain([None]);
+                let slot = [Some(number)]
+                    .into_iter()
+                    .chain(older)
+                    .flat_map(named)
+                    .find(|name| slots.contains(name));
+                let path = Path::by_rule(provider, &gone.name);
+                let key = (path.subscriber, path.subscription);
+                match slot {
+                    Some(slot) => self.slots.insert(key, slot),
+                    None => self.slots.remove(&key),
+                };
+            }
         }
         Ok(())
     }
 
+    fn unlearn(&mut self) {
+        *self = Self::default();
+    }
+
     fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
+        self.unlearn();
         self.learn(members, &[])?;
         // A subscription that stands in the way of one to be made is somebody else's.
         for member in members.iter() {
@@ -234,6 +291,13 @@ impl Engine for Native {
         let database = new.query("SELECT current_database()", &[])?;
         let database = database.one()?.text(0).to_owned();
         self.databases.insert(new.name.clone(), database);
+        // The first member of a cluster is founded with number 0.
+        if let [first] = members
+            && self.numbers.is_empty()
+        {
+            self.numbers.insert(first.name.clone(), 0);
+        }
+        self.numbers.insert(new.name.clone(), self.next_number);
         Ok(())
     }
 
@@ -377,7 +441,7 @@ impl Engine for Native {
 
     fn registry(&self) -> Statement {
         Statement::new(
-            "SELECT name, location, country, dsn, system_identifier, database, info, joined_at, NULL
+            "SELECT name, location, country, dsn, system_identifier, database, info, joined_at, NULL, number
                FROM zodan.node ORDER BY joined_at, name",
             &[],
         )
@@ -556,8 +620,18 @@ impl Engine for Native {
     fn forward(&self, path: &Path, others_too: bool) -> Statement {
         let name = crate::quote::ident(&path.subscription);
         let origin = if others_too { "any" } else { "none" };
+        // What has been counted so far is of rows that the provider does not have for others.
+        let forget = match others_too {
+            true => String::new(),
+            false => format!(
+                "; SELECT pg_stat_reset_subscription_stats(s.oid) FROM pg_subscription s
+                     JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+                    WHERE s.subname = {}",
+                crate::quote::literal(&path.subscription)
+            ),
+        };
         Statement::new(
-            format!("ALTER SUBSCRIPTION {name} SET (origin = {origin})"),
+            format!("ALTER SUBSCRIPTION {name} SET (origin = {origin}){forget}"),
             &[],
         )
     }
@@ -664,6 +738,16 @@ impl Engine for Native {
         )]
     }
 
+    fn end_subscriptions(&self) -> Option<Statement> {
+        Some(Statement::new(
+            "SELECT zodan.drop_subscription(s.subname)
+               FROM pg_subscription s
+              WHERE s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND 'zodan' = ANY (s.subpublications)",
+            &[],
+        ))
+    }
+
     fn apply_runs_statements(&self, source: &mut Node) -> Result<bool> {
         // Triggers that fire for replicated rows may run any, and so may those that fire when subscriptions connect.
         let rows = source.query(
@@ -703,6 +787,36 @@ impl Engine for Native {
 
     fn mirror(&self, _source: &mut Node, _new: &mut Node) -> Result<Vec<String>> {
         Ok(vec![]) // the publication is for all tables
+    }
+}
+
+impl Native {
+    /// Learns the numbers of the newest registry of `members`; what the databases of its members were called when they
+    /// joined.
+    fn learn_numbers(&mut self, members: &mut [&mut Node]) -> Result<BTreeMap<String, String>> {
+        let answers = ask_all(
+            members.iter_mut().map(|m| &mut **m),
+            "SELECT m.generation, (extract(epoch FROM m.changed_at) * 1000000)::bigint, m.next_number,
+                    n.name, n.number, n.database
+               FROM zodan.membership m CROSS JOIN zodan.node n",
+            &[],
+        )?;
+        let mut newest = None;
+        for rows in &answers {
+            let Some(row) = rows.first() else { continue };
+            let age: (i64, i64) = (row.parse(0)?, row.parse(1)?);
+            if newest.is_none_or(|(known, _)| age > known) {
+                newest = Some((age, rows));
+            }
+        }
+        self.next_number = self.next_number.max(1);
+        let mut databases = BTreeMap::new();
+        for row in newest.iter().flat_map(|(_, rows)| rows.iter()) {
+            self.next_number = row.parse(2)?;
+            self.numbers.insert(row.text(3).to_owned(), row.parse(4)?);
+            databases.insert(row.text(3).to_owned(), row.text(5).to_owned());
+        }
+        Ok(databases)
     }
 }
 

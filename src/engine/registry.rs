@@ -92,11 +92,12 @@ impl Registry {
         self.members.iter().any(|m| m.name == name)
     }
 
-    /// Whether `name` is the same database in both.
+    /// Whether `name` is the same database in both, by the same joining.
     pub fn has_same(&self, name: &str, other: &Self) -> bool {
         let of = |registry: &Self| {
             let member = registry.members.iter().find(|m| m.name == name)?;
-            Some((member.system_identifier.clone(), member.database.clone()))
+            let server = member.system_identifier.clone();
+            Some((server, member.database.clone(), member.number))
         };
         of(self).is_some() && of(self) == of(other)
     }
@@ -104,6 +105,12 @@ impl Registry {
     pub fn number_of(&self, name: &str) -> Option<i32> {
         let member = self.members.iter().find(|m| m.name == name)?;
         Some(member.number)
+    }
+
+    /// What the database of the member was called when it joined.
+    pub fn database_of(&self, name: &str) -> Option<&str> {
+        let member = self.members.iter().find(|m| m.name == name)?;
+        Some(&member.database)
     }
 
     pub fn size(&self) -> usize {

@@ -586,7 +586,7 @@ impl Engine for Spock {
     fn registry(&self) -> Statement {
         Statement::new(
             "SELECT DISTINCT ON (n.node_name) n.node_name, n.location, n.country, i.if_dsn,
-                    '', '', n.info, '', n.node_id
+                    '', '', n.info, '', n.node_id, NULL
                FROM spock.node n JOIN spock.node_interface i ON i.if_nodeid = n.node_id
               WHERE EXISTS (SELECT FROM spock.local_node)
               ORDER BY n.node_name,

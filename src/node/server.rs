@@ -690,6 +690,16 @@ pub fn recovery_slots() -> Statement {
     )
 }
 
+/// The same with the copies.
+pub fn all_recovery_slots() -> Statement {
+    Statement::new(
+        "SELECT slot_name FROM pg_replication_slots
+          WHERE slot_name LIKE 'spk\\_recovery\\_%' AND database = current_database() AND NOT temporary
+          ORDER BY 1",
+        &[],
+    )
+}
+
 /// `restart, confirmed, retained bytes, lost, active` of a slot.
 pub fn slot_state(slot: &str) -> Statement {
     Statement::new(

@@ -28,6 +28,13 @@ fn set_origin(id: u32) {
     unsafe { pg_sys::replorigin_session_origin = id as pg_sys::RepOriginId };
 }
 
+/// Whether this is a worker of logical replication.
+#[pg_extern(sql = "")]
+fn applying() -> bool {
+    // SAFETY: reads what the process is.
+    unsafe { pg_sys::IsLogicalWorker() }
+}
+
 /// Connects to `dsn` from this server and says who answered.
 #[pg_extern(sql = "")]
 fn probe(

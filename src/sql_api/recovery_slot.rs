@@ -189,6 +189,10 @@ fn keep() -> Result<()> {
         match keeper.look()? {
             Kept::Yes => {}
             Kept::NoNode => return Ok(()),
+            Kept::Removed(what) => {
+                pgrx::log!("zodan: {what}");
+                return Ok(());
+            }
             Kept::GivenUp(why) | Kept::WentBack(why) => pgrx::warning!("zodan: {why}"),
             Kept::CaughtUp(what) | Kept::Resumed(what) => pgrx::log!("zodan: {what}"),
         }

@@ -9,7 +9,7 @@ use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};
 use crate::journal::{Effect, Journal};
 use crate::lsn::Position;
-use crate::node::{Member, Node};
+use crate::node::{Member, Node, server};
 use crate::step::{Action, Step};
 use std::collections::BTreeMap;
 
@@ -77,6 +77,15 @@ impl Starts {
     }
 }
 
+/// What has become of it.
+pub struct Attached {
+    /// One of each node, behind every slot and every position that the join has made: it arrives on every other node,
+    /// or the join has failed.
+    pub markers: Vec<Marker>,
+    /// When they were committed: what was there before is then on all.
+    pub at: String,
+}
+
 pub struct Attaching<'a> {
     pub engine: &'a dyn Engine,
     pub source: &'a mut Node,
@@ -89,9 +98,8 @@ pub struct Attaching<'a> {
 }
 
 impl Attaching<'_> {
-    /// The subscriptions of the new node, from `positions` on. Returns a marker of each node that is behind every slot
-    /// and every position that the join has made: it arrives on every other node, or the join has failed.
-    pub fn run(mut self, starts: &Starts, positions: &Positions) -> Result<Vec<Marker>> {
+    /// The subscriptions of the new node, from `positions` on.
+    pub fn run(mut self, starts: &Starts, positions: &Positions) -> Result<Attached> {
         let engine = self.engine;
         let new = self.new.name.clone();
         let members = std::iter::once(&*self.source).chain(&*self.peers);
@@ -125,29 +133,34 @@ impl Attaching<'_> {
                 "a subscription has no position to start from",
             ));
         }
-        start_at(engine, self.new, &paths, positions, self.report)?;
-        self.journal.passed("every subscription has its position")?;
-        let markers = match join_plan::catches_up_from_source(engine, self.peers) {
+        let catches_up = join_plan::catches_up_from_source(engine, self.peers);
+        let source = &self.source.name;
+        // Those of the peers come when the new node has caught up.
+        let first = paths
+            .iter()
+            .filter(|p| !catches_up || p.provider == *source);
+        start_at(engine, self.new, first, positions, self.report)?;
+        self.journal.passed("the first positions are set")?;
+        let attached = match catches_up {
             true => self.after_catching_up(&paths, starts)?,
             false => {
                 if !self.peers.is_empty() {
                     self.report.step("each member sends its own changes of the time of the copy: those of the others do not wait for them");
                 }
                 let steps = self.intend_markers()?;
-                let mut all = all(self.source, self.peers, self.new);
-                let markers = markers::emit(engine, all.iter_mut().map(|n| &mut **n))?;
+                let attached = mark(engine, self.source, self.peers, self.new)?;
                 self.done(&steps)?;
                 let mut providers = all_members(self.source, self.peers);
                 enable(engine, self.new, &mut providers, &paths)?;
-                markers
+                attached
             }
         };
         self.done(&steps)?;
-        Ok(markers)
+        Ok(attached)
     }
 
     /// The new node catches up with the source first, and its peers take over from there.
-    fn after_catching_up(&mut self, paths: &[Path], starts: &Starts) -> Result<Vec<Marker>> {
+    fn after_catching_up(&mut self, paths: &[Path], starts: &Starts) -> Result<Attached> {
         let engine = self.engine;
         let (source, new) = (self.source.name.clone(), self.new.name.clone());
         let action = Action::CatchUp {
@@ -162,7 +175,7 @@ impl Attaching<'_> {
         let inbound: Vec<Path> = of_peers
             .flat_map(|p| engine.paths(&p.name, &source))
             .collect();
-        let mut markers = vec![];
+        let mut attached = None;
         let (peers, journal, report) = (&mut *self.peers, &*self.journal, self.report);
         Forwarding {
             engine,
@@ -177,11 +190,9 @@ impl Attaching<'_> {
         .run(|source, new, progress| {
             let positions = starts.behind(engine, progress, &source.name, peers, &new.name)?;
             let of_peers = paths.iter().filter(|p| p.provider != source.name);
-            let of_peers: Vec<Path> = of_peers.cloned().collect();
-            start_at(engine, new, &of_peers, &positions, report)?;
+            start_at(engine, new, of_peers, &positions, report)?;
             journal.passed("each peer has the position of the source")?;
-            let all = all(source, peers, new);
-            markers = markers::emit(engine, all)?;
+            attached = Some(mark(engine, source, peers, new)?);
             let mut providers = all_members(source, peers);
             enable(engine, new, &mut providers, paths)?;
             journal.passed("every subscription is enabled")?;
@@ -191,7 +202,7 @@ impl Attaching<'_> {
         self.journal.undone(pause)?;
         self.journal.done(caught_up)?;
         self.done(&steps)?;
-        Ok(markers)
+        attached.ok_or_else(|| Error::internal("nothing has been handed over"))
     }
 
     fn announce(&mut self, node: &str, action: Action) -> Result<i32> {
@@ -213,10 +224,10 @@ impl Attaching<'_> {
     }
 }
 
-fn start_at(
+fn start_at<'p>(
     engine: &dyn Engine,
     new: &mut Node,
-    paths: &[Path],
+    paths: impl Iterator<Item = &'p Path>,
     positions: &Positions,
     report: &Report,
 ) -> Result<()> {
@@ -251,10 +262,17 @@ fn enable(
     engine.enable(last).run(new).map(|_| ())
 }
 
-fn all<'a>(source: &'a mut Node, peers: &'a mut [Node], new: &'a mut Node) -> Vec<&'a mut Node> {
+fn mark(
+    engine: &dyn Engine,
+    source: &mut Node,
+    peers: &mut [Node],
+    new: &mut Node,
+) -> Result<Attached> {
+    let at = server::now().run(new)?.one()?.text(0).to_owned();
     let mut all = all_members(source, peers);
     all.push(new);
-    all
+    let markers = markers::emit(engine, all)?;
+    Ok(Attached { markers, at })
 }
 
 fn all_members<'a>(source: &'a mut Node, peers: &'a mut [Node]) -> Vec<&'a mut Node> {

@@ -69,8 +69,8 @@ impl Forwarding<'_> {
             let new = self.new.name.clone();
             let others = &mut [&mut *self.source];
             markers::wait(self.engine, self.new, others, &markers, inbound, &new)?;
-            markers::forget(self.engine, [&mut *self.source], &markers)?;
             let took = begun.elapsed();
+            markers::forget(self.engine, [&mut *self.source], &markers)?;
             if took * 2 <= settings::slot_timeout() {
                 return Ok(());
             }
@@ -94,6 +94,7 @@ impl Forwarding<'_> {
             engine,
             node: &mut *self.source,
             inbound: self.inbound,
+            moment: "the handover",
         };
         let within = |source: &mut Node| {
             let new = &mut **new.borrow_mut();

@@ -120,7 +120,8 @@ struct Join {
     founded: bool,
     /// Names under which the cluster has the new node's database already.
     registered_as: Vec<String>,
-    /// When the new node became a provider, the same in every registry.
+    /// What was committed before that is on all members when the join has ended; the same in every registry, and not
+    /// known before the new node is attached.
     joined_at: String,
     held: Held,
     /// How sequences are divided; `None` if every member has copies.
@@ -172,7 +173,9 @@ impl Join {
     /// An earlier CALL that was killed left a journal without an end. It is undone before anything
     /// is checked, since what it left is what the checks would find.
     fn clean_up_interrupted(&mut self) -> Result<()> {
-        for dead in Journal::interrupted(&mut self.new.session)? {
+        let interrupted = Journal::interrupted(&mut self.new.session)?;
+        let cleaned = !interrupted.is_empty() && self.engine.membership().is_some();
+        for dead in interrupted {
             self.report.say(&format!(
                 "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {})",
                 dead.command, dead.node, dead.run
@@ -204,7 +207,14 @@ impl Join {
         let known = |name: &String| survey.members.iter().any(|m| m.name == *name);
         self.peers.retain(|p| known(&p.name));
         self.registered_as.retain(known);
-        Ok(())
+        if !cleaned {
+            return Ok(());
+        }
+        // It may have taken a number.
+        let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
+            .chain(&mut self.peers)
+            .collect();
+        self.engine.prepare(&mut members, &mut self.new)
     }
 
     fn check(&mut self) -> Result<Known> {
@@ -281,7 +291,7 @@ impl Join {
         if plan.apply_writes {
             self.let_apply_write(known, journal)?;
         }
-        let markers = Attaching {
+        let attached = Attaching {
             engine: &*self.engine,
             source: &mut self.source,
             peers: &mut self.peers,
@@ -291,6 +301,8 @@ impl Join {
             report: &self.report,
         }
         .run(&starts, &positions)?;
+        let markers = attached.markers;
+        self.joined_at = attached.at;
 
         self.report.phase("attach every member to the new node");
         self.attach_reverse(known, journal)?;
@@ -366,11 +378,8 @@ impl Join {
         journal.done(step)
     }
 
-    fn new_identity(&mut self, known: &Known) -> Result<Identity> {
-        if self.joined_at.is_empty() {
-            self.joined_at = self.now()?;
-        }
-        Ok(Identity {
+    fn new_identity(&self, known: &Known) -> Identity {
+        Identity {
             member: self.new.member(),
             system_identifier: known.new.system_identifier.clone(),
             database: known.new.database.clone(),
@@ -378,7 +387,7 @@ impl Join {
             country: self.request.country.clone(),
             info: self.request.info.clone(),
             joined_at: self.joined_at.clone(),
-        })
+        }
     }
 
     fn now(&mut self) -> Result<String> {
@@ -565,7 +574,7 @@ impl Join {
         let phase = self.report.current();
         let new = self.new.name.clone();
         let step = journal.announce(&Step::new(phase, &new, Action::Provide))?;
-        let identity = self.new_identity(known)?;
+        let identity = self.new_identity(known);
         become_provider(&*self.engine, &identity, &mut self.new, journal, step)?;
         journal.passed("the new node provides")?;
         for told in self.engine.mirror(&mut self.source, &mut self.new)? {
@@ -779,7 +788,7 @@ impl Join {
         if self.engine.membership().is_none() {
             return Ok(None);
         }
-        let identity = self.new_identity(known)?;
+        let identity = self.new_identity(known);
         let registry = membership::of(&*self.engine, &mut self.source)?;
         let registry = registry.ok_or_else(|| Error::internal("the source has no registry"))?;
         let mut next = registry.with(&identity, membership::now());

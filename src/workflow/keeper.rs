@@ -10,6 +10,7 @@
 use super::lost_wal::{LostWal, end_of_wal};
 use super::members::{connect_each, recovery_slot};
 use super::membership::{catch_up, forgive_paid, known, removed};
+use super::removed::end_replication;
 use super::taken;
 use super::unfinished::unfinished;
 use crate::engine::{Engine, Registry, subscription_states};
@@ -45,6 +46,8 @@ pub enum Kept {
     CaughtUp(String),
     /// A member lacks what this node has of it. It may not be seen any more when that one has written enough.
     WentBack(String),
+    /// The cluster goes on without the node, which has ended what it has of it.
+    Removed(String),
     /// Apply had been paused by a CALL that is gone.
     Resumed(String),
 }
@@ -97,11 +100,8 @@ impl Keeper {
         }
         let members = self.engine.survey(&mut self.here)?.members;
         self.connect_peers(&members)?;
-        if let Some(generation) = self.catch_up()? {
-            return Ok(Kept::CaughtUp(format!(
-                "node \"{}\" has caught up with the membership of generation {generation}",
-                self.here.name
-            )));
+        if let Some(told) = self.catch_up()? {
+            return Ok(told);
         }
         if let Some(what) = self.look_for_lost_wal()? {
             return Ok(Kept::WentBack(what));
@@ -260,8 +260,9 @@ impl Keeper {
         Ok(None)
     }
 
-    /// Takes over a newer registry of another member, with all that belongs to it; its generation.
-    fn catch_up(&mut self) -> Result<Option<i64>> {
+    /// Takes over a newer registry of another member, with all that belongs to it, or ends where that is without this
+    /// node.
+    fn catch_up(&mut self) -> Result<Option<Kept>> {
         let mut nodes: Vec<&mut Node> = std::iter::once(&mut self.here)
             .chain(self.peers.values_mut())
             .collect();
@@ -285,17 +286,30 @@ impl Keeper {
         }
         let name = nodes[0].name.clone();
         let member = newest.has_same(&name, &own);
-        let caught_up = match member {
-            true => catch_up(&mut *self.engine, &mut nodes, 0, &own, &newest),
-            false => Err(removed(&name, &own, &newest)),
+        let done = match member {
+            true => catch_up(&mut *self.engine, &mut nodes, 0, &own, &newest).map(|_| ()),
+            false => end_replication(&*self.engine, nodes[0], &own),
         };
         server::membership_unlock().run(nodes[0])?;
+        done?;
         if !member {
-            self.forget()?;
+            let Error::Refused {
+                message,
+                detail,
+                hint,
+                ..
+            } = removed(&name, &own, &newest, true)
+            else {
+                return Ok(None);
+            };
+            let detail = detail.unwrap_or_default();
+            return Ok(Some(Kept::Removed(format!("{message}. {detail} {hint}"))));
         }
-        caught_up?;
         self.untold = self.peers.keys().cloned().collect();
-        Ok(Some(newest.generation))
+        Ok(Some(Kept::CaughtUp(format!(
+            "node \"{name}\" has caught up with the membership of generation {}",
+            newest.generation
+        ))))
     }
 
     /// Those that may have noted what this node owed hear that it is paid.

@@ -15,7 +15,7 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
     let mut here = members::own_session(own)?;
     let mut engine = engine::detect(&mut here)?;
     let reached = reach(&*engine, &mut here, None)?;
-    reached.require_member(&own.name)?;
+    reached.require_own(&*engine, &mut here, true)?;
     let name = server::table_name(table).run(&mut here)?;
     let Some(name) = name.first().map(|row| row.text(0).to_owned()) else {
         return Err(Error::Argument {

@@ -101,6 +101,16 @@ pub fn recovery_slot(node: &mut Node) -> Result<String> {
     })
 }
 
+/// Slots of the database of `node` that exist, of those named, and whether somebody reads them.
+pub fn slots_there(node: &mut Node, slots: &[String]) -> Result<Vec<(String, bool)>> {
+    let rows = server::slots_named(slots).run(node)?;
+    Ok(rows
+        .iter()
+        .filter(|row| row.bool(2))
+        .map(|row| (row.text(0).to_owned(), row.get(3).is_some()))
+        .collect())
+}
+
 /// The node that this server is, worked on through SPI.
 pub fn local(name: &str, dsn: &Dsn, here: &Here) -> Node {
     Node {

@@ -3,10 +3,12 @@
 //! and nothing of this is done for it.
 
 use super::members::{changed_meanwhile, connect_each, with_address};
+use super::removed::end_replication;
 use super::undo::revert;
 use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Effect;
+use crate::libpq::Dsn;
 use crate::node::{Member, Node, ask, server};
 use crate::settings;
 use std::collections::BTreeSet;
@@ -119,13 +121,27 @@ fn look(
 impl Reached {
     /// A node that was removed while it was away still takes itself for a member.
     pub fn require_member(&self, start: &str) -> Result<()> {
-        let (Some(newest), Some(own)) = (&self.registry, &self.own_registry) else {
+        match self.without(start) {
+            Some((own, newest)) => Err(removed(start, own, newest, false)),
+            None => Ok(()),
+        }
+    }
+
+    /// The same of the node that the CALL runs on, which ends by itself then.
+    pub fn require_own(&self, engine: &dyn Engine, me: &mut Node, changes: bool) -> Result<()> {
+        let Some((own, newest)) = self.without(&me.name) else {
             return Ok(());
         };
-        if newest.has_same(start, own) {
-            return Ok(());
+        if changes {
+            end_replication(engine, me, own)?;
         }
-        Err(removed(start, own, newest))
+        Err(removed(&me.name, own, newest, changes))
+    }
+
+    /// The registry of `start` and the newest, where that is without it.
+    pub fn without(&self, start: &str) -> Option<(&Registry, &Registry)> {
+        let (newest, own) = (self.registry.as_ref()?, self.own_registry.as_ref()?);
+        (!newest.has_same(start, own)).then_some((own, newest))
     }
 
     /// Fewer than half of the members change nothing.
@@ -151,13 +167,20 @@ impl Reached {
     }
 }
 
-pub fn removed(name: &str, own: &Registry, newest: &Registry) -> Error {
+/// `ended` tells whether it has ended what it had of the cluster.
+pub fn removed(name: &str, own: &Registry, newest: &Registry, ended: bool) -> Error {
     Error::Refused {
         state: SqlState::NOT_IN_PREREQUISITE_STATE,
         message: format!("node \"{name}\" was removed from the cluster while it was away"),
         detail: Some(format!(
-            "Its registry has generation {}; the members have generation {}, without it.",
-            own.generation, newest.generation
+            "Its registry has generation {}; the members have generation {}, without it.{}",
+            own.generation,
+            newest.generation,
+            match ended {
+                true =>
+                    " Its subscriptions to them, with their origins, and its slots have been dropped.",
+                false => "",
+            }
         )),
         hint: format!(
             "On it, CALL spock.remove_node({}) makes it a database like any other.",
@@ -263,16 +286,22 @@ pub fn settle(
 /// What a member that is away when `removed` leaves has to take back later.
 pub fn owed(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effect> {
     let (from, to) = (engine.path(removed, member), engine.path(member, removed));
-    vec![
-        Effect::Subscription {
-            subscription: from.subscription,
-        },
-        Effect::Slot { slot: to.slot },
-        Effect::Registration {
-            member: removed.to_owned(),
-            divided_before: None,
-        },
-    ]
+    let mut effects = vec![Effect::Subscription {
+        subscription: from.subscription,
+    }];
+    let older = engine.older_slot(member, removed);
+    let older = older.filter(|older| *older != to.slot);
+    effects.extend(
+        [to.slot]
+            .into_iter()
+            .chain(older)
+            .map(|slot| Effect::Slot { slot }),
+    );
+    effects.push(Effect::Registration {
+        member: removed.to_owned(),
+        divided_before: None,
+    });
+    effects
 }
 
 /// One of `nodes`, which has the registry `old`, was away when the membership changed: it pays what it owes since,
@@ -286,7 +315,18 @@ pub fn catch_up(
     newest: &Registry,
 ) -> Result<BTreeSet<String>> {
     let name = nodes[behind].name.clone();
-    engine.learn(&mut [&mut *nodes[behind]], &[])?;
+    // By its own registry: the name of one that is gone may be that of another one by now.
+    let names = old.names().filter(|gone| !newest.has_same(gone, old));
+    let gone: Vec<String> = names.map(str::to_owned).collect();
+    let absent: Vec<Member> = gone
+        .iter()
+        .map(|name| Member {
+            name: name.clone(),
+            dsn: Dsn::nowhere(),
+        })
+        .collect();
+    engine.unlearn();
+    engine.learn(&mut [&mut *nodes[behind]], &absent)?;
     let mut debts: Vec<(String, Effect)> = vec![];
     for node in nodes.iter_mut() {
         for debt in engine.debts(node)? {
@@ -296,10 +336,11 @@ pub fn catch_up(
         }
     }
     // Who noted it may be away itself by now.
-    for gone in old.names().filter(|gone| !newest.has(gone)) {
+    for gone in &gone {
         let effects = owed(engine, gone, &name);
-        debts.extend(effects.into_iter().map(|effect| (gone.to_owned(), effect)));
+        debts.extend(effects.into_iter().map(|effect| (gone.clone(), effect)));
     }
+    engine.unlearn();
     let mut removed = BTreeSet::new();
     let mut reverted: Vec<Effect> = vec![];
     for (gone, effect) in debts {

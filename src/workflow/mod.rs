@@ -29,6 +29,7 @@ mod readers;
 pub mod recover;
 pub mod refresh;
 mod refusal;
+mod removed;
 mod report;
 mod sequences;
 mod snapshot;

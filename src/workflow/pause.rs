@@ -31,6 +31,8 @@ pub struct Pause<'a> {
     pub node: &'a mut Node,
     /// The subscriptions of the node, by which it applies its peers.
     pub inbound: &'a [Path],
+    /// What it is for.
+    pub moment: &'a str,
 }
 
 impl Pause<'_> {
@@ -48,7 +50,7 @@ impl Pause<'_> {
         if let Some(statement) = self.engine.start_watchdog((limit * 3).as_millis()) {
             statement.run(self.node)?;
         }
-        journal.passed("the watchdog waits")?;
+        journal.passed(&format!("the watchdog of {} waits", self.moment))?;
         let begun = Instant::now();
         let outcome = self.paused(journal, limit, within).and_then(|outcome| {
             if let Paused::Valid(value, progress) = &outcome {
@@ -66,7 +68,7 @@ impl Pause<'_> {
         let outcome = outcome?;
         resumed?;
         stopped?;
-        journal.passed("apply has resumed")?;
+        journal.passed(&format!("apply has resumed after {}", self.moment))?;
         journal.note_pause(pause.as_secs_f64() * 1000.0)?;
         report.step(&format!(
             "apply on \"{}\" was paused for {:.0} ms",
@@ -88,7 +90,7 @@ impl Pause<'_> {
             .map(|p| p.subscription.clone())
             .collect();
         self.engine.pause(&names).run(self.node)?;
-        journal.passed("apply is told to pause")?;
+        journal.passed(&format!("apply is told to pause for {}", self.moment))?;
         if !self.workers_gone(limit)? {
             return Ok(Paused::GivenUp(format!(
                 "apply did not stop within {} ms",

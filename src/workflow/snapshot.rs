@@ -149,6 +149,7 @@ impl Taking<'_> {
             engine,
             node: &mut *self.source,
             inbound: self.inbound,
+            moment: "the snapshot",
         };
         let mut blocked = false;
         let journal = &*self.journal;

@@ -52,12 +52,12 @@ impl Drop for Over<'_> {
 pub const CHASED: &str =
     "CREATE TABLE chased (id bigint PRIMARY KEY, v text, at timestamptz DEFAULT clock_timestamp())";
 
-/// What `first` inserts from `id` on, `then` changes half a second later, and `first` deletes some of that after as long.
+/// What `first` inserts from `id` on, `then` changes a second later, and `first` deletes some of that after as long.
 /// Among members that is long enough for the row to be everywhere before it is changed.
 pub fn chase(first: &Server, then: &Server, mut id: u64, over: &AtomicBool) {
     let (mut one, mut other) = (first.client(), then.client());
     let range = format!("id BETWEEN {id} AND {}", id + 999_999);
-    let later = "at < clock_timestamp() - interval '500 ms'";
+    let later = "at < clock_timestamp() - interval '1 s'";
     let update = format!(
         "UPDATE chased SET v = 'upd', at = clock_timestamp() WHERE v = 'ins' AND {range} AND {later}"
     );

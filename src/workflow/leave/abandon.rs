@@ -1,13 +1,12 @@
 //! A node that was half added: its join was interrupted, and nobody wants to run it again.
 
-use super::find::slots_there;
 use super::{COMMAND, Leave, Request};
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal};
 use crate::libpq::{Conn, Dsn};
 use crate::node::{Here, Member, Node, Session, server};
-use crate::workflow::members;
+use crate::workflow::members::{self, slots_there};
 use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
 use crate::workflow::undo::{Undo, drop_slot, revert, run_all};
@@ -65,18 +64,26 @@ pub fn on_the_former_node(here: &Here, request: &Request, report: &Report) -> Re
     if engine.local_name(&mut me)?.is_some() {
         return Ok(false);
     }
-    let Some(run) = interrupted(&mut me.session, COMMAND, &request.target)? else {
+    if interrupted(&mut me.session, COMMAND, &request.target)?.is_none() {
         return Ok(false);
-    };
-    let journal = Journal::reopen(here.session(), run.run);
-    for begun in journal.begun()? {
-        if let Effect::ReadOnly { .. } = begun.effect {
-            revert(&*engine, &begun.effect, &mut me)?;
-        }
     }
-    journal.end("done", None)?;
+    end_interrupted(&*engine, here, &mut me)?;
     report.say(&format!("node \"{}\" has left already", request.target));
     Ok(true)
+}
+
+/// Removals of `me` on itself that were interrupted have come to their end: writes are let in again.
+pub fn end_interrupted(engine: &dyn engine::Engine, here: &Here, me: &mut Node) -> Result<()> {
+    while let Some(run) = interrupted(&mut me.session, COMMAND, &me.name)? {
+        let journal = Journal::reopen(here.session(), run.run);
+        for begun in journal.begun()? {
+            if let Effect::ReadOnly { .. } = begun.effect {
+                revert(engine, &begun.effect, me)?;
+            }
+        }
+        journal.end("done", None)?;
+    }
+    Ok(())
 }
 
 fn interrupted(session: &mut Session, command: &str, target: &str) -> Result<Option<Interrupted>> {

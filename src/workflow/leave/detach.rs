@@ -1,13 +1,12 @@
 //! Nothing of the node remains on the others, and nothing of them on it.
 
-use super::find::slots_there;
 use super::{Hold, Leave};
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, Statement, server};
 use crate::step::{Action, Step};
-use crate::workflow::members::{each_in_turn, recovery_slot};
+use crate::workflow::members::{each_in_turn, recovery_slot, slots_there};
 use crate::workflow::membership::{announce, now};
 use crate::workflow::undo::drop_slot;
 

@@ -6,7 +6,7 @@ use super::{Leave, Request, interrupted_removals};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
-use crate::node::{Here, Member, Node, server};
+use crate::node::{Here, Member, Node};
 use crate::workflow::members::{self, each};
 use crate::workflow::membership::{reach, settle};
 use crate::workflow::report::Report;
@@ -39,7 +39,7 @@ impl Leave {
         let own = members::identity(&mut me)?;
         let mut reached = reach(&*engine, &mut me, None)?;
         if here != request.target {
-            reached.require_member(&here)?;
+            reached.require_own(&*engine, &mut me, session.changes())?;
         }
         let resumed = !interrupted_removals(&session, &request.target)?.is_empty();
         // Who is half detached takes nothing any more, and who was removed while it was away has nobody that takes
@@ -344,7 +344,7 @@ impl Finding<'_> {
     }
 }
 
-fn same(own: &(String, String), node: &mut Node, what: &str) -> Result<()> {
+pub fn same(own: &(String, String), node: &mut Node, what: &str) -> Result<()> {
     if members::identity(node)? == *own {
         return Ok(());
     }
@@ -356,14 +356,4 @@ fn same(own: &(String, String), node: &mut Node, what: &str) -> Result<()> {
         ),
         "Correct it: the other nodes use it too.",
     ))
-}
-
-/// Slots of the database of `node` that exist, of those named, and whether somebody reads them.
-pub fn slots_there(node: &mut Node, slots: &[String]) -> Result<Vec<(String, bool)>> {
-    let rows = server::slots_named(slots).run(node)?;
-    Ok(rows
-        .iter()
-        .filter(|row| row.bool(2))
-        .map(|row| (row.text(0).to_owned(), row.get(3).is_some()))
-        .collect())
 }

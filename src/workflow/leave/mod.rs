@@ -1,6 +1,7 @@
 //! A node leaves: what it wrote is on every other node first, then nothing of it remains on them.
 
 mod abandon;
+mod alone;
 mod debts;
 mod detach;
 mod drain;
@@ -57,6 +58,7 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
     let session = Here::Call(local.clone());
     if abandon::on_the_new_node(&session, &request, &report)?
         || abandon::on_the_former_node(&session, &request, &report)?
+        || alone::on_the_removed_node(&session, &request, &report)?
     {
         return Ok(());
     }
@@ -78,6 +80,7 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
 pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     let here = Here::Look(reader.clone());
     refuse_interrupted_join(&here)?;
+    alone::refuse_plan(&here, request)?;
     let mut leave = Leave::connect(here, request, Report::looking())?;
     let what = match leave.standing()? {
         Standing::Member => {

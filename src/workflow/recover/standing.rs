@@ -52,7 +52,7 @@ impl Recovery {
         };
         me.name = here.clone();
         let mut reached = reach(&*engine, &mut me, Some(&request.failed))?;
-        reached.require_member(&here)?;
+        reached.require_own(&*engine, &mut me, session.changes())?;
         reached.set_apart(&*engine, &mut me)?;
         let (failed, others): (Vec<Member>, Vec<Member>) = reached
             .survey

@@ -189,6 +189,7 @@ mod tests {
                 dsn: Err(String::new()),
                 info: None,
                 joined_at: None,
+                number: None,
                 is_local: name == "n1",
                 database: String::new(),
             },

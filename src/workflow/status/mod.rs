@@ -30,6 +30,7 @@ pub struct Registered {
     pub is_local: bool,
     /// Where the engine notes it.
     database: String,
+    number: Option<i32>,
 }
 
 /// A member as it answers.
@@ -242,6 +243,7 @@ fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
             joined_at: text(row, 7),
             is_local: row.text(0) == own,
             database: row.text(5).to_owned(),
+            number: row.parse_opt(9).ok().flatten(),
         })
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -320,11 +322,13 @@ fn other_tables(provider: &Seen, inbound: &Inbound) -> bool {
 fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: usize) -> Course {
     let (from, to) = (&members[provider], &members[subscriber]);
     let Registered { name, database, .. } = &from.registered;
-    let rule = engine.path_from(name, database, &to.registered.name);
+    let rule = engine.path(name, &to.registered.name);
+    let slot_names = engine.slot_names(name, database, &to.registered.name, to.registered.number);
+    let by_rule = |slot: &String| slot_names.contains(slot);
     let leads_here = |i: &&Inbound| match &i.provider {
         Some(name) => *name == from.registered.name,
         // Somebody may have given it another name.
-        None => i.subscription == rule.subscription || i.slot.as_ref() == Some(&rule.slot),
+        None => i.subscription == rule.subscription || i.slot.as_ref().is_some_and(by_rule),
     };
     let inbound = to.standing.as_ref().ok();
     let inbound = inbound.and_then(|s| s.inbound.iter().find(leads_here));
@@ -333,7 +337,7 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
     let spock_slot = format!("_{}", rule.subscription);
     let is_slot = |s: &&Slot| match inbound {
         Some(inbound) => inbound.slot.as_ref() == Some(&s.name),
-        None => s.name == rule.slot || s.name.ends_with(&spock_slot),
+        None => by_rule(&s.name) || s.name.ends_with(&spock_slot),
     };
     let slots = from.standing.as_ref().ok().map(|s| &s.slots);
     let slot = slots.and_then(|all| all.iter().find(is_slot));
