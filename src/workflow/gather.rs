@@ -62,7 +62,7 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
     reached.require_half()?;
     let mut peers = vec![];
     let mut registered_as = vec![];
-    for mut outsider in reached.set_apart(&*engine, &mut source)? {
+    for mut outsider in reached.set_apart(&*engine, &mut source, false)? {
         if members::identity(&mut outsider.node)? == members::identity(&mut new)? {
             registered_as.push(outsider.node.name);
         }

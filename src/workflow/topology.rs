@@ -16,8 +16,14 @@ pub struct Outsider {
 
 impl Reached {
     /// Takes those out that `start` subscribes to and that take nothing from it or any member: they are of no mesh
-    /// with it. Who cannot be asked, or whose subscription is not enabled, stays.
-    pub fn set_apart(&mut self, engine: &dyn Engine, start: &mut Node) -> Result<Vec<Outsider>> {
+    /// with it. Who cannot be asked, or whose subscription is not enabled, stays. All stay where `start` is `leaving` and
+    /// none of them takes anything: it only reads, or was removed while it was away.
+    pub fn set_apart(
+        &mut self,
+        engine: &dyn Engine,
+        start: &mut Node,
+        leaving: bool,
+    ) -> Result<Vec<Outsider>> {
         let Some(own) = engine.providers(start)? else {
             return Ok(vec![]);
         };
@@ -33,6 +39,7 @@ impl Reached {
         }
         let names = self.survey.members.iter().map(|m| m.name.clone());
         let mut members: BTreeSet<String> = names.filter(|n| !of_others.contains_key(n)).collect();
+        let asked = of_others.len();
         loop {
             let takes = |providers: &Vec<Provider>| {
                 let mut names = providers.iter().map(|p| &p.node.name);
@@ -44,6 +51,9 @@ impl Reached {
             };
             of_others.remove(&name);
             members.insert(name);
+        }
+        if leaving && of_others.len() == asked {
+            return Ok(vec![]);
         }
         let answers = std::mem::take(&mut self.answers).into_iter();
         let (apart, answers) = answers.partition(|(m, _)| of_others.contains_key(&m.name));

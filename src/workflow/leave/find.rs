@@ -42,11 +42,10 @@ impl Leave {
             reached.require_own(&*engine, &mut me, session.changes())?;
         }
         let resumed = !interrupted_removals(&session, &request.target)?.is_empty();
-        // Who is half detached takes nothing any more, and who was removed while it was away has nobody that takes
-        // anything of it.
-        let apart = match resumed || here == request.target {
+        // What is half detached takes nothing any more.
+        let apart = match resumed {
             true => vec![],
-            false => reached.set_apart(&*engine, &mut me)?,
+            false => reached.set_apart(&*engine, &mut me, here == request.target)?,
         };
         if let Some(outsider) = apart.iter().find(|o| o.node.name == request.target) {
             return Err(no_member(&*engine, &here, outsider));

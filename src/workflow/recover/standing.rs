@@ -53,7 +53,7 @@ impl Recovery {
         me.name = here.clone();
         let mut reached = reach(&*engine, &mut me, Some(&request.failed))?;
         reached.require_own(&*engine, &mut me, session.changes())?;
-        reached.set_apart(&*engine, &mut me)?;
+        reached.set_apart(&*engine, &mut me, false)?;
         let (failed, others): (Vec<Member>, Vec<Member>) = reached
             .survey
             .members
