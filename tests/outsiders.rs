@@ -133,6 +133,8 @@ fn who_reads_the_publication_of_the_cluster_is_told() {
     cluster.form_mesh(2, "CREATE TABLE t (i int PRIMARY KEY)");
     let (n1, n2, n3, reader) = (cluster.n(1), cluster.n(2), cluster.n(3), &cluster["reader"]);
     reader.sql("CREATE TABLE t (i int PRIMARY KEY)");
+    // Whoever reads it needs all of its tables.
+    reader.sql(lab::quiet::SCHEMA);
     reader.sql(&format!(
         "CREATE SUBSCRIPTION reports CONNECTION {} PUBLICATION zodan WITH (copy_data = false)",
         quote_literal(&n1.dsn())

@@ -44,7 +44,8 @@ fn under_conflicts<T>(nodes: [&Server; 2], delay: f64, meanwhile: impl FnOnce() 
             scope.spawn(move || {
                 let mut client = node.client();
                 let mut random = seed as u64 + 1;
-                let pause = Duration::from_secs_f64(delay * 1.3);
+                // The new node applies what both write in one go while it catches up.
+                let pause = Duration::from_secs_f64(delay * 3.0);
                 let mut held_up = Instant::now();
                 while !over.load(Ordering::Relaxed) {
                     // xorshift64, https://www.jstatsoft.org/article/view/v008i14

@@ -42,8 +42,9 @@ impl Leave {
             reached.require_own(&*engine, &mut me, session.changes())?;
         }
         let resumed = !interrupted_removals(&session, &request.target)?.is_empty();
-        // What is half detached takes nothing any more.
-        let apart = match resumed {
+        // Who is half detached takes nothing any more, and who was removed while it was away has nobody that takes
+        // anything of it.
+        let apart = match resumed || here == request.target {
             true => vec![],
             false => reached.set_apart(&*engine, &mut me)?,
         };
