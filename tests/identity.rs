@@ -59,6 +59,14 @@ fn under_one_name(keepers: bool) {
     for round in 3..=5 {
         let (old, new) = (cluster.n(round), cluster.n(round + 1));
         load.wait_commits(10);
+        if round == 5 {
+            // The next one comes to where the old one was.
+            old.sql(&format!(
+                "BEGIN; SELECT zodan.unreplicated();
+                 UPDATE zodan.node SET dsn = {} WHERE name = 'n3'; COMMIT",
+                quote_literal(&new.dsn())
+            ));
+        }
         old.crash();
         // Both have noticed.
         for node in [n1, n2] {

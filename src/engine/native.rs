@@ -82,11 +82,6 @@ impl Engine for Native {
             .to_vec()
     }
 
-    fn older_slot(&self, provider: &str, subscriber: &str) -> Option<String> {
-        let database = self.databases.get(provider)?;
-        Some(names::slot(provider, subscriber, None, database))
-    }
-
     fn survey(&self, source: &mut Node) -> Result<Survey> {
         let installed = source.query(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'zodan')",
