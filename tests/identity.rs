@@ -59,6 +59,14 @@ fn under_one_name(keepers: bool) {
     for round in 3..=5 {
         let (old, new) = (cluster.n(round), cluster.n(round + 1));
         load.wait_commits(10);
+        if round == 5 {
+            // The next one comes to where the old one was.
+            old.sql(&format!(
+                "BEGIN; SELECT zodan.unreplicated();
+                 UPDATE zodan.node SET dsn = {} WHERE name = 'n3'; COMMIT",
+                quote_literal(&new.dsn())
+            ));
+        }
         old.crash();
         // Both have noticed.
         for node in [n1, n2] {
@@ -200,6 +208,27 @@ fn two_removed_nodes_with_keepers_end_by_themselves() {
         assert_no_node(node);
     }
     assert_apart(&cluster);
+}
+
+/// Nobody can tell it that it was removed.
+#[test]
+fn who_reaches_no_member_leaves_by_force() {
+    let cluster = two_removed(false);
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    for away in [n1, n2, n4] {
+        away.stop();
+    }
+    let failed = n3.sql_error(&remove("n3"));
+    assert_failed(
+        &failed,
+        "ZD001",
+        "only 1 of the 4 members of the cluster can be reached",
+        "SET zodan.require_majority = off",
+    );
+    n3.configure("zodan.require_majority", "off");
+    n3.reload();
+    call(n3, "CALL spock.remove_node('n3', force := true)");
+    assert_no_node(n3);
 }
 
 /// Gives the slots of the members the names that they had before those contained the number.

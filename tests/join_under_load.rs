@@ -1,12 +1,8 @@
 //! A node joins nodes that are being written to: no row is lost or doubled, no write fails.
 
-mod common;
-
-use common::{CHASED, Over, chase};
 use lab::load::LoadOptions;
 use lab::server::Called;
 use lab::{Cluster, Load, add_node, assert_same_content, load, schema, wait_quiet};
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -76,42 +72,6 @@ fn the_fourth_node_with_a_short_pause() {
 fn the_fifth_node() {
     let cluster = cluster(4, 20_000);
     join_under_load(&cluster, 4, Some(50));
-}
-
-/// The members change the rows of each other as soon as they have them. From each member by its own, such a change could
-/// come before its row.
-#[test]
-fn every_change_finds_its_row() {
-    let cluster = Cluster::start(4);
-    cluster.form_mesh(
-        3,
-        &format!(
-            "{CHASED};
-             CREATE TABLE filler (id bigint PRIMARY KEY, v text);
-             INSERT INTO filler SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 100000) i"
-        ),
-    );
-    let (n1, n2, n3, n4) = (cluster.n(1), cluster.n(2), cluster.n(3), cluster.n(4));
-    for round in 0..3 {
-        let over = AtomicBool::new(false);
-        let joined = thread::scope(|scope| {
-            let end = Over(&over);
-            for (i, (first, then)) in [(n2, n1), (n3, n2), (n1, n3)].into_iter().enumerate() {
-                let over = &over;
-                let from = (10 * round + i as u64 + 1) * 1_000_000;
-                scope.spawn(move || chase(first, then, from, over));
-            }
-            let joined = add_node(n4, "n4", n1, "n1");
-            drop(end);
-            joined
-        });
-        joined.unwrap_or_else(|e| panic!("{e}"));
-        wait_quiet(&cluster.all());
-        assert_same_content(&[n1, n4]);
-        n4.call("CALL spock.remove_node('n4')")
-            .unwrap_or_else(|e| panic!("{e}"));
-        n4.sql("DROP SCHEMA lab CASCADE; DROP TABLE chased, filler");
-    }
 }
 
 /// A transaction on the source and one on a peer are open when the slots are made. Both write rows

@@ -247,10 +247,6 @@ pub trait Engine {
     ) -> Vec<String> {
         vec![self.path(provider, subscriber).slot]
     }
-    /// What its slot is called in clusters from before slots got the name that they get now.
-    fn older_slot(&self, _provider: &str, _subscriber: &str) -> Option<String> {
-        None
-    }
 
     /// Every path from one to the other: somebody may have made several subscriptions. Never empty.
     fn paths(&self, provider: &str, subscriber: &str) -> Vec<Path> {

@@ -21,6 +21,8 @@ pub struct Native {
     numbers: BTreeMap<String, i32>,
     /// That of the next one to join.
     next_number: i32,
+    /// Whether triggers fire on the source for what it applies.
+    source_has_triggers: bool,
     /// By subscriber and subscription, the slots that existing subscriptions read. They keep their names, also where a
     /// database has got another name since. Of a node that cannot be asked, those that its providers have.
     slots: BTreeMap<(String, String), String>,
@@ -78,11 +80,6 @@ impl Engine for Native {
         [number, None]
             .map(|number| names::slot(provider, subscriber, number, database))
             .to_vec()
-    }
-
-    fn older_slot(&self, provider: &str, subscriber: &str) -> Option<String> {
-        let database = self.databases.get(provider)?;
-        Some(names::slot(provider, subscriber, None, database))
     }
 
     fn survey(&self, source: &mut Node) -> Result<Survey> {
@@ -287,6 +284,10 @@ impl Engine for Native {
         for member in members.iter() {
             let path = Path::by_rule(&new.name, &member.name);
             self.slots.remove(&(path.subscriber, path.subscription));
+        }
+        if let Some(source) = members.first_mut() {
+            let rows = questions::triggers_of_apply().run(source)?;
+            self.source_has_triggers = rows.one()?.bool(0);
         }
         let database = new.query("SELECT current_database()", &[])?;
         let database = database.one()?.text(0).to_owned();
@@ -614,7 +615,8 @@ impl Engine for Native {
     }
 
     fn source_sends_all(&self) -> bool {
-        true // every publication is for all tables
+        // Every publication is for all tables.
+        !self.source_has_triggers
     }
 
     fn forward(&self, path: &Path, others_too: bool) -> Statement {
@@ -750,16 +752,12 @@ impl Engine for Native {
 
     fn apply_runs_statements(&self, source: &mut Node) -> Result<bool> {
         // Triggers that fire for replicated rows may run any, and so may those that fire when subscriptions connect.
+        let triggers = questions::triggers_of_apply().run(source)?;
         let rows = source.query(
-            "SELECT EXISTS (SELECT FROM pg_trigger t
-                              JOIN pg_proc p ON p.oid = t.tgfoid
-                              JOIN pg_namespace n ON n.oid = p.pronamespace
-                             WHERE t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal
-                               AND n.nspname <> 'zodan')
-                 OR EXISTS (SELECT FROM pg_event_trigger WHERE evtevent = 'login' AND evtenabled <> 'D')",
+            "SELECT EXISTS (SELECT FROM pg_event_trigger WHERE evtevent = 'login' AND evtenabled <> 'D')",
             &[],
         )?;
-        Ok(rows.one()?.bool(0))
+        Ok(triggers.one()?.bool(0) || rows.one()?.bool(0))
     }
 
     fn apply_role(&self) -> Statement {

@@ -132,6 +132,14 @@ impl Registry {
         next
     }
 
+    /// The next registry, with the same members. A node that was half added may have used the number that the next one
+    /// would get.
+    pub fn without_next_number(&self, now: i64) -> Self {
+        let mut next = self.next(now);
+        next.next_number += 1;
+        next
+    }
+
     fn next(&self, now: i64) -> Self {
         Self {
             generation: self.generation + 1,

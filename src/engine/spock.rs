@@ -9,7 +9,7 @@ mod ways;
 
 use super::{
     Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Provider,
-    Survey, no_reader, subscription_states,
+    Survey, no_reader, questions, subscription_states,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
@@ -1175,6 +1175,11 @@ impl Spock {
     /// Whether the source, the first of `members`, sends the new node whatever any of them sends it: one subscription to
     /// each, without delay, with the same sets, in which the same is of every table.
     fn sends_all(&self, members: &mut [&mut Node], new: &str) -> Result<bool> {
+        if let Some(source) = members.first_mut()
+            && questions::triggers_of_apply().run(source)?.one()?.bool(0)
+        {
+            return Ok(false);
+        }
         let known = sets::contents(members)?;
         let mut ways: Option<(Names, ByTable<Way>)> = None;
         for (member, (tables, kinds)) in members.iter().zip(&known) {

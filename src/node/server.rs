@@ -700,6 +700,40 @@ pub fn all_recovery_slots() -> Statement {
     )
 }
 
+/// Those of the slots named that this database has, and its recovery slots.
+const OWN_SLOTS: &str = "
+    pg_replication_slots
+    WHERE database = current_database() AND NOT temporary
+      AND (slot_name = ANY (string_to_array($1, ',')) OR slot_name LIKE 'spk\\_recovery\\_%')";
+
+fn of_own_slots(what: &str, slots: &[String], which: &str) -> Statement {
+    Statement::new(
+        format!("SELECT {what} FROM {OWN_SLOTS} AND {which}"),
+        &[&slots.join(",")],
+    )
+}
+
+pub fn end_users_of_own_slots(slots: &[String]) -> Statement {
+    of_own_slots(
+        "pg_terminate_backend(active_pid)",
+        slots,
+        "active_pid IS NOT NULL",
+    )
+}
+
+pub fn drop_own_slots(slots: &[String]) -> Statement {
+    of_own_slots(
+        "pg_drop_replication_slot(slot_name)",
+        slots,
+        "active_pid IS NULL",
+    )
+}
+
+/// `slot, ''` of each.
+pub fn own_slots_left(slots: &[String]) -> Statement {
+    of_own_slots("slot_name::text, ''::text", slots, "true")
+}
+
 /// `restart, confirmed, retained bytes, lost, active` of a slot.
 pub fn slot_state(slot: &str) -> Statement {
     Statement::new(

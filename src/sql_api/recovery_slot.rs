@@ -1,13 +1,13 @@
 //! The background workers that keep recovery slots: a keeper for each database that is a node. Where the library is
 //! preloaded a launcher starts them.
 
-use crate::engine;
+use crate::engine::{self, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::node::{Member, Node, server};
 use crate::worker;
 use crate::workflow::keeper::{Keeper, Kept};
-use crate::workflow::{members, own_session};
+use crate::workflow::{members, own_session, removed};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -22,6 +22,9 @@ const SEEN_SLOTS: &str = " with slots";
 const LOOK: Duration = Duration::from_secs(1);
 /// How soon a keeper tries again after an error.
 const PAUSE: Duration = Duration::from_secs(5);
+/// How often, and after how long each time, slots are dropped again whose readers are being ended.
+const TRIES: usize = 50;
+const TRY: Duration = Duration::from_millis(100);
 
 /// The advisory lock of the keeper of a database; `zodk` in ASCII.
 const KEEPER_LOCK: &str = "2054120555, 1";
@@ -173,6 +176,9 @@ fn keep() -> Result<()> {
     );
     let ours = BackgroundWorker::transaction(|| two_texts(&identity))?;
     if ours != Some(members::identity(&mut here)?) {
+        if end_if_removed(&own, &mut here)? {
+            return Ok(());
+        }
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
@@ -200,23 +206,69 @@ fn keep() -> Result<()> {
     }
 }
 
+/// Whether the node was removed, and its successor, `other`, is where it was itself. It has no session of its own then
+/// by which it could end what it has of the cluster, so this worker does.
+fn end_if_removed(own: &Member, other: &mut Node) -> Result<bool> {
+    let question = "SELECT current_database()::text, registry::text FROM zodan.registry()";
+    let registry = BackgroundWorker::transaction(|| match has_table("zodan.membership")? {
+        true => two_texts(question),
+        false => Ok(None),
+    })?;
+    let Some((database, registry)) = registry else {
+        return Ok(false);
+    };
+    let registry = Registry::parse(&registry)?;
+    let engine = engine::detect(other)?;
+    let found = removed::by_another(&*engine, &own.name, &database, &registry, other)?;
+    let Some((told, slots)) = found else {
+        return Ok(false);
+    };
+    if let Some(statement) = engine.end_subscriptions() {
+        run(&statement.inlined())?;
+    }
+    for _ in 0..TRIES {
+        run(&server::end_users_of_own_slots(&slots).inlined())?;
+        run(&server::drop_own_slots(&slots).inlined())?;
+        let left = server::own_slots_left(&slots).inlined();
+        let left = BackgroundWorker::transaction(|| two_texts(&left))?;
+        if left.is_none() {
+            run(&server::forget_recovery().inlined())?;
+            pgrx::log!("zodan: {told}");
+            return Ok(true);
+        }
+        wait::on_latch(TRY)?;
+    }
+    Err(Error::refused(
+        SqlState::OBJECT_IN_USE,
+        format!(
+            "node \"{}\" was removed from the cluster, and somebody streams from its slots",
+            own.name
+        ),
+        "",
+    ))
+}
+
+/// In a transaction of its own.
+fn run(sql: &str) -> Result<()> {
+    BackgroundWorker::transaction(|| Spi::run(sql)).map_err(|e| Error::internal(e.to_string()))
+}
+
+fn has_table(name: &str) -> Result<bool> {
+    let question = format!("SELECT '', '' WHERE to_regclass('{name}') IS NOT NULL");
+    Ok(two_texts(&question)?.is_some())
+}
+
 /// Which member this database is, and how it reaches itself.
 pub fn own() -> Result<Option<Member>> {
-    let is_there = |table: &str| -> Result<bool> {
-        Ok(two_texts(&format!(
-            "SELECT '', '' WHERE to_regclass('{table}') IS NOT NULL"
-        ))?
-        .is_some())
-    };
     let mut found = None;
-    if is_there("spock.local_node")? {
+    if has_table("spock.local_node")? {
         found = two_texts(
             "SELECT n.node_name::text, i.if_dsn FROM spock.local_node l
                JOIN spock.node n USING (node_id)
                JOIN spock.node_interface i ON i.if_id = l.node_local_interface",
         )?;
     }
-    if found.is_none() && is_there("zodan.local_node")? {
+    if found.is_none() && has_table("zodan.local_node")? {
         found =
             two_texts("SELECT n.name, n.dsn FROM zodan.node n JOIN zodan.local_node USING (name)")?;
     }

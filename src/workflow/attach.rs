@@ -176,28 +176,32 @@ impl Attaching<'_> {
             .flat_map(|p| engine.paths(&p.name, &source))
             .collect();
         let mut attached = None;
-        let (peers, journal, report) = (&mut *self.peers, &*self.journal, self.report);
+        let (journal, report) = (&*self.journal, self.report);
         Forwarding {
             engine,
             source: &mut *self.source,
+            peers: &mut *self.peers,
             new: &mut *self.new,
             loopback: &mut *self.loopback,
             inbound: &inbound,
             path: &of_source,
+            starts,
             journal,
             report,
         }
-        .run(|source, new, progress| {
-            let positions = starts.behind(engine, progress, &source.name, peers, &new.name)?;
+        .run(|source, peers, new, positions| {
             let of_peers = paths.iter().filter(|p| p.provider != source.name);
-            start_at(engine, new, of_peers, &positions, report)?;
+            start_at(engine, new, of_peers, positions, report)?;
             journal.passed("each peer has the position of the source")?;
-            attached = Some(mark(engine, source, peers, new)?);
+            let marked = mark(engine, source, peers, new)?;
             let mut providers = all_members(source, peers);
             enable(engine, new, &mut providers, paths)?;
             journal.passed("every subscription is enabled")?;
+            // A worker that is there may have far to go.
             let name = new.name.clone();
-            markers::wait_for_workers(engine, new, &mut providers, paths, &name, None)
+            markers::wait(engine, new, &mut providers, &marked.markers, paths, &name)?;
+            attached = Some(marked);
+            Ok(())
         })?;
         self.journal.undone(pause)?;
         self.journal.done(caught_up)?;

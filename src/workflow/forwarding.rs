@@ -7,21 +7,23 @@
 //! stands still: it has of each peer what the source has. From there on every peer's own subscription goes on, and
 //! only when they run does the source apply again.
 
+use super::attach::{Positions, Starts};
 use super::hold;
 use super::markers;
-use super::pause::{Pause, Paused, Progress};
+use super::pause::{self, Pause, Paused, Progress};
 use super::report::Report;
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::libpq::wait;
-use crate::node::Node;
+use crate::node::{Node, ask, server};
 use crate::settings;
 use std::time::{Duration, Instant};
 
 pub struct Forwarding<'a> {
     pub engine: &'a dyn Engine,
     pub source: &'a mut Node,
+    pub peers: &'a mut [Node],
     pub new: &'a mut Node,
     /// A session of libpq on the new node: a worker is not stopped from within a transaction.
     pub loopback: &'a mut Node,
@@ -29,66 +31,110 @@ pub struct Forwarding<'a> {
     pub inbound: &'a [Path],
     /// The subscription of the new node to the source. It is there, and not enabled.
     pub path: &'a Path,
+    pub starts: &'a Starts,
     pub journal: &'a Journal,
     pub report: &'a Report,
 }
 
 impl Forwarding<'_> {
-    /// Ends with the new node at the progress of the source, and `hand_over` done before the source applies any more.
+    /// Ends with the new node at the progress of the source, and `hand_over` done before the source applies any more: its
+    /// subscriptions to the peers begin at the positions that are given.
     pub fn run(
         mut self,
-        mut hand_over: impl FnMut(&mut Node, &mut Node, &Progress) -> Result<()>,
+        mut hand_over: impl FnMut(&mut Node, &mut [Node], &mut Node, &Positions) -> Result<()>,
     ) -> Result<()> {
         let (engine, path) = (self.engine, self.path);
         engine.forward(path, true).run(self.new)?;
         engine.enable(path).run(self.new)?;
         self.journal
             .passed("the source sends on what it has of others")?;
-        let mut behind = Behind::default();
+        let (mut last, mut since) = (String::new(), Instant::now());
         loop {
-            self.catch_up(&mut behind)?;
+            self.catch_up()?;
             self.journal.passed("the new node has caught up")?;
-            match self.attempt(&mut hand_over)? {
-                Paused::Valid((), _) => return Ok(()),
-                Paused::GivenUp(why) => {
-                    self.report
-                        .step(&format!("handover given up, apply resumed: {why}"));
-                    behind.again(&self.new.name, &why)?;
-                    engine.enable(path).run(self.new)?;
-                }
+            let Paused::GivenUp(why) = self.attempt(&mut hand_over)? else {
+                return Ok(());
+            };
+            self.report
+                .step(&format!("handover given up, apply resumed: {why}"));
+            if why != last {
+                (last, since) = (why, Instant::now());
             }
+            stalled_since(since, &self.new.name, &last)?;
+            engine.enable(path).run(self.new)?;
         }
     }
 
-    /// Until a commit on the source is on the new node in less than half of what a pause may take.
-    fn catch_up(&mut self, behind: &mut Behind) -> Result<()> {
+    /// Until the source has at once what its peers commit, the new node what the source commits, and the slots of the new
+    /// node on the peers hold next to nothing that it has: what they hold is decoded before anything of it is sent.
+    fn catch_up(&mut self) -> Result<()> {
+        let mut behind = Behind::default();
         loop {
-            let begun = Instant::now();
-            let markers = markers::emit(self.engine, [&mut *self.source])?;
-            let inbound = std::slice::from_ref(self.path);
-            let new = self.new.name.clone();
-            let others = &mut [&mut *self.source];
-            markers::wait(self.engine, self.new, others, &markers, inbound, &new)?;
-            let took = begun.elapsed();
-            markers::forget(self.engine, [&mut *self.source], &markers)?;
-            if took * 2 <= settings::slot_timeout() {
+            let took = [
+                timed(|| self.source_catches_up())?,
+                timed(|| self.advance_slots())?,
+                timed(|| self.new_node_catches_up())?,
+            ];
+            let took = took.into_iter().max().unwrap_or_default();
+            if took <= settings::slot_timeout() {
                 return Ok(());
             }
             self.report.step(&format!(
-                "the new node is {:.1} s behind \"{}\"",
-                took.as_secs_f64(),
-                self.source.name
+                "the new node is {:.1} s behind",
+                took.as_secs_f64()
             ));
             behind.now(&self.new.name, took)?;
         }
     }
 
+    /// While a change of a peer is held up on the source, apply there would be paused for nothing.
+    fn source_catches_up(&mut self) -> Result<()> {
+        let markers = markers::emit(self.engine, &mut *self.peers)?;
+        let mut peers: Vec<&mut Node> = self.peers.iter_mut().collect();
+        markers::wait(
+            self.engine,
+            self.source,
+            &mut peers,
+            &markers,
+            self.inbound,
+            &self.new.name,
+        )?;
+        markers::forget(self.engine, peers, &markers)
+    }
+
+    /// What the source has of a peer comes from the source: the new node's slot there need not hold it.
+    fn advance_slots(&mut self) -> Result<()> {
+        let (engine, new) = (self.engine, self.new.name.as_str());
+        let progress = pause::progress(engine, self.source, self.inbound)?;
+        let positions =
+            self.starts
+                .behind(engine, &progress, &self.source.name, self.peers, new)?;
+        let questions = self.peers.iter_mut().filter_map(|peer| {
+            let path = engine.path(&peer.name, new);
+            let position = positions.get(&path.subscription)?;
+            Some(server::advance_slot(&path.slot, position.lsn()).on(peer))
+        });
+        ask(questions.collect())
+            .into_iter()
+            .try_for_each(|answer| answer.map(|_| ()))
+    }
+
+    fn new_node_catches_up(&mut self) -> Result<()> {
+        let markers = markers::emit(self.engine, [&mut *self.source])?;
+        let inbound = std::slice::from_ref(self.path);
+        let new = self.new.name.clone();
+        let others = &mut [&mut *self.source];
+        markers::wait(self.engine, self.new, others, &markers, inbound, &new)?;
+        markers::forget(self.engine, [&mut *self.source], &markers)
+    }
+
     fn attempt(
         &mut self,
-        hand_over: &mut impl FnMut(&mut Node, &mut Node, &Progress) -> Result<()>,
+        hand_over: &mut impl FnMut(&mut Node, &mut [Node], &mut Node, &Positions) -> Result<()>,
     ) -> Result<Paused<()>> {
         let (engine, path, journal) = (self.engine, self.path, self.journal);
-        let loopback = &mut *self.loopback;
+        let (loopback, peers) = (&mut *self.loopback, &mut *self.peers);
+        let starts = self.starts;
         let new = std::cell::RefCell::new(&mut *self.new);
         let pause = Pause {
             engine,
@@ -115,7 +161,8 @@ impl Forwarding<'_> {
         let after = |source: &mut Node, (): &(), progress: &Progress| {
             let new = &mut **new.borrow_mut();
             engine.forward(path, false).run(new)?;
-            hand_over(source, new, progress)
+            let positions = starts.behind(engine, progress, &source.name, peers, &new.name)?;
+            hand_over(source, peers, new, &positions)
         };
         pause.hold(journal, self.report, within, after)
     }
@@ -143,11 +190,16 @@ fn arrives(
     }
 }
 
+fn timed(what: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let begun = Instant::now();
+    what()?;
+    Ok(begun.elapsed())
+}
+
 /// How far the new node is behind: it has to become less.
 #[derive(Default)]
 struct Behind {
     least: Option<(Duration, Instant)>,
-    given_up: Option<Instant>,
 }
 
 impl Behind {
@@ -161,23 +213,17 @@ impl Behind {
             "It is {:.1} s behind, and does not get nearer.",
             took.as_secs_f64()
         );
-        stalled_since(since, new, detail)
-    }
-
-    /// The handover was given up.
-    fn again(&mut self, new: &str, why: &str) -> Result<()> {
-        let since = *self.given_up.get_or_insert_with(Instant::now);
-        stalled_since(since, new, why.to_owned())
+        stalled_since(since, new, &detail)
     }
 }
 
-fn stalled_since(since: Instant, new: &str, detail: String) -> Result<()> {
+fn stalled_since(since: Instant, new: &str, detail: &str) -> Result<()> {
     match settings::no_progress_timeout() {
         Some(limit) if since.elapsed() > limit => Err(Error::Stalled {
             node: new.to_owned(),
             what: "catching up with the source, which sends on what all members write".into(),
             seconds: since.elapsed().as_secs(),
-            detail,
+            detail: detail.to_owned(),
             hint: "Run the CALL when less is written, or raise zodan.slot_timeout for it. With zodan.catch_up_from_source = off each member sends its own, which is faster and not in the order in which the source had it.".into(),
         }),
         _ => Ok(()),

@@ -9,8 +9,8 @@
 
 use super::lost_wal::{LostWal, end_of_wal};
 use super::members::{connect_each, recovery_slot};
-use super::membership::{catch_up, forgive_paid, known, removed};
-use super::removed::end_replication;
+use super::membership::{catch_up, forgive_paid, known};
+use super::removed::{end_replication, told};
 use super::taken;
 use super::unfinished::unfinished;
 use crate::engine::{Engine, Registry, subscription_states};
@@ -293,17 +293,7 @@ impl Keeper {
         server::membership_unlock().run(nodes[0])?;
         done?;
         if !member {
-            let Error::Refused {
-                message,
-                detail,
-                hint,
-                ..
-            } = removed(&name, &own, &newest, true)
-            else {
-                return Ok(None);
-            };
-            let detail = detail.unwrap_or_default();
-            return Ok(Some(Kept::Removed(format!("{message}. {detail} {hint}"))));
+            return Ok(Some(Kept::Removed(told(&name, &own, &newest))));
         }
         self.untold = self.peers.keys().cloned().collect();
         Ok(Some(Kept::CaughtUp(format!(

@@ -286,22 +286,16 @@ pub fn settle(
 /// What a member that is away when `removed` leaves has to take back later.
 pub fn owed(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effect> {
     let (from, to) = (engine.path(removed, member), engine.path(member, removed));
-    let mut effects = vec![Effect::Subscription {
-        subscription: from.subscription,
-    }];
-    let older = engine.older_slot(member, removed);
-    let older = older.filter(|older| *older != to.slot);
-    effects.extend(
-        [to.slot]
-            .into_iter()
-            .chain(older)
-            .map(|slot| Effect::Slot { slot }),
-    );
-    effects.push(Effect::Registration {
-        member: removed.to_owned(),
-        divided_before: None,
-    });
-    effects
+    vec![
+        Effect::Subscription {
+            subscription: from.subscription,
+        },
+        Effect::Slot { slot: to.slot },
+        Effect::Registration {
+            member: removed.to_owned(),
+            divided_before: None,
+        },
+    ]
 }
 
 /// One of `nodes`, which has the registry `old`, was away when the membership changed: it pays what it owes since,

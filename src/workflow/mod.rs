@@ -29,7 +29,7 @@ mod readers;
 pub mod recover;
 pub mod refresh;
 mod refusal;
-mod removed;
+pub mod removed;
 mod report;
 mod sequences;
 mod snapshot;

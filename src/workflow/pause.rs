@@ -97,12 +97,12 @@ impl Pause<'_> {
                 limit.as_millis()
             )));
         }
-        let before = self.progress()?;
+        let before = progress(self.engine, self.node, self.inbound)?;
         let value = match within(self.node)? {
             Ok(value) => value,
             Err(why) => return Ok(Paused::GivenUp(why)),
         };
-        let after = self.progress()?;
+        let after = progress(self.engine, self.node, self.inbound)?;
         let (paused, alive) = self.state()?;
         if alive > 0 || paused < self.inbound.len() as i64 {
             return Ok(Paused::GivenUp("apply resumed by itself".into()));
@@ -145,30 +145,30 @@ impl Pause<'_> {
         let row = rows.one()?;
         Ok((row.parse(0)?, row.parse(1)?))
     }
+}
 
-    /// No value is an error: there is no position that could stand in for it.
-    fn progress(&mut self) -> Result<Progress> {
-        let states = subscription_states(&self.engine.subscriptions().run(self.node)?)?;
-        self.inbound
-            .iter()
-            .map(|path| {
-                let applied: Option<Lsn> = states
-                    .iter()
-                    .find(|s| s.name == path.subscription)
-                    .and_then(|s| s.applied);
-                let lsn = applied.ok_or_else(|| {
-                    Error::refused(
-                        SqlState::NOT_IN_PREREQUISITE_STATE,
-                        format!(
-                            "node \"{}\" has no progress for its subscription {}",
-                            self.node.name, path.subscription
-                        ),
-                        "See whether the subscription replicates, then run the CALL again.",
-                    )
-                })?;
-                let position = Position::new(&path.provider, lsn);
-                Ok((path.subscription.clone(), position))
-            })
-            .collect()
-    }
+/// How far the node has applied its peers by now. No value is an error: there is no position that could stand in for it.
+pub fn progress(engine: &dyn Engine, node: &mut Node, inbound: &[Path]) -> Result<Progress> {
+    let states = subscription_states(&engine.subscriptions().run(node)?)?;
+    inbound
+        .iter()
+        .map(|path| {
+            let applied: Option<Lsn> = states
+                .iter()
+                .find(|s| s.name == path.subscription)
+                .and_then(|s| s.applied);
+            let lsn = applied.ok_or_else(|| {
+                Error::refused(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "node \"{}\" has no progress for its subscription {}",
+                        node.name, path.subscription
+                    ),
+                    "See whether the subscription replicates, then run the CALL again.",
+                )
+            })?;
+            let position = Position::new(&path.provider, lsn);
+            Ok((path.subscription.clone(), position))
+        })
+        .collect()
 }

@@ -3,6 +3,7 @@
 //! have dropped, what there is now may be its successor's.
 
 use super::members::slots_there;
+use super::membership::removed;
 use super::undo::drop_slot;
 use crate::engine::{Engine, Registry, names};
 use crate::error::Result;
@@ -22,6 +23,40 @@ fn own_slots(own: &Registry, name: &str, database: &str) -> Vec<String> {
     slots.sort();
     slots.dedup();
     slots
+}
+
+/// What to tell of member `name` with the registry `own`, if `other`, a node of the same cluster, has a newer one
+/// without it, and what its slots may be called.
+pub fn by_another(
+    engine: &dyn Engine,
+    name: &str,
+    database: &str,
+    own: &Registry,
+    other: &mut Node,
+) -> Result<Option<(String, Vec<String>)>> {
+    let rows = match engine.membership() {
+        Some(question) => question.run(other)?,
+        None => return Ok(None),
+    };
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let newest = Registry::parse(row.text(1))?;
+    if !newest.is_newer_than(own) || newest.has_same(name, own) {
+        return Ok(None);
+    }
+    Ok(Some((
+        told(name, own, &newest),
+        own_slots(own, name, database),
+    )))
+}
+
+/// For the log of the node.
+pub fn told(name: &str, own: &Registry, newest: &Registry) -> String {
+    let error = removed(name, own, newest, true);
+    let more = [error.detail(), error.hint()];
+    let more: Vec<String> = more.into_iter().flatten().collect();
+    format!("{error}. {}", more.join(" "))
 }
 
 /// Drops the subscriptions of `me`, which has the registry `own`, with their origins, and the slots on it.

@@ -7,7 +7,7 @@ use crate::journal::{Effect, Interrupted, Journal};
 use crate::libpq::{Conn, Dsn};
 use crate::node::{Here, Member, Node, Session, server};
 use crate::workflow::members::{self, slots_there};
-use crate::workflow::membership::{reach, settle};
+use crate::workflow::membership::{announce, now, reach, settle};
 use crate::workflow::report::Report;
 use crate::workflow::undo::{Undo, drop_slot, revert, run_all};
 
@@ -173,6 +173,16 @@ impl Leave {
                 .chain(&mut self.survivors)
                 .collect();
             take_back(&*self.engine, session, &run, &self.report, &mut all)?;
+        }
+        if let Some(registry) = &self.registry {
+            let next = registry.without_next_number(now());
+            let standing = &self.standing;
+            let members = self.survivors.iter_mut();
+            let mut members: Vec<&mut Node> =
+                members.filter(|n| standing.contains(&n.name)).collect();
+            announce(&*self.engine, &mut members, &next)?
+                .into_iter()
+                .collect::<Result<()>>()?;
         }
         for node in &mut self.survivors {
             let from = self.engine.path(&self.target, &node.name);

@@ -13,8 +13,15 @@ use crate::workflow::removed::end_replication;
 use crate::workflow::report::Report;
 use crate::workflow::undo::run_all;
 
-/// The node, if it is the target and the cluster goes on without it.
-fn removed(here: &Here, request: &Request) -> Result<Option<(Box<dyn Engine>, Node, Reached)>> {
+/// A node that the cluster goes on without.
+struct Removed {
+    engine: Box<dyn Engine>,
+    me: Node,
+    reached: Reached,
+}
+
+/// The node, if it is the target and was removed.
+fn removed(here: &Here, request: &Request) -> Result<Option<Removed>> {
     let mut me = members::local(&request.target, &Dsn::nowhere(), here);
     let engine = engine::detect(&mut me)?;
     if engine.membership().is_none() || engine.local_name(&mut me)?.as_ref() != Some(&me.name) {
@@ -32,12 +39,21 @@ fn removed(here: &Here, request: &Request) -> Result<Option<(Box<dyn Engine>, No
         let own = members::identity(&mut me)?;
         super::find::same(&own, &mut given, "target_node_dsn")?;
     }
-    Ok(Some((engine, me, reached)))
+    Ok(Some(Removed {
+        engine,
+        me,
+        reached,
+    }))
 }
 
 /// False if it is a member, or another node is the target.
 pub fn on_the_removed_node(here: &Here, request: &Request, report: &Report) -> Result<bool> {
-    let Some((engine, mut me, reached)) = removed(here, request)? else {
+    let Some(Removed {
+        engine,
+        mut me,
+        reached,
+    }) = removed(here, request)?
+    else {
         return Ok(false);
     };
     let Some((own, newest)) = reached.without(&me.name) else {
