@@ -15,17 +15,21 @@ INSERT INTO hot SELECT i, 'old', repeat(md5(i::text), 100) FROM generate_series(
 CREATE TABLE slow (node text PRIMARY KEY, n integer);
 INSERT INTO slow VALUES ('n1', 0), ('n2', 0)";
 
-/// Whoever applies a change of `slow` is held up by `delay` seconds.
+/// Whoever applies a change of `slow` is held up by `delay` seconds. Where there is no delay, there is no trigger, and a
+/// node that joins catches up from the source.
 fn cluster(delay: f64) -> Cluster {
     let cluster = Cluster::start_with(3, &quick().set("track_commit_timestamp", "on"));
-    let holds_up = format!(
+    let mut content = format!(
         "{CONTENT};
          CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql
-             AS $$ BEGIN PERFORM pg_catalog.pg_sleep({delay}); RETURN NULL; END $$;
-         CREATE TRIGGER hold_up AFTER UPDATE ON slow FOR EACH ROW EXECUTE FUNCTION hold_up();
-         ALTER TABLE slow ENABLE REPLICA TRIGGER hold_up"
+             AS $$ BEGIN PERFORM pg_catalog.pg_sleep({delay}); RETURN NULL; END $$;"
     );
-    cluster.form_mesh(2, &holds_up);
+    if delay > 0.0 {
+        content +=
+            "CREATE TRIGGER hold_up AFTER UPDATE ON slow FOR EACH ROW EXECUTE FUNCTION hold_up();
+                    ALTER TABLE slow ENABLE REPLICA TRIGGER hold_up";
+    }
+    cluster.form_mesh(2, &content);
     wait_mesh(&cluster.first(2));
     cluster
         .n(1)
@@ -44,9 +48,8 @@ fn under_conflicts<T>(nodes: [&Server; 2], delay: f64, meanwhile: impl FnOnce() 
             scope.spawn(move || {
                 let mut client = node.client();
                 let mut random = seed as u64 + 1;
-                // The new node applies what both write in one go while it catches up.
-                let pause = Duration::from_secs_f64(delay * 3.0);
-                let mut held_up = Instant::now();
+                let pause = Duration::from_secs_f64(delay * 1.3);
+                let mut held_up: Option<Instant> = None;
                 while !over.load(Ordering::Relaxed) {
                     // xorshift64, https://www.jstatsoft.org/article/view/v008i14
                     random ^= random << 13;
@@ -62,8 +65,8 @@ fn under_conflicts<T>(nodes: [&Server; 2], delay: f64, meanwhile: impl FnOnce() 
                     run(format!(
                         "UPDATE hot SET v = 'of {name} {what}' WHERE id = {row}"
                     ));
-                    if delay > 0.0 && held_up.elapsed() > pause {
-                        held_up = Instant::now();
+                    if delay > 0.0 && held_up.is_none_or(|at| at.elapsed() > pause) {
+                        held_up = Some(Instant::now());
                         run(format!("UPDATE slow SET n = n + 1 WHERE node = '{name}'"));
                     }
                     thread::sleep(Duration::from_millis(2));
@@ -80,10 +83,22 @@ fn no_join_differs(delay: f64, joins: usize) {
     let cluster = cluster(delay);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     for i in 0..joins {
-        let source = [n1, n2][i % 2];
-        under_conflicts([n1, n2], delay, || {
+        let (source, peer) = [(n1, n2), (n2, n1)][i % 2];
+        // What holds the source up.
+        let own = format!("SELECT (SELECT n FROM slow WHERE node = '{}')", peer.name());
+        let before = peer.value(&own);
+        let took = under_conflicts([n1, n2], delay, || {
+            if delay > 0.0 {
+                peer.wait_for(&format!("{own} > {before}"), "t");
+            }
+            let begun = Instant::now();
             add_node(n3, "n3", source, source.name()).unwrap_or_else(|e| panic!("{e}"));
+            begun.elapsed()
         });
+        assert!(
+            took.as_secs_f64() > delay / 2.0,
+            "{took:?}: the source was behind"
+        );
         wait_quiet(&[n1, n2, n3]);
         assert_same_content(&[n1, n2, n3]);
         n3.call("CALL spock.remove_node('n3')")
