@@ -143,9 +143,19 @@ fn who_reads_the_publication_of_the_cluster_is_told() {
         "SELECT active FROM pg_replication_slots WHERE slot_name = 'reports'",
         "t",
     );
-    let called = n3
-        .call(&Call::of(n3, n2).sql())
-        .unwrap_or_else(|failed| panic!("{failed}"));
+    let call = Call::of(n3, n2).sql();
+    let with_reader = call.strip_suffix(')').unwrap_or_else(|| panic!("{call}"));
+    let with_reader = format!(
+        "{with_reader}, readers := ARRAY[{}])",
+        quote_literal(&reader.dsn())
+    );
+    assert_failed(
+        &n3.sql_error(&with_reader),
+        "0A000",
+        "argument readers is for clusters of Spock: with PostgreSQL's own replication every node is a member",
+        "subscribes to the new node by itself",
+    );
+    let called = n3.call(&call).unwrap_or_else(|failed| panic!("{failed}"));
     let told = "reads from slot reports by publication zodan, is no member of the cluster, and does not get what is written on the new node";
     let warnings: Vec<&str> = called
         .notices

@@ -570,7 +570,10 @@ fn a_provider_whose_wal_has_gone_back() {
     };
     assert_eq!(failed.code(), "55000", "{failed}");
     assert!(failed.message().contains(message), "{failed}");
-    assert!(failed.hint().contains("CALL spock.remove_node('n2')"), "{failed}");
+    assert!(
+        failed.hint().contains("CALL spock.remove_node('n2')"),
+        "{failed}"
+    );
     let report = format!(
         "SELECT node || ': ' || found FROM spock.health_report('n1', '{}', NULL, NULL, 'post')
           WHERE \"check\" = 'positions' AND status = 'failed'",

@@ -223,16 +223,9 @@ pub trait Engine {
         &mut self,
         _members: &mut [&mut Node],
         _new: &mut Node,
-        reader: &mut Node,
+        _reader: &mut Node,
     ) -> Result<()> {
-        Err(Error::refused(
-            SqlState::FEATURE_NOT_SUPPORTED,
-            format!(
-                "node \"{}\" cannot be attached as one that only reads: with PostgreSQL's own replication every node is a member",
-                reader.name
-            ),
-            "Leave out the argument readers. Who only reads subscribes to publications of its own.",
-        ))
+        Ok(())
     }
 
     fn path(&self, provider: &str, subscriber: &str) -> Path;

@@ -2,7 +2,7 @@
 
 use super::members;
 use crate::engine::{Engine, no_reader};
-use crate::error::Result;
+use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Member, Node};
 
@@ -15,6 +15,16 @@ pub fn connect(
 ) -> Result<Vec<Node>> {
     if dsns.is_empty() {
         return Ok(vec![]);
+    }
+    if engine.membership().is_some() {
+        return Err(Error::Argument {
+            argument: "readers",
+            problem:
+                "is for clusters of Spock: with PostgreSQL's own replication every node is a member"
+                    .into(),
+            hint: "Leave it out. Who only reads subscribes to the new node by itself.".into(),
+            state: SqlState::FEATURE_NOT_SUPPORTED,
+        });
     }
     let given: Vec<Member> = dsns
         .iter()
