@@ -93,6 +93,8 @@ pub struct Attaching<'a> {
     pub new: &'a mut Node,
     /// A session of libpq on the new node.
     pub loopback: &'a mut Node,
+    /// The subscriptions by which the source applies its peers.
+    pub inbound: &'a [Path],
     pub journal: &'a mut Journal,
     pub report: &'a Report,
 }
@@ -171,10 +173,6 @@ impl Attaching<'_> {
         let pause = self.journal.intend(&pause, &Effect::Pause)?;
         let steps = self.intend_markers()?;
         let of_source = engine.path(&source, &new);
-        let of_peers = self.peers.iter();
-        let inbound: Vec<Path> = of_peers
-            .flat_map(|p| engine.paths(&p.name, &source))
-            .collect();
         let mut attached = None;
         let (journal, report) = (&*self.journal, self.report);
         Forwarding {
@@ -183,7 +181,7 @@ impl Attaching<'_> {
             peers: &mut *self.peers,
             new: &mut *self.new,
             loopback: &mut *self.loopback,
-            inbound: &inbound,
+            inbound: self.inbound,
             path: &of_source,
             starts,
             journal,

@@ -10,12 +10,12 @@
 use super::attach::{Positions, Starts};
 use super::hold;
 use super::markers;
+use super::patience::{Attempts, holds_within};
 use super::pause::{self, Pause, Paused, Progress};
 use super::report::Report;
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};
 use crate::journal::Journal;
-use crate::libpq::wait;
 use crate::node::{Node, ask, server};
 use crate::settings;
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ impl Forwarding<'_> {
         engine.enable(path).run(self.new)?;
         self.journal
             .passed("the source sends on what it has of others")?;
-        let (mut last, mut since) = (String::new(), Instant::now());
+        let mut attempts = Attempts::new();
         loop {
             self.catch_up()?;
             self.journal.passed("the new node has caught up")?;
@@ -57,10 +57,9 @@ impl Forwarding<'_> {
             };
             self.report
                 .step(&format!("handover given up, apply resumed: {why}"));
-            if why != last {
-                (last, since) = (why, Instant::now());
+            if let Some(elapsed) = attempts.given_up(&why) {
+                return Err(self.stalled(elapsed, why));
             }
-            stalled_since(since, &self.new.name, &last)?;
             engine.enable(path).run(self.new)?;
         }
     }
@@ -68,7 +67,7 @@ impl Forwarding<'_> {
     /// Until the source has at once what its peers commit, the new node what the source commits, and the slots of the new
     /// node on the peers hold next to nothing that it has: what they hold is decoded before anything of it is sent.
     fn catch_up(&mut self) -> Result<()> {
-        let mut behind = Behind::default();
+        let mut least: Option<(Duration, Instant)> = None;
         loop {
             let took = [
                 timed(|| self.source_catches_up())?,
@@ -83,7 +82,27 @@ impl Forwarding<'_> {
                 "the new node is {:.1} s behind",
                 took.as_secs_f64()
             ));
-            behind.now(&self.new.name, took)?;
+            match (least, settings::no_progress_timeout()) {
+                (Some((least, since)), Some(limit)) if took >= least && since.elapsed() > limit => {
+                    let detail = format!(
+                        "It is {:.1} s behind, and does not get nearer.",
+                        took.as_secs_f64()
+                    );
+                    return Err(self.stalled(since.elapsed(), detail));
+                }
+                (Some((least, _)), _) if took >= least => {}
+                _ => least = Some((took, Instant::now())),
+            }
+        }
+    }
+
+    fn stalled(&self, elapsed: Duration, detail: String) -> Error {
+        Error::Stalled {
+            node: self.new.name.clone(),
+            what: "catching up with the source, which sends on what all members write".into(),
+            seconds: elapsed.as_secs(),
+            detail,
+            hint: "Run the CALL when less is written, or raise zodan.slot_timeout for it. With zodan.catch_up_from_source = off each member sends its own, which is faster and not in the order in which the source had it.".into(),
         }
     }
 
@@ -133,9 +152,8 @@ impl Forwarding<'_> {
         hand_over: &mut impl FnMut(&mut Node, &mut [Node], &mut Node, &Positions) -> Result<()>,
     ) -> Result<Paused<()>> {
         let (engine, path, journal) = (self.engine, self.path, self.journal);
-        let (loopback, peers) = (&mut *self.loopback, &mut *self.peers);
+        let (new, loopback, peers) = (&mut *self.new, &mut *self.loopback, &mut *self.peers);
         let starts = self.starts;
-        let new = std::cell::RefCell::new(&mut *self.new);
         let pause = Pause {
             engine,
             node: &mut *self.source,
@@ -143,10 +161,10 @@ impl Forwarding<'_> {
             moment: "the handover",
         };
         let within = |source: &mut Node| {
-            let new = &mut **new.borrow_mut();
             let limit = settings::slot_timeout();
             let markers = markers::emit(engine, [&mut *source])?;
-            let arrived = arrives(engine, new, path, &markers, limit)?;
+            let come = || markers::have_come(engine, loopback, path, &markers);
+            let arrived = holds_within(limit, come)?;
             markers::forget(engine, [&mut *source], &markers)?;
             if !arrived {
                 return Ok(Err(format!(
@@ -159,7 +177,6 @@ impl Forwarding<'_> {
             Ok(Ok(()))
         };
         let after = |source: &mut Node, (): &(), progress: &Progress| {
-            let new = &mut **new.borrow_mut();
             engine.forward(path, false).run(new)?;
             let positions = starts.behind(engine, progress, &source.name, peers, &new.name)?;
             hand_over(source, peers, new, &positions)
@@ -168,64 +185,8 @@ impl Forwarding<'_> {
     }
 }
 
-/// Whether the markers come within `limit`.
-fn arrives(
-    engine: &dyn Engine,
-    new: &mut Node,
-    path: &Path,
-    markers: &[markers::Marker],
-    limit: Duration,
-) -> Result<bool> {
-    let deadline = Instant::now() + limit;
-    let mut rest = Duration::from_millis(1);
-    loop {
-        if markers::have_come(engine, new, path, markers)? {
-            return Ok(true);
-        }
-        if Instant::now() >= deadline {
-            return Ok(false);
-        }
-        wait::on_latch(rest)?;
-        rest = (rest * 2).min(Duration::from_millis(10));
-    }
-}
-
 fn timed(what: impl FnOnce() -> Result<()>) -> Result<Duration> {
     let begun = Instant::now();
     what()?;
     Ok(begun.elapsed())
-}
-
-/// How far the new node is behind: it has to become less.
-#[derive(Default)]
-struct Behind {
-    least: Option<(Duration, Instant)>,
-}
-
-impl Behind {
-    fn now(&mut self, new: &str, took: Duration) -> Result<()> {
-        let (least, since) = *self.least.get_or_insert((took, Instant::now()));
-        if took < least {
-            self.least = Some((took, Instant::now()));
-            return Ok(());
-        }
-        let detail = format!(
-            "It is {:.1} s behind, and does not get nearer.",
-            took.as_secs_f64()
-        );
-        stalled_since(since, new, &detail)
-    }
-}
-
-fn stalled_since(since: Instant, new: &str, detail: &str) -> Result<()> {
-    match settings::no_progress_timeout() {
-        Some(limit) if since.elapsed() > limit => Err(Error::Stalled {
-            node: new.to_owned(),
-            what: "catching up with the source, which sends on what all members write".into(),
-            seconds: since.elapsed().as_secs(),
-            detail: detail.to_owned(),
-            hint: "Run the CALL when less is written, or raise zodan.slot_timeout for it. With zodan.catch_up_from_source = off each member sends its own, which is faster and not in the order in which the source had it.".into(),
-        }),
-        _ => Ok(()),
-    }
 }

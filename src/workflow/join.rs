@@ -297,6 +297,7 @@ impl Join {
             peers: &mut self.peers,
             new: &mut self.new,
             loopback: &mut self.loopback,
+            inbound: &inbound,
             journal: &mut *journal,
             report: &self.report,
         }

@@ -95,7 +95,7 @@ pub fn wait(
         check_open(others)?;
         let mut missing = vec![];
         for (path, token) in wanted.drain(..) {
-            if !engine.marker_seen(path, token).run(node)?.one()?.bool(0) {
+            if !has_come(engine, node, path, token)? {
                 missing.push((path, token));
             }
         }
@@ -128,12 +128,15 @@ pub fn have_come(
     markers: &[Marker],
 ) -> Result<bool> {
     for marker in markers.iter().filter(|m| m.provider == path.provider) {
-        let seen = engine.marker_seen(path, &marker.token).run(subscriber)?;
-        if !seen.one()?.bool(0) {
+        if !has_come(engine, subscriber, path, &marker.token)? {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+fn has_come(engine: &dyn Engine, node: &mut Node, path: &Path, token: &str) -> Result<bool> {
+    Ok(engine.marker_seen(path, token).run(node)?.one()?.bool(0))
 }
 
 /// What a wait ended with because it took too long, with what the node knows of the reason.

@@ -88,3 +88,45 @@ pub fn wait_within<T>(
         rest = (rest * 3 / 2).min(Duration::from_millis(100));
     }
 }
+
+/// Whether the condition comes to hold within `limit`. The looks are at most 10 ms apart: something stands still for it.
+pub fn holds_within(limit: Duration, mut look: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let deadline = Instant::now() + limit;
+    let mut rest = Duration::from_millis(1);
+    loop {
+        if look()? {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        wait::on_latch(rest)?;
+        rest = (rest * 2).min(Duration::from_millis(10));
+    }
+}
+
+/// Attempts that are given up and made again.
+pub struct Attempts {
+    last: String,
+    since: Instant,
+}
+
+impl Attempts {
+    pub fn new() -> Self {
+        Self {
+            last: String::new(),
+            since: Instant::now(),
+        }
+    }
+
+    /// One was given up. How long it has been for the same reason, if that is longer than `zodan.no_progress_timeout`.
+    pub fn given_up(&mut self, why: &str) -> Option<Duration> {
+        if why != self.last {
+            why.clone_into(&mut self.last);
+            self.since = Instant::now();
+            return None;
+        }
+        let limit = settings::no_progress_timeout()?;
+        Some(self.since.elapsed()).filter(|elapsed| *elapsed > limit)
+    }
+}

@@ -4,11 +4,11 @@
 //! apply worker may cover a transaction that nobody sees yet. A pause counts only if no apply worker was alive from
 //! before the first reading of the progress until after the second, and both readings are the same.
 
+use super::patience::holds_within;
 use super::report::Report;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
-use crate::libpq::wait;
 use crate::lsn::{Lsn, Position};
 use crate::node::Node;
 use crate::settings;
@@ -114,9 +114,7 @@ impl Pause<'_> {
     }
 
     fn workers_gone(&mut self, limit: Duration) -> Result<bool> {
-        let deadline = Instant::now() + limit;
-        let mut rest = Duration::from_millis(1);
-        loop {
+        holds_within(limit, || {
             let (paused, alive) = self.state()?;
             if paused < self.inbound.len() as i64 {
                 return Err(Error::refused(
@@ -129,15 +127,8 @@ impl Pause<'_> {
                     "A subscription was disabled or dropped meanwhile. Enable it and run the CALL again.",
                 ));
             }
-            if alive == 0 {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            wait::on_latch(rest)?;
-            rest = (rest * 2).min(Duration::from_millis(10));
-        }
+            Ok(alive == 0)
+        })
     }
 
     fn state(&mut self) -> Result<(i64, i64)> {

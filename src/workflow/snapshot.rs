@@ -8,7 +8,7 @@
 //! for before the pause, and an attempt that meets a new one is given up, so that the pause never
 //! grows with somebody's transaction.
 
-use super::patience::{Seen, wait_until};
+use super::patience::{Attempts, Seen, wait_until};
 use super::pause::{Pause, Paused, Progress};
 use super::report::Report;
 use super::taken;
@@ -21,7 +21,7 @@ use crate::node::{Node, server};
 use crate::settings;
 use crate::step::{Action, Step};
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A transaction younger than this is not waited for before an attempt: it will be over.
 const YOUNG: Duration = Duration::from_millis(300);
@@ -37,14 +37,13 @@ pub struct Snapshot {
     pub progress: Progress,
 }
 
-/// Why an attempt did not count.
 enum Attempt {
     Valid(Snapshot),
-    /// A write transaction was in the way.
-    Blocked(Conn),
-    /// A worker was alive or progress moved: the pause was not one.
-    Moved(Conn, String),
+    GivenUp(Conn, String),
 }
+
+/// Named by the next [`wait_for_writers`]: it is old enough by then.
+const BLOCKED: &str = "a transaction was in the way of the slot";
 
 pub struct Taking<'a> {
     pub engine: &'a dyn Engine,
@@ -75,8 +74,7 @@ impl Taking<'_> {
         };
         taken::refuse_slot(self.source, self.slot)?;
         self.journal.makes(slot_step, &Effect::Slot { slot })?;
-        let mut since = Instant::now();
-        let mut last = String::new();
+        let mut attempts = Attempts::new();
         loop {
             wait_for_writers(self.source, self.report)?;
             let attempt = match self.attempt(exporter) {
@@ -94,12 +92,7 @@ impl Taking<'_> {
                     self.journal.done(slot_step)?;
                     return Ok(snapshot);
                 }
-                Attempt::Blocked(conn) => {
-                    exporter = conn;
-                    // Named by the next wait_for_writers: it is old enough by now.
-                    "a transaction was in the way of the slot".to_owned()
-                }
-                Attempt::Moved(conn, why) => {
+                Attempt::GivenUp(conn, why) => {
                     exporter = conn;
                     why
                 }
@@ -109,15 +102,12 @@ impl Taking<'_> {
             if std::mem::take(&mut self.tried) {
                 server::drop_slot(self.slot).run(self.source)?;
             }
-            if why != last {
-                last = why;
-                since = Instant::now();
-            } else if settings::no_progress_timeout().is_some_and(|limit| since.elapsed() > limit) {
+            if let Some(elapsed) = attempts.given_up(&why) {
                 return Err(Error::Stalled {
                     node: self.source.name.clone(),
                     what: "taking the snapshot".into(),
-                    seconds: since.elapsed().as_secs(),
-                    detail: last,
+                    seconds: elapsed.as_secs(),
+                    detail: why,
                     hint: "Raise zodan.slot_timeout, or run the CALL when less is written on the source.".into(),
                 });
             }
@@ -142,7 +132,7 @@ impl Taking<'_> {
         if self.inbound.is_empty() {
             return Ok(match make(&mut exporter, &self.source.name)? {
                 Some(made) => snapshot(exporter, made, Progress::new()),
-                None => Attempt::Blocked(exporter),
+                None => Attempt::GivenUp(exporter, BLOCKED.into()),
             });
         }
         let pause = Pause {
@@ -151,21 +141,18 @@ impl Taking<'_> {
             inbound: self.inbound,
             moment: "the snapshot",
         };
-        let mut blocked = false;
         let journal = &*self.journal;
         let within = |source: &mut Node| {
             let made = make(&mut exporter, &source.name)?;
-            blocked = made.is_none();
-            if !blocked {
+            if made.is_some() {
                 journal.passed("the slot is made under the pause")?;
             }
-            Ok(made.ok_or_else(String::new))
+            Ok(made.ok_or_else(|| BLOCKED.to_owned()))
         };
         Ok(
             match pause.hold(journal, self.report, within, |_, _, _| Ok(()))? {
                 Paused::Valid(made, progress) => snapshot(exporter, made, progress),
-                Paused::GivenUp(_) if blocked => Attempt::Blocked(exporter),
-                Paused::GivenUp(why) => Attempt::Moved(exporter, why),
+                Paused::GivenUp(why) => Attempt::GivenUp(exporter, why),
             },
         )
     }

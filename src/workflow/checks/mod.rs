@@ -21,7 +21,7 @@ use super::topology::Shape;
 use crate::copy;
 use crate::engine::{Engine, Path, Provider, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Row, Rows, wait};
+use crate::libpq::{Dsn, Row, Rows, wait};
 use crate::lsn::Lsn;
 use crate::node::server::{self, Budget, Facts};
 use crate::node::{Node, Statement, ask};
@@ -337,18 +337,7 @@ impl Checks<'_> {
             let mut need = |setting: &'static str, budget: Budget, count: i64| {
                 let mut check = Check::new(setting, format!("{count} more"));
                 let found = format!("{} of {} are in use", budget.used, budget.limit);
-                let short = (budget.free() < count).then(|| {
-                    Finding::new(
-                        name,
-                        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-                        format!("{count} more needed of {setting}, {found}"),
-                        format!(
-                            "Set {setting} to at least {} on node \"{name}\" and restart it.",
-                            budget.used + count
-                        ),
-                    )
-                    .mended_by(set(setting, &(budget.used + count).to_string()))
-                });
+                let short = too_few(name, setting, budget, count);
                 check.look(name, found.as_str(), short);
                 checks.push(check);
             };
@@ -762,51 +751,12 @@ impl Checks<'_> {
     /// Every member can connect to the new node by its connection string. That the new node can
     /// connect to every member is known: it did.
     fn check_reachability(&mut self, known: &Known) -> Result<Check> {
-        let mut findings = vec![];
         let mut members: Vec<&mut Node> = vec![&mut *self.source];
         members.extend(self.peers.iter_mut());
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
-        let mut answers: Vec<Result<Rows>> = names.iter().map(|_| Ok(Rows::default())).collect();
-        for statement in self.engine.probe(&self.new.dsn.expose()) {
-            let open: Vec<usize> = (0..names.len()).filter(|i| answers[*i].is_ok()).collect();
-            let questions = members
-                .iter_mut()
-                .enumerate()
-                .filter(|(i, _)| open.contains(i))
-                .map(|(_, member)| statement.clone().on(member))
-                .collect();
-            for (i, answer) in open.iter().zip(ask(questions)) {
-                answers[*i] = answer;
-            }
-        }
+        let dsn = &self.new.dsn;
+        let findings = cannot_reach(self.engine, &mut members, dsn, known, "every member")?;
         let check = Check::new("reachability", "reaches the new node by new_node_dsn");
-        for (name, answer) in names.iter().zip(answers) {
-            let problem = match answer {
-                Ok(rows) => {
-                    let same = |row: &Row| {
-                        (row.text(0), row.text(1)) == (&known.new.server, &known.new.database)
-                    };
-                    if rows.first().is_none_or(same) {
-                        continue;
-                    }
-                    "new_node_dsn leads from here to another database than from the new node".into()
-                }
-                Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
-                Err(Error::Remote(remote)) => {
-                    format!(
-                        "the new node cannot be reached from here: {}",
-                        remote.message
-                    )
-                }
-                Err(error) => format!("the new node cannot be reached from here: {error}"),
-            };
-            findings.push(Finding::new(
-                name,
-                SqlState::UNABLE_TO_CONNECT,
-                problem,
-                "Give a new_node_dsn by which every member reaches the new node, and allow it in its pg_hba.conf.",
-            ));
-        }
         Ok(check.all(names.iter().map(String::as_str), findings))
     }
 
@@ -929,6 +879,76 @@ impl Checks<'_> {
 /// What sets a setting of the whole server; whether it takes a reload or a restart, the hint says.
 fn set(setting: &str, value: &str) -> String {
     server::set_server_setting(setting, value).inlined()
+}
+
+/// That the node has not `count` more of what `setting` limits.
+fn too_few(name: &str, setting: &str, budget: Budget, count: i64) -> Option<Finding> {
+    let wanted = (budget.used + count).to_string();
+    let finding = || {
+        Finding::new(
+            name,
+            SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+            format!(
+                "{count} more needed of {setting}, {} of {} are in use",
+                budget.used, budget.limit
+            ),
+            format!("Set {setting} to at least {wanted} on node \"{name}\" and restart it."),
+        )
+        .mended_by(set(setting, &wanted))
+    };
+    (budget.free() < count).then(finding)
+}
+
+/// Those of `nodes` from which `dsn` does not lead to the new node. It has to from `whom`.
+fn cannot_reach(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    dsn: &Dsn,
+    known: &Known,
+    whom: &str,
+) -> Result<Vec<Finding>> {
+    let mut answers: Vec<Result<Rows>> = nodes.iter().map(|_| Ok(Rows::default())).collect();
+    for statement in engine.probe(&dsn.expose()) {
+        let open: Vec<usize> = (0..nodes.len()).filter(|i| answers[*i].is_ok()).collect();
+        let questions = nodes
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| open.contains(i))
+            .map(|(_, node)| statement.clone().on(node))
+            .collect();
+        for (i, answer) in open.iter().zip(ask(questions)) {
+            answers[*i] = answer;
+        }
+    }
+    let mut findings = vec![];
+    for (node, answer) in nodes.iter().zip(answers) {
+        let problem = match answer {
+            Ok(rows) => {
+                let same = |row: &Row| {
+                    (row.text(0), row.text(1)) == (&known.new.server, &known.new.database)
+                };
+                if rows.first().is_none_or(same) {
+                    continue;
+                }
+                "new_node_dsn leads from here to another database than from the new node".into()
+            }
+            Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
+            Err(Error::Remote(remote)) => {
+                format!(
+                    "the new node cannot be reached from here: {}",
+                    remote.message
+                )
+            }
+            Err(error) => format!("the new node cannot be reached from here: {error}"),
+        };
+        findings.push(Finding::new(
+            &node.name,
+            SqlState::UNABLE_TO_CONNECT,
+            problem,
+            format!("Give a new_node_dsn by which {whom} reaches the new node, and allow it in its pg_hba.conf."),
+        ));
+    }
+    Ok(findings)
 }
 
 const FULL_MESH: &str = "Nodes join a full mesh, in which each subscribes to each other one.";

@@ -1,8 +1,9 @@
 //! Nodes that only read: what the subscription to the new node needs there.
 
-use super::{Checks, Known, SLOTS, set};
+use super::{Checks, Known, SLOTS, cannot_reach, too_few};
 use crate::engine::{Path, subscription_states};
-use crate::error::{Error, Finding, Result, SqlState};
+use crate::error::{Finding, Result, SqlState};
+use crate::node::Node;
 use crate::node::server::{self, Facts};
 use crate::workflow::findings::Check;
 use crate::workflow::taken;
@@ -47,74 +48,30 @@ impl Checks<'_> {
             }
             let facts = Facts::parse(server::facts().run(reader)?.one()?)?;
             let count = paths.len() as i64;
-            for (setting, budget) in [
-                (facts.origins_setting.as_str(), &facts.origins),
-                ("max_worker_processes", &facts.worker_processes),
-            ] {
-                if budget.free() < count {
-                    let wanted = (budget.used + count).to_string();
-                    findings.push(
-                        Finding::new(
-                            &name,
-                            SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-                            format!(
-                                "{count} more needed of {setting}, {} of {} are in use",
-                                budget.used, budget.limit
-                            ),
-                            format!("Set {setting} to at least {wanted} there and restart it."),
-                        )
-                        .mended_by(set(setting, &wanted)),
-                    );
-                }
-            }
-            for statement in engine.probe(&self.new.dsn.expose()) {
-                match statement.run(reader) {
-                    Ok(_) => {}
-                    Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => {
-                        return Err(error);
-                    }
-                    Err(error) => {
-                        let problem = match error {
-                            Error::Remote(remote) => remote.message,
-                            error => error.to_string(),
-                        };
-                        findings.push(Finding::new(
-                            &name,
-                            SqlState::UNABLE_TO_CONNECT,
-                            format!("the new node cannot be reached from here: {problem}"),
-                            "Give a new_node_dsn by which every node reaches the new one, and allow it in its pg_hba.conf.",
-                        ));
-                        break;
-                    }
-                }
-            }
+            findings.extend(
+                [
+                    (facts.origins_setting.as_str(), facts.origins),
+                    ("max_worker_processes", facts.worker_processes),
+                ]
+                .into_iter()
+                .filter_map(|(setting, budget)| too_few(&name, setting, budget, count)),
+            );
         }
+        let mut readers: Vec<&mut Node> = self.readers.iter_mut().collect();
+        let unreached = cannot_reach(engine, &mut readers, &self.new.dsn, known, "every node")?;
+        findings.extend(unreached);
         let more: i64 = names
             .iter()
             .map(|n| engine.paths(&new, n).len() as i64)
             .sum();
         let members = members.len() as i64;
         for (setting, budget) in [
-            (SLOTS, &known.new.replication_slots),
-            ("max_wal_senders", &known.new.wal_senders),
+            (SLOTS, known.new.replication_slots),
+            ("max_wal_senders", known.new.wal_senders),
         ] {
             // Without them it is told with what the members need.
-            if more > 0 && budget.free() >= members && budget.free() < members + more {
-                let wanted = (budget.used + members + more).to_string();
-                findings.push(
-                    Finding::new(
-                        &new,
-                        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-                        format!(
-                            "{} more needed of {setting}, {} of {} are in use",
-                            members + more,
-                            budget.used,
-                            budget.limit
-                        ),
-                        format!("Set {setting} to at least {wanted} there and restart it."),
-                    )
-                    .mended_by(set(setting, &wanted)),
-                );
+            if more > 0 && budget.free() >= members {
+                findings.extend(too_few(&new, setting, budget, members + more));
             }
         }
         let check = Check::new("readers", "can subscribe to the new node");
