@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CHASED, Hang, Over, chase, quick};
+use common::{CHASED, Hang, Over, chase, chasing, quick};
 use lab::cluster::add_node_call;
 use lab::{Cluster, add_node, assert_same_content, wait_quiet};
 use std::sync::atomic::AtomicBool;
@@ -25,18 +25,7 @@ fn every_change_finds_its_row() {
     );
     let (n1, n2, n3, n4) = (cluster.n(1), cluster.n(2), cluster.n(3), cluster.n(4));
     for round in 0..3 {
-        let over = AtomicBool::new(false);
-        let joined = thread::scope(|scope| {
-            let end = Over(&over);
-            for (i, (first, then)) in [(n2, n1), (n3, n2), (n1, n3)].into_iter().enumerate() {
-                let over = &over;
-                let from = (10 * round + i as u64 + 1) * 1_000_000;
-                scope.spawn(move || chase(first, then, from, over));
-            }
-            let joined = add_node(n4, "n4", n1, "n1");
-            drop(end);
-            joined
-        });
+        let joined = chasing([n3, n2, n1], round, || add_node(n4, "n4", n1, "n1"));
         joined.unwrap_or_else(|e| panic!("{e}"));
         wait_quiet(&cluster.all());
         assert_same_content(&[n1, n4]);

@@ -1,6 +1,6 @@
 //! What does not hold on the source does not keep a node out: it arrives as it is over there, and a warning says so.
 
-use lab::{Called, Cluster, add_node, assert_same_content, wait_quiet};
+use lab::{Cluster, add_node, assert_same_content, wait_quiet};
 
 /// Rows that apply makes, which checks no foreign key.
 const ORPHANS: &str = "
@@ -113,11 +113,6 @@ const INVALID: &str = "
 SELECT string_agg(concat_ws('.', conrelid::regclass, conname), ' ' ORDER BY conrelid::regclass::text, conname)
   FROM pg_constraint WHERE contype = 'c' AND NOT convalidated AND connamespace = 'public'::regnamespace";
 
-fn warnings(called: &Called) -> Vec<String> {
-    let told = called.notices.iter().filter(|n| n.severity == "WARNING");
-    told.map(|n| n.message.clone()).collect()
-}
-
 #[test]
 fn what_does_not_hold_on_the_source() {
     let cluster = Cluster::start(2);
@@ -139,7 +134,7 @@ fn what_does_not_hold_on_the_source() {
             "foreign key \"{name}\" of table \"public\".\"{table}\" is NOT VALID on node \"n2\": rows that break it, on node \"n1\" as well: {rows}"
         )
     };
-    let mut told = warnings(&called);
+    let mut told = called.warnings();
     if lab::pg::major() < 17 {
         let fires = "event triggers fire for what the run does there: seen";
         let before = told.len();
@@ -153,7 +148,7 @@ fn what_does_not_hold_on_the_source() {
         broken("half_a_b_fkey", "half", 2),
         broken("part_customer_fkey", "part", 3),
     ] {
-        assert!(told.contains(&expected), "{expected}\n{told:#?}");
+        assert!(told.contains(&expected.as_str()), "{expected}\n{told:#?}");
     }
     let unfilled = "materialized view \"public\".\"lost\" of node \"n2\" has no contents";
     assert!(told.iter().any(|t| t.starts_with(unfilled)), "{told:#?}");
@@ -273,7 +268,7 @@ fn rows_that_break_a_check() {
         broken("small_h", "moody", 2),
         not_valid("strict", "raising", "it could not be validated: too much"),
     ];
-    let mut told = warnings(&called);
+    let mut told = called.warnings();
     told.sort();
     expected.sort();
     assert_eq!(told, expected);
@@ -319,7 +314,7 @@ fn rows_that_break_a_check() {
 
     // The next node gets them as they are.
     let called = add_node(n3, "n3", n2, "n2").unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(warnings(&called), Vec::<String>::new());
+    assert_eq!(called.warnings(), Vec::<String>::new());
     assert_eq!(n3.value(CONSTRAINTS), n1.value(CONSTRAINTS));
     wait_quiet(&cluster.all());
     assert_same_content(&cluster.all());
@@ -355,7 +350,7 @@ fn a_piece_with_rows_that_break_a_check() {
     );
     let called = add_node(n2, "n2", n1, "n1").unwrap_or_else(|e| panic!("{e}"));
     let says = "check constraint \"fits\" of table \"public\".\"big\" is NOT VALID on node \"n2\": rows that break it, on node \"n1\" as well: 3";
-    assert_eq!(warnings(&called), [says]);
+    assert_eq!(called.warnings(), [says]);
     assert_eq!(n2.value("SELECT count(*) FROM big"), "1100");
     wait_quiet(&cluster.all());
     assert_same_content(&cluster.all());

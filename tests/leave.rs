@@ -203,32 +203,40 @@ fn a_killed_node_is_removed_from_any_survivor() {
     }
 }
 
+/// A removal and a recovery of n3 say that it answers, and what.
+fn told_alive(n1: &Server, how: &str, said: &str) {
+    let failed = refused(n1, "n3", None);
+    let told = format!(
+        "node \"n3\": it answers, so it is not dead, and what the others have not had of it yet would be lost: {how}"
+    );
+    assert_eq!(failed.code(), "55006", "{failed}");
+    // Another survivor may have come in again before its server took the change.
+    let findings = format!("{}\n{}", failed.message(), failed.detail());
+    let of_n3 = findings.lines().find(|line| line.starts_with(&told));
+    assert!(of_n3.is_some_and(|line| line.contains(said)), "{failed}");
+    told_alive_by_recovery(n1, "CALL spock.recover_run('n3')", said);
+}
+
+fn told_alive_by_recovery(n1: &Server, call: &str, said: &str) {
+    let failed = n1.sql_error(call);
+    assert_failed(
+        &failed,
+        "55006",
+        "node \"n3\" is alive: it answers: ",
+        "With force := true",
+    );
+    assert!(failed.message().contains(said), "{failed}");
+}
+
 /// A server that answers lives, whatever it says: it may have what nobody else has.
 #[test]
 fn who_answers_is_not_dead() {
     let cluster = mesh(3, 0);
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let alive = |said: &str| {
-        let failed = refused(n1, "n3", None);
-        let told = "node \"n3\": it answers, so it is not dead, and what the others have not had of it yet would be lost: could not connect to node \"n3\": ";
-        assert_eq!(failed.code(), "55006", "{failed}");
-        // Another survivor may have come in again before its server took the change.
-        let findings = format!("{}\n{}", failed.message(), failed.detail());
-        let of_n3 = findings.lines().find(|line| line.starts_with(told));
-        assert!(of_n3.is_some_and(|line| line.contains(said)), "{failed}");
-        for call in [
-            "CALL spock.recover_run('n3')",
-            "CALL spock.recover_precheck('n3', NULL, NULL, NULL, NULL, true, NULL)",
-        ] {
-            let failed = n1.sql_error(call);
-            assert_failed(
-                &failed,
-                "55006",
-                "node \"n3\" is alive: it answers: ",
-                "With force := true",
-            );
-            assert!(failed.message().contains(said), "{failed}");
-        }
+        told_alive(n1, "could not connect to node \"n3\": ", said);
+        let precheck = "CALL spock.recover_precheck('n3', NULL, NULL, NULL, NULL, true, NULL)";
+        told_alive_by_recovery(n1, precheck, said);
     };
     // A server takes a signal when it gets to it.
     let closed = || {
@@ -308,22 +316,7 @@ fn who_answers_anything_else_is_not_dead_either() {
     cluster.form_mesh(3, load::SCHEMA);
     wait_mesh(&cluster.all());
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    let alive = |said: &str| {
-        let failed = refused(n1, "n3", None);
-        let told = "node \"n3\": it answers, so it is not dead, and what the others have not had of it yet would be lost: ";
-        let findings = format!("{}\n{}", failed.message(), failed.detail());
-        let of_n3 = findings.lines().find(|line| line.starts_with(told));
-        assert_eq!(failed.code(), "55006", "{failed}");
-        assert!(of_n3.is_some_and(|line| line.contains(said)), "{failed}");
-        let failed = n1.sql_error("CALL spock.recover_run('n3')");
-        assert_failed(
-            &failed,
-            "55006",
-            "node \"n3\" is alive: it answers: ",
-            "With force := true",
-        );
-        assert!(failed.message().contains(said), "{failed}");
-    };
+    let alive = |said: &str| told_alive(n1, "", said);
     let lacks = |subscriber: &Server, whether: bool| {
         let name = format!("sub_n3_{}", subscriber.name());
         let verb = if whether { "DISABLE" } else { "ENABLE" };
@@ -480,14 +473,8 @@ fn who_is_waited_for_and_who_writes_on_is_told() {
     );
     n3.sql("CREATE ROLE app LOGIN; ALTER ROLE app SET default_transaction_read_only = off; CREATE ROLE calm LOGIN; ALTER ROLE calm SET default_transaction_read_only = on");
     let removed = remove(n2, n3);
-    let warnings: Vec<&str> = removed
-        .notices
-        .iter()
-        .filter(|n| n.severity == "WARNING")
-        .map(|n| n.message.as_str())
-        .collect();
     assert_eq!(
-        warnings,
+        removed.warnings(),
         [
             "node \"n3\": role app has default_transaction_read_only = off, so it can write on while the node leaves"
         ]

@@ -157,12 +157,8 @@ fn who_reads_the_publication_of_the_cluster_is_told() {
     );
     let called = n3.call(&call).unwrap_or_else(|failed| panic!("{failed}"));
     let told = "reads from slot reports by publication zodan, is no member of the cluster, and does not get what is written on the new node";
-    let warnings: Vec<&str> = called
-        .notices
-        .iter()
-        .filter(|n| n.severity == "WARNING" && n.message.contains("publication zodan"))
-        .map(|n| n.message.as_str())
-        .collect();
+    let mut warnings = called.warnings();
+    warnings.retain(|warning| warning.contains("publication zodan"));
     assert!(
         warnings.len() == 1
             && warnings[0].starts_with("node \"n1\": reports")

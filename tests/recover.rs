@@ -503,14 +503,8 @@ fn differences_between_members_are_found() {
         .call(&call("n1", None, Some(n2), ", verify := true"))
         .unwrap_or_else(|failed| panic!("{failed}"));
     // What a survivor deleted so looks like what n1 deleted. What it wrote so is nobody's.
-    let warnings: Vec<&str> = recovered
-        .notices
-        .iter()
-        .filter(|n| n.severity == "WARNING")
-        .map(|n| n.message.as_str())
-        .collect();
     assert_eq!(
-        warnings,
+        recovered.warnings(),
         [
             r#"3 rows differ between node "n3" and node "n2", and are left alone, since no member of the cluster has written them: "public"."crash_test" (1000), "public"."crash_test" (9), "public"."journal" (1,a) (no. 3)"#,
             r#"table "public"."crash_test" of node "n3" is not that of node "n2": 0 rows missing, 1 too many, 1 different, among them (1000) (9)"#,

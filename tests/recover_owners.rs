@@ -8,7 +8,7 @@ use common::recovery::{
 };
 use common::{Hang, assert_failed, wait_mesh};
 use lab::cluster::add_node_call;
-use lab::{Called, Cluster, Server, assert_same_content, wait_quiet};
+use lab::{Cluster, Server, assert_same_content, wait_quiet};
 
 const ON: On = On::Native;
 
@@ -34,11 +34,6 @@ fn die_after(cluster: &Cluster, sql: &str, query: &str, seen: &str) {
     n1.sql(sql);
     n3.wait_for(query, seen);
     n1.crash();
-}
-
-fn warnings(called: &Called) -> Vec<&str> {
-    let warnings = called.notices.iter().filter(|n| n.severity == "WARNING");
-    warnings.map(|n| n.message.as_str()).collect()
 }
 
 /// Whatever an owner can have run for a row says so if it runs as somebody with more rights.
@@ -154,7 +149,7 @@ fn keys_are_compared_by_their_own_operators() {
         let scans = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'person'";
         let before = n2.value(scans);
         let called = recover(n2, "n1");
-        assert!(warnings(&called).is_empty(), "{called:?}");
+        assert!(called.warnings().is_empty(), "{called:?}");
         if slots {
             n2.wait_for(
                 "SELECT idx_scan > 0 FROM pg_stat_user_indexes WHERE indexrelname = 'person_pkey'",
@@ -201,7 +196,7 @@ fn rows_that_a_clock_makes_newer_are_counted() {
     );
     let called = recover(n2, "n1");
     assert_eq!(
-        warnings(&called),
+        called.warnings(),
         [
             r#"2 changes of "n1" were for rows that are newer on node "n2", and left them as they are; 2 of these rows are not the same on node "n3": "public"."crash_test" (1), "public"."crash_test" (2)"#
         ]
@@ -233,7 +228,7 @@ fn what_a_survivor_made_of_the_rows_of_one_that_is_away_stays() {
         n4.value("SELECT count(*) || ' ' || sum(amount) FROM debit"),
         "5 14"
     );
-    let told = warnings(&first);
+    let told = first.warnings();
     assert!(
         told.iter().any(|w| w.starts_with(
             r#"5 rows differ between node "n3" and node "n4", and are left alone, since they are or may be of node "n2", which is away: "#
@@ -264,7 +259,7 @@ fn without_timestamps_nothing_is_changed_or_deleted() {
     n2.sql("BEGIN; SELECT zodan.unreplicated(); INSERT INTO crash_test VALUES (10, 'own'); COMMIT");
     let called = recover(n2, "n1");
     assert_eq!(
-        warnings(&called),
+        called.warnings(),
         [
             r#"3 rows differ between node "n3" and node "n2", and are left alone, since it is not known who wrote them: their commit timestamps are not there: "public"."crash_test" (1), "public"."crash_test" (10), "public"."crash_test" (2)"#
         ]
@@ -343,7 +338,7 @@ fn large_differences_are_compared_in_parts() {
         "5000",
     );
     let called = recover(n2, "n1");
-    assert!(warnings(&called).is_empty(), "{called:?}");
+    assert!(called.warnings().is_empty(), "{called:?}");
     assert_same_content(&[n2, n3]);
     assert_eq!(n2.value("SELECT count(*) FROM scratch"), "70000");
 }

@@ -154,8 +154,8 @@ fn by_force_it_goes_without_a_wait_and_what_is_lacking_is_told() {
         .call("CALL spock.recover_run('n3', force := true)")
         .unwrap_or_else(|failed| panic!("{failed}"));
     let warned = |called: &lab::Called, text: &str| {
-        let warning = |n: &lab::server::Notice| n.severity == "WARNING" && n.message.contains(text);
-        assert!(called.notices.iter().any(warning), "{called:?}");
+        let warnings = called.warnings();
+        assert!(warnings.iter().any(|w| w.contains(text)), "{called:?}");
     };
     warned(&recovered, FOUND);
     let begun = Instant::now();

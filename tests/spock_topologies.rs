@@ -41,9 +41,9 @@ fn subscribe(subscriber: &Server, provider: &Server, subscription: &str, more: &
 }
 
 fn warned(called: &Called, told: &str) {
-    let mut notices = called.notices.iter();
+    let warnings = called.warnings();
     assert!(
-        notices.any(|n| n.severity == "WARNING" && n.message.contains(told)),
+        warnings.iter().any(|warning| warning.contains(told)),
         "{told}\n{called:?}"
     );
 }

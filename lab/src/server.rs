@@ -174,6 +174,14 @@ pub struct Called {
     pub elapsed: Duration,
 }
 
+impl Called {
+    /// The messages of its warnings, in the order they came.
+    pub fn warnings(&self) -> Vec<&str> {
+        let warnings = self.notices.iter().filter(|n| n.severity == "WARNING");
+        warnings.map(|n| n.message.as_str()).collect()
+    }
+}
+
 /// A statement that failed.
 #[derive(Debug)]
 pub struct CallFailed {

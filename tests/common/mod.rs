@@ -76,6 +76,22 @@ pub fn chase(first: &Server, then: &Server, mut id: u64, over: &AtomicBool) {
     }
 }
 
+/// Each of three nodes inserts rows that the next one changes, during `meanwhile`. Rounds have rows of their own.
+pub fn chasing<T>(nodes: [&Server; 3], round: u64, meanwhile: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let end = Over(&over);
+        for (i, first) in nodes.into_iter().enumerate() {
+            let (then, over) = (nodes[(i + 1) % 3], &over);
+            let from = (10 * round + i as u64 + 1) * 1_000_000;
+            scope.spawn(move || chase(first, then, from, over));
+        }
+        let came = meanwhile();
+        drop(end);
+        came
+    })
+}
+
 /// The arguments of `spock.add_node`; `None` is NULL.
 #[derive(Clone)]
 pub struct Call {
