@@ -52,7 +52,7 @@ pub fn is_plain(name: &str) -> bool {
 }
 
 /// `sub_<provider>_<subscriber>_<number>_<database>`: the slot in the provider's `database`. The number is that of the
-/// subscriber in the registry, which no other node has had: a server that was removed and comes back finds no slot of
+/// subscriber in the registry, which no other node of the cluster has had: a server that was removed and comes back finds no slot of
 /// its successor, whatever both are called. Clusters from before that was so have slots without it.
 ///
 /// Node names with an underscore get a hash too: the parts could not be told apart by the plain name.
