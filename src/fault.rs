@@ -7,7 +7,7 @@
 //! ```text
 //! list                                       every point is told as a NOTICE
 //! event triggers fire                        those of users, for what zodan does: they can refuse any statement
-//! error 3 before create slot sub_n2_n4 on n2 error, kill, panic or hang, the first time it is reached
+//! error 4 before marker on n2               error, kill, panic or hang, the first time it is reached
 //! ```
 
 #[cfg(not(feature = "faults"))]
