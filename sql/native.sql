@@ -116,6 +116,25 @@ REVOKE ALL ON FUNCTION zodan.drop_subscription(text) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.drop_subscription(text) IS
     'Drops a subscription of this database without touching the provider''s slot; nothing if there is none';
 
+CREATE FUNCTION zodan.stop_subscriptions() RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    subscription text;
+BEGIN
+    FOR subscription IN
+        SELECT s.subname FROM pg_catalog.pg_subscription s
+          JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+         WHERE d.datname = pg_catalog.current_database() AND s.subenabled AND 'zodan' = ANY (s.subpublications)
+    LOOP
+        EXECUTE pg_catalog.format('ALTER SUBSCRIPTION %I DISABLE', subscription);
+    END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION zodan.stop_subscriptions() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.stop_subscriptions() IS
+    'Disables every subscription of this database to members of its cluster';
+
 -- The command is known by its text only: at its start the server does not say which extension goes. It fires for everybody
 -- and for every extension, so the text is looked at first, and the rest with the rights of the owner.
 CREATE FUNCTION zodan.keep_member() RETURNS event_trigger

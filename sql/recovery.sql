@@ -26,6 +26,13 @@ COMMENT ON VIEW zodan.recovery_status IS 'The recovery slot of this database, on
 COMMENT ON COLUMN zodan.recovery_status.retained_bytes IS 'WAL that the slot holds, in bytes';
 COMMENT ON COLUMN zodan.recovery_status.keeper_pid IS 'The background worker that moves the slot; null if none runs';
 
+CREATE FUNCTION zodan.become_standalone() RETURNS void
+LANGUAGE c VOLATILE
+SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'become_standalone_wrapper';
+REVOKE ALL ON FUNCTION zodan.become_standalone() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.become_standalone() IS
+    'Makes a database that was copied from a node an ordinary one, without touching the node or its slots on others; 55000 on the node itself and where there is none';
+
 CREATE FUNCTION zodan.keep_recovery_slot() RETURNS integer
 LANGUAGE c STRICT
 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'keep_recovery_slot_wrapper';

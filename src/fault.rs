@@ -78,7 +78,7 @@ mod points {
         if armed.is_empty() {
             return Ok(());
         }
-        let name = name()?;
+        let name = without_hashes(&name()?);
         for fault in armed.split("; ") {
             if fault == EVENT_TRIGGERS {
                 continue;
@@ -96,6 +96,19 @@ mod points {
             }
         }
         Ok(())
+    }
+
+    /// A point is called the same in every cluster: names of slots are without what they end with.
+    fn without_hashes(name: &str) -> String {
+        let short = |word: &str| match word.rsplit_once('_') {
+            Some((slot, hash)) if slot.starts_with("sub_") && is_hash(hash) => slot.to_owned(),
+            _ => word.to_owned(),
+        };
+        name.split(' ').map(short).collect::<Vec<_>>().join(" ")
+    }
+
+    fn is_hash(text: &str) -> bool {
+        text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit())
     }
 
     fn happen(action: &str, name: &str, hang: impl FnOnce() -> Result<()>) -> Result<()> {

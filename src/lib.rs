@@ -12,6 +12,7 @@ mod journal;
 mod libpq;
 mod lsn;
 mod node;
+mod place;
 mod progress;
 mod quote;
 mod raw_code;
@@ -89,5 +90,6 @@ extension_sql_file!(
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     settings::define();
+    place::watch_apply_workers();
     sql_api::start_recovery_launcher();
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::plan::planned_slot;
 use common::{Call, Hang, assert_failed, quick, wait_mesh};
 use lab::postgres::{self, Client};
 use lab::server::{PATIENCE, quote_ident};
@@ -130,7 +131,7 @@ fn assert_replicates(nodes: &[Database], round: i32) {
 }
 
 const SLOTS: &str =
-    "SELECT string_agg(database || ' ' || regexp_replace(slot_name, '[0-9a-f]{16}$', 'HASH'), ', '
+    "SELECT string_agg(database || ' ' || regexp_replace(slot_name, '([0-9a-f]{8}){1,2}$', 'HASH'), ', '
     ORDER BY database COLLATE \"C\", slot_name COLLATE \"C\") FROM pg_replication_slots";
 
 /// `my-db` and `my_db` differ in a character that names of slots do not have.
@@ -153,9 +154,9 @@ fn clusters_of_the_same_servers_join_recover_and_leave_at_the_same_time() {
     }
     assert_eq!(
         n1.value(SLOTS),
-        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_1_my_db_HASH, my-db sub_n1_n3_2_my_db_HASH, \
-         my_db spk_recovery_my_db, my_db sub_n1_n2_1_my_db, my_db sub_n1_n3_2_my_db, \
-         shop spk_recovery_shop, shop sub_n1_n2_1_shop, shop sub_n1_n3_2_shop"
+        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_my_db_HASH, my-db sub_n1_n3_my_db_HASH, \
+         my_db spk_recovery_my_db, my_db sub_n1_n2_my_db_HASH, my_db sub_n1_n3_my_db_HASH, \
+         shop spk_recovery_shop, shop sub_n1_n2_shop_HASH, shop sub_n1_n3_shop_HASH"
     );
     let copies = "SELECT string_agg(slot_name, ', ' ORDER BY 1) FROM pg_replication_slots WHERE slot_name LIKE '%clone%'";
 
@@ -183,9 +184,9 @@ fn clusters_of_the_same_servers_join_recover_and_leave_at_the_same_time() {
     assert_eq!(n1.value(copies), "");
     assert_eq!(
         n1.value(SLOTS),
-        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_1_my_db_HASH, \
-         my_db spk_recovery_my_db, my_db sub_n1_n2_1_my_db, my_db sub_n1_n3_2_my_db, \
-         shop spk_recovery_shop, shop sub_n1_n2_1_shop, shop sub_n1_n3_2_shop"
+        "my-db spk_recovery_my_db_HASH, my-db sub_n1_n2_my_db_HASH, \
+         my_db spk_recovery_my_db, my_db sub_n1_n2_my_db_HASH, my_db sub_n1_n3_my_db_HASH, \
+         shop spk_recovery_shop, shop sub_n1_n2_shop_HASH, shop sub_n1_n3_shop_HASH"
     );
     assert_replicates(&[at(n1, "my-db"), at(n2, "my-db")], 1001);
 
@@ -206,29 +207,33 @@ fn clusters_of_the_same_servers_join_recover_and_leave_at_the_same_time() {
 /// What has the name of a leftover, and is of another database.
 #[test]
 fn slots_of_another_database_are_told_and_not_touched() {
-    let cluster = Cluster::start_with(2, &quick());
-    cluster.create_extension();
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let cluster = Cluster::start_with(3, &quick());
+    cluster.form_mesh(2, "CREATE TABLE t (id int PRIMARY KEY)");
+    let (n1, n3) = (cluster.n(1), cluster.n(3));
+    wait_mesh(&[n1, cluster.n(2)]);
     n1.sql("CREATE DATABASE crm");
-    let foreign = "SELECT pg_create_logical_replication_slot('sub_n1_n2_1_postgres', 'pgoutput')";
-    at(n1, "crm").sql(foreign);
-    let there =
-        "SELECT database FROM pg_replication_slots WHERE slot_name = 'sub_n1_n2_1_postgres'";
+    let slot = planned_slot(n3, &Call::of(n3, n1).sql(), "n1");
+    at(n1, "crm").sql(&format!(
+        "SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"
+    ));
+    let there = format!("SELECT database FROM pg_replication_slots WHERE slot_name = '{slot}'");
     assert_failed(
-        &Call::of(n2, n1).fails_on(n2),
+        &Call::of(n3, n1).fails_on(n3),
         "42710",
-        "node \"n1\": replication slot sub_n1_n2_1_postgres exists already: of database \"crm\", read by nobody at the moment",
+        &format!(
+            "node \"n1\": replication slot {slot} exists already: of database \"crm\", read by nobody at the moment"
+        ),
         "this one is somebody else's: give the new node another name.",
     );
-    assert_eq!(n1.value(there), "crm");
-    // n1 becomes a node with another one.
-    let mut other = Call::of(n2, n1);
+    assert_eq!(n1.value(&there), "crm");
+    // n3 becomes a node with another one.
+    let mut other = Call::of(n3, n1);
     other.new_node_name = Some("n9".into());
-    n2.call(&other.sql())
+    n3.call(&other.sql())
         .unwrap_or_else(|failed| panic!("{failed}"));
-    let failed = n1.sql_error("CALL spock.remove_node('n2')");
+    let failed = n1.sql_error("CALL spock.remove_node('n3')");
     assert_eq!(failed.code(), "42704", "{failed}");
-    assert_eq!(n1.value(there), "crm");
+    assert_eq!(n1.value(&there), "crm");
 }
 
 /// A mesh of n1 and n2, and n3 to be added; the CALL of that hangs at a point.
@@ -237,16 +242,13 @@ fn held<'a>(cluster: &'a Cluster, point: &str) -> (Hang<'a>, common::Running) {
     Hang::start(n3, "", point, &Call::of(n3, cluster.n(1)).sql())
 }
 
-const BY_HAND: &str =
-    "SELECT 1 FROM pg_create_logical_replication_slot('sub_n2_n3_2_postgres', 'pgoutput')";
-const STAYS: &str =
-    "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_2_postgres'";
-
-fn assert_slot_refused(failed: &CallFailed) {
+fn assert_slot_refused(failed: &CallFailed, slot: &str) {
     assert_failed(
         failed,
         "42710",
-        "node \"n2\": replication slot sub_n2_n3_2_postgres exists already: of this database, read by nobody at the moment",
+        &format!(
+            "node \"n2\": replication slot {slot} exists already: of this database, read by nobody at the moment"
+        ),
         "It was not made by this run, so it is not touched.",
     );
     assert!(!failed.hint().contains("Could not be undone"), "{failed}");
@@ -260,22 +262,26 @@ fn what_the_run_did_not_make_it_does_not_undo() {
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     wait_mesh(&[n1, n2]);
 
-    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_2_postgres on n2");
-    n2.sql(BY_HAND);
+    let slot = planned_slot(n3, &Call::of(n3, n1).sql(), "n2");
+    let by_hand = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+    let stays = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    let drop = format!("SELECT pg_drop_replication_slot('{slot}')");
+    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_postgres on n2");
+    n2.sql(&by_hand);
     hang.release();
-    assert_slot_refused(&call.fails());
-    assert_eq!(n2.value(STAYS), "1");
-    n2.sql("SELECT pg_drop_replication_slot('sub_n2_n3_2_postgres')");
+    assert_slot_refused(&call.fails(), &slot);
+    assert_eq!(n2.value(&stays), "1");
+    n2.sql(&drop);
 
     // The same where the session is killed then: the next CALL cleans up.
-    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_2_postgres on n2");
-    n2.sql(BY_HAND);
+    let (hang, call) = held(&cluster, "3 before create slot sub_n2_n3_postgres on n2");
+    n2.sql(&by_hand);
     n3.sql(&format!("SELECT pg_terminate_backend({}, 10000)", call.pid));
     call.ends_terminated();
     hang.release();
-    assert_slot_refused(&Call::of(n3, n1).fails_on(n3));
-    assert_eq!(n2.value(STAYS), "1");
-    n2.sql("SELECT pg_drop_replication_slot('sub_n2_n3_2_postgres')");
+    assert_slot_refused(&Call::of(n3, n1).fails_on(n3), &slot);
+    assert_eq!(n2.value(&stays), "1");
+    n2.sql(&drop);
 
     let (hang, call) = held(&cluster, "8 before subscribe to \"n3\" on n2");
     n2.sql(

@@ -85,19 +85,6 @@ impl Engine for Native {
         self.divides
     }
 
-    fn point_now(&self, first: &Server, point: &str) -> String {
-        // The slots of n4 on the others have its number, and every join has another one.
-        let Some((before, rest)) = point.split_once("_n4_") else {
-            return point.to_owned();
-        };
-        let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
-        let number = first.value(
-            "SELECT coalesce((SELECT number FROM zodan.node WHERE name = 'n4'),
-                             (SELECT next_number FROM zodan.membership))",
-        );
-        format!("{before}_n4_{number}{after}")
-    }
-
     fn assert_joined(&self, members: &[&Server]) {
         if !self.divides {
             return;

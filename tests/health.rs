@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::plan::{planned_slot, slot};
 use common::{Call, Fingerprint, assert_failed, fingerprint, quick, wait_mesh};
 use lab::{CallFailed, Cluster, Server, quote_literal};
 use std::time::Duration;
@@ -100,7 +101,10 @@ fn what_the_report_finds_is_what_the_join_refuses_with() {
     n2.restart();
     wait_mesh(&cluster.first(2));
     n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
-    n1.sql("SELECT pg_create_logical_replication_slot('sub_n1_n3_2_postgres', 'pgoutput')");
+    let slot = planned_slot(n3, &Call::of(n3, n1).sql(), "n1");
+    n1.sql(&format!(
+        "SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"
+    ));
     n3.sql("CREATE TABLE mine (i int)");
     let before = state(&cluster);
     let refused = assert_one_truth(
@@ -143,7 +147,7 @@ fn what_the_report_finds_is_what_the_join_refuses_with() {
     }
     n2.restart();
     wait_mesh(&cluster.first(2));
-    n1.sql("SELECT pg_drop_replication_slot('sub_n1_n3_2_postgres')");
+    n1.sql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
     assert_one_truth(n1, n3, &["empty"]);
     n3.sql("DROP TABLE mine");
 
@@ -298,10 +302,10 @@ fn afterwards_the_mesh_is_checked() {
 
     n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
     n2.sql("DELETE FROM zodan.node USING zodan.unreplicated() WHERE name = 'n3'");
-    n1.wait_for(
-        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n1_n2_1_postgres'",
-        "f",
-    );
+    let active =
+        |slot| format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    let [of_n2, of_n3] = [n2, n3].map(|reader| slot(n1, reader));
+    n1.wait_for(&active(&of_n2), "f");
     assert_eq!(
         found(n1, &post, "failed"),
         [
@@ -316,10 +320,7 @@ fn afterwards_the_mesh_is_checked() {
         "correct the other",
     );
     n3.crash();
-    n1.wait_for(
-        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n1_n3_2_postgres'",
-        "f",
-    );
+    n1.wait_for(&active(&of_n3), "f");
     let begun = std::time::Instant::now();
     let failed = found(n1, &post, "failed");
     assert!(

@@ -1,13 +1,11 @@
 //! A plan is what the CALL of the same arguments does, step for step, and changes nothing.
 
 mod common;
-#[path = "common/plan.rs"]
-mod plan;
 
+use common::plan::{follow, plan_of, planned};
 use common::{Call, Hang, assert_failed, fingerprint, quick, runs, wait_mesh};
 use lab::cluster::add_node_call;
 use lab::{Cluster, Server, assert_same_content, quote_literal, wait_quiet};
-use plan::{follow, plan_of, planned};
 
 const CONTENT: &str = "
 CREATE TABLE keyed (i int PRIMARY KEY, t text);
@@ -47,7 +45,7 @@ fn joins_and_removals_follow_their_plans() {
         [
             "1 | 3 | n1 | replica identity of \"public\".\"keyless\"",
             "2 | 3 | n1 | make \"n1\" the first node of a cluster",
-            "3 | 5 | n1 | create slot sub_n1_n2_1_postgres",
+            "3 | 5 | n1 | create slot sub_n1_n2_postgres",
             "4 | 6 | n2 | hold off application writes on the new node",
         ]
     );

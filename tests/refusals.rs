@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::plan::{plan_of, planned_slot};
 use common::{
     Call, Fingerprint, Running, assert_failed, assert_findings, fingerprint, fingerprint_meanwhile,
     open_writer, quick, runs, wait_mesh,
@@ -429,12 +430,17 @@ fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
 
     let call = Call::of(n3, n1);
     let hint = "It was not made by this run, so it is not touched.";
+    let of_n2 = format!(
+        "SELECT substr(action, 13) FROM ({}) p WHERE action LIKE 'create slot sub\\_n3\\_n2\\_%'",
+        plan_of(&call.sql())
+    );
+    let of_n2 = n3.value(&of_n2);
     let slots = [
-        (n1, "sub_n1_n3_2_postgres"),
-        (n2, "sub_n2_n3_2_postgres"),
-        (n3, "sub_n3_n2_1_postgres"),
+        (n1, planned_slot(n3, &call.sql(), "n1")),
+        (n2, planned_slot(n3, &call.sql(), "n2")),
+        (n3, of_n2),
     ];
-    for (server, slot) in slots {
+    for (server, slot) in &slots {
         // A slot reserves WAL: its plugin and its user do not matter.
         server.sql(&format!(
             "SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')"
@@ -475,7 +481,7 @@ fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
         unsubscribe(server, name);
     }
     // All of it at once is told at once.
-    for (server, slot) in slots {
+    for (server, slot) in &slots {
         server.sql(&format!(
             "SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')"
         ));
@@ -487,18 +493,18 @@ fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
         &[
             (
                 "42710",
-                "node \"n1\": replication slot sub_n1_n3_2_postgres",
+                &format!("node \"n1\": replication slot {}", slots[0].1),
                 hint,
             ),
             (
                 "42710",
-                "node \"n2\": replication slot sub_n2_n3_2_postgres",
+                &format!("node \"n2\": replication slot {}", slots[1].1),
                 hint,
             ),
             ("42710", "node \"n2\": subscription sub_n3_n2", hint),
             (
                 "42710",
-                "node \"n3\": replication slot sub_n3_n2_1_postgres",
+                &format!("node \"n3\": replication slot {}", slots[2].1),
                 hint,
             ),
         ],

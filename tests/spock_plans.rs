@@ -1,11 +1,10 @@
 //! On Spock too a plan is what the CALL of the same arguments does, step for step.
 
-#[path = "common/plan.rs"]
-mod plan;
+mod common;
 
+use common::plan::follow;
 use lab::cluster::add_node_call;
 use lab::spock;
-use plan::follow;
 
 const CONTENT: &str = "CREATE TABLE t (i int PRIMARY KEY); INSERT INTO t VALUES (1)";
 

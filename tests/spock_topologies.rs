@@ -1,8 +1,6 @@
 //! What is no full mesh is recognised before the first change: told of where a join is exact beside it, else refused.
 
 mod common;
-#[path = "common/plan.rs"]
-mod plan;
 
 use common::{Hang, Over, Running, assert_failed, assert_findings, fingerprint};
 use lab::cluster::add_node_call;
@@ -253,7 +251,7 @@ fn a_node_that_only_reads_gets_what_is_written_on_the_new_node() {
                 }
             });
         }
-        let joined = plan::follow(n3, &call);
+        let joined = common::plan::follow(n3, &call);
         // At once, and beside what the others write.
         let mut client = n3.client();
         for i in 1..=50 {

@@ -3,8 +3,10 @@
 
 mod common;
 
+use common::plan::slot;
 use common::{assert_failed, quick, wait_mesh};
 use lab::{Cluster, Server};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// The promise of the status functions, whatever the members do.
@@ -88,10 +90,9 @@ fn every_node_gives_the_same_answer() {
                    FROM spock.cluster_status()"
             ),
             [("n2", "n1"), ("n3", "n1"), ("n1", "n2"), ("n3", "n2"), ("n1", "n3"), ("n2", "n3")].map(|(p, s)| {
-                let number = s[1..].parse::<u8>().unwrap() - 1;
-                format!(
-                    "{p}|{s}|replicating|t|t|primary|native|sub_{p}_{s}|sub_{p}_{s}_{number}_postgres|t|reserved|t|t|"
-                )
+                let of = |name: &str| cluster.n(name[1..].parse().unwrap());
+                let slot = slot(of(p), of(s));
+                format!("{p}|{s}|replicating|t|t|primary|native|sub_{p}_{s}|{slot}|t|reserved|t|t|")
             })
         );
         assert_eq!(
@@ -114,6 +115,13 @@ fn every_node_gives_the_same_answer() {
 fn the_dead_and_the_silent_are_marked_in_time() {
     let cluster = mesh(5);
     let n1 = cluster.n(1);
+    let mut slots = BTreeMap::new();
+    for (provider, subscriber) in [(1, 4), (1, 5), (2, 1), (3, 1), (4, 1)] {
+        let (provider, subscriber) = (cluster.n(provider), cluster.n(subscriber));
+        let names = (provider.name(), subscriber.name());
+        slots.insert(names, slot(provider, subscriber));
+    }
+    let slot_of = |provider, subscriber| slots[&(provider, subscriber)].clone();
     cluster.n(4).crash();
     n1.wait_for(FROM_N4, "down");
     // The worker starts again and again, and is there for a moment each time.
@@ -124,7 +132,7 @@ fn the_dead_and_the_silent_are_marked_in_time() {
     // The provider learns of the loss when its reader does not come back.
     n1.wait_for(
         "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE NOT active",
-        "sub_n1_n4_3_postgres",
+        &slot_of("n1", "n4"),
     );
     let nodes = table_in_time(
         n1,
@@ -140,21 +148,18 @@ fn the_dead_and_the_silent_are_marked_in_time() {
     );
     assert_eq!(
         status[..2],
-        [
-            "n2|n1|replicating|t|t|sub_n2_n1_0_postgres",
-            "n3|n1|replicating|t|t|sub_n3_n1_0_postgres",
-        ]
+        ["n2", "n3"].map(|p| format!("{p}|n1|replicating|t|t|{}", slot_of(p, "n1")))
     );
     assert!(
-        status.contains(&"n4|n1|down|f|t|sub_n4_n1_0_postgres".into()),
+        status.contains(&format!("n4|n1|down|f|t|{}", slot_of("n4", "n1"))),
         "{status:?}"
     );
     assert!(
-        status.contains(&"n1|n4|unknown|t|f|sub_n1_n4_3_postgres".into()),
+        status.contains(&format!("n1|n4|unknown|t|f|{}", slot_of("n1", "n4"))),
         "{status:?}"
     );
     assert!(
-        status.contains(&"n1|n5|unknown|t|f|sub_n1_n5_4_postgres".into()),
+        status.contains(&format!("n1|n5|unknown|t|f|{}", slot_of("n1", "n5"))),
         "{status:?}"
     );
     assert_eq!(
@@ -270,13 +275,14 @@ fn what_is_wrong_with_a_path_is_told() {
         "replicating",
     );
     cluster.n(1).sql("ALTER SUBSCRIPTION sub_n2_n1 DISABLE");
+    let slot = slot(cluster.n(2), n1);
     cluster.n(2).wait_for(
-        "SELECT active FROM pg_replication_slots WHERE slot_name = 'sub_n2_n1_0_postgres'",
+        &format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'"),
         "f",
     );
     cluster
         .n(2)
-        .sql("SELECT pg_drop_replication_slot('sub_n2_n1_0_postgres')");
+        .sql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
     n1.sql("ALTER SUBSCRIPTION sub_n2_n1 ENABLE");
     n1.wait_for(
         &state("n2 n1"),

@@ -68,20 +68,20 @@ fn a_network_that_stalls_is_noticed_and_told() {
     };
     for (stalled, point, code, message, left) in [
         // Nothing is on n1 yet.
-        (1, "4 before marker on n2", "08006", lost("n1"), ""),
+        (1, "4 before marker on n2", "08006", lost("n1"), ["", ""]),
         (
             1,
             "6 before hold off application writes on the new node on n3",
             "08001",
             "could not connect to node \"n1\": timeout expired".into(),
-            "\"create slot sub_n1_n3_2_postgres\" on node \"n1\"",
+            ["\"create slot sub_n1_n3_postgres_", "\" on node \"n1\""],
         ),
         (
             2,
             "within the new node has the registry",
             "08006",
             lost("n2"),
-            "\"create slot sub_n2_n3_2_postgres\" on node \"n2\"",
+            ["\"create slot sub_n2_n3_postgres_", "\" on node \"n2\""],
         ),
     ] {
         let stalled = cluster.n(stalled);
@@ -100,7 +100,9 @@ fn a_network_that_stalls_is_noticed_and_told() {
         let took = released.elapsed();
         assert_eq!(failed.code(), code, "{failed}");
         assert!(failed.message().contains(&message), "{failed}");
-        assert!(failed.hint().contains(left), "{failed}");
+        for part in left {
+            assert!(failed.hint().contains(part), "{failed}");
+        }
         // To notice, and to try each thing on the node once more.
         assert!(took < LIMIT * 2, "it took {took:?}");
         before.assert_same(&structure(&others));
@@ -161,8 +163,7 @@ fn lose_slot(cluster: &Cluster) {
     let n2 = cluster.n(2);
     n2.configure("max_slot_wal_keep_size", "32MB");
     n2.reload();
-    let status =
-        "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_2_postgres'";
+    let status = "SELECT wal_status FROM pg_replication_slots WHERE slot_name LIKE 'sub_n2_n3_%'";
     for i in 0.. {
         if n2.value(status) == "lost" {
             break;
@@ -180,8 +181,12 @@ fn assert_slot_lost(cluster: &Cluster, before: &Fingerprint, failed: &CallFailed
     assert_failed(
         failed,
         "55000",
-        "slot sub_n2_n3_2_postgres on node \"n2\" lost the WAL that the new node needs while the copy ran",
+        "on node \"n2\" lost the WAL that the new node needs while the copy ran",
         "Raise max_slot_wal_keep_size and idle_replication_slot_timeout there for the time of the join.",
+    );
+    assert!(
+        failed.message().starts_with("slot sub_n2_n3_postgres_"),
+        "{failed}"
     );
     let n2 = cluster.n(2);
     n2.configure("max_slot_wal_keep_size", "-1");

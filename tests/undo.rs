@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::plan::planned_slot;
 use common::{
     Call, Fingerprint, Running, WAITS_FOR_ANOTHER, assert_failed, fingerprint, open_writer, quick,
     wait_mesh, wait_no_sessions,
@@ -393,6 +394,7 @@ fn a_peer_crashes_and_stays_down() {
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let reachable = [n1, n3];
     let before = fingerprint(&reachable);
+    let slot = planned_slot(n3, &call(&cluster), "n2");
     let mut writer = open_writer(n1);
     let running = Running::start(n3, &call(&cluster));
     running.wait_notice("waiting for a write transaction on node \"n1\"");
@@ -406,9 +408,9 @@ fn a_peer_crashes_and_stays_down() {
         "Make the node reachable and run the same CALL again",
     );
     assert!(
-        failed
-            .hint()
-            .contains("Could not be undone: \"create slot sub_n2_n3_2_postgres\" on node \"n2\""),
+        failed.hint().contains(&format!(
+            "Could not be undone: \"create slot {slot}\" on node \"n2\""
+        )),
         "{failed}"
     );
     before.assert_same_now(&reachable);
@@ -419,8 +421,8 @@ fn a_peer_crashes_and_stays_down() {
     n2.boot();
     wait_mesh(&cluster.first(2));
     assert_mesh_works(&cluster);
-    let slot = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'sub_n2_n3_2_postgres'";
-    assert_eq!(n2.value(slot), "1");
+    let there = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    assert_eq!(n2.value(&there), "1");
     let called = assert_joins(&cluster);
     assert!(
         notices(&called).contains("cleaning up after the CALL spock.add_node for node \"n3\""),
@@ -483,6 +485,7 @@ fn ctrl_c_when_the_source_does_not_answer() {
     });
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let before = fingerprint(&[n3]);
+    let slot = planned_slot(n3, &call(&cluster), "n1");
     let mut writer = open_writer(n1);
     let running = Running::start(n3, &call(&cluster));
     running.wait_notice("waiting for a write transaction on node \"n1\"");
@@ -510,7 +513,7 @@ fn ctrl_c_when_the_source_does_not_answer() {
         failed.hint().contains("Could not be undone: ")
             && failed
                 .hint()
-                .contains("\"create slot sub_n1_n3_2_postgres\" on node \"n1\""),
+                .contains(&format!("\"create slot {slot}\" on node \"n1\"")),
         "{failed}"
     );
     // To settle the session, and to try a new one.

@@ -304,17 +304,19 @@ impl Server {
         server
     }
 
-    fn write_configuration(&self) {
-        let port = self.port.number.to_string();
+    /// What no two servers have in common.
+    fn write_place(&self) {
         let socket_dir = self.home.path().display().to_string();
         // A node name in every line: the logs of a whole cluster are read side by side.
         let prefix = format!("%m {} [%p] %q%a ", self.name.replace('%', "%%"));
-        let mut settings = vec![
-            ("port", &*port),
-            ("unix_socket_directories", &*socket_dir),
-            ("log_line_prefix", &*prefix),
-        ];
-        settings.extend_from_slice(SETTINGS);
+        self.configure("port", &self.port.number.to_string());
+        self.configure("unix_socket_directories", &socket_dir);
+        self.configure("log_line_prefix", &prefix);
+    }
+
+    fn write_configuration(&self) {
+        self.write_place();
+        let mut settings = SETTINGS.to_vec();
         if pg::major() >= 18 {
             settings.push(("max_active_replication_origins", "40"));
         }
@@ -358,6 +360,33 @@ impl Server {
                 .batch_execute(&format!("CREATE DATABASE {}", quote_ident(database)))
                 .expect("create the database");
         }
+    }
+
+    /// Replaces the files of this server, which does not run, by a base backup of `other`.
+    pub fn restore_backup_of(&self, other: &Server) {
+        self.remove_files();
+        let mut backup = pg::command_in(pg::bindir(), "pg_basebackup");
+        let done = backup
+            .envs(other.client_env())
+            .args(["-c", "fast", "-D"])
+            .arg(self.data_dir())
+            .status();
+        assert!(done.expect("run pg_basebackup").success());
+        self.write_place();
+    }
+
+    /// Replaces the files of this server by those of `other`; neither runs.
+    pub fn copy_files_of(&self, other: &Server) {
+        self.remove_files();
+        let (from, to) = (other.data_dir(), self.data_dir());
+        let done = Command::new("cp").arg("-a").args([from, to]).status();
+        assert!(done.expect("run cp").success());
+        self.write_place();
+    }
+
+    fn remove_files(&self) {
+        let dir = self.data_dir();
+        fs::remove_dir_all(&dir).unwrap_or_else(|e| panic!("cannot remove {}: {e}", dir.display()));
     }
 
     /// Changes a setting for the next start or [`Server::reload`].

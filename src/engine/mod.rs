@@ -11,6 +11,7 @@ mod spock;
 
 pub use registry::{Registry, SequencePolicy};
 
+use self::names::Numbered;
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Rows;
@@ -229,16 +230,21 @@ pub trait Engine {
     }
 
     fn path(&self, provider: &str, subscriber: &str) -> Path;
-    /// What its slot may be called, for whoever has not learned it: with the database of the provider, and the number
-    /// of the subscriber in the registry.
-    fn slot_names(
+    /// What its slot is called where names of slots are given by what the registry knows, for whoever has not learned
+    /// the path.
+    fn slot_by_rule(
         &self,
-        provider: &str,
+        _cluster: &str,
+        _provider: Numbered,
+        _subscriber: Numbered,
         _database: &str,
-        subscriber: &str,
-        _number: Option<i32>,
-    ) -> Vec<String> {
-        vec![self.path(provider, subscriber).slot]
+    ) -> Option<String> {
+        None
+    }
+
+    /// Which cluster it is, or will be when it is founded, where names of slots tell it.
+    fn cluster(&self) -> Option<&str> {
+        None
     }
 
     /// Every path from one to the other: somebody may have made several subscriptions. Never empty.
@@ -502,11 +508,10 @@ pub trait Engine {
         None
     }
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement>;
-    /// Drops every subscription of the node to members of a cluster. `None` where nodes do not learn that the cluster
-    /// goes on without them.
-    fn end_subscriptions(&self) -> Option<Statement> {
-        None
-    }
+    /// Drops every subscription of the node to members of a cluster, without a word to them.
+    fn end_subscriptions(&self) -> Vec<Statement>;
+    /// Disables them.
+    fn stop_subscriptions(&self) -> Statement;
     /// An error of the engine's own with the code that PostgreSQL has for such.
     fn coded(&self, error: Error) -> Error {
         error

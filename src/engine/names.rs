@@ -51,25 +51,28 @@ pub fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_MAX && name.bytes().all(is_slot_byte)
 }
 
-/// `sub_<provider>_<subscriber>_<number>_<database>`: the slot in the provider's `database`. The number is that of the
-/// subscriber in the registry, which no other node of the cluster has had: a server that was removed and comes back finds no slot of
-/// its successor, whatever both are called. Clusters from before that was so have slots without it.
-///
-/// Node names with an underscore get a hash too: the parts could not be told apart by the plain name.
-pub fn slot(provider: &str, subscriber: &str, number: Option<i32>, database: &str) -> String {
-    let told_apart = [provider, subscriber].iter().all(|n| !n.contains('_'));
-    let number = number.map(|number| number.to_string());
-    let parts = [Some(provider), Some(subscriber), number.as_deref()];
-    let parts: Vec<&str> = parts.into_iter().flatten().chain([database]).collect();
-    hashed_unless(told_apart && !ends_in_hash(database), "sub", &parts)
+/// A node and its number in the registry of a cluster, which no other node of the cluster has had.
+#[derive(Clone, Copy)]
+pub struct Numbered<'a> {
+    pub name: &'a str,
+    pub number: i32,
 }
 
-/// Every name that the slot of the one whose number is below `next` may have, the newest first.
-pub fn slots(provider: &str, subscriber: &str, next: i32, database: &str) -> Vec<String> {
-    let numbers = (0..next).rev().map(Some).chain([None]);
-    numbers
-        .map(|number| slot(provider, subscriber, number, database))
-        .collect()
+/// `sub_<provider>_<subscriber>_<database>_<hash>`: the slot in the provider's `database`. The hash is of these, of
+/// the cluster, which is made up when it is founded, and of both numbers: a server that was removed and comes back
+/// finds no slot of its successor, and nobody takes it for its successor, whatever they are called and wherever they
+/// answer.
+pub fn slot(cluster: &str, provider: Numbered, subscriber: Numbered, database: &str) -> String {
+    let numbers = [provider.number, subscriber.number].map(|number| number.to_string());
+    let parts = [provider.name, subscriber.name, database];
+    let all = [cluster, &numbers[0], &numbers[1]];
+    let bytes = all.iter().chain(&parts).map(|part| part.as_bytes());
+    let hash = fnv1a(&bytes.collect::<Vec<_>>());
+    readable_parts(
+        "sub",
+        &parts,
+        &format!("_{:08x}", (hash ^ (hash >> 32)) as u32),
+    )
 }
 
 /// What the names of recovery slots and of their copies begin with.
@@ -101,15 +104,19 @@ pub fn recovery_copy(slot: &str, run: i64) -> String {
     format!("spk_recovery_{hash:016x}{COPY}{run}")
 }
 
-/// The parts behind `kind`, plain if that is `clear`, fits and has characters of slots only. Otherwise they are cut,
-/// and a hash of the exact parts follows.
+/// The parts behind `kind`, plain if that is `clear`, fits and has characters of slots only. Otherwise a hash of the
+/// exact parts follows.
 fn hashed_unless(clear: bool, kind: &str, parts: &[&str]) -> String {
     let plain = format!("{kind}_{}", parts.join("_"));
     if clear && is_plain(&plain) {
         return plain;
     }
     let bytes: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
-    let tail = format!("_{:016x}", fnv1a(&bytes));
+    readable_parts(kind, parts, &format!("_{:016x}", fnv1a(&bytes)))
+}
+
+/// The parts between `kind` and `tail` in characters of slots, the longest cut until all fit.
+fn readable_parts(kind: &str, parts: &[&str], tail: &str) -> String {
     let mut parts: Vec<String> = parts.iter().map(|p| readable(p, NAME_MAX)).collect();
     let room = NAME_MAX - kind.len() - parts.len() - tail.len();
     while parts.iter().map(String::len).sum::<usize>() > room {
@@ -162,6 +169,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn numbered(name: &str, number: i32) -> Numbered<'_> {
+        Numbered { name, number }
+    }
+
     #[test]
     fn plain_names_stay() {
         assert_eq!(subscription("n1", "n4"), "sub_n1_n4");
@@ -195,22 +206,36 @@ mod tests {
 
     #[test]
     fn slots_name_their_database() {
-        assert_eq!(
-            slot("n1", "n4", Some(3), "inventory"),
-            "sub_n1_n4_3_inventory"
-        );
-        assert_eq!(slot("n1", "n4", None, "my_db"), "sub_n1_n4_my_db");
-        assert_eq!(
-            slots("n1", "n4", 2, "my_db"),
-            ["sub_n1_n4_1_my_db", "sub_n1_n4_0_my_db", "sub_n1_n4_my_db"]
+        let name = slot("c", numbered("n1", 0), numbered("n4", 3), "inventory");
+        let (readable, hash) = name.rsplit_once('_').unwrap();
+        assert_eq!(readable, "sub_n1_n4_inventory");
+        assert!(
+            hash.len() == 8 && hash.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{name}"
         );
         assert_eq!(recovery_slot("my_db"), "spk_recovery_my_db");
         assert_eq!(
             recovery_copy("spk_recovery_my_db", 5),
             "spk_recovery_my_db_clone_5"
         );
-        assert!(slot("n1", "n4", Some(12), "my-db").starts_with("sub_n1_n4_12_my_db_"));
         assert!(recovery_slot("my-db").starts_with("spk_recovery_my_db_"));
+    }
+
+    #[test]
+    fn no_other_membership_has_the_name_of_a_slot() {
+        let name = |cluster, provider, subscriber| {
+            let (provider, subscriber) = (numbered("n1", provider), numbered("n2", subscriber));
+            slot(cluster, provider, subscriber, "db")
+        };
+        let all = [
+            name("c", 0, 1),
+            name("d", 0, 1),
+            name("c", 0, 2),
+            name("c", 2, 1),
+        ];
+        let apart: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(apart.len(), all.len(), "{all:?}");
+        assert_eq!(name("c", 0, 1), all[0]);
     }
 
     #[test]
@@ -247,7 +272,10 @@ mod tests {
             }
             for provider in nodes {
                 for subscriber in nodes {
-                    for name in slots(provider, subscriber, 3, database) {
+                    for number in 1..4 {
+                        let (provider, subscriber) =
+                            (numbered(provider, 0), numbered(subscriber, number));
+                        let name = slot("c", provider, subscriber, database);
                         assert!(
                             name.len() <= NAME_MAX && name.bytes().all(is_slot_byte),
                             "{name}"
@@ -264,7 +292,7 @@ mod tests {
         fn every_slot_has_a_name_that_it_may_have(provider in "\\PC{1,63}", subscriber in "\\PC{1,63}", database in "\\PC{1,63}", run in 1..i64::MAX) {
             let recovery = recovery_slot(&database);
             let copy = format!("{}_t", recovery_copy(&recovery, run));
-            let slot = slot(&provider, &subscriber, Some(i32::MAX), &database);
+            let slot = slot("c", numbered(&provider, i32::MAX), numbered(&subscriber, i32::MAX), &database);
             for name in [slot, recovery, copy] {
                 prop_assert!(name.len() <= NAME_MAX && name.bytes().all(is_slot_byte), "{name}");
             }
@@ -273,7 +301,9 @@ mod tests {
         #[test]
         fn no_two_databases_share_a_slot(nodes in "[ab_]{1,4}", others in "[ab_]{1,4}", a in "[ab1_\\-]{1,5}", b in "[ab1_\\-]{1,5}", n in 0..20, m in 0..20) {
             prop_assume!(a != b);
-            let (n, m) = (Some(n), Some(m));
+            let slot = |provider, subscriber, number, database| {
+                slot("c", numbered(provider, 0), numbered(subscriber, number), database)
+            };
             prop_assert_ne!(slot(&nodes, &others, n, &a), slot(&nodes, &others, m, &b));
             prop_assert_ne!(slot("a", &nodes, n, &a), slot("a", &others, m, &b));
             prop_assert_ne!(slot(&nodes, "a", n, &a), slot(&others, "a", m, &b));

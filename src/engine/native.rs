@@ -1,6 +1,6 @@
 //! PostgreSQL's own logical replication, `origin = none`, as the cluster's engine.
 
-use super::names;
+use super::names::{self, Numbered};
 use super::registry::parse_dsn;
 use super::{
     CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Registry, Survey, identities, questions,
@@ -9,7 +9,7 @@ use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, Row};
 use crate::lsn::Lsn;
-use crate::node::{Member, Node, Statement, ask_all, own_database};
+use crate::node::{Member, Node, Statement, ask_all, own_database, server};
 use crate::replay::{Decoding, Protocol};
 use std::collections::BTreeMap;
 
@@ -17,7 +17,9 @@ use std::collections::BTreeMap;
 pub struct Native {
     /// The database of each node.
     databases: BTreeMap<String, String>,
-    /// The number of each node in the newest registry.
+    /// Which one it is, by its newest registry; made up for one that is to be founded.
+    cluster: String,
+    /// The number of each node in that registry.
     numbers: BTreeMap<String, i32>,
     /// That of the next one to join.
     next_number: i32,
@@ -50,13 +52,11 @@ impl Engine for Native {
         path.slot = match self.slots.get(&key) {
             Some(slot) => slot.clone(),
             None => {
-                let number = self.numbers.get(subscriber).copied();
                 let database = self.databases.get(provider).map_or("", String::as_str);
-                let slot = names::slot(provider, subscriber, number, database);
+                let slot = self.slot(provider, subscriber, self.number(subscriber), database);
                 // Somebody may have given it another name: what it reads tells which one it is.
-                let older = names::slot(provider, subscriber, None, database);
                 let reads = |((of, _), read): &(&(String, String), &String)| {
-                    of == subscriber && (**read == slot || **read == older)
+                    of == subscriber && **read == slot
                 };
                 match self.slots.iter().find(reads) {
                     Some(((_, renamed), read)) => {
@@ -70,16 +70,18 @@ impl Engine for Native {
         path
     }
 
-    fn slot_names(
+    fn slot_by_rule(
         &self,
-        provider: &str,
+        cluster: &str,
+        provider: Numbered,
+        subscriber: Numbered,
         database: &str,
-        subscriber: &str,
-        number: Option<i32>,
-    ) -> Vec<String> {
-        [number, None]
-            .map(|number| names::slot(provider, subscriber, number, database))
-            .to_vec()
+    ) -> Option<String> {
+        Some(names::slot(cluster, provider, subscriber, database))
+    }
+
+    fn cluster(&self) -> Option<&str> {
+        Some(&self.cluster)
     }
 
     fn survey(&self, source: &mut Node) -> Result<Survey> {
@@ -245,22 +247,16 @@ impl Engine for Native {
             let database = database.unwrap_or("postgres").to_owned();
             self.databases.insert(gone.name.clone(), database);
             // A join that did not come to registering it has used the next number.
-            let number = *self
-                .numbers
-                .entry(gone.name.clone())
-                .or_insert(self.next_number);
+            let number = self.number(&gone.name);
+            self.numbers.insert(gone.name.clone(), number);
             for (provider, slots) in &there {
                 let databases = [self.databases.get(provider), registered.get(provider)];
                 let databases: Vec<&String> = databases.into_iter().flatten().collect();
-                let named = |number| {
-                    let of = move |d: &&String| names::slot(provider, &gone.name, number, d);
-                    databases.iter().map(of).collect::<Vec<_>>()
-                };
-                let older = (0..=self.next_number).rev().map(Some).chain([None]);
-                let slot = [Some(number)]
-                    .into_iter()
-                    .chain(older)
-                    .flat_map(named)
+                // One that was left by an interrupted join before others used the next numbers has an older one.
+                let slot = std::iter::once(number)
+                    .chain((0..=self.next_number).rev())
+                    .flat_map(|number| databases.iter().map(move |d| (number, d)))
+                    .map(|(number, database)| self.slot(provider, &gone.name, number, database))
                     .find(|name| slots.contains(name));
                 let path = Path::by_rule(provider, &gone.name);
                 let key = (path.subscriber, path.subscription);
@@ -292,6 +288,9 @@ impl Engine for Native {
         let database = new.query("SELECT current_database()", &[])?;
         let database = database.one()?.text(0).to_owned();
         self.databases.insert(new.name.clone(), database);
+        if self.cluster.is_empty() {
+            self.cluster = server::unique_id().run(new)?.one()?.text(0).to_owned();
+        }
         // The first member of a cluster is founded with number 0.
         if let [first] = members
             && self.numbers.is_empty()
@@ -442,8 +441,9 @@ impl Engine for Native {
 
     fn registry(&self) -> Statement {
         Statement::new(
-            "SELECT name, location, country, dsn, system_identifier, database, info, joined_at, NULL, number
-               FROM zodan.node ORDER BY joined_at, name",
+            "SELECT n.name, n.location, n.country, n.dsn, n.system_identifier, n.database, n.info, n.joined_at, NULL,
+                    n.number, m.cluster
+               FROM zodan.node n, zodan.membership m ORDER BY n.joined_at, n.name",
             &[],
         )
     }
@@ -740,14 +740,18 @@ impl Engine for Native {
         )]
     }
 
-    fn end_subscriptions(&self) -> Option<Statement> {
-        Some(Statement::new(
+    fn end_subscriptions(&self) -> Vec<Statement> {
+        vec![Statement::new(
             "SELECT zodan.drop_subscription(s.subname)
                FROM pg_subscription s
               WHERE s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
                 AND 'zodan' = ANY (s.subpublications)",
             &[],
-        ))
+        )]
+    }
+
+    fn stop_subscriptions(&self) -> Statement {
+        Statement::new("SELECT zodan.stop_subscriptions()", &[])
     }
 
     fn apply_runs_statements(&self, source: &mut Node) -> Result<bool> {
@@ -789,13 +793,30 @@ impl Engine for Native {
 }
 
 impl Native {
+    /// That of a node that has not been registered is the next one.
+    fn number(&self, name: &str) -> i32 {
+        self.numbers.get(name).copied().unwrap_or(self.next_number)
+    }
+
+    fn slot(&self, provider: &str, subscriber: &str, number: i32, database: &str) -> String {
+        let provider = Numbered {
+            name: provider,
+            number: self.number(provider),
+        };
+        let subscriber = Numbered {
+            name: subscriber,
+            number,
+        };
+        names::slot(&self.cluster, provider, subscriber, database)
+    }
+
     /// Learns the numbers of the newest registry of `members`; what the databases of its members were called when they
     /// joined.
     fn learn_numbers(&mut self, members: &mut [&mut Node]) -> Result<BTreeMap<String, String>> {
         let answers = ask_all(
             members.iter_mut().map(|m| &mut **m),
             "SELECT m.generation, (extract(epoch FROM m.changed_at) * 1000000)::bigint, m.next_number,
-                    n.name, n.number, n.database
+                    n.name, n.number, n.database, m.cluster
                FROM zodan.membership m CROSS JOIN zodan.node n",
             &[],
         )?;
@@ -811,6 +832,7 @@ impl Native {
         let mut databases = BTreeMap::new();
         for row in newest.iter().flat_map(|(_, rows)| rows.iter()) {
             self.next_number = row.parse(2)?;
+            row.text(6).clone_into(&mut self.cluster);
             self.numbers.insert(row.text(3).to_owned(), row.parse(4)?);
             databases.insert(row.text(3).to_owned(), row.text(5).to_owned());
         }

@@ -1,6 +1,7 @@
 //! The registry of a cluster as one value: who its members are, and which of two registries is the newer.
 
 use super::Identity;
+use super::names::Numbered;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::Member;
@@ -105,6 +106,12 @@ impl Registry {
     pub fn number_of(&self, name: &str) -> Option<i32> {
         let member = self.members.iter().find(|m| m.name == name)?;
         Some(member.number)
+    }
+
+    /// The member with its number.
+    pub fn numbered<'a>(&self, name: &'a str) -> Option<Numbered<'a>> {
+        let number = self.number_of(name)?;
+        Some(Numbered { name, number })
     }
 
     /// What the database of the member was called when it joined.

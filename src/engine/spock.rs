@@ -586,7 +586,7 @@ impl Engine for Spock {
     fn registry(&self) -> Statement {
         Statement::new(
             "SELECT DISTINCT ON (n.node_name) n.node_name, n.location, n.country, i.if_dsn,
-                    '', '', n.info, '', n.node_id, NULL
+                    '', '', n.info, '', n.node_id, NULL, NULL
                FROM spock.node n JOIN spock.node_interface i ON i.if_nodeid = n.node_id
               WHERE EXISTS (SELECT FROM spock.local_node)
               ORDER BY n.node_name,
@@ -1141,6 +1141,28 @@ impl Engine for Spock {
         // Since 6.0; 0 leaves it to the procedure.
         let seconds = settings::integer(c"spock.sync_timeout")?;
         (seconds > 0).then_some(("spock.sync_timeout", seconds.unsigned_abs()))
+    }
+
+    fn end_subscriptions(&self) -> Vec<Statement> {
+        // To drop one would drop the slot on its provider: an address without a server keeps it from that.
+        vec![
+            Statement::new(
+                "UPDATE spock.node_interface SET if_dsn = 'host=/nowhere'
+                  WHERE if_nodeid NOT IN (SELECT node_id FROM spock.local_node)",
+                &[],
+            ),
+            Statement::new(
+                "SELECT spock.sub_drop(sub_name, true) FROM spock.subscription",
+                &[],
+            ),
+        ]
+    }
+
+    fn stop_subscriptions(&self) -> Statement {
+        Statement::new(
+            "SELECT spock.sub_disable(sub_name, true) FROM spock.subscription WHERE sub_enabled",
+            &[],
+        )
     }
 
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {

@@ -131,6 +131,16 @@ pub fn identity() -> Statement {
     )
 }
 
+/// Where the server of this session is on its machine.
+pub fn place() -> Statement {
+    Statement::new(format!("SELECT {PLACE}"), &[])
+}
+
+/// Not everybody sees the directory.
+const PLACE: &str =
+    "(SELECT concat('port ', current_setting('port'), ', data directory ' || max(setting))
+                        FROM pg_settings WHERE name = 'data_directory')";
+
 /// Whether the role of the session may do what a run does.
 pub fn is_superuser() -> Statement {
     Statement::new("SELECT current_setting('is_superuser') = 'on'", &[])
@@ -640,7 +650,8 @@ pub fn standing(inbound: &Statement, sent: Option<&str>) -> Statement {
                               WHERE s.slot_type = 'logical' AND s.database = current_database()) s),
                     (SELECT coalesce(json_agg(i), '[]') FROM ({}) i),
                     {sent}, {END_OF_WAL},
-                    (SELECT coalesce(json_agg(failed), '[]') FROM {COMPARED})",
+                    (SELECT coalesce(json_agg(failed), '[]') FROM {COMPARED}),
+                    (SELECT {SERVER} FROM pg_control_system()), {PLACE}",
             inbound.sql
         ),
         &[],
@@ -726,6 +737,15 @@ pub fn drop_own_slots(slots: &[String]) -> Statement {
         "pg_drop_replication_slot(slot_name)",
         slots,
         "active_pid IS NULL",
+    )
+}
+
+/// Logical slots of the database with this output plugin.
+pub fn slots_of(plugin: &str) -> Statement {
+    Statement::new(
+        "SELECT slot_name FROM pg_replication_slots
+          WHERE database = current_database() AND plugin = $1 AND NOT temporary",
+        &[plugin],
     )
 }
 

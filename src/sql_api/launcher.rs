@@ -1,9 +1,10 @@
 //! The launcher: starts a keeper in every database that is a node. It is connected to no database itself, so it is in
-//! nobody's way, and it looks into no other than those that have logical slots, as every node of a cluster has.
+//! nobody's way, and it looks into no other than those that have logical slots, as every node of a cluster has, or a note
+//! of where their node is, as its base backups have.
 
 use super::recovery_slot::{count_slots, start_keeper};
 use crate::libpq::wait;
-use crate::{settings, worker};
+use crate::{place, settings, worker};
 use pgrx::bgworkers::{
     BackgroundWorker, BackgroundWorkerBuilder, BackgroundWorkerStatus, BgWorkerStartTime,
     DynamicBackgroundWorker,
@@ -132,7 +133,7 @@ impl Launcher {
     }
 }
 
-/// Databases that sessions may connect to and that have logical slots, and how many.
+/// Databases that sessions may connect to and that may be nodes, and how many logical slots they have.
 fn databases_with_slots() -> Vec<(u32, i32)> {
     // SAFETY: the scan of a shared catalog in a transaction, as PostgreSQL's launcher of autovacuum workers does it;
     // the fixed part of a row is the struct. Errors end the process.
@@ -159,7 +160,8 @@ fn databases_with_slots() -> Vec<(u32, i32)> {
     });
     let count = |database: pg_sys::Oid| {
         let slots = count_slots(database);
-        (slots > 0).then_some((database.to_u32(), slots))
+        let may_be_node = slots > 0 || place::is_noted(database);
+        may_be_node.then_some((database.to_u32(), slots))
     };
     databases.into_iter().filter_map(count).collect()
 }

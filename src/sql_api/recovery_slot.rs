@@ -1,25 +1,30 @@
 //! The background workers that keep recovery slots: a keeper for each database that is a node. Where the library is
 //! preloaded a launcher starts them.
 
+use super::arguments;
 use crate::engine::{self, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
-use crate::node::{Member, Node, server};
-use crate::worker;
+use crate::node::{Here, Member, Node, Reader, Statement, server};
 use crate::workflow::keeper::{Keeper, Kept};
+use crate::workflow::twin::{self, Twin};
 use crate::workflow::{members, own_session, removed};
+use crate::{place, worker};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const KEEPER: &str = "zodan recovery keeper";
-/// Behind the database, where it had slots when its keeper was started.
+/// Behind the database, where it had slots or a note of its place when its keeper was started.
 const SEEN_SLOTS: &str = " with slots";
 /// How often a keeper looks.
 const LOOK: Duration = Duration::from_secs(1);
+/// After so many looks it makes sure that the address of the node still leads to this server.
+const LOOKS: u32 = 30;
 /// How soon a keeper tries again after an error.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How often, and after how long each time, slots are dropped again whose readers are being ended.
@@ -45,7 +50,7 @@ fn none_free() -> Error {
 }
 
 fn builder(database: pg_sys::Oid, notify: Option<i32>) -> BackgroundWorkerBuilder {
-    // The launcher has seen slots of the database.
+    // The launcher has seen what nodes have.
     let by_launcher = if notify.is_none() { SEEN_SLOTS } else { "" };
     let builder = BackgroundWorkerBuilder::new(KEEPER)
         .set_type(KEEPER)
@@ -79,12 +84,7 @@ fn keep_recovery_slot() -> std::result::Result<i32, ErrorReport> {
         return Ok(pid);
     }
     if own()?.is_none() {
-        return Err(Error::refused(
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            "the database is no node of a cluster",
-            "Add it to one first.",
-        )
-        .into());
+        return Err(no_node().into());
     }
     // SAFETY: reads backend state.
     let (database, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid) };
@@ -107,7 +107,9 @@ pub extern "C-unwind" fn zodan_recovery_keeper(_argument: pg_sys::Datum) {
     };
     // Where it is gone, to connect would fail and the worker be started again, for ever. DROP DATABASE takes the slots
     // first, the files last.
-    if !has_files(database) || seen_slots && count_slots(pg_sys::Oid::from(database)) == 0 {
+    let oid = pg_sys::Oid::from(database);
+    let seen = || count_slots(oid) > 0 || place::is_noted(oid);
+    if !has_files(database) || seen_slots && !seen() {
         return;
     }
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(pg_sys::Oid::from(database)), None);
@@ -167,8 +169,16 @@ fn is_alone() -> bool {
 /// Looks after the slot until the database is no node any more.
 fn keep() -> Result<()> {
     let own = BackgroundWorker::transaction(own)?;
-    let Some(own) = own else { return Ok(()) };
-    let mut here: Node = own_session(&own)?;
+    // SAFETY: backend state.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    let note = |done: std::io::Result<()>| done.map_err(|e| note_failed(&e));
+    let Some(own) = own else {
+        return note(place::forget(database));
+    };
+    let mut here: Node = match own_session(&own) {
+        Ok(here) => here,
+        Err(error) => return Err(perhaps_copied(error, &own, database)),
+    };
     // A copy of a node, of the whole server too, has the connection string of the original.
     let identity = format!(
         "SELECT s, d::text FROM ({}) AS i (s, d)",
@@ -179,6 +189,7 @@ fn keep() -> Result<()> {
         if end_if_removed(&own, &mut here)? {
             return Ok(());
         }
+        stop_if_copied(&own, &mut here)?;
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
@@ -189,12 +200,17 @@ fn keep() -> Result<()> {
         ));
     }
     let engine = engine::detect(&mut here)?;
+    note(place::keep(database))?;
     let mut keeper = Keeper::new(engine, here)?;
-    loop {
+    for look in 1.. {
         worker::reload();
+        // The address may lead to another server since.
+        if look % LOOKS == 0 && ours != Some(members::identity(&mut own_session(&own)?)?) {
+            break;
+        }
         match keeper.look()? {
             Kept::Yes => {}
-            Kept::NoNode => return Ok(()),
+            Kept::NoNode => return note(place::forget(database)),
             Kept::Removed(what) => {
                 pgrx::log!("zodan: {what}");
                 return Ok(());
@@ -203,6 +219,48 @@ fn keep() -> Result<()> {
             Kept::CaughtUp(what) | Kept::Resumed(what) => pgrx::log!("zodan: {what}"),
         }
         wait::on_latch(LOOK)?;
+    }
+    Ok(())
+}
+
+/// What is said where nobody answers at the address of the node, which this server may be a copy of.
+fn perhaps_copied(error: Error, own: &Member, database: pg_sys::Oid) -> Error {
+    let Some(noted) = place::noted_elsewhere(database) else {
+        return error;
+    };
+    Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        format!(
+            "the database was node \"{}\" on {noted}, and nobody answers at the address of the node: {error}. Nothing is applied until it leads here, or SELECT zodan.become_standalone() has run",
+            own.name
+        ),
+        "",
+    )
+}
+
+/// An error if this server is a copy of `node`, which is where the registry says; it subscribes to nobody any more.
+fn stop_if_copied(own: &Member, node: &mut Node) -> Result<()> {
+    let engine = engine::detect(node)?;
+    let look = AssertUnwindSafe(|| {
+        let here = Here::Look(Reader::enter("the keeper")?);
+        let mut me = members::local(&own.name, &own.dsn, &here);
+        let twin = Twin::of(&*engine, &mut me, node)?;
+        if twin.is_some() {
+            run(&engine.stop_subscriptions())?;
+        }
+        Ok::<_, Error>(twin)
+    });
+    let told = BackgroundWorker::transaction(look)?;
+    match told {
+        Some(twin) => Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "{}. The members mean the second, so the subscriptions of the first are disabled; if it is a copy, run SELECT zodan.become_standalone() on it",
+                twin.told()
+            ),
+            "",
+        )),
+        None => Ok(()),
     }
 }
 
@@ -223,34 +281,87 @@ fn end_if_removed(own: &Member, other: &mut Node) -> Result<bool> {
     let Some((told, slots)) = found else {
         return Ok(false);
     };
-    if let Some(statement) = engine.end_subscriptions() {
-        run(&statement.inlined())?;
+    for statement in engine.end_subscriptions() {
+        BackgroundWorker::transaction(|| run(&statement))?;
     }
     for _ in 0..TRIES {
-        run(&server::end_users_of_own_slots(&slots).inlined())?;
-        run(&server::drop_own_slots(&slots).inlined())?;
-        let left = server::own_slots_left(&slots).inlined();
-        let left = BackgroundWorker::transaction(|| two_texts(&left))?;
-        if left.is_none() {
-            run(&server::forget_recovery().inlined())?;
+        if BackgroundWorker::transaction(|| drop_own_slots(&slots))? {
+            BackgroundWorker::transaction(|| run(&server::forget_recovery()))?;
             pgrx::log!("zodan: {told}");
             return Ok(true);
         }
         wait::on_latch(TRY)?;
     }
-    Err(Error::refused(
-        SqlState::OBJECT_IN_USE,
-        format!(
-            "node \"{}\" was removed from the cluster, and somebody streams from its slots",
-            own.name
-        ),
-        "",
-    ))
+    Err(in_use(&own.name))
 }
 
-/// In a transaction of its own.
-fn run(sql: &str) -> Result<()> {
-    BackgroundWorker::transaction(|| Spi::run(sql)).map_err(|e| Error::internal(e.to_string()))
+fn in_use(name: &str) -> Error {
+    Error::refused(
+        SqlState::OBJECT_IN_USE,
+        format!(
+            "somebody streams from the slots that this server has of its time as node \"{name}\""
+        ),
+        "",
+    )
+}
+
+/// Makes a database that was copied from a node an ordinary one.
+#[pg_extern(sql = "")]
+fn become_standalone() -> std::result::Result<(), ErrorReport> {
+    const NAME: &str = "zodan.become_standalone()";
+    arguments::superuser_for(NAME)?;
+    let here = Here::Look(Reader::enter(NAME)?);
+    let Some(own) = own()? else {
+        return Err(no_node().into());
+    };
+    let mut me = members::local(&own.name, &own.dsn, &here);
+    let engine = engine::detect(&mut me)?;
+    twin::require_copy(&*engine, &mut me)?;
+    let slots = twin::own_slots(&*engine, &mut me)?;
+    run(&engine.stop_subscriptions())?;
+    let mut tries = 0..TRIES;
+    while !drop_own_slots(&slots)? {
+        if tries.next().is_none() {
+            return Err(in_use(&own.name).into());
+        }
+        wait::on_latch(TRY)?;
+    }
+    let statements = twin::unsubscribe(&*engine).into_iter();
+    for statement in statements.chain(engine.cease_provider()) {
+        run(&statement)?;
+    }
+    // SAFETY: backend state.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    place::forget(database).map_err(|e| note_failed(&e))?;
+    crate::rim::notice(&format!(
+        "the database is no copy of node \"{}\" any more: its data is kept, and nobody gets what is written in it",
+        own.name
+    ));
+    Ok(())
+}
+
+fn note_failed(error: &std::io::Error) -> Error {
+    Error::internal(format!("the note of where the node is: {error}"))
+}
+
+fn no_node() -> Error {
+    Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        "the database is no node of a cluster",
+        "Add it to one first.",
+    )
+}
+
+/// Ends who reads them and drops them, with the recovery slots. False if some are left for the next try.
+fn drop_own_slots(slots: &[String]) -> Result<bool> {
+    run(&server::end_users_of_own_slots(slots))?;
+    run(&server::drop_own_slots(slots))?;
+    Ok(two_texts(&server::own_slots_left(slots).inlined())?.is_none())
+}
+
+/// In the transaction that there is.
+fn run(statement: &Statement) -> Result<()> {
+    Spi::run(&statement.inlined()).map_err(|e| Error::internal(e.to_string()))
 }
 
 fn has_table(name: &str) -> Result<bool> {

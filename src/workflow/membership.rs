@@ -4,12 +4,13 @@
 
 use super::members::{changed_meanwhile, connect_each, with_address};
 use super::removed::end_replication;
+use super::twin::Twin;
 use super::undo::revert;
 use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Effect;
 use crate::libpq::Dsn;
-use crate::node::{Member, Node, ask, server};
+use crate::node::{Member, Node, ask};
 use crate::settings;
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,7 +30,7 @@ pub struct Reached {
 }
 
 /// Opens a session on every member but `spared`. A member that was away knows them by an old registry: whoever
-/// answers may know a newer one, and so more members.
+/// answers may know a newer one, and so more members. An error where `start` is a copy of the member of its name.
 pub fn reach(engine: &dyn Engine, start: &mut Node, spared: Option<&str>) -> Result<Reached> {
     let own = engine.survey(start)?;
     let own_registry = of(engine, start)?;
@@ -69,6 +70,14 @@ pub fn reach(engine: &dyn Engine, start: &mut Node, spared: Option<&str>) -> Res
             break;
         }
         members = found;
+    }
+    for (member, answer) in &mut answers {
+        if let Ok(node) = answer
+            && member.name == start.name
+            && let Some(twin) = Twin::of(engine, start, node)?
+        {
+            return Err(twin.refusal());
+        }
     }
     answers.sort_by_key(|(known, _)| members.iter().position(|m| m.name == known.name));
     Ok(Reached {
@@ -400,11 +409,10 @@ pub fn announce(
 
 /// The first member of a cluster, which has no other.
 pub fn found(engine: &dyn Engine, first: &mut Node, identity: &Identity) -> Result<()> {
-    if engine.membership().is_none() {
+    let Some(cluster) = engine.cluster() else {
         return Ok(());
-    }
-    let cluster = server::unique_id().run(first)?;
-    let registry = Registry::founded(cluster.one()?.text(0), identity, now());
+    };
+    let registry = Registry::founded(cluster, identity, now());
     announce(engine, &mut [first], &registry)?
         .pop()
         .unwrap_or(Ok(()))

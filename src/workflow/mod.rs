@@ -37,6 +37,7 @@ pub mod status;
 mod summary;
 mod taken;
 mod topology;
+pub mod twin;
 mod undo;
 mod unfinished;
 pub mod verify;

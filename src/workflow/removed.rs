@@ -4,22 +4,30 @@
 
 use super::members::slots_there;
 use super::membership::removed;
-use super::undo::drop_slot;
-use crate::engine::{Engine, Registry, names};
+use super::undo::{drop_slot, run_all};
+use crate::engine::names::{self, Numbered};
+use crate::engine::{Engine, Registry};
 use crate::error::Result;
 use crate::node::{Node, server};
 
 /// What the slots may be called that others of the cluster read on member `name`, whose database is called `database`
 /// now.
-fn own_slots(own: &Registry, name: &str, database: &str) -> Vec<String> {
+pub fn own_slots(own: &Registry, name: &str, database: &str) -> Vec<String> {
+    let me = own.numbered(name);
     let databases = [Some(database), own.database_of(name)];
     let readers = own.names().filter(|reader| *reader != name);
-    let mut slots: Vec<String> = readers
-        .flat_map(|reader| {
-            let of = |database| names::slots(name, reader, own.next_number, database);
-            databases.into_iter().flatten().flat_map(of)
-        })
-        .collect();
+    let mut slots: Vec<String> = vec![];
+    for (reader, database) in readers.flat_map(|r| databases.iter().flatten().map(move |d| (r, d)))
+    {
+        // Under the name of a member one may have been half added before.
+        let numbers = 0..own.next_number;
+        let reader = |number| Numbered {
+            name: reader,
+            number,
+        };
+        let named = |me| move |number| names::slot(&own.cluster, me, reader(number), database);
+        slots.extend(me.into_iter().flat_map(|me| numbers.clone().map(named(me))));
+    }
     slots.sort();
     slots.dedup();
     slots
@@ -61,9 +69,7 @@ pub fn told(name: &str, own: &Registry, newest: &Registry) -> String {
 
 /// Drops the subscriptions of `me`, which has the registry `own`, with their origins, and the slots on it.
 pub fn end_replication(engine: &dyn Engine, me: &mut Node, own: &Registry) -> Result<()> {
-    if let Some(statement) = engine.end_subscriptions() {
-        statement.run(me)?;
-    }
+    run_all(me, &engine.end_subscriptions())?;
     let database = super::members::identity(me)?.1;
     let mut slots = own_slots(own, &me.name, &database);
     let recovery = server::all_recovery_slots().run(me)?;

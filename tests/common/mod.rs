@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // each of the test programs uses its part of this
 
+pub mod plan;
 pub mod recovery;
 
 use lab::postgres::{CancelToken, Client, NoTls, SimpleQueryMessage};

@@ -12,11 +12,32 @@ pub fn plan_of(call: &str) -> String {
         )
 }
 
+/// Without what the names of slots end with: a cluster that is not founded yet has none.
+fn without_hashes(steps: &str) -> String {
+    format!("regexp_replace({steps}, '( sub_[^ ]*)_[0-9a-f]{{8}}$', '\\1')")
+}
+
+/// The slot that the run of `call` would make on the node called `provider`.
+pub fn planned_slot(node: &Server, call: &str, provider: &str) -> String {
+    node.value(&format!(
+        "SELECT substr(action, 13) FROM ({}) p WHERE node = '{provider}' AND action LIKE 'create slot %'",
+        plan_of(call)
+    ))
+}
+
+/// The slot that `subscriber`, whatever its node is called, reads on `provider`.
+pub fn slot(provider: &Server, subscriber: &Server) -> String {
+    let name = provider.name();
+    subscriber.value(&format!(
+        "SELECT subslotname FROM pg_subscription WHERE subname LIKE 'sub\\_{name}\\_%'"
+    ))
+}
+
 /// The steps of the plan of `call`, as the journal has them.
 pub fn planned(node: &Server, call: &str) -> Vec<String> {
     let steps = format!(
-        "SELECT concat_ws(' | ', step, phase, node, action) FROM ({}) p
-          WHERE reason <> '' AND undo <> '' ORDER BY step",
+        "SELECT {} FROM ({}) p WHERE reason <> '' AND undo <> '' ORDER BY step",
+        without_hashes("concat_ws(' | ', step, phase, node, action)"),
         plan_of(call)
     );
     lines(node, &steps)
@@ -24,10 +45,13 @@ pub fn planned(node: &Server, call: &str) -> Vec<String> {
 
 /// The steps of the last run.
 pub fn journalled(node: &Server) -> Vec<String> {
+    let steps = without_hashes("concat_ws(' | ', step, phase, node, description)");
     lines(
         node,
-        "SELECT concat_ws(' | ', step, phase, node, description) FROM zodan.step
-          WHERE run_id = (SELECT max(id) FROM zodan.run WHERE state = 'done') ORDER BY step",
+        &format!(
+            "SELECT {steps} FROM zodan.step
+              WHERE run_id = (SELECT max(id) FROM zodan.run WHERE state = 'done') ORDER BY step"
+        ),
     )
 }
 

@@ -45,11 +45,6 @@ pub trait Engine: Sync {
         false
     }
 
-    /// What a point that an earlier run has passed is called in the next one.
-    fn point_now(&self, _first: &Server, point: &str) -> String {
-        point.to_owned()
-    }
-
     /// Panics unless the four are what a join makes of them, besides a mesh.
     fn assert_joined(&self, _members: &[&Server]) {}
 }
@@ -272,8 +267,7 @@ impl World {
             Fault::PeerSevered => Blow::Elsewhere(Box::new(|| self.n(2).sever())),
         };
         let (here, call) = (self.here(case.way), self.call(case.way));
-        let point = self.engine.point_now(self.n(1), &case.point);
-        strike(here, &call, &before, &point, blow)
+        strike(here, &call, &before, &case.point, blow)
     }
 
     /// The node whose server went down. A backend that is killed takes all others with it.

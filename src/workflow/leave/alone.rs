@@ -1,36 +1,61 @@
-//! A node that was removed while it was away, called on itself. There is nothing to wait for, and nothing to do on the
-//! others: they have forgotten it, and its name may be that of another one by now.
+//! A node that was removed while it was away, or a copy of a node, called on itself. There is nothing to wait for, and
+//! nothing to do on the others: its name is that of another one by now, or has always been.
 
 use super::Request;
 use super::abandon::end_interrupted;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Here, Member, Node, server};
 use crate::workflow::members;
-use crate::workflow::membership::{Reached, reach};
+use crate::workflow::membership::reach;
 use crate::workflow::removed::end_replication;
 use crate::workflow::report::Report;
+use crate::workflow::twin::{self, Twin};
 use crate::workflow::undo::run_all;
 
 /// A node that the cluster goes on without.
-struct Removed {
+struct Outcast {
     engine: Box<dyn Engine>,
     me: Node,
-    reached: Reached,
+    why: Why,
 }
 
-/// The node, if it is the target and was removed.
-fn removed(here: &Here, request: &Request) -> Result<Option<Removed>> {
+enum Why {
+    Removed { own: Registry, newest: Registry },
+    Copied(Twin),
+}
+
+impl Why {
+    fn told(&self, name: &str) -> String {
+        match self {
+            Self::Removed { newest, .. } => format!(
+                "node \"{name}\" was removed from the cluster while it was away: the members have generation {}, without it",
+                newest.generation
+            ),
+            Self::Copied(twin) => twin.told(),
+        }
+    }
+}
+
+/// The node, if it is the target.
+fn outcast(here: &Here, request: &Request) -> Result<Option<Outcast>> {
     let mut me = members::local(&request.target, &Dsn::nowhere(), here);
     let engine = engine::detect(&mut me)?;
-    if engine.membership().is_none() || engine.local_name(&mut me)?.as_ref() != Some(&me.name) {
+    if engine.local_name(&mut me)?.as_ref() != Some(&me.name) {
         return Ok(None);
     }
-    let reached = reach(&*engine, &mut me, None)?;
-    if reached.without(&me.name).is_none() {
-        return Ok(None);
-    }
+    let why = match Twin::of_registered(&*engine, &mut me)? {
+        Some(twin) => Why::Copied(twin),
+        None if engine.membership().is_none() => return Ok(None),
+        None => match reach(&*engine, &mut me, None)?.without(&me.name) {
+            Some((own, newest)) => Why::Removed {
+                own: own.clone(),
+                newest: newest.clone(),
+            },
+            None => return Ok(None),
+        },
+    };
     if let Some(dsn) = &request.target_dsn {
         let mut given = members::own_session(&Member {
             name: me.name.clone(),
@@ -39,37 +64,31 @@ fn removed(here: &Here, request: &Request) -> Result<Option<Removed>> {
         let own = members::identity(&mut me)?;
         super::find::same(&own, &mut given, "target_node_dsn")?;
     }
-    Ok(Some(Removed {
-        engine,
-        me,
-        reached,
-    }))
+    Ok(Some(Outcast { engine, me, why }))
 }
 
 /// False if it is a member, or another node is the target.
-pub fn on_the_removed_node(here: &Here, request: &Request, report: &Report) -> Result<bool> {
-    let Some(Removed {
+pub fn on_the_outcast(here: &Here, request: &Request, report: &Report) -> Result<bool> {
+    let Some(Outcast {
         engine,
         mut me,
-        reached,
-    }) = removed(here, request)?
+        why,
+    }) = outcast(here, request)?
     else {
-        return Ok(false);
-    };
-    let Some((own, newest)) = reached.without(&me.name) else {
         return Ok(false);
     };
     members::require_superuser([&mut me])?;
     members::lock([&mut me], &format!("remove_node {}", request.target))?;
-    let ended = end_replication(&*engine, &mut me, own)
+    let replication = match &why {
+        Why::Removed { own, .. } => end_replication(&*engine, &mut me, own),
+        Why::Copied(_) => twin::end_replication(&*engine, &mut me),
+    };
+    let ended = replication
         .and_then(|()| end_interrupted(&*engine, here, &mut me))
         .and_then(|()| run_all(&mut me, &engine.cease_provider()));
     server::membership_unlock().run(&mut me)?;
     ended?;
-    report.say(&format!(
-        "node \"{}\" was removed from the cluster while it was away: the members have generation {}, without it",
-        request.target, newest.generation
-    ));
+    report.say(&why.told(&request.target));
     report.say(&format!(
         "node \"{}\" has left: its subscriptions, slots and origins are dropped, its data is kept, and nobody gets what is written in it",
         request.target
@@ -78,13 +97,13 @@ pub fn on_the_removed_node(here: &Here, request: &Request, report: &Report) -> R
 }
 
 pub fn refuse_plan(here: &Here, request: &Request) -> Result<()> {
-    match removed(here, request)? {
+    match outcast(here, request)? {
         None => Ok(()),
-        Some(_) => Err(Error::refused(
+        Some(outcast) => Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
-                "node \"{}\" was removed from the cluster while it was away: the CALL ends what it has of it",
-                request.target
+                "{}; the CALL ends what it has of it",
+                outcast.why.told(&request.target)
             ),
             "That is not planned: run CALL spock.remove_node.",
         )),

@@ -58,7 +58,7 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
     let session = Here::Call(local.clone());
     if abandon::on_the_new_node(&session, &request, &report)?
         || abandon::on_the_former_node(&session, &request, &report)?
-        || alone::on_the_removed_node(&session, &request, &report)?
+        || alone::on_the_outcast(&session, &request, &report)?
     {
         return Ok(());
     }

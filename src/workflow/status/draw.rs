@@ -190,11 +190,14 @@ mod tests {
                 info: None,
                 joined_at: None,
                 number: None,
+                cluster: None,
                 is_local: name == "n1",
                 database: String::new(),
             },
             standing: match up {
                 true => Ok(Standing {
+                    server: String::new(),
+                    place: String::new(),
                     version: "17.11 (Packager 1)".into(),
                     standby: false,
                     slots: vec![],

@@ -5,6 +5,7 @@ mod draw;
 
 pub use draw::{Format, draw};
 
+use crate::engine::names::Numbered;
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, Row, Rows, scrub};
@@ -14,6 +15,7 @@ use crate::settings;
 use crate::workflow::lost_wal::{self, end_of_wal};
 use crate::workflow::members;
 use crate::workflow::report::table;
+use crate::workflow::twin;
 use std::collections::BTreeSet;
 
 /// A member as the registry of this node has it.
@@ -31,6 +33,7 @@ pub struct Registered {
     /// Where the engine notes it.
     database: String,
     number: Option<i32>,
+    cluster: Option<String>,
 }
 
 /// A member as it answers.
@@ -51,6 +54,10 @@ pub struct Standing {
     end: Option<Lsn>,
     /// Nodes that it has been given a part of by a comparison that was interrupted.
     compared: Vec<String>,
+    /// Which running server it is.
+    server: String,
+    /// Where on its machine.
+    place: String,
 }
 
 impl Standing {
@@ -146,7 +153,11 @@ pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
             "Run it in the database of any node of the cluster.",
         ));
     }
-    let members = seen(engine, registered)?;
+    let mut members = seen(engine, registered)?;
+    let server = members::identity(node)?.0;
+    if let Some(own) = members.iter_mut().find(|m| m.registered.is_local) {
+        tell_twin(own, &server, &twin::place_of(node)?);
+    }
     let mut courses = courses(engine, &members);
     mark_lost_wal(&members, &mut courses)?;
     Ok(Mesh {
@@ -154,6 +165,17 @@ pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
         courses,
         members,
     })
+}
+
+/// What answers as the node that was asked first may be another server, which this one is a copy of.
+fn tell_twin(own: &mut Seen, server: &str, place: &str) {
+    let (Ok(node), Ok(dsn)) = (&own.standing, &own.registered.dsn) else {
+        return;
+    };
+    if twin::is_copy(server, &node.server) {
+        let node = format!("{}, {}", dsn.redacted(), node.place);
+        own.standing = Err(twin::told(&own.registered.name, place, &node));
+    }
 }
 
 /// Providers that lack what a subscriber has of them. All have been asked at the same time, so they are asked once
@@ -204,6 +226,13 @@ fn tell(problem: &str, trouble: &mut Option<String>) {
 }
 
 impl Registered {
+    fn numbered(&self) -> Option<Numbered<'_>> {
+        Some(Numbered {
+            name: &self.name,
+            number: self.number?,
+        })
+    }
+
     fn member(&self) -> Option<Member> {
         Some(Member {
             name: self.name.clone(),
@@ -244,6 +273,7 @@ fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
             is_local: row.text(0) == own,
             database: row.text(5).to_owned(),
             number: row.parse_opt(9).ok().flatten(),
+            cluster: text(row, 10),
         })
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -283,6 +313,8 @@ fn standing(rows: &Rows) -> Result<Standing> {
         inbound: serde_json::from_str(row.text(3)).map_err(bad)?,
         sent: row.get(4).map(str::to_owned),
         compared: serde_json::from_str(row.text(6)).map_err(bad)?,
+        server: row.text(7).to_owned(),
+        place: row.text(8).to_owned(),
         end: row.get(5).and_then(|lsn| lsn.parse().ok()),
     })
 }
@@ -323,8 +355,14 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
     let (from, to) = (&members[provider], &members[subscriber]);
     let Registered { name, database, .. } = &from.registered;
     let rule = engine.path(name, &to.registered.name);
-    let slot_names = engine.slot_names(name, database, &to.registered.name, to.registered.number);
-    let by_rule = |slot: &String| slot_names.contains(slot);
+    let cluster = from.registered.cluster.as_deref();
+    let numbered = (from.registered.numbered(), to.registered.numbered());
+    let slot = match (cluster, numbered) {
+        (Some(cluster), (Some(from), Some(to))) => engine.slot_by_rule(cluster, from, to, database),
+        _ => None,
+    };
+    let slot = slot.as_ref().unwrap_or(&rule.slot);
+    let by_rule = |other: &String| other == slot;
     let leads_here = |i: &&Inbound| match &i.provider {
         Some(name) => *name == from.registered.name,
         // Somebody may have given it another name.

@@ -1,0 +1,128 @@
+//! Where a node lives: host, port and data directory, noted in a file for each database that is a node. A base backup,
+//! a copy of the files and a snapshot take the file along, so a server that finds another place in it than its own was
+//! moved or copied. Which of the two it was, its keeper finds out; until then the apply workers of the database end
+//! before they connect, since they would read what the original is to get.
+
+use crate::settings;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::cell::Cell;
+use std::ffi::{CStr, c_void};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+/// In the data directory.
+const NOTES: &str = "zodan";
+
+/// Workers that apply, of PostgreSQL and of Spock.
+const APPLY_WORKERS: [&str; 5] = [
+    "ApplyWorkerMain",
+    "ParallelApplyWorkerMain",
+    "TablesyncWorkerMain",
+    "spock_apply_main",
+    "spock_sync_main",
+];
+
+/// The name of this machine.
+pub fn host() -> String {
+    let mut name = [0u8; 256];
+    // SAFETY: the buffer is as long as it is said to be, and the last byte stays 0.
+    let failed = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) } != 0;
+    match CStr::from_bytes_until_nul(&name) {
+        Ok(name) if !failed => name.to_string_lossy().into_owned(),
+        _ => String::new(),
+    }
+}
+
+/// The place of this server.
+fn here() -> String {
+    // SAFETY: settings of the server, which are there from its start on.
+    let (directory, port) = unsafe { (CStr::from_ptr(pg_sys::DataDir), pg_sys::PostPortNumber) };
+    let directory = directory.to_string_lossy();
+    let directory = std::fs::canonicalize(&*directory).unwrap_or_else(|_| (&*directory).into());
+    format!("{} port {port}, {}", host(), directory.display())
+}
+
+fn note(database: pg_sys::Oid) -> PathBuf {
+    // The working directory is that of the data.
+    PathBuf::from(NOTES).join(database.to_u32().to_string())
+}
+
+/// Whether there is a note of the database.
+pub fn is_noted(database: pg_sys::Oid) -> bool {
+    note(database).is_file()
+}
+
+/// The place that is noted, if it is another one than this server's.
+pub fn noted_elsewhere(database: pg_sys::Oid) -> Option<String> {
+    let noted = std::fs::read_to_string(note(database)).ok()?;
+    (noted != here()).then_some(noted)
+}
+
+/// Notes that the database is a node in this place.
+pub fn keep(database: pg_sys::Oid) -> io::Result<()> {
+    if is_noted(database) && noted_elsewhere(database).is_none() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(NOTES)?;
+    let new = note(database).with_extension("new");
+    let mut file = std::fs::File::create(&new)?;
+    file.write_all(here().as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(new, note(database))
+}
+
+/// The database is no node any more.
+pub fn forget(database: pg_sys::Oid) -> io::Result<()> {
+    match std::fs::remove_file(note(database)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Has apply workers ask, where the library is being preloaded.
+pub fn watch_apply_workers() {
+    // SAFETY: reads a flag of the server's start; the callback stays as long as the library, which is not unloaded.
+    unsafe {
+        if pg_sys::process_shared_preload_libraries_in_progress {
+            pg_sys::RegisterXactCallback(Some(before_commit), std::ptr::null_mut());
+        }
+    }
+}
+
+thread_local! {
+    static ASKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The first transaction of an apply worker reads its subscription, before it connects.
+#[pg_guard]
+unsafe extern "C-unwind" fn before_commit(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
+    if event != pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT || ASKED.replace(true) {
+        return;
+    }
+    // SAFETY: null but in background workers, where it is the worker's own entry.
+    let Some(worker) = (unsafe { pg_sys::MyBgworkerEntry.as_ref() }) else {
+        return;
+    };
+    // SAFETY: the server ends it with a 0.
+    let function = unsafe { CStr::from_ptr(worker.bgw_function_name.as_ptr()) };
+    let applies = APPLY_WORKERS
+        .iter()
+        .any(|name| function.to_bytes() == name.as_bytes());
+    if !applies || !settings::recovery_slots() {
+        return;
+    }
+    // SAFETY: backend state.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    if let Some(noted) = noted_elsewhere(database) {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "the database was a node on {noted}, and is on {} now",
+                here()
+            ),
+            "Apply waits until the keeper of the node knows whether it was moved or copied; see the log."
+        );
+    }
+}

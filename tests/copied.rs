@@ -1,0 +1,251 @@
+//! A copy of a node's server: it has the registry of the original, its name and its subscriptions, and takes nothing
+//! from it.
+
+mod common;
+
+use common::plan::slot;
+use common::{assert_failed, quick, wait_mesh};
+use lab::{Cluster, Server, ServerOptions, assert_same_content, quote_literal, wait_quiet};
+
+const CONTENT: &str = "CREATE TABLE item (id integer PRIMARY KEY, node text NOT NULL)";
+
+fn keeping() -> ServerOptions {
+    quick().set("shared_preload_libraries", "zodan")
+}
+
+/// A mesh of three whose keepers, if there are any, have noted where they are, and a server whose files will be replaced.
+fn mesh(options: &ServerOptions) -> Cluster {
+    let cluster = Cluster::start_with(4, options);
+    cluster.form_mesh(3, CONTENT);
+    wait_mesh(&cluster.first(3));
+    for node in cluster.first(3) {
+        node.sql(&format!(
+            "INSERT INTO item VALUES ({}, 'before')",
+            node.port()
+        ));
+        if keeps(node) {
+            node.wait_for(
+                "SELECT count(*) FROM pg_ls_dir('.') WHERE pg_ls_dir = 'zodan'",
+                "1",
+            );
+        }
+    }
+    wait_quiet(&cluster.first(3));
+    cluster.n(4).stop();
+    cluster
+}
+
+fn keeps(node: &Server) -> bool {
+    node.value("SHOW shared_preload_libraries") == "zodan"
+}
+
+fn wait_logged(server: &Server, text: &str) {
+    let log = quote_literal(&server.log_path().display().to_string());
+    let text = quote_literal(text);
+    server.wait_for(
+        &format!("SELECT strpos(pg_read_file({log}), {text}) > 0"),
+        "t",
+    );
+}
+
+/// What a copy of n3 says of itself.
+fn claim(copy: &Server, node: &Server) -> String {
+    format!(
+        "two servers claim to be node \"n3\": {}, port {}, data directory {}; and user=postgres dbname=postgres host=127.0.0.1 port={}, port {}, data directory {}",
+        copy.value("SELECT rtrim(pg_read_file('/etc/hostname'), E'\\n')"),
+        copy.port(),
+        copy.data_dir().display(),
+        node.port(),
+        node.port(),
+        node.data_dir().display(),
+    )
+}
+
+fn assert_ordinary(copy: &Server) {
+    for left in [
+        "SELECT count(*) FROM pg_subscription",
+        "SELECT count(*) FROM pg_replication_slots",
+        "SELECT count(*) FROM pg_replication_origin",
+        "SELECT count(*) FROM pg_publication",
+        "SELECT count(*) FROM zodan.node",
+        "SELECT count(*) FROM zodan.local_node",
+        "SELECT count(*) FROM zodan.membership",
+    ] {
+        assert_eq!(copy.value(left), "0", "{left}");
+    }
+    assert_eq!(copy.value("SELECT count(*) FROM item"), "3");
+}
+
+/// The members get what each of them writes, and the copy nothing.
+fn assert_whole(cluster: &Cluster) {
+    let members = cluster.first(3);
+    for (i, node) in members.iter().enumerate() {
+        node.sql(&format!("INSERT INTO item VALUES ({i}, 'later')"));
+    }
+    wait_quiet(&members);
+    assert_same_content(&members);
+    assert_eq!(
+        cluster
+            .n(4)
+            .value("SELECT count(*) FROM item WHERE node <> 'before'"),
+        "0"
+    );
+}
+
+#[test]
+fn a_base_backup_that_is_started_elsewhere_takes_nothing_from_its_node() {
+    let cluster = mesh(&keeping());
+    let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    copy.restore_backup_of(n3);
+    copy.boot();
+    // The slots of n3 are free again and again meanwhile.
+    for _ in 0..3 {
+        n3.restart();
+    }
+    copy.wait_for("SELECT bool_or(subenabled) FROM pg_subscription", "f");
+    let claim = claim(copy, n3);
+    wait_logged(copy, &claim);
+    assert_eq!(
+        copy.value("SELECT problem FROM spock.show_all_nodes() WHERE node_name = 'n3'"),
+        claim
+    );
+    assert_eq!(
+        copy.value("SELECT string_agg(DISTINCT state, ' ') FROM spock.cluster_status() WHERE subscriber = 'n3'"),
+        "unknown"
+    );
+    let hint = "run SELECT zodan.become_standalone() on it";
+    for call in [
+        "CALL spock.remove_node('n1')",
+        "CALL spock.recover_run('n1')",
+    ] {
+        assert_failed(&copy.sql_error(call), "55000", &claim, hint);
+    }
+    wait_mesh(&cluster.first(3));
+    assert_failed(
+        &n3.sql_error("SELECT zodan.become_standalone()"),
+        "55000",
+        "the database is node \"n3\" itself, and no copy of it",
+        "CALL spock.remove_node('n3')",
+    );
+    let of_n3 = slot(n1, n3);
+    copy.sql("SELECT zodan.become_standalone()");
+    assert_ordinary(copy);
+    assert_failed(
+        &copy.sql_error("SELECT zodan.become_standalone()"),
+        "55000",
+        "the database is no node of a cluster",
+        "Add it to one first.",
+    );
+    assert_eq!(
+        n1.value(&format!(
+            "SELECT active FROM pg_replication_slots WHERE slot_name = '{of_n3}'"
+        )),
+        "t"
+    );
+    assert_whole(&cluster);
+}
+
+#[test]
+fn a_copy_takes_nothing_while_its_node_is_down() {
+    let cluster = mesh(&keeping());
+    let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    n3.stop();
+    copy.copy_files_of(n3);
+    copy.boot();
+    n1.sql("INSERT INTO item SELECT i, 'of n1' FROM generate_series(1001, 1050) i");
+    // Its workers would have come by now: each tries again after five seconds at the latest.
+    wait_logged(copy, "Nothing is applied until it leads here");
+    wait_logged(copy, "the database was a node on ");
+    copy.restart();
+    wait_logged(copy, "Nothing is applied until it leads here");
+    n3.boot();
+    copy.wait_for("SELECT bool_or(subenabled) FROM pg_subscription", "f");
+    assert_eq!(copy.value("SELECT count(*) FROM item"), "3");
+    wait_logged(copy, &claim(copy, n3));
+    let told = copy
+        .call("CALL spock.remove_node('n3')")
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(
+        told.notices
+            .iter()
+            .any(|n| n.message.contains(&claim(copy, n3))),
+        "{:?}",
+        told.notices
+    );
+    assert_ordinary(copy);
+    wait_mesh(&cluster.first(3));
+    assert_whole(&cluster);
+}
+
+#[test]
+fn a_node_that_was_moved_applies_again_when_its_address_leads_to_it() {
+    let cluster = mesh(&keeping());
+    let [n1, n2, n3, moved] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    n3.stop();
+    moved.copy_files_of(n3);
+    moved.boot();
+    n1.sql("INSERT INTO item VALUES (1001, 'of n1')");
+    wait_logged(moved, "Nothing is applied until it leads here");
+    let dsn = quote_literal(&moved.dsn());
+    for node in [n1, n2, moved] {
+        node.sql(&format!(
+            "BEGIN; SELECT zodan.unreplicated();
+             UPDATE zodan.node SET dsn = {dsn} WHERE name = 'n3'; COMMIT"
+        ));
+    }
+    for node in [n1, n2] {
+        node.sql(&format!(
+            "ALTER SUBSCRIPTION sub_n3_{} CONNECTION {dsn}",
+            node.name()
+        ));
+    }
+    moved.wait_for("SELECT count(*) FROM item", "4");
+    moved.sql("INSERT INTO item VALUES (1002, 'of n3')");
+    let members = [n1, n2, moved];
+    wait_quiet(&members);
+    assert_same_content(&members);
+    // It is known there from now on.
+    moved.restart();
+    n1.sql("INSERT INTO item VALUES (1003, 'of n1')");
+    moved.wait_for("SELECT count(*) FROM item", "6");
+}
+
+#[test]
+fn without_a_keeper_every_call_tells() {
+    let cluster = mesh(&quick());
+    let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    copy.restore_backup_of(n3);
+    copy.boot();
+    let claim = claim(copy, n3);
+    for call in [
+        "CALL spock.remove_node('n1')",
+        "CALL spock.recover_run('n1')",
+        "SELECT * FROM spock.recover_plan('n1')",
+        "SELECT * FROM spock.remove_node_plan('n1')",
+    ] {
+        assert_failed(
+            &copy.sql_error(call),
+            "55000",
+            &claim,
+            "zodan.become_standalone()",
+        );
+    }
+    assert_eq!(
+        copy.value("SELECT problem FROM spock.show_all_nodes() WHERE node_name = 'n3'"),
+        claim
+    );
+    let given = format!("CALL spock.remove_node('n3', {})", quote_literal(&n3.dsn()));
+    assert_failed(
+        &copy.sql_error(&given),
+        "22023",
+        "target_node_dsn has a connection string for node \"n3\" that leads to another database",
+        "Correct it",
+    );
+    assert_eq!(
+        n1.value("SELECT count(*) FROM pg_replication_slots WHERE active"),
+        "2"
+    );
+    copy.sql("SELECT zodan.become_standalone()");
+    assert_ordinary(copy);
+    assert_whole(&cluster);
+}
