@@ -96,12 +96,12 @@ fn state(cluster: &Cluster) -> Fingerprint {
 fn what_the_report_finds_is_what_the_join_refuses_with() {
     let cluster = mesh();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
+    let slot = planned_slot(n3, &Call::of(n3, n1).sql(), "n1");
     n1.sql("CREATE ROLE somebody; GRANT SELECT ON t TO somebody");
     n2.configure("max_wal_senders", "1");
     n2.restart();
     wait_mesh(&cluster.first(2));
     n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
-    let slot = planned_slot(n3, &Call::of(n3, n1).sql(), "n1");
     n1.sql(&format!(
         "SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"
     ));

@@ -9,7 +9,7 @@ pub mod questions;
 mod registry;
 mod spock;
 
-pub use registry::{Registry, SequencePolicy};
+pub use registry::{Registry, SequencePolicy, parse_dsn};
 
 use self::names::Numbered;
 use crate::copy;
@@ -206,6 +206,12 @@ pub trait Engine {
     /// What the node takes of others; `None` where it is no node, or where a registry says who the members are.
     fn providers(&self, _node: &mut Node) -> Result<Option<Vec<Provider>>> {
         Ok(None)
+    }
+
+    /// Whether `other` knows that a node of the name of `me` was removed, has none, and has no slot that `me` reads.
+    /// Only asked where nodes keep no registry.
+    fn has_removed(&self, _other: &mut Node, _me: &mut Node) -> Result<bool> {
+        Ok(false)
     }
 
     /// Learns the names of the paths between `members`, and of those between them and `absent`, which

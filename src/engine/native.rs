@@ -276,6 +276,9 @@ impl Engine for Native {
     fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
         self.unlearn();
         self.learn(members, &[])?;
+        if members.iter().any(|member| member.name == new.name) {
+            return Ok(()); // the checks refuse the name
+        }
         // A subscription that stands in the way of one to be made is somebody else's.
         for member in members.iter() {
             let path = Path::by_rule(&new.name, &member.name);

@@ -10,8 +10,9 @@
 use super::lost_wal::{LostWal, end_of_wal};
 use super::members::{connect_each, recovery_slot};
 use super::membership::{catch_up, forgive_paid, known};
-use super::removed::{end_replication, told};
+use super::removed::{by_members, end_replication, told};
 use super::taken;
+use super::twin;
 use super::unfinished::unfinished;
 use crate::engine::{Engine, Registry, subscription_states};
 use crate::error::{Error, Finding, Result};
@@ -25,6 +26,9 @@ const MOST_SAMPLES: usize = 512;
 
 /// What the servers show of its sessions.
 const SESSION: &str = "zodan recovery";
+
+/// At one of so many looks it asks the members whether they still know the node, where no registry tells.
+const LOOKS_AT_MEMBERS: u64 = 10;
 
 /// How far each provider has been applied.
 type Progress = BTreeMap<String, Lsn>;
@@ -65,6 +69,7 @@ pub struct Keeper {
     bounded: bool,
     /// Members that lack what this node has of them, which has been told.
     went_back: BTreeSet<String>,
+    looks: u64,
 }
 
 impl Keeper {
@@ -80,11 +85,13 @@ impl Keeper {
             open: None,
             bounded: false,
             went_back: BTreeSet::new(),
+            looks: 0,
         })
     }
 
     /// One look: make the slot if it is not there, take a sample, move the slot.
     pub fn look(&mut self) -> Result<Kept> {
+        self.looks += 1;
         if self.engine.local_name(&mut self.here)?.as_ref() != Some(&self.here.name) {
             self.forget()?;
             return Ok(Kept::NoNode);
@@ -101,6 +108,9 @@ impl Keeper {
         let members = self.engine.survey(&mut self.here)?.members;
         self.connect_peers(&members)?;
         if let Some(told) = self.catch_up()? {
+            return Ok(told);
+        }
+        if let Some(told) = self.end_if_forgotten(members.len() - 1)? {
             return Ok(told);
         }
         if let Some(what) = self.look_for_lost_wal()? {
@@ -280,8 +290,7 @@ impl Keeper {
             return self.tell_paid(&own).map(|()| None);
         }
         // Somebody who changes the membership at this moment sees to it.
-        let lock = server::try_membership_lock(SESSION).run(nodes[0])?;
-        if !lock.one()?.bool(0) {
+        if !locked(nodes[0])? {
             return Ok(None);
         }
         let name = nodes[0].name.clone();
@@ -300,6 +309,23 @@ impl Keeper {
             "node \"{name}\" has caught up with the membership of generation {}",
             newest.generation
         ))))
+    }
+
+    /// The same where there is no registry.
+    fn end_if_forgotten(&mut self, known: usize) -> Result<Option<Kept>> {
+        let mut peers: Vec<&mut Node> = self.peers.values_mut().collect();
+        // Somebody who changes the membership at this moment sees to it.
+        if self.looks % LOOKS_AT_MEMBERS != 1 || !locked(&mut self.here)? {
+            return Ok(None);
+        }
+        let told = by_members(&*self.engine, &mut self.here, &mut peers, known);
+        let done = match &told {
+            Ok(Some(_)) => twin::end_replication(&*self.engine, &mut self.here),
+            _ => Ok(()),
+        };
+        server::membership_unlock().run(&mut self.here)?;
+        done?;
+        Ok(told?.map(Kept::Removed))
     }
 
     /// Those that may have noted what this node owed hear that it is paid.
@@ -392,6 +418,12 @@ impl Keeper {
             false => Kept::GivenUp(why),
         })
     }
+}
+
+/// Takes the membership lock of the node, if it is free.
+fn locked(node: &mut Node) -> Result<bool> {
+    let lock = server::try_membership_lock(SESSION).run(node)?;
+    Ok(lock.one()?.bool(0))
 }
 
 /// Adds a sample. While nothing is applied the newest place is the best.

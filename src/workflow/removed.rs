@@ -2,13 +2,13 @@
 //! ends what it has of the cluster on its own server, and touches nothing on the others: what was its own there they
 //! have dropped, what there is now may be its successor's.
 
-use super::members::slots_there;
+use super::members::{connect_each, identity, slots_there};
 use super::membership::removed;
 use super::undo::{drop_slot, run_all};
 use crate::engine::names::{self, Numbered};
-use crate::engine::{Engine, Registry};
-use crate::error::Result;
-use crate::node::{Node, server};
+use crate::engine::{Engine, Registry, parse_dsn};
+use crate::error::{Error, Result};
+use crate::node::{Member, Node, server};
 
 /// What the slots may be called that others of the cluster read on member `name`, whose database is called `database`
 /// now.
@@ -59,6 +59,62 @@ pub fn by_another(
     )))
 }
 
+/// What to tell of `me`, whose engine keeps no registry, if half of the `known` other members or more, among them
+/// `others`, which can be asked, mean another server by its name, or have removed it and have no slot of it, and none
+/// means it.
+pub fn by_members(
+    engine: &dyn Engine,
+    me: &mut Node,
+    others: &mut [&mut Node],
+    known: usize,
+) -> Result<Option<String>> {
+    if engine.membership().is_some() {
+        return Ok(None);
+    }
+    let own = identity(me)?;
+    let mut told = vec![];
+    for other in others {
+        if engine.local_name(other)?.as_ref() != Some(&other.name) {
+            continue;
+        }
+        let registry = engine.registry().run(other)?;
+        let row = registry.iter().find(|row| row.text(0) == me.name);
+        let Some(row) = row else {
+            if engine.has_removed(other, me)? {
+                told.push(format!("node \"{}\" has removed it", other.name));
+            }
+            continue;
+        };
+        let member = Member {
+            name: me.name.clone(),
+            dsn: parse_dsn(&me.name, row.text(3))?,
+        };
+        match connect_each(&[member]).pop() {
+            Some(Ok(mut node)) => {
+                if identity(&mut node)? == own {
+                    return Ok(None);
+                }
+                told.push(format!(
+                    "by that name node \"{}\" means another server, {}",
+                    other.name,
+                    node.dsn.redacted()
+                ));
+            }
+            Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
+            // Nobody there: it may be this one, and it may not.
+            _ => {}
+        }
+    }
+    let enough = !told.is_empty() && told.len() * 2 >= known;
+    Ok(enough.then(|| {
+        format!(
+            "node \"{}\" was removed from the cluster while it was away: {}",
+            me.name,
+            told.join(", ")
+        )
+    }))
+}
+
 /// For the log of the node.
 pub fn told(name: &str, own: &Registry, newest: &Registry) -> String {
     let error = removed(name, own, newest, true);
@@ -70,7 +126,7 @@ pub fn told(name: &str, own: &Registry, newest: &Registry) -> String {
 /// Drops the subscriptions of `me`, which has the registry `own`, with their origins, and the slots on it.
 pub fn end_replication(engine: &dyn Engine, me: &mut Node, own: &Registry) -> Result<()> {
     run_all(me, &engine.end_subscriptions())?;
-    let database = super::members::identity(me)?.1;
+    let database = identity(me)?.1;
     let mut slots = own_slots(own, &me.name, &database);
     let recovery = server::all_recovery_slots().run(me)?;
     slots.extend(recovery.iter().map(|row| row.text(0).to_owned()));

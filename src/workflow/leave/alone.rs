@@ -9,7 +9,7 @@ use crate::libpq::Dsn;
 use crate::node::{Here, Member, Node, server};
 use crate::workflow::members;
 use crate::workflow::membership::reach;
-use crate::workflow::removed::end_replication;
+use crate::workflow::removed::{by_members, end_replication};
 use crate::workflow::report::Report;
 use crate::workflow::twin::{self, Twin};
 use crate::workflow::undo::run_all;
@@ -22,7 +22,12 @@ struct Outcast {
 }
 
 enum Why {
-    Removed { own: Registry, newest: Registry },
+    Removed {
+        own: Registry,
+        newest: Registry,
+    },
+    /// The same without a registry.
+    Forgotten(String),
     Copied(Twin),
 }
 
@@ -33,9 +38,31 @@ impl Why {
                 "node \"{name}\" was removed from the cluster while it was away: the members have generation {}, without it",
                 newest.generation
             ),
+            Self::Forgotten(told) => told.clone(),
             Self::Copied(twin) => twin.told(),
         }
     }
+}
+
+/// What the members say of a node that takes itself for one, where they keep no registry.
+fn forgotten(engine: &dyn Engine, me: &mut Node) -> Result<Option<String>> {
+    let members = engine.survey(me)?.members;
+    let others: Vec<Member> = members.into_iter().filter(|m| m.name != me.name).collect();
+    let mut reached = vec![];
+    for answer in members::connect_each(&others) {
+        match answer {
+            Ok(node) => reached.push(node),
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            // It says nothing.
+            Err(_) => {}
+        }
+    }
+    by_members(
+        engine,
+        me,
+        &mut reached.iter_mut().collect::<Vec<_>>(),
+        others.len(),
+    )
 }
 
 /// The node, if it is the target.
@@ -47,7 +74,10 @@ fn outcast(here: &Here, request: &Request) -> Result<Option<Outcast>> {
     }
     let why = match Twin::of_registered(&*engine, &mut me)? {
         Some(twin) => Why::Copied(twin),
-        None if engine.membership().is_none() => return Ok(None),
+        None if engine.membership().is_none() => match forgotten(&*engine, &mut me)? {
+            Some(told) => Why::Forgotten(told),
+            None => return Ok(None),
+        },
         None => match reach(&*engine, &mut me, None)?.without(&me.name) {
             Some((own, newest)) => Why::Removed {
                 own: own.clone(),
@@ -81,7 +111,7 @@ pub fn on_the_outcast(here: &Here, request: &Request, report: &Report) -> Result
     members::lock([&mut me], &format!("remove_node {}", request.target))?;
     let replication = match &why {
         Why::Removed { own, .. } => end_replication(&*engine, &mut me, own),
-        Why::Copied(_) => twin::end_replication(&*engine, &mut me),
+        Why::Forgotten(_) | Why::Copied(_) => twin::end_replication(&*engine, &mut me),
     };
     let ended = replication
         .and_then(|()| end_interrupted(&*engine, here, &mut me))
