@@ -2,6 +2,7 @@
 
 mod checks;
 mod filled_twice;
+mod former;
 mod naming;
 mod sets;
 mod strangers;
@@ -9,16 +10,17 @@ mod ways;
 
 use super::{
     Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Provider,
-    Survey, no_reader, questions, subscription_states,
+    Survey, names, no_reader, questions, subscription_states,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::Lsn;
-use crate::node::{Member, Node, Statement, ask_all};
+use crate::node::{Member, Node, Statement, ask_all, server};
 use crate::replay::share::Share;
 use crate::replay::{Decoding, Protocol};
 use crate::settings;
+use former::Former;
 use naming::Naming;
 use sets::{Names, SetTable, Sets, Subscription, array, differences};
 use std::cell::RefCell;
@@ -40,6 +42,9 @@ const BUILT_IN: [&str; 3] = ["default", "default_insert_only", "ddl_sql"];
 pub struct Spock {
     /// By provider and subscriber.
     paths: BTreeMap<(String, String), Vec<Path>>,
+    /// Those of them that are there, as far as their subscriber or their provider was asked.
+    seen: BTreeSet<(String, String)>,
+    former: Former,
     /// The replication sets that a (subscriber, subscription) names.
     parts: BTreeMap<(String, String), String>,
     /// The replication sets of the members, and who takes which.
@@ -160,6 +165,7 @@ impl Engine for Spock {
 
     fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
         self.sets = Sets::of(members)?;
+        self.former.learn(members)?;
         // Somebody else may have chosen them.
         let mut found: BTreeMap<(String, String), Vec<Path>> = BTreeMap::new();
         for member in members.iter_mut() {
@@ -183,6 +189,7 @@ impl Engine for Spock {
                 found.entry(ends).or_default().push(path);
             }
         }
+        self.seen.extend(found.keys().cloned());
         self.paths.append(&mut found);
         let databases = ask_all(
             members.iter_mut().map(|m| &mut **m),
@@ -210,14 +217,11 @@ impl Engine for Spock {
             }
         }
         wanted.retain(|(p, s, _)| !self.paths.contains_key(&(p.clone(), s.clone())));
-        let Some(asked) = members.first_mut() else {
-            return Ok(());
-        };
         let names = known.iter().map(|(name, _)| name);
         let naming = self.naming(names.chain(absent.iter().map(|gone| &gone.name)));
         for (provider, subscriber, database) in wanted {
             let names = naming.of_members(&provider, &subscriber);
-            let paths = named_paths(asked, &provider, &subscriber, &database, names)?;
+            let paths = self.unseen_paths(members, &provider, &subscriber, &database, &names)?;
             self.paths.insert((provider, subscriber), paths);
         }
         Ok(())
@@ -247,13 +251,15 @@ impl Engine for Spock {
             let name = member.name.clone();
             let inbound = self.sets.of_new(&source, &member.name);
             let outbound = self.sets.of_member(&source, &member.name);
+            let generation = self.former.joining(&new.name, &member.name);
             for (provider, subscriber, database, wanted) in [
                 (&name, &new.name, &new_database, inbound),
                 (&new.name, &name, &its_database, outbound),
             ] {
                 let several = wanted.len() > 1;
                 let like = |(nth, wanted): (usize, &Subscription)| {
-                    naming.like(self.model(wanted), provider, subscriber, nth, several)
+                    let name = naming.like(self.model(wanted), provider, subscriber, nth, several);
+                    names::of_generation(&name, generation)
                 };
                 let names = wanted.iter().enumerate().map(like).collect();
                 let paths = named_paths(member, provider, subscriber, database, names)?;
@@ -319,8 +325,10 @@ impl Engine for Spock {
             }
         }
         let several = wanted.len() > 1;
+        let generation = self.former.joining(&new.name, &reader.name);
         let like = |(nth, wanted): (usize, &Subscription)| {
-            naming.like(self.model(wanted), &new.name, &reader.name, nth, several)
+            let name = naming.like(self.model(wanted), &new.name, &reader.name, nth, several);
+            names::of_generation(&name, generation)
         };
         let names = wanted.iter().enumerate().map(like).collect();
         let database = database(reader)?;
@@ -684,6 +692,23 @@ impl Engine for Spock {
                 AND e.retry_errored_at >= (to_jsonb(s) ->> 'sub_created_at')::timestamptz",
             &[],
         ))
+    }
+
+    fn times_removed(&self, name: &str, begun: Option<u32>) -> Option<u32> {
+        let known = self.former.times(name);
+        let (Some(begun), None) = (begun, begun.and_then(|times| self.named_after(name, times)))
+        else {
+            return Some(known + 1);
+        };
+        Some(begun.max(known))
+    }
+
+    fn remember_removed(&self, node: &mut Node, name: &str, times: u32) -> Result<()> {
+        Former::remember(node, name, times)
+    }
+
+    fn inherit_removed(&self, new: &mut Node) -> Result<()> {
+        self.former.inherit(new)
     }
 
     fn start_watchdog(&self, _limit_ms: u128) -> Option<Statement> {
@@ -1224,6 +1249,63 @@ impl Spock {
         Ok(true)
     }
 
+    /// A path of a node that joined when nodes of its name had been removed so often.
+    fn named_after(&self, name: &str, times: u32) -> Option<&Path> {
+        let of_it = |(p, s): &&(String, String)| p == name || s == name;
+        let paths = self.seen.iter().filter(of_it);
+        let mut paths = paths.filter_map(|ends| self.paths.get(ends)).flatten();
+        paths.find(|path| {
+            let other = match path.provider == name {
+                true => &path.subscriber,
+                false => &path.provider,
+            };
+            names::generation(&path.subscription).1 > times + self.former.times(other)
+        })
+    }
+
+    /// The paths of a pair of which no subscription was seen: where the provider has slots of any generation those, else
+    /// as they would be called now.
+    fn unseen_paths(
+        &mut self,
+        members: &mut [&mut Node],
+        provider: &str,
+        subscriber: &str,
+        database: &str,
+        stems: &[String],
+    ) -> Result<Vec<Path>> {
+        let newest = self.former.newest(provider, subscriber);
+        let Some(asked) = members.first_mut() else {
+            return Ok(vec![]);
+        };
+        let mut of_generation = |generation| {
+            let names = stems
+                .iter()
+                .map(|stem| names::of_generation(stem, generation));
+            named_paths(asked, provider, subscriber, database, names.collect())
+        };
+        let now = of_generation(newest)?;
+        let mut all = now.clone();
+        for generation in (1..newest).rev() {
+            all.extend(of_generation(generation)?);
+        }
+        let Some(provider) = members.iter_mut().find(|m| m.name == provider) else {
+            return Ok(now);
+        };
+        let slots: Vec<String> = all.iter().map(|path| path.slot.clone()).collect();
+        let there = server::slots_named(&slots).run(provider)?;
+        all.retain(|path| {
+            there
+                .iter()
+                .any(|row| row.bool(2) && row.text(0) == path.slot)
+        });
+        let Some(path) = all.first() else {
+            return Ok(now);
+        };
+        let ends = (path.provider.clone(), path.subscriber.clone());
+        self.seen.insert(ends);
+        Ok(all)
+    }
+
     /// How the subscriptions between these nodes are named, whatever others there are.
     fn naming<'a>(&self, members: impl Iterator<Item = &'a String>) -> Naming {
         let members: BTreeSet<&String> = members.collect();
@@ -1233,6 +1315,7 @@ impl Spock {
             &paths
                 .map(|(ends, paths)| (ends.clone(), paths.clone()))
                 .collect(),
+            &self.former,
         )
     }
 
