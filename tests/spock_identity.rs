@@ -59,7 +59,9 @@ fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
         let (old, new) = (cluster.n(round + 3), cluster.n(round + 4));
         load.wait_commits(10);
         old.crash();
-        remove(n1, "n3");
+        // It wrote nothing: what some may lack of it are its commits of what it got.
+        n1.call("CALL spock.remove_node('n3', force := true)")
+            .unwrap_or_else(|failed| panic!("{failed}"));
         for node in [n1, n2] {
             let other = if node.name() == "n1" { "n2" } else { "n1" };
             let name = node.name();
@@ -114,7 +116,7 @@ fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
         assert_eq!(items(member), written, "{}", member.name());
     }
     assert_eq!(items(cluster.n(3)), "100 old");
-    assert_eq!(items(cluster.n(4)), "0 n1, 100 old");
+    assert!(!items(cluster.n(4)).contains("1 n1"), "{}", items(cluster.n(4)));
     n1.wait_for(
         "SELECT string_agg(DISTINCT state, ' ') FROM spock.cluster_status()",
         "replicating",
