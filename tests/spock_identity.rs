@@ -116,11 +116,43 @@ fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
         assert_eq!(items(member), written, "{}", member.name());
     }
     assert_eq!(items(cluster.n(3)), "100 old");
-    assert!(!items(cluster.n(4)).contains("1 n1"), "{}", items(cluster.n(4)));
+    assert!(
+        !items(cluster.n(4)).contains("1 n1"),
+        "{}",
+        items(cluster.n(4))
+    );
     n1.wait_for(
         "SELECT string_agg(DISTINCT state, ' ') FROM spock.cluster_status()",
         "replicating",
     );
+    // Called on the old ones, nothing happens to the successor, and the first was gone when the second joined.
+    let told = "was removed from the cluster: subscription sub_n3_n1_gen3 of node \"n1\" is to another one";
+    for old in [cluster.n(3), cluster.n(4)] {
+        for call in [
+            "CALL spock.remove_node('n1')",
+            "SELECT * FROM spock.remove_node_plan('n3')",
+            "CALL spock.recover_run('n2')",
+        ] {
+            let failed = old.sql_error(call);
+            assert_eq!(failed.code(), "55000", "{failed}");
+            assert!(failed.message().contains(told), "{failed}");
+        }
+        let left = old
+            .call("CALL spock.remove_node('n3')")
+            .unwrap_or_else(|failed| panic!("{failed}"));
+        assert!(
+            left.notices.iter().any(|n| n.message.contains(told)),
+            "{left:?}"
+        );
+        for of_cluster in [subscriptions(old), slots(old)] {
+            assert_eq!(of_cluster, "");
+        }
+        assert_eq!(old.value("SELECT count(*) FROM spock.node"), "0");
+    }
+    n2.sql("INSERT INTO item VALUES (2, 'n2')");
+    for node in members {
+        node.wait_for("SELECT count(*) FROM item", "3");
+    }
 }
 
 fn fails(server: &Server, point: &str, call: &str) {

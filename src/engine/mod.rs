@@ -359,6 +359,12 @@ pub trait Engine {
         Ok(())
     }
 
+    /// How another of `nodes`, between which the paths are known, subscribes to the successor of one of them: a node
+    /// that was removed and still takes itself for the one of its name.
+    fn succeeded(&self, _nodes: &mut [&mut Node]) -> Result<Option<Path>> {
+        Ok(None)
+    }
+
     /// Commits a marker on the node; the last answer is its token.
     fn emit_marker(&self, id: &str, provider: &str) -> Vec<Statement>;
     /// Whether the marker has been applied on the subscriber of `path`.

@@ -1,4 +1,5 @@
-//! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
+//! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members but what those remember
+//! that have our extension.
 
 mod checks;
 mod filled_twice;
@@ -711,6 +712,18 @@ impl Engine for Spock {
         self.former.inherit(new)
     }
 
+    fn succeeded(&self, nodes: &mut [&mut Node]) -> Result<Option<Path>> {
+        for node in nodes {
+            for path in self.of_later_pairs(&node.name) {
+                let there = server::slots_named(std::slice::from_ref(&path.slot)).run(node)?;
+                if !there.iter().any(|row| row.bool(2)) {
+                    return Ok(Some(path));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     fn start_watchdog(&self, _limit_ms: u128) -> Option<Statement> {
         None // spock.pause_timeout
     }
@@ -1261,6 +1274,24 @@ impl Spock {
             };
             names::generation(&path.subscription).1 > times + self.former.times(other)
         })
+    }
+
+    /// Those from `provider` to nodes to which it has paths of earlier generations only. Both directions of a pair have
+    /// the same, but where somebody has given a name by hand.
+    fn of_later_pairs(&self, provider: &str) -> Vec<Path> {
+        let newest = |ends: &(String, String)| {
+            let paths = self.seen.contains(ends).then(|| self.paths.get(ends));
+            let paths = paths.flatten().into_iter().flatten();
+            let generations = paths.map(|path| (names::generation(&path.subscription).1, path));
+            generations.max_by_key(|(generation, _)| *generation)
+        };
+        let later = |ends: &(String, String)| {
+            let (from, to) = (ends.1.clone(), ends.0.clone());
+            let ((to_it, path), (from_it, _)) = (newest(ends)?, newest(&(from, to))?);
+            (to_it > from_it).then(|| path.clone())
+        };
+        let ends = self.seen.iter().filter(|(from, _)| from == provider);
+        ends.filter_map(later).collect()
     }
 
     /// The paths of a pair of which no subscription was seen: where the provider has slots of any generation those, else
