@@ -57,6 +57,8 @@ pub enum Effect {
         database: String,
         before: Option<String>,
     },
+    /// A node of that name has been removed so often: a removal that goes on counts it once.
+    Former { name: String, times: u32 },
     /// A statement on the node; the one that takes it back.
     Statement { undo: String },
     /// A statement on a table of the node, and the statement that takes it back.

@@ -65,9 +65,14 @@ extension_sql_file!(
     requires = ["remove_node", "health"]
 );
 extension_sql_file!(
+    "../sql/former_node.sql",
+    name = "former_node",
+    requires = ["schema"]
+);
+extension_sql_file!(
     "../sql/own_tables.sql",
     name = "own_tables",
-    requires = ["recovery"]
+    requires = ["recovery", "former_node"]
 );
 extension_sql_file!("../sql/plan.sql", name = "plan", requires = ["own_tables"]);
 extension_sql_file!(

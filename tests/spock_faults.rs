@@ -30,7 +30,7 @@ impl Engine for Spock {
         for server in members {
             server.wait_for(
                 "SELECT count(*) FROM spock.subscription s
-                  WHERE sub_enabled AND sub_name ~ '^sub_n[123]_n[123]$' AND NOT EXISTS (
+                  WHERE sub_enabled AND sub_name ~ '^sub_n[123]_n[123]' AND NOT EXISTS (
                       SELECT FROM pg_stat_activity a, pg_database d
                        WHERE d.datname = current_database()
                          AND a.backend_type = format('spock apply %s:%s', d.oid, s.sub_id)

@@ -351,6 +351,26 @@ pub trait Engine {
         None
     }
 
+    /// How often nodes of the name have been removed, this one included, of which a removal that was interrupted has
+    /// written `begun`. `None` where names of slots tell memberships by something else.
+    fn times_removed(&self, _name: &str, _begun: Option<u32>) -> Option<u32> {
+        None
+    }
+    /// Writes that down on the node, if it has a place for it.
+    fn remember_removed(&self, _node: &mut Node, _name: &str, _times: u32) -> Result<()> {
+        Ok(())
+    }
+    /// The new node remembers what the members do.
+    fn inherit_removed(&self, _new: &mut Node) -> Result<()> {
+        Ok(())
+    }
+
+    /// How another of `nodes`, between which the paths are known, subscribes to the successor of one of them: a node
+    /// that was removed and still takes itself for the one of its name.
+    fn succeeded(&self, _nodes: &mut [&mut Node]) -> Result<Option<Path>> {
+        Ok(None)
+    }
+
     /// Commits a marker on the node; the last answer is its token.
     fn emit_marker(&self, id: &str, provider: &str) -> Vec<Statement>;
     /// Whether the marker has been applied on the subscriber of `path`.

@@ -46,6 +46,32 @@ pub fn nth_subscription(provider: &str, subscriber: &str, nth: usize) -> String 
     readable(&first, NAME_MAX - tail.len()) + &tail
 }
 
+const GENERATION: &str = "_gen";
+
+/// The name of a subscription between nodes that have followed others of their names: `<name>_gen2` after one removal.
+/// Spock takes no slot whose name ends so for one of a group.
+pub fn of_generation(name: &str, generation: u32) -> String {
+    if generation < 2 {
+        return name.to_owned();
+    }
+    let tail = format!("{GENERATION}{generation}");
+    if name.len() + tail.len() <= NAME_MAX {
+        return format!("{name}{tail}");
+    }
+    let tail = format!("_{:016x}{tail}", fnv1a(&[name.as_bytes()]));
+    readable(name, NAME_MAX - tail.len()) + &tail
+}
+
+/// The name without that, and the generation that it tells.
+pub fn generation(name: &str) -> (&str, u32) {
+    let told = name.rsplit_once(GENERATION).and_then(|(stem, told)| {
+        let plain = !stem.is_empty() && !told.starts_with(['0', '+']);
+        let generation = told.parse().ok().filter(|g| plain && *g > 1)?;
+        Some((stem, generation))
+    });
+    told.unwrap_or((name, 1))
+}
+
 /// Whether a slot can have the name as it is.
 pub fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_MAX && name.bytes().all(is_slot_byte)
@@ -202,6 +228,30 @@ mod tests {
             }
         }
         assert!(subscription("n-3", "n4").starts_with("sub_n_3_n4_"));
+    }
+
+    #[test]
+    fn generations_stay_apart() {
+        assert_eq!(of_generation("sub_n1_n3", 1), "sub_n1_n3");
+        assert_eq!(of_generation("sub_n1_n3", 2), "sub_n1_n3_gen2");
+        assert_eq!(generation("sub_n1_n3_b_gen12"), ("sub_n1_n3_b", 12));
+        for plain in [
+            "sub_n1_n3",
+            "_gen2",
+            "n1_gen",
+            "n1_gen1",
+            "n1_gen02",
+            "n1_gen+2",
+            "n1_gen2x",
+        ] {
+            assert_eq!(generation(plain), (plain, 1));
+        }
+        let long = "x".repeat(62);
+        let names = [2, 3, 20].map(|g| of_generation(&long, g));
+        for (name, told) in names.iter().zip([2, 3, 20]) {
+            assert!(is_plain(name) && generation(name).1 == told, "{name}");
+        }
+        assert_ne!(of_generation(&format!("{long}y"), 2), names[0]);
     }
 
     #[test]

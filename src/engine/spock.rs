@@ -1,7 +1,9 @@
-//! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members.
+//! pgEdge Spock as the cluster's engine: its public SQL only, and nothing of ours on the members but what those remember
+//! that have our extension.
 
 mod checks;
 mod filled_twice;
+mod former;
 mod naming;
 mod sets;
 mod strangers;
@@ -9,16 +11,17 @@ mod ways;
 
 use super::{
     Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Provider,
-    Survey, no_reader, questions, subscription_states,
+    Survey, names, no_reader, questions, subscription_states,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::Lsn;
-use crate::node::{Member, Node, Statement, ask_all};
+use crate::node::{Member, Node, Statement, ask_all, server};
 use crate::replay::share::Share;
 use crate::replay::{Decoding, Protocol};
 use crate::settings;
+use former::Former;
 use naming::Naming;
 use sets::{Names, SetTable, Sets, Subscription, array, differences};
 use std::cell::RefCell;
@@ -40,6 +43,9 @@ const BUILT_IN: [&str; 3] = ["default", "default_insert_only", "ddl_sql"];
 pub struct Spock {
     /// By provider and subscriber.
     paths: BTreeMap<(String, String), Vec<Path>>,
+    /// Those of them that are there, as far as their subscriber or their provider was asked.
+    seen: BTreeSet<(String, String)>,
+    former: Former,
     /// The replication sets that a (subscriber, subscription) names.
     parts: BTreeMap<(String, String), String>,
     /// The replication sets of the members, and who takes which.
@@ -174,6 +180,7 @@ impl Engine for Spock {
 
     fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
         self.sets = Sets::of(members)?;
+        self.former.learn(members)?;
         // Somebody else may have chosen them.
         let mut found: BTreeMap<(String, String), Vec<Path>> = BTreeMap::new();
         for member in members.iter_mut() {
@@ -197,6 +204,7 @@ impl Engine for Spock {
                 found.entry(ends).or_default().push(path);
             }
         }
+        self.seen.extend(found.keys().cloned());
         self.paths.append(&mut found);
         let databases = ask_all(
             members.iter_mut().map(|m| &mut **m),
@@ -224,14 +232,11 @@ impl Engine for Spock {
             }
         }
         wanted.retain(|(p, s, _)| !self.paths.contains_key(&(p.clone(), s.clone())));
-        let Some(asked) = members.first_mut() else {
-            return Ok(());
-        };
         let names = known.iter().map(|(name, _)| name);
         let naming = self.naming(names.chain(absent.iter().map(|gone| &gone.name)));
         for (provider, subscriber, database) in wanted {
             let names = naming.of_members(&provider, &subscriber);
-            let paths = named_paths(asked, &provider, &subscriber, &database, names)?;
+            let paths = self.unseen_paths(members, &provider, &subscriber, &database, &names)?;
             self.paths.insert((provider, subscriber), paths);
         }
         Ok(())
@@ -261,13 +266,15 @@ impl Engine for Spock {
             let name = member.name.clone();
             let inbound = self.sets.of_new(&source, &member.name);
             let outbound = self.sets.of_member(&source, &member.name);
+            let generation = self.former.joining(&new.name, &member.name);
             for (provider, subscriber, database, wanted) in [
                 (&name, &new.name, &new_database, inbound),
                 (&new.name, &name, &its_database, outbound),
             ] {
                 let several = wanted.len() > 1;
                 let like = |(nth, wanted): (usize, &Subscription)| {
-                    naming.like(self.model(wanted), provider, subscriber, nth, several)
+                    let name = naming.like(self.model(wanted), provider, subscriber, nth, several);
+                    names::of_generation(&name, generation)
                 };
                 let names = wanted.iter().enumerate().map(like).collect();
                 let paths = named_paths(member, provider, subscriber, database, names)?;
@@ -333,8 +340,10 @@ impl Engine for Spock {
             }
         }
         let several = wanted.len() > 1;
+        let generation = self.former.joining(&new.name, &reader.name);
         let like = |(nth, wanted): (usize, &Subscription)| {
-            naming.like(self.model(wanted), &new.name, &reader.name, nth, several)
+            let name = naming.like(self.model(wanted), &new.name, &reader.name, nth, several);
+            names::of_generation(&name, generation)
         };
         let names = wanted.iter().enumerate().map(like).collect();
         let database = database(reader)?;
@@ -698,6 +707,35 @@ impl Engine for Spock {
                 AND e.retry_errored_at >= (to_jsonb(s) ->> 'sub_created_at')::timestamptz",
             &[],
         ))
+    }
+
+    fn times_removed(&self, name: &str, begun: Option<u32>) -> Option<u32> {
+        let known = self.former.times(name);
+        let (Some(begun), None) = (begun, begun.and_then(|times| self.named_after(name, times)))
+        else {
+            return Some(known + 1);
+        };
+        Some(begun.max(known))
+    }
+
+    fn remember_removed(&self, node: &mut Node, name: &str, times: u32) -> Result<()> {
+        Former::remember(node, name, times)
+    }
+
+    fn inherit_removed(&self, new: &mut Node) -> Result<()> {
+        self.former.inherit(new)
+    }
+
+    fn succeeded(&self, nodes: &mut [&mut Node]) -> Result<Option<Path>> {
+        for node in nodes {
+            for path in self.of_later_pairs(&node.name) {
+                let there = server::slots_named(std::slice::from_ref(&path.slot)).run(node)?;
+                if !there.iter().any(|row| row.bool(2)) {
+                    return Ok(Some(path));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn start_watchdog(&self, _limit_ms: u128) -> Option<Statement> {
@@ -1238,6 +1276,81 @@ impl Spock {
         Ok(true)
     }
 
+    /// A path of a node that joined when nodes of its name had been removed so often.
+    fn named_after(&self, name: &str, times: u32) -> Option<&Path> {
+        let of_it = |(p, s): &&(String, String)| p == name || s == name;
+        let paths = self.seen.iter().filter(of_it);
+        let mut paths = paths.filter_map(|ends| self.paths.get(ends)).flatten();
+        paths.find(|path| {
+            let other = match path.provider == name {
+                true => &path.subscriber,
+                false => &path.provider,
+            };
+            names::generation(&path.subscription).1 > times + self.former.times(other)
+        })
+    }
+
+    /// Those from `provider` to nodes to which it has paths of earlier generations only. Both directions of a pair have
+    /// the same, but where somebody has given a name by hand.
+    fn of_later_pairs(&self, provider: &str) -> Vec<Path> {
+        let newest = |ends: &(String, String)| {
+            let paths = self.seen.contains(ends).then(|| self.paths.get(ends));
+            let paths = paths.flatten().into_iter().flatten();
+            let generations = paths.map(|path| (names::generation(&path.subscription).1, path));
+            generations.max_by_key(|(generation, _)| *generation)
+        };
+        let later = |ends: &(String, String)| {
+            let (from, to) = (ends.1.clone(), ends.0.clone());
+            let ((to_it, path), (from_it, _)) = (newest(ends)?, newest(&(from, to))?);
+            (to_it > from_it).then(|| path.clone())
+        };
+        let ends = self.seen.iter().filter(|(from, _)| from == provider);
+        ends.filter_map(later).collect()
+    }
+
+    /// The paths of a pair of which no subscription was seen: where the provider has slots of any generation those, else
+    /// as they would be called now.
+    fn unseen_paths(
+        &mut self,
+        members: &mut [&mut Node],
+        provider: &str,
+        subscriber: &str,
+        database: &str,
+        stems: &[String],
+    ) -> Result<Vec<Path>> {
+        let newest = self.former.newest(provider, subscriber);
+        let Some(asked) = members.first_mut() else {
+            return Ok(vec![]);
+        };
+        let mut of_generation = |generation| {
+            let names = stems
+                .iter()
+                .map(|stem| names::of_generation(stem, generation));
+            named_paths(asked, provider, subscriber, database, names.collect())
+        };
+        let now = of_generation(newest)?;
+        let mut all = now.clone();
+        for generation in (1..newest).rev() {
+            all.extend(of_generation(generation)?);
+        }
+        let Some(provider) = members.iter_mut().find(|m| m.name == provider) else {
+            return Ok(now);
+        };
+        let slots: Vec<String> = all.iter().map(|path| path.slot.clone()).collect();
+        let there = server::slots_named(&slots).run(provider)?;
+        all.retain(|path| {
+            there
+                .iter()
+                .any(|row| row.bool(2) && row.text(0) == path.slot)
+        });
+        let Some(path) = all.first() else {
+            return Ok(now);
+        };
+        let ends = (path.provider.clone(), path.subscriber.clone());
+        self.seen.insert(ends);
+        Ok(all)
+    }
+
     /// How the subscriptions between these nodes are named, whatever others there are.
     fn naming<'a>(&self, members: impl Iterator<Item = &'a String>) -> Naming {
         let members: BTreeSet<&String> = members.collect();
@@ -1247,6 +1360,7 @@ impl Spock {
             &paths
                 .map(|(ends, paths)| (ends.clone(), paths.clone()))
                 .collect(),
+            &self.former,
         )
     }
 

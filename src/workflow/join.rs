@@ -911,6 +911,7 @@ impl Join {
         for drift in engine.drift(&mut self.source, &mut self.new)? {
             self.report.warn(&drift.what, &drift.remedy);
         }
+        engine.inherit_removed(&mut self.new)?;
         let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
         markers::forget(engine, all, markers)
     }

@@ -244,7 +244,9 @@ pub fn statements(engine: &dyn Engine, effect: &Effect) -> Vec<Statement> {
         Effect::Table { undo } | Effect::Statement { undo } => {
             vec![Statement::new(undo.as_str(), &[])]
         }
-        Effect::Nothing | Effect::Marker | Effect::Objects { .. } => vec![],
+        Effect::Nothing | Effect::Marker | Effect::Objects { .. } | Effect::Former { .. } => {
+            vec![]
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a cluster names its subscriptions: what is left of their names without those of the two nodes, where that is the
 //! same for every pair of nodes.
 
+use super::former::Former;
 use crate::engine::{Path, names};
 use std::collections::BTreeMap;
 
@@ -86,32 +87,49 @@ pub(super) fn is_of_a_group(slot: &str) -> bool {
 
 /// The patterns of a cluster: every pair of nodes has a subscription of each.
 #[derive(Debug, Default)]
-pub(super) struct Naming(Vec<Pattern>);
+pub(super) struct Naming {
+    patterns: Vec<Pattern>,
+    former: Former,
+}
 
 impl Naming {
     /// As `paths` have it, by provider and subscriber.
-    pub fn of(paths: &BTreeMap<(String, String), Vec<Path>>) -> Self {
-        let mut patterns = vec![];
-        let Some(((provider, subscriber), first)) = paths.first_key_value() else {
-            return Self::default();
+    pub fn of(paths: &BTreeMap<(String, String), Vec<Path>>, former: &Former) -> Self {
+        let mut naming = Self {
+            patterns: vec![],
+            former: former.clone(),
+        };
+        let Some((_, first)) = paths.first_key_value() else {
+            return naming;
         };
         for path in first {
-            let all = Pattern::all_of(&path.subscription, provider, subscriber);
+            let all = Pattern::all_of(naming.stem(path), &path.provider, &path.subscriber);
             let followed = |pattern: &Pattern| {
                 paths.iter().all(|((provider, subscriber), paths)| {
                     let name = pattern.of(provider, subscriber);
-                    paths.iter().any(|path| path.subscription == name)
+                    paths.iter().any(|path| naming.stem(path) == name)
                 })
             };
-            patterns.extend(all.into_iter().find(followed));
+            let pattern = all.into_iter().find(followed);
+            naming.patterns.extend(pattern);
         }
-        Self(patterns)
+        naming
+    }
+
+    fn stem<'p>(&self, path: &'p Path) -> &'p str {
+        let Path {
+            provider,
+            subscriber,
+            subscription,
+            ..
+        } = path;
+        self.former.stem(subscription, provider, subscriber)
     }
 
     /// The names of all subscriptions of `subscriber` to `provider`, of which nothing is known but that they are
-    /// members.
+    /// members; without generations.
     pub fn of_members(&self, provider: &str, subscriber: &str) -> Vec<String> {
-        let names = self.0.iter().map(|p| p.of(provider, subscriber));
+        let names = self.patterns.iter().map(|p| p.of(provider, subscriber));
         match names.collect::<Vec<_>>() {
             none if none.is_empty() => vec![names::subscription(provider, subscriber)],
             names => names,
@@ -119,7 +137,7 @@ impl Naming {
     }
 
     /// The name of the subscription of `subscriber` to `provider` that is made as `model`, the `nth` of those of another
-    /// pair of nodes: by the rule, or at least as that one's where both nodes are in it.
+    /// pair of nodes: by the rule, or at least as that one's where both nodes are in it; without generation.
     pub fn like(
         &self,
         model: Option<&Path>,
@@ -130,13 +148,14 @@ impl Naming {
     ) -> String {
         let name = model.and_then(|model| {
             let (from, to) = (&model.provider, &model.subscriber);
-            let of_model = |p: &&Pattern| p.of(from, to) == model.subscription;
-            let its_own = Pattern::all_of(&model.subscription, from, to);
+            let stem = self.stem(model);
+            let of_model = |p: &&Pattern| p.of(from, to) == stem;
+            let its_own = Pattern::all_of(stem, from, to);
             let its_own = match &its_own[..] {
                 [only] if only.0.contains(&Part::Subscriber) => Some(only),
                 _ => None,
             };
-            let pattern = self.0.iter().find(of_model).or(its_own)?;
+            let pattern = self.patterns.iter().find(of_model).or(its_own)?;
             Some(pattern.of(provider, subscriber)).filter(|name| names::is_plain(name))
         });
         let mut name = name.unwrap_or_else(|| names::nth_subscription(provider, subscriber, nth));
@@ -168,7 +187,7 @@ mod tests {
                 .or_default()
                 .push(path(provider, subscriber, name));
         }
-        Naming::of(&paths)
+        Naming::of(&paths, &Former::default())
     }
 
     #[test]
@@ -224,6 +243,28 @@ mod tests {
         assert_eq!(like(0, true), "db_3_from_db_1_1x");
         assert_eq!(like(1, true), "db_3_from_db_1_2x");
         assert_eq!(like(1, false), "db_3_from_db_1_2");
+    }
+
+    #[test]
+    fn a_name_that_comes_back_is_no_other_rule() {
+        let mut paths = BTreeMap::new();
+        for (p, s, name) in [
+            ("n1", "n2", "n2_from_n1"),
+            ("n2", "n1", "n1_from_n2"),
+            ("n1", "n3", "n3_from_n1_gen2"),
+            ("n3", "n1", "n1_from_n3_gen2"),
+        ] {
+            paths.insert((p.to_owned(), s.to_owned()), vec![path(p, s, name)]);
+        }
+        let naming = Naming::of(&paths, &Former::of(&[("n3", 1)]));
+        let model = path("n1", "n3", "n3_from_n1_gen2");
+        assert_eq!(
+            naming.like(Some(&model), "n1", "n4", 0, false),
+            "n4_from_n1"
+        );
+        assert_eq!(naming.of_members("n3", "n4"), ["n4_from_n3"]);
+        let by_hand = Naming::of(&paths, &Former::default());
+        assert_eq!(by_hand.of_members("n3", "n4"), ["sub_n3_n4"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{Hold, Leave};
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
-use crate::journal::Journal;
+use crate::journal::{Effect, Journal};
 use crate::node::{Node, Statement, server};
 use crate::step::{Action, Step};
 use crate::workflow::members::{each_in_turn, recovery_slot, slots_there};
@@ -13,7 +13,12 @@ use crate::workflow::undo::drop_slot;
 impl Leave {
     /// Every part of it may have been done by a run before this one. The registries come last: they
     /// are what the next run would start from. After them nothing is left to do but on the leaving node.
-    pub fn detach(&mut self, journal: &mut Journal, hold: Option<&Hold>) -> Result<()> {
+    pub fn detach(
+        &mut self,
+        journal: &mut Journal,
+        hold: Option<&Hold>,
+        times: Option<u32>,
+    ) -> Result<()> {
         self.report
             .phase(&format!("detach \"{}\" from every member", self.target));
         let phase = self.report.current();
@@ -21,13 +26,22 @@ impl Leave {
         let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
         for name in &names {
             let node = self.target.clone();
-            steps.push(journal.go_on(&Step::new(phase, name, Action::Detach { node }))?);
+            let step = Step::new(phase, name, Action::Detach { node });
+            steps.push(match times {
+                Some(times) => {
+                    let name = self.target.clone();
+                    journal.intend(&step, &Effect::Former { name, times })?
+                }
+                None => journal.go_on(&step)?,
+            });
         }
         if self.leaving.is_some() {
             steps.push(journal.go_on(&Step::new(phase, &self.target, Action::Leave))?);
         }
         self.remember_debts()?;
         journal.passed("debts are remembered")?;
+        self.remember_name(times)?;
+        journal.passed("the name is remembered")?;
         self.drop_subscriptions()?;
         journal.passed("subscriptions are dropped")?;
         self.report
@@ -52,6 +66,16 @@ impl Leave {
             journal.done(step)?;
         }
         Ok(())
+    }
+
+    /// Before any name is free again.
+    fn remember_name(&mut self, times: Option<u32>) -> Result<()> {
+        let (engine, target) = (&*self.engine, &self.target);
+        let Some(times) = times else {
+            return Ok(());
+        };
+        let mut survivors = self.survivors.iter_mut();
+        survivors.try_for_each(|node| engine.remember_removed(node, target, times))
     }
 
     /// What makes the leaving node a database like any other. Writes are let in first: once it is no

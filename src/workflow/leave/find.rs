@@ -2,7 +2,7 @@
 //! told by server and database, never by name alone.
 
 use super::obstacles::no_member;
-use super::{Leave, Request, interrupted_removals};
+use super::{Leave, Request, interrupted_removals, predecessor};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
@@ -112,6 +112,7 @@ impl Leave {
             });
         }
         engine.learn(&mut asked, &absent)?;
+        predecessor::refuse(&*engine, &mut asked)?;
         Ok(Self {
             engine,
             session,

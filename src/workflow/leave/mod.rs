@@ -7,6 +7,7 @@ mod detach;
 mod drain;
 mod find;
 mod obstacles;
+pub mod predecessor;
 
 use super::hold;
 use super::membership::{Quorum, no_majority};
@@ -59,6 +60,7 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
     if abandon::on_the_new_node(&session, &request, &report)?
         || abandon::on_the_former_node(&session, &request, &report)?
         || alone::on_the_outcast(&session, &request, &report)?
+        || predecessor::on_itself(&session, &request, &report)?
     {
         return Ok(());
     }
@@ -81,6 +83,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     let here = Here::Look(reader.clone());
     refuse_interrupted_join(&here)?;
     alone::refuse_plan(&here, request)?;
+    predecessor::refuse_plan(&here, request)?;
     let mut leave = Leave::connect(here, request, Report::looking())?;
     let what = match leave.standing()? {
         Standing::Member => {
@@ -159,13 +162,15 @@ impl Leave {
             },
             steps,
         )?;
+        let counted = earlier.iter().filter_map(|e| e.times).max();
+        let times = self.engine.times_removed(&self.target, counted);
         let held = earlier.into_iter().find_map(|e| e.hold);
         let hold = match self.before_detaching(&mut journal, held, resumed) {
             Ok(hold) => hold,
             Err(first) => return Err(self.take_back(&journal, first)),
         };
         let ended = self
-            .detach(&mut journal, hold.as_ref())
+            .detach(&mut journal, hold.as_ref(), times)
             .and_then(|()| journal.passed("the node is detached"))
             .and_then(|()| journal.finish())
             .and_then(|()| self.end_earlier_runs());
@@ -535,7 +540,7 @@ impl Leave {
         let mut found = vec![];
         for run in interrupted_removals(&self.session, &self.target)? {
             let journal = Journal::reopen(self.session.session(), run.run);
-            let (mut hold, mut held_back) = (None, vec![]);
+            let (mut hold, mut held_back, mut times) = (None, vec![], None);
             for begun in journal.begun()? {
                 match begun.effect {
                     Effect::ReadOnly { database, before } => {
@@ -545,12 +550,14 @@ impl Leave {
                         });
                     }
                     effect @ Effect::Statement { .. } => held_back.push((begun.node, effect)),
+                    Effect::Former { times: counted, .. } => times = times.max(Some(counted)),
                     _ => {}
                 }
             }
             found.push(Earlier {
                 hold,
                 held_back,
+                times,
                 detached: journal.furthest_phase()? >= DETACH_PHASE,
             });
             if self.session.changes() {
@@ -602,6 +609,8 @@ struct Earlier {
     hold: Option<Hold>,
     /// Subscriptions of survivors that it held, by node.
     held_back: Vec<(String, Effect)>,
+    /// How often nodes of the name have been removed, as it counted.
+    times: Option<u32>,
     /// It had begun to detach the node.
     detached: bool,
 }

@@ -9,6 +9,7 @@ use crate::node::{Here, Member, Node, server};
 use crate::settings;
 use crate::workflow::clocks;
 use crate::workflow::findings::Status;
+use crate::workflow::leave::predecessor;
 use crate::workflow::lost_wal::{LostWal, end_of_wal};
 use crate::workflow::members::each;
 use crate::workflow::membership::{reach, settle};
@@ -137,6 +138,7 @@ impl Recovery {
         settle(&mut *engine, &mut asked, newest)?;
         let gone: Vec<Member> = std::iter::once(&failed).chain(&away).cloned().collect();
         engine.learn(&mut asked, &gone)?;
+        predecessor::refuse(&*engine, &mut asked)?;
         let mut recovery = Self {
             engine,
             session,

@@ -5,7 +5,7 @@ mod draw;
 
 pub use draw::{Format, draw};
 
-use crate::engine::names::Numbered;
+use crate::engine::names::{self, Numbered};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, Row, Rows, scrub};
@@ -375,7 +375,7 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
     let spock_slot = format!("_{}", rule.subscription);
     let is_slot = |s: &&Slot| match inbound {
         Some(inbound) => inbound.slot.as_ref() == Some(&s.name),
-        None => by_rule(&s.name) || s.name.ends_with(&spock_slot),
+        None => by_rule(&s.name) || names::generation(&s.name).0.ends_with(&spock_slot),
     };
     let slots = from.standing.as_ref().ok().map(|s| &s.slots);
     let slot = slots.and_then(|all| all.iter().find(is_slot));
