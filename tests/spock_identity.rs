@@ -126,7 +126,7 @@ fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
         "replicating",
     );
     // Called on the old ones, nothing happens to the successor, and the first was gone when the second joined.
-    let told = "was removed from the cluster: subscription sub_n3_n1_gen3 of node \"n1\" is to another one";
+    let told = "was removed from the cluster while it was away: subscription sub_n3_n1_gen3 of node \"n1\" is to another one";
     for old in [cluster.n(3), cluster.n(4)] {
         for call in [
             "CALL spock.remove_node('n1')",

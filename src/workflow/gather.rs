@@ -1,6 +1,6 @@
 //! The nodes of a join: found, connected, and told apart.
 
-use super::leave::predecessor;
+use super::removed::refuse_succeeded;
 use super::{members, membership, readers};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
@@ -94,7 +94,7 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
         membership::settle(&mut *engine, &mut all, reached.registry.as_ref())?;
     }
     engine.prepare(&mut all, &mut new)?;
-    predecessor::refuse(&*engine, &mut all)?;
+    refuse_succeeded(&*engine, &mut all)?;
     let readers = readers::connect(&mut *engine, &readers, &mut all, &mut new)?;
     Ok(Party {
         engine,

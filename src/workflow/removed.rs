@@ -6,8 +6,8 @@ use super::members::{connect_each, identity, slots_there};
 use super::membership::removed;
 use super::undo::{drop_slot, run_all};
 use crate::engine::names::{self, Numbered};
-use crate::engine::{Engine, Registry, parse_dsn};
-use crate::error::{Error, Result};
+use crate::engine::{Engine, Path, Registry, parse_dsn};
+use crate::error::{Error, Result, SqlState};
 use crate::node::{Member, Node, server};
 
 /// What the slots may be called that others of the cluster read on member `name`, whose database is called `database`
@@ -113,6 +113,34 @@ pub fn by_members(
             told.join(", ")
         )
     }))
+}
+
+fn told_of_successor(path: &Path) -> String {
+    format!(
+        "node \"{}\" was removed from the cluster while it was away: subscription {} of node \"{}\" is to another one that has its name now",
+        path.provider, path.subscription, path.subscriber
+    )
+}
+
+/// What to tell of `nodes`, between which the paths are known, if one of them has a successor.
+pub fn by_successor(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<Option<String>> {
+    let path = engine.succeeded(nodes)?;
+    Ok(path.as_ref().map(told_of_successor))
+}
+
+/// Refuses if one of them has.
+pub fn refuse_succeeded(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<()> {
+    match engine.succeeded(nodes)? {
+        None => Ok(()),
+        Some(path) => Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            told_of_successor(&path),
+            format!(
+                "On it, CALL spock.remove_node({}) makes it a database like any other.",
+                crate::quote::literal(&path.provider)
+            ),
+        )),
+    }
 }
 
 /// For the log of the node.

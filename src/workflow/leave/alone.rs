@@ -9,7 +9,7 @@ use crate::libpq::Dsn;
 use crate::node::{Here, Member, Node, server};
 use crate::workflow::members;
 use crate::workflow::membership::reach;
-use crate::workflow::removed::{by_members, end_replication};
+use crate::workflow::removed::{by_members, by_successor, end_replication};
 use crate::workflow::report::Report;
 use crate::workflow::twin::{self, Twin};
 use crate::workflow::undo::run_all;
@@ -45,7 +45,7 @@ impl Why {
 }
 
 /// What the members say of a node that takes itself for one, where they keep no registry.
-fn forgotten(engine: &dyn Engine, me: &mut Node) -> Result<Option<String>> {
+fn forgotten(engine: &mut dyn Engine, me: &mut Node) -> Result<Option<String>> {
     let members = engine.survey(me)?.members;
     let others: Vec<Member> = members.into_iter().filter(|m| m.name != me.name).collect();
     let mut reached = vec![];
@@ -57,24 +57,25 @@ fn forgotten(engine: &dyn Engine, me: &mut Node) -> Result<Option<String>> {
             Err(_) => {}
         }
     }
-    by_members(
-        engine,
-        me,
-        &mut reached.iter_mut().collect::<Vec<_>>(),
-        others.len(),
-    )
+    let mut nodes: Vec<&mut Node> = std::iter::once(&mut *me).chain(&mut reached).collect();
+    engine.learn(&mut nodes, &[])?;
+    if let Some(told) = by_successor(engine, &mut nodes[..1])? {
+        return Ok(Some(told));
+    }
+    let mut reached: Vec<&mut Node> = reached.iter_mut().collect();
+    by_members(engine, me, &mut reached, others.len())
 }
 
 /// The node, if it is the target.
 fn outcast(here: &Here, request: &Request) -> Result<Option<Outcast>> {
     let mut me = members::local(&request.target, &Dsn::nowhere(), here);
-    let engine = engine::detect(&mut me)?;
+    let mut engine = engine::detect(&mut me)?;
     if engine.local_name(&mut me)?.as_ref() != Some(&me.name) {
         return Ok(None);
     }
     let why = match Twin::of_registered(&*engine, &mut me)? {
         Some(twin) => Why::Copied(twin),
-        None if engine.membership().is_none() => match forgotten(&*engine, &mut me)? {
+        None if engine.membership().is_none() => match forgotten(&mut *engine, &mut me)? {
             Some(told) => Why::Forgotten(told),
             None => return Ok(None),
         },

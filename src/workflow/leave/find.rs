@@ -2,13 +2,14 @@
 //! told by server and database, never by name alone.
 
 use super::obstacles::no_member;
-use super::{Leave, Request, interrupted_removals, predecessor};
+use super::{Leave, Request, interrupted_removals};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Here, Member, Node};
 use crate::workflow::members::{self, each};
 use crate::workflow::membership::{reach, settle};
+use crate::workflow::removed::refuse_succeeded;
 use crate::workflow::report::Report;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -112,7 +113,7 @@ impl Leave {
             });
         }
         engine.learn(&mut asked, &absent)?;
-        predecessor::refuse(&*engine, &mut asked)?;
+        refuse_succeeded(&*engine, &mut asked)?;
         Ok(Self {
             engine,
             session,

@@ -7,7 +7,6 @@ mod detach;
 mod drain;
 mod find;
 mod obstacles;
-pub mod predecessor;
 
 use super::hold;
 use super::membership::{Quorum, no_majority};
@@ -60,7 +59,6 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
     if abandon::on_the_new_node(&session, &request, &report)?
         || abandon::on_the_former_node(&session, &request, &report)?
         || alone::on_the_outcast(&session, &request, &report)?
-        || predecessor::on_itself(&session, &request, &report)?
     {
         return Ok(());
     }
@@ -83,7 +81,6 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     let here = Here::Look(reader.clone());
     refuse_interrupted_join(&here)?;
     alone::refuse_plan(&here, request)?;
-    predecessor::refuse_plan(&here, request)?;
     let mut leave = Leave::connect(here, request, Report::looking())?;
     let what = match leave.standing()? {
         Standing::Member => {

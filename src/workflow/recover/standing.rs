@@ -9,10 +9,10 @@ use crate::node::{Here, Member, Node, server};
 use crate::settings;
 use crate::workflow::clocks;
 use crate::workflow::findings::Status;
-use crate::workflow::leave::predecessor;
 use crate::workflow::lost_wal::{LostWal, end_of_wal};
 use crate::workflow::members::each;
 use crate::workflow::membership::{reach, settle};
+use crate::workflow::removed::refuse_succeeded;
 use crate::workflow::report::Report;
 use crate::workflow::unfinished::unfinished;
 use std::collections::{BTreeMap, BTreeSet};
@@ -138,7 +138,7 @@ impl Recovery {
         settle(&mut *engine, &mut asked, newest)?;
         let gone: Vec<Member> = std::iter::once(&failed).chain(&away).cloned().collect();
         engine.learn(&mut asked, &gone)?;
-        predecessor::refuse(&*engine, &mut asked)?;
+        refuse_succeeded(&*engine, &mut asked)?;
         let mut recovery = Self {
             engine,
             session,
