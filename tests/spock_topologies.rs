@@ -365,11 +365,11 @@ fn who_cannot_be_given_the_changes_of_the_new_node_is_refused() {
         "SELECT status FROM spock.sub_show_status('reads')",
         "replicating",
     );
-    reader.sql("SELECT pg_replication_origin_create('spk_postgres_n3_sub_n3_reader')");
+    reader.sql("SELECT pg_replication_origin_create('spk_postgres_n3_sub_n3_reader_gen2')");
     refused(
         &[&dsn],
         "42710",
-        "spk_postgres_n3_sub_n3_reader",
+        "spk_postgres_n3_sub_n3_reader_gen2",
         "pg_replication_origin_drop",
     );
 }
