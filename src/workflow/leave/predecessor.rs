@@ -35,8 +35,15 @@ pub fn refuse(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<()> {
     }
 }
 
-/// The node and why, if it is the target.
-fn predecessor(here: &Here, request: &Request) -> Result<Option<(Box<dyn Engine>, Node, Path)>> {
+/// The node that the CALL runs on, and how another one subscribes to its successor.
+struct Predecessor {
+    engine: Box<dyn Engine>,
+    me: Node,
+    to_successor: Path,
+}
+
+/// The node, if it is the target.
+fn predecessor(here: &Here, request: &Request) -> Result<Option<Predecessor>> {
     let mut me = members::local(&request.target, &Dsn::nowhere(), here);
     let mut engine = engine::detect(&mut me)?;
     if engine.membership().is_some() || engine.local_name(&mut me)?.as_ref() != Some(&me.name) {
@@ -47,7 +54,7 @@ fn predecessor(here: &Here, request: &Request) -> Result<Option<(Box<dyn Engine>
     let mut others: Vec<Node> = others.filter_map(|(_, answer)| answer.ok()).collect();
     let mut nodes: Vec<&mut Node> = std::iter::once(&mut me).chain(&mut others).collect();
     engine.learn(&mut nodes, &[])?;
-    let Some(path) = engine.succeeded(&mut nodes[..1])? else {
+    let Some(to_successor) = engine.succeeded(&mut nodes[..1])? else {
         return Ok(None);
     };
     if let Some(dsn) = &request.target_dsn {
@@ -58,12 +65,21 @@ fn predecessor(here: &Here, request: &Request) -> Result<Option<(Box<dyn Engine>
         let own = members::identity(&mut me)?;
         find::same(&own, &mut given, "target_node_dsn")?;
     }
-    Ok(Some((engine, me, path)))
+    Ok(Some(Predecessor {
+        engine,
+        me,
+        to_successor,
+    }))
 }
 
 /// False if it is a member, or another node is the target.
 pub fn on_itself(here: &Here, request: &Request, report: &Report) -> Result<bool> {
-    let Some((engine, mut me, path)) = predecessor(here, request)? else {
+    let Some(Predecessor {
+        engine,
+        mut me,
+        to_successor,
+    }) = predecessor(here, request)?
+    else {
         return Ok(false);
     };
     members::require_superuser([&mut me])?;
@@ -73,7 +89,7 @@ pub fn on_itself(here: &Here, request: &Request, report: &Report) -> Result<bool
         .and_then(|()| run_all(&mut me, &engine.cease_provider()));
     server::membership_unlock().run(&mut me)?;
     ended?;
-    report.say(&told(&path));
+    report.say(&told(&to_successor));
     report.say(&format!(
         "node \"{}\" has left: its subscriptions, slots and origins are dropped, its data is kept, and nobody gets what is written in it",
         request.target
@@ -84,9 +100,12 @@ pub fn on_itself(here: &Here, request: &Request, report: &Report) -> Result<bool
 pub fn refuse_plan(here: &Here, request: &Request) -> Result<()> {
     match predecessor(here, request)? {
         None => Ok(()),
-        Some((_, _, path)) => Err(Error::refused(
+        Some(found) => Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
-            format!("{}; the CALL ends what it has of the cluster", told(&path)),
+            format!(
+                "{}; the CALL ends what it has of the cluster",
+                told(&found.to_successor)
+            ),
             "That is not planned: run CALL spock.remove_node.",
         )),
     }
