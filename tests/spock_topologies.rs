@@ -365,13 +365,11 @@ fn who_cannot_be_given_the_changes_of_the_new_node_is_refused() {
         "SELECT status FROM spock.sub_show_status('reads')",
         "replicating",
     );
-    reader.sql("SELECT pg_replication_origin_create('spk_postgres_n3_sub_n3_reader')");
-    refused(
-        &[&dsn],
-        "42710",
-        "spk_postgres_n3_sub_n3_reader",
-        "pg_replication_origin_drop",
-    );
+    // A node of the name was removed.
+    let slot =
+        reader.value("SELECT spock.spock_gen_slot_name('postgres', 'n3', 'sub_n3_reader_gen2')");
+    reader.sql(&format!("SELECT pg_replication_origin_create('{slot}')"));
+    refused(&[&dsn], "42710", &slot, "pg_replication_origin_drop");
 }
 
 /// What was made on the reader goes with the rest, also where the CALL is not told of it any more.
