@@ -165,11 +165,13 @@ impl Engine for Spock {
     }
 
     fn has_removed(&self, other: &mut Node, me: &mut Node) -> Result<bool> {
+        if !Former::is_remembered(other, &me.name)? {
+            return Ok(false);
+        }
         let read = me.query("SELECT sub_slot_name FROM spock.subscription", &[])?;
         let read: Vec<&str> = read.iter().map(|row| row.text(0)).collect();
         let rows = other.query(
-            "SELECT EXISTS (SELECT FROM zodan.former_node WHERE name = $1)
-                AND NOT EXISTS (SELECT FROM spock.node WHERE node_name = $1)
+            "SELECT NOT EXISTS (SELECT FROM spock.node WHERE node_name = $1)
                 AND NOT EXISTS (SELECT FROM pg_replication_slots
                                  WHERE database = current_database()
                                    AND slot_name = ANY (string_to_array($2, ',')))",

@@ -9,28 +9,26 @@ use crate::engine::names::{self, Numbered};
 use crate::engine::{Engine, Path, Registry, parse_dsn};
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Member, Node, server};
+use std::collections::BTreeSet;
 
 /// What the slots may be called that others of the cluster read on member `name`, whose database is called `database`
 /// now.
 pub fn own_slots(own: &Registry, name: &str, database: &str) -> Vec<String> {
-    let me = own.numbered(name);
-    let databases = [Some(database), own.database_of(name)];
-    let readers = own.names().filter(|reader| *reader != name);
-    let mut slots: Vec<String> = vec![];
-    for (reader, database) in readers.flat_map(|r| databases.iter().flatten().map(move |d| (r, d)))
-    {
-        // Under the name of a member one may have been half added before.
-        let numbers = 0..own.next_number;
-        let reader = |number| Numbered {
-            name: reader,
-            number,
-        };
-        let named = |me| move |number| names::slot(&own.cluster, me, reader(number), database);
-        slots.extend(me.into_iter().flat_map(|me| numbers.clone().map(named(me))));
+    let Some(me) = own.numbered(name) else {
+        return vec![];
+    };
+    let mut slots = BTreeSet::new();
+    for database in std::iter::once(database).chain(own.database_of(name)) {
+        for reader in own.names().filter(|reader| *reader != name) {
+            // Under the name of a member one may have been half added before.
+            let readers = (0..own.next_number).map(|number| Numbered {
+                name: reader,
+                number,
+            });
+            slots.extend(readers.map(|reader| names::slot(&own.cluster, me, reader, database)));
+        }
     }
-    slots.sort();
-    slots.dedup();
-    slots
+    slots.into_iter().collect()
 }
 
 /// What to tell of member `name` with the registry `own`, if `other`, a node of the same cluster, has a newer one
@@ -93,6 +91,10 @@ pub fn by_members(
             Some(Ok(mut node)) => {
                 if identity(&mut node)? == own {
                     return Ok(None);
+                }
+                // From here the address may lead to somebody else than from there.
+                if engine.local_name(&mut node)?.as_ref() != Some(&me.name) {
+                    continue;
                 }
                 told.push(format!(
                     "by that name node \"{}\" means another server, {}",

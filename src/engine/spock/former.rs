@@ -36,6 +36,13 @@ impl Former {
         Ok(())
     }
 
+    /// Whether `node` remembers one of the name.
+    pub fn is_remembered(node: &mut Node, name: &str) -> Result<bool> {
+        let mut former = Self::default();
+        former.learn(&mut [node])?;
+        Ok(former.times(name) > 0)
+    }
+
     pub fn times(&self, name: &str) -> u32 {
         self.0.get(name).copied().unwrap_or_default()
     }
