@@ -10,6 +10,14 @@ use lab::{Cluster, Load, Server, add_node, assert_same_content, load, quote_lite
 
 const CONTENT: &str = "CREATE TABLE item (id integer PRIMARY KEY, node text NOT NULL)";
 
+/// It wrote nothing: what some may lack of it are its commits of what it got.
+fn remove_dead(here: &Server, target: &str) {
+    here.call(&format!(
+        "CALL spock.remove_node('{target}', force := true)"
+    ))
+    .unwrap_or_else(|failed| panic!("{failed}"));
+}
+
 fn remove(here: &Server, target: &str) {
     here.call(&format!("CALL spock.remove_node('{target}')"))
         .unwrap_or_else(|failed| panic!("{failed}"));
@@ -59,9 +67,7 @@ fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
         let (old, new) = (cluster.n(round + 3), cluster.n(round + 4));
         load.wait_commits(10);
         old.crash();
-        // It wrote nothing: what some may lack of it are its commits of what it got.
-        n1.call("CALL spock.remove_node('n3', force := true)")
-            .unwrap_or_else(|failed| panic!("{failed}"));
+        remove_dead(n1, "n3");
         for node in [n1, n2] {
             let other = if node.name() == "n1" { "n2" } else { "n1" };
             let name = node.name();
@@ -235,7 +241,7 @@ fn the_rule_of_a_cluster_goes_on_when_a_name_comes_back() {
     );
     // Nothing of it is left where it cannot be asked.
     n4.crash();
-    remove(n1, "n3");
+    remove_dead(n1, "n3");
     assert_eq!(subscriptions(n2), "n2_from_n1 n2_from_n5");
     assert_eq!(
         slots(n1),
