@@ -187,7 +187,7 @@ fn keep() -> Result<()> {
     let ours = BackgroundWorker::transaction(|| two_texts(&identity))?;
     if ours != Some(members::identity(&mut here)?) {
         if end_if_removed(&own, &mut here)? {
-            return Ok(());
+            return note(place::forget(database));
         }
         stop_if_copied(&own, &mut here)?;
         return Err(Error::refused(
@@ -213,7 +213,8 @@ fn keep() -> Result<()> {
             Kept::NoNode => return note(place::forget(database)),
             Kept::Removed(what) => {
                 pgrx::log!("zodan: {what}");
-                return Ok(());
+                // It has nothing any more that could apply.
+                return note(place::forget(database));
             }
             Kept::GivenUp(why) | Kept::WentBack(why) => pgrx::warning!("zodan: {why}"),
             Kept::CaughtUp(what) | Kept::Resumed(what) => pgrx::log!("zodan: {what}"),

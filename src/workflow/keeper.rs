@@ -118,7 +118,14 @@ impl Keeper {
         }
         let slot = self.slot()?;
         match server::slot_state(&slot).run(&mut self.here)?.first() {
-            None => self.create(&slot)?,
+            None => {
+                self.create(&slot)?;
+                // It may have left meanwhile: to make a slot takes as long as the oldest transaction.
+                if self.engine.local_name(&mut self.here)?.is_none() {
+                    self.forget()?;
+                    return Ok(Kept::NoNode);
+                }
+            }
             // Its WAL is gone: a new one protects at least from here on.
             Some(row) if row.bool(3) => {
                 server::drop_slot(&slot).run(&mut self.here)?;
