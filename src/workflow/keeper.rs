@@ -320,12 +320,15 @@ impl Keeper {
 
     /// The same where there is no registry.
     fn end_if_forgotten(&mut self, known: usize) -> Result<Option<Kept>> {
-        let mut peers: Vec<&mut Node> = self.peers.values_mut().collect();
-        // Somebody who changes the membership at this moment sees to it.
-        if self.looks % LOOKS_AT_MEMBERS != 1 || !locked(&mut self.here)? {
+        if self.looks % LOOKS_AT_MEMBERS != 1 || self.told_by_members(known)?.is_none() {
             return Ok(None);
         }
-        let told = by_members(&*self.engine, &mut self.here, &mut peers, known);
+        // Somebody who changes the membership at this moment sees to it.
+        if !locked(&mut self.here)? {
+            return Ok(None);
+        }
+        // Once more, now that nobody changes it.
+        let told = self.told_by_members(known);
         let done = match &told {
             Ok(Some(_)) => twin::end_replication(&*self.engine, &mut self.here),
             _ => Ok(()),
@@ -333,6 +336,11 @@ impl Keeper {
         server::membership_unlock().run(&mut self.here)?;
         done?;
         Ok(told?.map(Kept::Removed))
+    }
+
+    fn told_by_members(&mut self, known: usize) -> Result<Option<String>> {
+        let mut peers: Vec<&mut Node> = self.peers.values_mut().collect();
+        by_members(&*self.engine, &mut self.here, &mut peers, known)
     }
 
     /// Those that may have noted what this node owed hear that it is paid.
