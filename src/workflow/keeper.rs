@@ -340,7 +340,10 @@ impl Keeper {
 
     fn told_by_members(&mut self, known: usize) -> Result<Option<String>> {
         let mut peers: Vec<&mut Node> = self.peers.values_mut().collect();
-        by_members(&*self.engine, &mut self.here, &mut peers, known)
+        match by_members(&*self.engine, &mut self.here, &mut peers, known) {
+            Err(error) if !matches!(error, Error::Interrupted { .. }) => Ok(None), // they are asked again
+            told => told,
+        }
     }
 
     /// Those that may have noted what this node owed hear that it is paid.
