@@ -1,5 +1,5 @@
 -- The registry of a cluster on PostgreSQL's own replication as one value with a generation. Rows are written
--- by zodan.adopt_registry alone.
+-- by zodan.apply_registry alone.
 
 CREATE TABLE zodan.membership (
     cluster         uuid NOT NULL,
@@ -42,7 +42,7 @@ COMMENT ON FUNCTION zodan.registry() IS
 
 -- 2054120557, 1 is the membership lock: a session that holds it passes, and nobody passes while another one
 -- holds it. So a run that has lost its session cannot get in between.
-CREATE FUNCTION zodan.adopt_registry(registry jsonb) RETURNS boolean
+CREATE FUNCTION zodan.apply_registry(registry jsonb) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -53,7 +53,7 @@ BEGIN
     IF NOT pg_catalog.pg_try_advisory_xact_lock(2054120557, 1) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'lock_not_available',
-            MESSAGE = 'the membership of the cluster is being changed by someone else',
+            MESSAGE = 'another membership change is in progress',
             HINT = 'Wait until the other CALL has ended, then run this one again.';
     END IF;
     given.cluster := (registry ->> 'cluster')::uuid;
@@ -87,6 +87,6 @@ BEGIN
     RETURN true;
 END
 $$;
-REVOKE ALL ON FUNCTION zodan.adopt_registry(jsonb) FROM PUBLIC;
-COMMENT ON FUNCTION zodan.adopt_registry(jsonb) IS
+REVOKE ALL ON FUNCTION zodan.apply_registry(jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.apply_registry(jsonb) IS
     'Makes the registry that of this member, unless it has a newer one: then false. 55P03 while somebody else holds the membership lock, 55000 for the registry of another cluster';

@@ -1,4 +1,4 @@
-CREATE FUNCTION zodan.progress_told(
+CREATE FUNCTION zodan.progress_read(
     handle bigint,
     pid    integer,
     OUT run              bigint,
@@ -21,13 +21,13 @@ CREATE FUNCTION zodan.progress_told(
     OUT started_at       timestamptz,
     OUT last_progress_at timestamptz)
 RETURNS SETOF record
-LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'progress_told_wrapper';
-REVOKE ALL ON FUNCTION zodan.progress_told(bigint, integer) FROM PUBLIC;
-COMMENT ON FUNCTION zodan.progress_told(bigint, integer) IS
+LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'progress_read_wrapper';
+REVOKE ALL ON FUNCTION zodan.progress_read(bigint, integer) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.progress_read(bigint, integer) IS
     'What a session that runs a CALL of zodan tells in its shared memory; no row if it has ended';
 
 -- The numbers of a run are in shared memory, which its session holds a lock for (class 2054120546, "zodb" in ASCII; see
--- src/progress/board.rs). It lets go of that after the run's last commit, and each statement here has a snapshot of its own: so a
+-- src/progress/shared.rs). It lets go of that after the run's last commit, and each statement here has a snapshot of its own: so a
 -- run is never seen as neither under way nor ended.
 CREATE FUNCTION zodan.progress_rows(
     OUT pid              integer,
@@ -62,7 +62,7 @@ BEGIN
                t.tables, round(t.percent::numeric, 2), t.bytes_done, t.bytes_total, t.rows_done, t.rows_total,
                t.bytes_per_second::bigint, t.time_left, t.started_at, t.last_progress_at, NULL::timestamptz
           FROM pg_locks l
-         CROSS JOIN LATERAL zodan.progress_told(l.objid::bigint, l.pid) t
+         CROSS JOIN LATERAL zodan.progress_read(l.objid::bigint, l.pid) t
          WHERE l.locktype = 'advisory' AND l.classid = 2054120546 AND l.objsubid = 2
            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
          ORDER BY t.started_at;

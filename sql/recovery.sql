@@ -1,30 +1,30 @@
-CREATE TABLE zodan.recovery (
+CREATE TABLE zodan.recovery_slot (
     provider       text PRIMARY KEY,
-    protected_from pg_lsn NOT NULL,
+    retained_from pg_lsn NOT NULL,
     changed_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    exposed_at     timestamptz,
-    exposed_why    text
+    gap_since     timestamptz,
+    gap_reason    text
 );
-REVOKE ALL ON zodan.recovery FROM PUBLIC;
-COMMENT ON TABLE zodan.recovery IS 'What this node''s recovery slot keeps of each node that it subscribes to';
-COMMENT ON COLUMN zodan.recovery.protected_from IS 'The transactions that the provider committed after this position of its WAL are kept, as far as this node has applied them';
-COMMENT ON COLUMN zodan.recovery.exposed_at IS 'When the slot had to be moved past what some member still lacked';
+REVOKE ALL ON zodan.recovery_slot FROM PUBLIC;
+COMMENT ON TABLE zodan.recovery_slot IS 'What this node''s recovery slot keeps of each node that it subscribes to';
+COMMENT ON COLUMN zodan.recovery_slot.retained_from IS 'The transactions that the provider committed after this position of its WAL are kept, as far as this node has applied them';
+COMMENT ON COLUMN zodan.recovery_slot.gap_since IS 'When the slot had to be moved past what some member still lacked';
 
 CREATE VIEW zodan.recovery_status AS
     SELECT s.slot_name, s.restart_lsn, s.confirmed_flush_lsn,
            pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint AS retained_bytes,
-           s.wal_status, r.provider, r.protected_from, r.changed_at, r.exposed_at, r.exposed_why,
-           k.pid AS keeper_pid
+           s.wal_status, r.provider, r.retained_from, r.changed_at, r.gap_since, r.gap_reason,
+           k.pid AS worker_pid
       FROM pg_catalog.pg_replication_slots s
-      LEFT JOIN zodan.recovery r ON true
+      LEFT JOIN zodan.recovery_slot r ON true
       LEFT JOIN pg_catalog.pg_stat_activity k
-             ON k.backend_type = 'zodan recovery keeper' AND k.datname = s.database
+             ON k.backend_type = 'zodan node worker' AND k.datname = s.database
      WHERE s.slot_name LIKE 'spk\_recovery\_%' AND s.slot_name !~ '_clone_[0-9]{1,15}(_t)?$'
        AND s.database = pg_catalog.current_database();
 REVOKE ALL ON zodan.recovery_status FROM PUBLIC;
 COMMENT ON VIEW zodan.recovery_status IS 'The recovery slot of this database, one row for each node that it protects against';
 COMMENT ON COLUMN zodan.recovery_status.retained_bytes IS 'WAL that the slot holds, in bytes';
-COMMENT ON COLUMN zodan.recovery_status.keeper_pid IS 'The background worker that moves the slot; null if none runs';
+COMMENT ON COLUMN zodan.recovery_status.worker_pid IS 'The background worker that moves the slot; null if none runs';
 
 CREATE FUNCTION zodan.become_standalone() RETURNS void
 LANGUAGE c VOLATILE
@@ -33,11 +33,11 @@ REVOKE ALL ON FUNCTION zodan.become_standalone() FROM PUBLIC;
 COMMENT ON FUNCTION zodan.become_standalone() IS
     'Makes a database that was copied from a node an ordinary one, without touching the node or its slots on others; 55000 on the node itself and where there is none';
 
-CREATE FUNCTION zodan.keep_recovery_slot() RETURNS integer
+CREATE FUNCTION zodan.start_node_worker() RETURNS integer
 LANGUAGE c STRICT
-SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'keep_recovery_slot_wrapper';
-REVOKE ALL ON FUNCTION zodan.keep_recovery_slot() FROM PUBLIC;
-COMMENT ON FUNCTION zodan.keep_recovery_slot() IS
+SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'start_node_worker_wrapper';
+REVOKE ALL ON FUNCTION zodan.start_node_worker() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.start_node_worker() IS
     'Starts the background worker that makes and keeps the recovery slot of this database until the server stops, unless one runs; returns its pid; 53400 if no worker can be had, 55000 if the database is no node';
 
 CREATE PROCEDURE spock.recover_run(

@@ -54,7 +54,7 @@ CREATE TABLE zodan.local_node (
 REVOKE ALL ON zodan.local_node FROM PUBLIC;
 COMMENT ON TABLE zodan.local_node IS 'Which of the members this database is; empty where it is none';
 
-CREATE TABLE zodan.owed (
+CREATE TABLE zodan.pending_cleanup (
     member      text NOT NULL,
     dsn         text NOT NULL,
     removed     text NOT NULL,
@@ -62,10 +62,10 @@ CREATE TABLE zodan.owed (
     recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (removed, member, effect)
 );
-REVOKE ALL ON zodan.owed FROM PUBLIC;
-COMMENT ON TABLE zodan.owed IS 'What members that could not be reached when a node was removed still have to forget; CALL spock.remove_node for that node again pays it';
-COMMENT ON COLUMN zodan.owed.dsn IS 'How the member was reached when the debt was made; may hold a password';
-COMMENT ON COLUMN zodan.owed.effect IS 'What is to be taken back there, as in zodan.step';
+REVOKE ALL ON zodan.pending_cleanup FROM PUBLIC;
+COMMENT ON TABLE zodan.pending_cleanup IS 'What members that could not be reached when a node was removed still have to forget; CALL spock.remove_node for that node again pays it';
+COMMENT ON COLUMN zodan.pending_cleanup.dsn IS 'How the member was reached when the debt was made; may hold a password';
+COMMENT ON COLUMN zodan.pending_cleanup.effect IS 'What is to be taken back there, as in zodan.step';
 
 CREATE TABLE zodan.marker (
     id      text PRIMARY KEY,
@@ -114,7 +114,7 @@ CREATE TABLE zodan.step (
     description text NOT NULL,
     effect      jsonb,
     state       text NOT NULL DEFAULT 'begun'
-                CHECK (state IN ('begun', 'done', 'undone', 'not undone')),
+                CHECK (state IN ('begun', 'done', 'undone', 'undo_failed')),
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     ended_at    timestamptz,
     message     text,

@@ -88,7 +88,7 @@ CREATE PROCEDURE spock.show_all_nodes(
     verb        boolean DEFAULT true)
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME', 'tell_all_nodes_wrapper';
+AS 'MODULE_PATHNAME', 'print_nodes_wrapper';
 REVOKE ALL ON PROCEDURE spock.show_all_nodes(text, boolean) FROM PUBLIC;
 COMMENT ON PROCEDURE spock.show_all_nodes(text, boolean) IS
     'Prints the members of the cluster that cluster_dsn leads to, and whether each is up; with verb := false it only fails where there is no cluster';
@@ -98,7 +98,7 @@ CREATE PROCEDURE spock.show_all_subscription_status(
     verb        boolean DEFAULT true)
 LANGUAGE c
 SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME', 'tell_all_subscription_status_wrapper';
+AS 'MODULE_PATHNAME', 'print_subscriptions_wrapper';
 REVOKE ALL ON PROCEDURE spock.show_all_subscription_status(text, boolean) FROM PUBLIC;
 COMMENT ON PROCEDURE spock.show_all_subscription_status(text, boolean) IS
     'Prints every subscription of the cluster that cluster_dsn leads to, and its state; with verb := false it only fails where there is no cluster';

@@ -12,7 +12,7 @@
 //!
 //! A server that lacks a setting goes without. Names are in lower case here; `pg_settings` has some in another.
 
-use crate::fault;
+use crate::failpoint;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_int};
 use std::sync::LazyLock;
@@ -124,7 +124,7 @@ fn all() -> impl Iterator<Item = Setting> {
 }
 
 fn course_17() -> impl Iterator<Item = Setting> {
-    let fire = fault::event_triggers_fire();
+    let fire = failpoint::event_triggers_fire();
     let is_theirs = |(name, _): &Setting| text(name) == EVENT_TRIGGERS;
     COURSE_17
         .into_iter()

@@ -124,7 +124,7 @@ impl Finding {
         }
     }
 
-    pub fn mended_by(mut self, statement: impl Into<String>) -> Self {
+    pub fn fixed_by(mut self, statement: impl Into<String>) -> Self {
         self.statement = Some(statement.into());
         self
     }
@@ -184,9 +184,7 @@ pub enum Error {
     },
 
     /// Too few members answer to change the membership. `away` says who does not, and why.
-    #[error(
-        "only {reached} of the {members} members of the cluster can be reached, which is no majority"
-    )]
+    #[error("cannot reach a majority: {reached} of {members} members reachable")]
     NoMajority {
         reached: usize,
         members: usize,

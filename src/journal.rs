@@ -5,7 +5,7 @@ use crate::copy::Inventory;
 use crate::encoding::shown;
 use crate::engine::SequencePolicy;
 use crate::error::{Error, Result};
-use crate::fault;
+use crate::failpoint;
 use crate::libpq::Rows;
 use crate::node::{Local, Session, Statement};
 use crate::progress;
@@ -46,7 +46,7 @@ pub enum Effect {
         before: Inventory,
         /// Of those, tables that were empty and got rows.
         #[serde(default)]
-        refilled: Vec<String>,
+        preexisting: Vec<String>,
         /// The names of all that may have come; what else is new others have made. `None` in runs of a
         /// version that did not write it down.
         #[serde(default)]
@@ -318,7 +318,7 @@ impl Journal {
 
     fn reached(&self, point: impl FnOnce() -> Result<String>) -> Result<()> {
         let hang = || self.query(HANG, &[]).map(|_| ());
-        fault::reached(point, hang)
+        failpoint::reached(point, hang)
     }
 
     fn name_after(&self, step: i32) -> Result<String> {
@@ -335,7 +335,7 @@ impl Journal {
     }
 
     pub fn not_undone(&self, step: i32, why: &str) -> Result<()> {
-        self.set(step, "not undone", why)
+        self.set(step, "undo_failed", why)
     }
 
     /// More was there before the copy than what its step says.
@@ -442,7 +442,7 @@ mod tests {
             },
             Effect::Objects {
                 before: Inventory::default(),
-                refilled: vec!["s.t".into()],
+                preexisting: vec!["s.t".into()],
                 brought: Some(["table s.t".to_owned()].into()),
             },
         ] {

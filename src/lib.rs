@@ -6,8 +6,9 @@ mod copy;
 mod encoding;
 mod engine;
 mod environment;
+mod ereport;
 mod error;
-mod fault;
+mod failpoint;
 mod journal;
 mod libpq;
 mod lsn;
@@ -15,11 +16,10 @@ mod node;
 mod place;
 mod progress;
 mod quote;
-mod raw_code;
 mod replay;
-mod rim;
 mod settings;
 mod sql_api;
+mod sqlstate;
 mod step;
 mod worker;
 mod workflow;
@@ -96,5 +96,5 @@ extension_sql_file!(
 pub extern "C-unwind" fn _PG_init() {
     settings::define();
     place::watch_apply_workers();
-    sql_api::start_recovery_launcher();
+    sql_api::start_launcher();
 }

@@ -1,6 +1,6 @@
 //! Where a node lives: host, port and data directory, noted in a file for each database that is a node. A base backup,
 //! a copy of the files and a snapshot take the file along, so a server that finds another place in it than its own was
-//! moved or copied. Which of the two it was, its keeper finds out; until then the apply workers of the database end
+//! moved or copied. Which of the two it was, its node worker finds out; until then the apply workers of the database end
 //! before they connect, since they would read what the original is to get.
 
 use crate::settings;
@@ -122,7 +122,7 @@ unsafe extern "C-unwind" fn before_commit(event: pg_sys::XactEvent::Type, _argum
                 "the database was a node on {noted}, and is on {} now",
                 here()
             ),
-            "Apply waits until the keeper of the node knows whether it was moved or copied; see the log."
+            "Apply waits until the node worker of the node knows whether it was moved or copied; see the log."
         );
     }
 }

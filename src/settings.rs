@@ -1,7 +1,7 @@
 //! The settings of zodan, all of them `zodan.*`.
 
 use crate::engine;
-use crate::fault;
+use crate::failpoint;
 use pgrx::PostgresGucEnum;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
@@ -86,7 +86,7 @@ pub fn define() {
     GucRegistry::define_bool_guc(
         c"zodan.recovery_slots",
         c"Whether a recovery slot is kept in every database that is a node.",
-        c"Takes effect where zodan is in shared_preload_libraries. Elsewhere zodan.keep_recovery_slot() starts it.",
+        c"Takes effect where zodan is in shared_preload_libraries. Elsewhere zodan.start_node_worker() starts it.",
         &RECOVERY_SLOTS,
         GucContext::Sighup,
         GucFlags::default(),
@@ -142,12 +142,12 @@ pub fn define() {
     GucRegistry::define_bool_guc(
         c"zodan.require_majority",
         c"Whether the membership changes only with a majority of the members reachable.",
-        c"Off only when the others are lost for good: if they live, there are two clusters then.",
+        c"Off only when the others are lost for good: if they are alive, the cluster is then split.",
         &REQUIRE_MAJORITY,
         GucContext::Suset,
         GucFlags::default(),
     );
-    fault::define();
+    failpoint::define();
     // SAFETY: a static C string; after this an unknown zodan.* setting is an error.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"zodan".as_ptr()) };
 }

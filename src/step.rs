@@ -11,7 +11,7 @@ pub enum Action {
         table: String,
     },
     /// The node becomes the first of a cluster.
-    Found {
+    BootstrapCluster {
         node: String,
     },
     /// The node gets its part of the values of sequences.
@@ -64,18 +64,22 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ReplicaIdentity { table } => write!(f, "replica identity of {table}"),
-            Self::Found { node } => write!(f, "make \"{node}\" the first node of a cluster"),
+            Self::BootstrapCluster { node } => {
+                write!(f, "make \"{node}\" the first node of a cluster")
+            }
             Self::DivideSequences => f.write_str("divide its sequences"),
             Self::CreateSlot { slot } => write!(f, "create slot {slot}"),
-            Self::Marker => f.write_str("marker"),
+            Self::Marker => f.write_str("commit a marker"),
             Self::PauseApply => f.write_str("pause apply for the moment of the snapshot"),
             Self::CatchUp { source } => write!(f, "catch up with all that \"{source}\" has"),
             Self::PauseApplyToHandOver => {
                 f.write_str("pause apply for the moment in which each peer takes over")
             }
-            Self::HoldOffWritesOfNew => f.write_str("hold off application writes on the new node"),
-            Self::HoldOffWritesByEngine => f.write_str("have the engine hold them off too"),
-            Self::Origin => f.write_str("origin of the copied rows"),
+            Self::HoldOffWritesOfNew => f.write_str("block application writes on the new node"),
+            Self::HoldOffWritesByEngine => {
+                f.write_str("block them by the engine's own setting too")
+            }
+            Self::Origin => f.write_str("create replication origin for copied rows"),
             Self::Copy => f.write_str("copy structure and data"),
             Self::Provide => f.write_str("make the new node a provider"),
             Self::LetApplyWrite => f.write_str("let apply workers write"),
@@ -87,20 +91,20 @@ impl fmt::Display for Action {
                 subscription.iter().try_for_each(|s| write!(f, " with {s}"))
             }
             Self::Register => f.write_str("register the new node"),
-            Self::HoldOffWrites => f.write_str("hold off application writes"),
+            Self::HoldOffWrites => f.write_str("block application writes"),
             Self::Detach { node } => write!(f, "detach \"{node}\""),
-            Self::Leave => f.write_str("leave"),
+            Self::Leave => f.write_str("drop the node"),
             Self::CloneSlot { slot } => write!(f, "clone slot {slot}"),
             Self::HoldSubscription { subscription } => {
                 write!(f, "hold subscription {subscription}")
             }
-            Self::NoteRecovery => f.write_str("note that a recovery has begun"),
+            Self::NoteRecovery => f.write_str("record that a recovery is in progress"),
             Self::Replay { failed, source } => {
-                write!(f, "bring over what \"{source}\" has kept of \"{failed}\"")
+                write!(f, "replay what \"{source}\" has retained of \"{failed}\"")
             }
             Self::Compare { failed, source } => write!(
                 f,
-                "bring over what \"{source}\" has of \"{failed}\", by comparison"
+                "copy what \"{source}\" has of \"{failed}\", by comparison"
             ),
         }
     }
@@ -113,7 +117,7 @@ impl Action {
             Self::ReplicaIdentity { .. } => {
                 "it has none, and updates and deletes of a published table fail without"
             }
-            Self::Found { .. } => "the source is in no cluster yet",
+            Self::BootstrapCluster { .. } => "the source is in no cluster yet",
             Self::DivideSequences => "no two members are to draw the same value",
             Self::CreateSlot { .. } => {
                 "from here on the node keeps what it commits for the one that will subscribe"
@@ -137,7 +141,7 @@ impl Action {
             Self::Copy => "what the source has, as of the snapshot",
             Self::Provide => "the others are to get what is written there",
             Self::LetApplyWrite => {
-                "applications are still held off, and statements that apply runs would be too"
+                "writes of applications are still blocked, and statements that apply runs would be too"
             }
             Self::Subscribe { .. } => "to get what that node writes, from where the copy ends",
             Self::Register => "every member knows all members",
@@ -162,7 +166,7 @@ impl Action {
     pub fn undo(&self) -> &'static str {
         match self {
             Self::ReplicaIdentity { .. } => "the replica identity that it had before",
-            Self::Found { .. } | Self::Provide => "the node stops being one",
+            Self::BootstrapCluster { .. } | Self::Provide => "the node stops being one",
             Self::DivideSequences => "the sequences become what they were",
             Self::CreateSlot { .. } | Self::CloneSlot { .. } => "the slot is dropped",
             Self::Marker => "markers are deleted",

@@ -13,7 +13,7 @@ fn keeping() -> ServerOptions {
     quick().set("shared_preload_libraries", "zodan")
 }
 
-/// A mesh of three whose keepers, if there are any, have noted where they are, and a server whose files will be replaced.
+/// A mesh of three whose node workers, if there are any, have noted where they are, and a server whose files will be replaced.
 fn mesh(options: &ServerOptions) -> Cluster {
     let cluster = Cluster::start_with(4, options);
     cluster.form_mesh(3, CONTENT);
@@ -133,7 +133,7 @@ fn a_base_backup_that_is_started_elsewhere_takes_nothing_from_its_node() {
     assert_failed(
         &copy.sql_error("SELECT zodan.become_standalone()"),
         "55000",
-        "the database is no node of a cluster",
+        "the database is not a cluster node",
         "Add it to one first.",
     );
     assert_eq!(
@@ -211,7 +211,7 @@ fn a_node_that_was_moved_applies_again_when_its_address_leads_to_it() {
 }
 
 #[test]
-fn without_a_keeper_every_call_tells() {
+fn without_a_node_worker_every_call_tells() {
     let cluster = mesh(&quick());
     let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
     copy.restore_backup_of(n3);

@@ -147,8 +147,7 @@ fn clusters_of_the_same_servers_join_recover_and_leave_at_the_same_time() {
         let nodes = [n1, n2, n3].map(|server| at(server, database));
         assert_replicates(&nodes, 1000);
         for node in nodes {
-            let kept =
-                "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL";
+            let kept = "SELECT count(*) FROM zodan.recovery_status WHERE retained_from IS NOT NULL";
             node.wait_for(kept, "2");
         }
     }
@@ -316,9 +315,9 @@ fn a_publication_of_somebody_else_stays() {
     assert_eq!(n1.value("SELECT puballtables FROM pg_publication"), "f");
 }
 
-/// How often a keeper has been started, by the log of the server.
-fn keepers_started(server: &Server) -> usize {
-    let text = "registering background worker \"zodan recovery keeper\"";
+/// How often a node worker has been started, by the log of the server.
+fn node_workers_started(server: &Server) -> usize {
+    let text = "registering background worker \"zodan node worker\"";
     let log = server.log();
     log.lines()
         .filter(|line| line.contains(text) && !line.contains("unregistering"))
@@ -343,7 +342,7 @@ fn the_launcher_is_in_nobodys_way() {
         server.sql("DROP DATABASE postgres");
         server.restart();
         let launcher = "SELECT string_agg(coalesce(datname, 'none'), ' ') FROM pg_stat_activity
-                         WHERE backend_type = 'zodan recovery launcher'";
+                         WHERE backend_type = 'zodan launcher'";
         server.wait_for(launcher, "none");
     }
     n2.call(&Call::of(n2, n1).sql())
@@ -353,7 +352,7 @@ fn the_launcher_is_in_nobodys_way() {
             "SELECT slot_name FROM zodan.recovery_status",
             "spk_recovery_inventory",
         );
-        assert_eq!(keepers_started(server), 1, "{}", server.name());
+        assert_eq!(node_workers_started(server), 1, "{}", server.name());
     }
     n1.sql("CREATE DATABASE copy TEMPLATE other1");
     n1.sql("DROP DATABASE other1");
@@ -373,13 +372,13 @@ fn the_launcher_is_in_nobodys_way() {
 }
 
 #[test]
-fn the_keeper_of_a_database_that_is_gone_ends() {
+fn the_node_worker_of_a_dropped_database_ends() {
     let cluster = Cluster::start_with(2, &talkative("inventory"));
     cluster.form_mesh(2, "");
     let n2 = cluster.n(2);
     let oid = n2.value("SELECT oid FROM pg_database WHERE datname = current_database()");
-    let keeper = n2.value("SELECT zodan.keep_recovery_slot()");
-    assert_eq!(n2.value("SELECT zodan.keep_recovery_slot()"), keeper);
+    let worker = n2.value("SELECT zodan.start_node_worker()");
+    assert_eq!(n2.value("SELECT zodan.start_node_worker()"), worker);
     n2.wait_for("SELECT count(*) FROM zodan.recovery_status", "1");
     n2.sql("SELECT zodan.drop_subscription('sub_n1_n2')");
     let mut admin = n2.client_as("postgres", "template1");
@@ -392,7 +391,7 @@ fn the_keeper_of_a_database_that_is_gone_ends() {
         assert!(begun.elapsed() < PATIENCE, "{}", lab::explain(&error));
         thread::sleep(common::POLL);
     }
-    let unregistered = "unregistering background worker \"zodan recovery keeper\"";
+    let unregistered = "unregistering background worker \"zodan node worker\"";
     while !n2.log().contains(unregistered) {
         assert!(begun.elapsed() < PATIENCE, "{}", n2.log());
         thread::sleep(common::POLL);
@@ -402,29 +401,29 @@ fn the_keeper_of_a_database_that_is_gone_ends() {
     assert!(!n2.log().contains(&gone), "{}", n2.log());
 }
 
-/// The launcher has lost sight of a keeper: there is still one alone.
+/// The launcher has lost sight of a node worker: there is still one alone.
 #[test]
-fn a_database_has_one_keeper() {
+fn a_database_has_one_node_worker() {
     let options = talkative("inventory")
         .set("shared_preload_libraries", "zodan")
         .set("zodan.recovery_slots", "off");
     let cluster = Cluster::start_with(2, &options);
     cluster.form_mesh(2, "");
     let n1 = cluster.n(1);
-    assert_eq!(keepers_started(n1), 0);
+    assert_eq!(node_workers_started(n1), 0);
     n1.configure("zodan.recovery_slots", "on");
     n1.reload();
-    let keepers = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type = 'zodan recovery keeper'";
+    let workers = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type = 'zodan node worker'";
     n1.wait_for("SELECT count(*) FROM zodan.recovery_status", "1");
-    let keeper = n1.value(keepers);
+    let worker = n1.value(workers);
     n1.sql(
-        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE backend_type = 'zodan recovery launcher'",
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE backend_type = 'zodan launcher'",
     );
     let begun = Instant::now();
-    while keepers_started(n1) < 2 {
+    while node_workers_started(n1) < 2 {
         assert!(begun.elapsed() < PATIENCE, "{}", n1.log());
         thread::sleep(common::POLL);
     }
-    n1.wait_for(keepers, &keeper);
-    assert_eq!(n1.value("SELECT zodan.keep_recovery_slot()"), keeper);
+    n1.wait_for(workers, &worker);
+    assert_eq!(n1.value("SELECT zodan.start_node_worker()"), worker);
 }

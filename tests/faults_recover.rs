@@ -133,7 +133,7 @@ impl World {
         let list = |arm: &str| {
             Running::start_after(
                 self.here(here),
-                &format!("SET zodan.fault = '{arm}'"),
+                &format!("SET zodan.failpoint = '{arm}'"),
                 &call("n1", None, None, ""),
             )
         };
@@ -281,7 +281,7 @@ impl World {
         }
         wait_no_sessions(&self.survivors());
         for server in self.survivors() {
-            server.sql("SELECT zodan.keep_recovery_slot()");
+            server.sql("SELECT zodan.start_node_worker()");
         }
     }
 }

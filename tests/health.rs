@@ -349,7 +349,7 @@ fn refusals_and_secrets() {
         assert_failed(
             &n3.sql_error(&format!("{statement}({})", arguments(n1, n3, "never"))),
             "22023",
-            "argument check_type is \"never\", which is no type of a check",
+            "argument check_type is \"never\", which is not a type of check",
             "pre or post",
         );
         assert_failed(

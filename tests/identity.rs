@@ -63,8 +63,8 @@ const NUMBERS: &str =
 
 /// n3 dies, is removed, and another server joins under its name, while n1 and n2 are written to. Then the old one is
 /// started again, and the new one restarts. That again with the next server, each time ended in another way.
-fn under_one_name(keepers: bool) {
-    let options = if keepers { keeping() } else { quick() };
+fn under_one_name(node_workers: bool) {
+    let options = if node_workers { keeping() } else { quick() };
     let cluster = Cluster::start_with(6, &options);
     cluster.form_mesh(3, &format!("{}{CONTENT}", load::SCHEMA));
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -101,7 +101,7 @@ fn under_one_name(keepers: bool) {
         old.sql("INSERT INTO item VALUES (1, 'old')");
         new.restart();
         load.wait_commits(50);
-        if keepers {
+        if node_workers {
             for own in OWN {
                 old.wait_for(own, "");
             }
@@ -157,13 +157,13 @@ fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
 }
 
 #[test]
-fn with_keepers_it_ends_by_itself() {
+fn with_node_workers_it_ends_by_itself() {
     under_one_name(true);
 }
 
 /// Both lost, both removed, and both are back: they know each other, and nobody else knows them.
-fn two_removed(keepers: bool) -> Cluster {
-    let options = if keepers { keeping() } else { quick() };
+fn two_removed(node_workers: bool) -> Cluster {
+    let options = if node_workers { keeping() } else { quick() };
     let cluster = Cluster::start_with(4, &options);
     cluster.form_mesh(4, CONTENT);
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
@@ -208,7 +208,7 @@ fn two_removed_nodes_do_not_go_on_with_each_other() {
 }
 
 #[test]
-fn two_removed_nodes_with_keepers_end_by_themselves() {
+fn two_removed_nodes_with_node_workers_end_by_themselves() {
     let cluster = two_removed(true);
     for (node, name) in [(cluster.n(3), "n3"), (cluster.n(4), "n4")] {
         for own in OWN {

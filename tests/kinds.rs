@@ -174,7 +174,7 @@ fn a_table_whose_rows_cannot_be_told_is_refused() {
     assert_eq!(error.code(), "55000");
     assert_eq!(
         error.message(),
-        "node \"n1\": table \"public\".\"untold\" has no key, and its rows cannot be told by all columns: doc json has no equality"
+        "node \"n1\": table \"public\".\"untold\" has no usable replica identity: doc json has no equality"
     );
     n1.sql("ALTER TABLE untold ADD PRIMARY KEY (a)");
     joined(n2, "n2", n1, "n1");

@@ -67,7 +67,7 @@ fn assert_forgotten(server: &Server, gone: &str, members: usize) {
         ),
         (
             "debts",
-            "SELECT string_agg(o::text, ' ') FROM zodan.owed o WHERE 'NODE' IN (o.member, o.removed)",
+            "SELECT string_agg(o::text, ' ') FROM zodan.pending_cleanup o WHERE 'NODE' IN (o.member, o.removed)",
         ),
         (
             "sessions",
@@ -530,7 +530,7 @@ fn a_recovery_slot_that_nobody_keeps_goes_with_its_node() {
     for here in [1, 3] {
         let cluster = mesh(3, 0);
         let n3 = cluster.n(3);
-        n3.sql("SELECT zodan.keep_recovery_slot()");
+        n3.sql("SELECT zodan.start_node_worker()");
         n3.wait_for(
             "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'spk%'",
             "spk_recovery_postgres",
@@ -635,7 +635,7 @@ fn what_is_not_this_clusters_node_is_not_touched() {
     assert_failed(
         &refused(n1, "n9", None),
         "42704",
-        "argument target_node_name is \"n9\", which is no node of this cluster and has left nothing in it",
+        "argument target_node_name is \"n9\", which is not a node of this cluster and has left nothing in it",
         "The nodes are: n1, n2, n3.",
     );
     assert_failed(
@@ -662,7 +662,7 @@ fn what_is_not_this_clusters_node_is_not_touched() {
     assert_failed(
         &refused(n1, "n3", Some(&elsewhere)),
         "22023",
-        "argument target_node_dsn leads to a database that is no node",
+        "argument target_node_dsn leads to a database that is not a cluster node",
         "Give the connection string of \"n3\".",
     );
     assert_failed(
@@ -729,7 +729,7 @@ fn bad_arguments_are_named() {
     assert_failed(
         &alone.sql_error("CALL spock.remove_node('n2')"),
         "55000",
-        "the database that the CALL runs in is no node of a cluster",
+        "the database that the CALL runs in is not a cluster node",
         "Run it in the database of any node of the cluster.",
     );
     let error = n1
@@ -763,7 +763,7 @@ fn one_change_of_the_membership_at_a_time() {
         assert_failed(
             failed,
             "55P03",
-            "the membership of the cluster is being changed by someone else",
+            "another membership change is in progress",
             "Wait until the other CALL has ended",
         );
         assert!(failed.detail().contains(purpose), "{failed}");
@@ -941,18 +941,15 @@ fn what_is_owed_to_a_member_that_is_down_is_paid_by_the_next_call() {
     assert_failed(
         &failed,
         "08001",
-        "node \"n3\": it cannot be reached, so nobody knows whether it has all of \"n4\"",
+        "node \"n3\": it cannot be reached, so it is unknown whether it has all changes of \"n4\"",
         "With force := true it is left out",
     );
     let forced = n1
         .call(&call("n4", None, ", force := true"))
         .unwrap_or_else(|failed| panic!("{failed}"));
     assert!(
-        forced
-            .notices
-            .iter()
-            .any(|n| n.severity == "WARNING"
-                && n.message == "node \"n3\" still has to forget \"n4\""),
+        forced.notices.iter().any(|n| n.severity == "WARNING"
+            && n.message == "cleanup of \"n4\" on node \"n3\" is pending"),
         "{forced:?}"
     );
     let told: Vec<String> = forced
@@ -973,7 +970,9 @@ fn what_is_owed_to_a_member_that_is_down_is_paid_by_the_next_call() {
     assert_left(n4);
     for node in [n1, n2] {
         assert_eq!(
-            node.value("SELECT count(*) FROM zodan.owed WHERE member = 'n3' AND removed = 'n4'"),
+            node.value(
+                "SELECT count(*) FROM zodan.pending_cleanup WHERE member = 'n3' AND removed = 'n4'"
+            ),
             "3"
         );
     }

@@ -102,7 +102,7 @@ fn a_join_that_is_taken_back_leaves_one_registry() {
     assert_failed(
         &failed,
         "55000",
-        "subscription sub_n3_n2 of node \"n2\" fails again and again",
+        "subscription sub_n3_n2 of node \"n2\" keeps failing on the same change",
         "The log of the subscriber says why",
     );
     before.assert_same_now(&cluster.all());
@@ -144,7 +144,7 @@ fn a_minority_changes_nothing_the_majority_does_and_all_are_one_again() {
         assert_failed(
             failed,
             "ZD001",
-            "only 2 of the 5 members of the cluster can be reached, which is no majority",
+            "cannot reach a majority: 2 of 5 members reachable",
             "run it where most of them are",
         );
         for away in ["n1", "n2", "n3"] {
@@ -179,7 +179,7 @@ fn a_minority_changes_nothing_the_majority_does_and_all_are_one_again() {
         "0",
     );
     for node in [n1, n2, n3] {
-        node.wait_for("SELECT count(*) FROM zodan.owed", "0");
+        node.wait_for("SELECT count(*) FROM zodan.pending_cleanup", "0");
     }
     let members = [n1, n2, n3, n4];
     assert_one_registry(&members, 6, "n1 n2 n3 n4");
@@ -223,7 +223,10 @@ fn who_was_down_catches_up_with_its_own_next_call() {
     assert_one_registry(&members, 6, "n1 n2 n3 n5");
     wait_mesh(&members);
     for node in members {
-        assert_eq!(node.value("SELECT count(*) FROM zodan.owed"), "0");
+        assert_eq!(
+            node.value("SELECT count(*) FROM zodan.pending_cleanup"),
+            "0"
+        );
         assert_eq!(node.value("SELECT count(*) FROM pg_subscription"), "3");
         assert_eq!(node.value("SELECT count(*) FROM pg_replication_slots"), "3");
     }
@@ -256,13 +259,16 @@ fn who_was_down_catches_up_with_the_next_call_of_another() {
         .unwrap_or_else(|failed| panic!("{failed}"));
     let said: Vec<&str> = said.notices.iter().map(|n| n.message.as_str()).collect();
     for gone in ["n4", "n5"] {
-        let told = format!("node \"n3\" has forgotten \"{gone}\" too");
+        let told = format!("cleaned up \"{gone}\" on node \"n3\"");
         assert!(said.contains(&told.as_str()), "{said:?}");
     }
     assert_one_registry(&[n1, n2, n3], 7, "n1 n2 n3");
     wait_mesh(&[n1, n2, n3]);
     for node in [n1, n2, n3] {
-        assert_eq!(node.value("SELECT count(*) FROM zodan.owed"), "0");
+        assert_eq!(
+            node.value("SELECT count(*) FROM zodan.pending_cleanup"),
+            "0"
+        );
     }
     for node in [n4, n5] {
         assert_eq!(node.value("SELECT count(*) FROM zodan.local_node"), "0");
@@ -277,10 +283,10 @@ fn who_was_down_catches_up_where_nobody_knows_what_it_owes() {
     n4.stop();
     n5.stop();
     call(n1, &remove("n3", true));
-    let owed = "SELECT string_agg(DISTINCT member, ' ' ORDER BY member) FROM zodan.owed";
+    let owed = "SELECT string_agg(DISTINCT member, ' ' ORDER BY member) FROM zodan.pending_cleanup";
     assert_eq!([n1, n2].map(|n| n.value(owed)), ["n4 n5", "n4 n5"]);
     n5.boot();
-    assert_eq!(n5.value("SELECT zodan.keep_recovery_slot() > 0"), "t");
+    assert_eq!(n5.value("SELECT zodan.start_node_worker() > 0"), "t");
     for node in [n1, n2] {
         node.wait_for(owed, "n4");
     }
@@ -289,7 +295,7 @@ fn who_was_down_catches_up_where_nobody_knows_what_it_owes() {
     n1.stop();
     n2.stop();
     n4.boot();
-    assert_eq!(n4.value("SELECT zodan.keep_recovery_slot() > 0"), "t");
+    assert_eq!(n4.value("SELECT zodan.start_node_worker() > 0"), "t");
     n4.wait_for(GENERATION, "6");
     assert_one_registry(&[n4, n5], 6, "n1 n2 n4 n5");
     for left in [
@@ -301,7 +307,7 @@ fn who_was_down_catches_up_where_nobody_knows_what_it_owes() {
     n1.boot();
     n2.boot();
     for node in [n1, n2] {
-        node.wait_for("SELECT count(*) FROM zodan.owed", "0");
+        node.wait_for("SELECT count(*) FROM zodan.pending_cleanup", "0");
     }
     let members = [n1, n2, n4, n5];
     wait_mesh(&members);
@@ -319,7 +325,7 @@ fn the_dead_one_of_two_goes_by_force() {
     assert_failed(
         &refused,
         "ZD001",
-        "only 1 of the 2 members of the cluster can be reached, which is no majority",
+        "cannot reach a majority: 1 of 2 members reachable",
         "with force := true half of the members are enough",
     );
     assert_one_registry(&[n1], 2, "n1 n2");
@@ -364,18 +370,18 @@ fn who_has_no_majority_left_says_so() {
 fn half_a_change_is_completed() {
     let cluster = mesh(3, 0);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    let next = "SELECT zodan.adopt_registry(jsonb_set(jsonb_set(registry, '{generation}', '4'), '{changed_at}',
+    let next = "SELECT zodan.apply_registry(jsonb_set(jsonb_set(registry, '{generation}', '4'), '{changed_at}',
                     to_jsonb((registry ->> 'changed_at')::bigint + 1))) FROM zodan.registry()";
     assert_eq!(n2.value(next), "t");
     assert_eq!((generation(n1), generation(n2)), (3, 4));
     // A registry never goes back.
     let old = n1.value(REGISTRY);
-    let adopt = format!("SELECT zodan.adopt_registry({})", lab::quote_literal(&old));
+    let adopt = format!("SELECT zodan.apply_registry({})", lab::quote_literal(&old));
     assert_eq!(n2.value(&adopt), "f");
     assert_failed(
         &n1.sql_error(&remove("n9", false)),
         "42704",
-        "which is no node of this cluster",
+        "which is not a node of this cluster",
         "The nodes are: n1, n2, n3.",
     );
     assert_one_registry(&[n1, n2, n3], 4, "n1 n2 n3");
@@ -388,7 +394,7 @@ fn a_registry_is_changed_by_who_holds_the_lock() {
     let cluster = mesh(2, 0);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     let registry = lab::quote_literal(&n1.value(REGISTRY));
-    let adopt = format!("SELECT zodan.adopt_registry({registry})");
+    let adopt = format!("SELECT zodan.apply_registry({registry})");
     let mut holder = n1.client_named("holder");
     holder
         .batch_execute("SELECT pg_advisory_lock(2054120557, 1)")
@@ -396,7 +402,7 @@ fn a_registry_is_changed_by_who_holds_the_lock() {
     assert_failed(
         &n1.sql_error(&adopt),
         "55P03",
-        "the membership of the cluster is being changed by someone else",
+        "another membership change is in progress",
         "Wait until the other CALL has ended",
     );
     holder.batch_execute(&adopt).expect("it holds the lock");
@@ -407,7 +413,7 @@ fn a_registry_is_changed_by_who_holds_the_lock() {
     );
     assert_failed(
         &n2.sql_error(&format!(
-            "SELECT zodan.adopt_registry({})",
+            "SELECT zodan.apply_registry({})",
             lab::quote_literal(&other)
         )),
         "55000",
@@ -437,13 +443,13 @@ fn who_is_behind_is_shown() {
     let expected = [
         "n3",
         "also has \"n4\", has generation 4 of 5",
-        "It was away, and catches up with the next CALL or by its own keeper.",
+        "It was away, and catches up with the next CALL or by its own node worker.",
     ];
     assert_eq!(
         report("failed"),
         [expected.map(|s| Some(s.to_owned())).to_vec()]
     );
-    assert_eq!(n3.value("SELECT zodan.keep_recovery_slot() > 0"), "t");
+    assert_eq!(n3.value("SELECT zodan.start_node_worker() > 0"), "t");
     n3.wait_for(GENERATION, "5");
     assert_one_registry(&[n1, n2, n3], 5, "n1 n2 n3");
     assert!(report("failed").is_empty());

@@ -302,7 +302,7 @@ fn sequences_are_restored_when_a_join_is_taken_back() {
     assert_failed(
         &failed,
         "55000",
-        "subscription sub_n3_n2 of node \"n2\" fails again and again",
+        "subscription sub_n3_n2 of node \"n2\" keeps failing on the same change",
         "The log of the subscriber says why",
     );
     for (node, before) in [n1, n2].iter().zip(&before) {
@@ -496,7 +496,7 @@ fn the_guard_is_on_all_members_or_on_none() {
     assert_failed(
         &n1.sql_error("SELECT spock.enable_last_update_wins('accounts')"),
         "42P01",
-        "argument relation is no table of this database",
+        "argument relation is not a table of this database",
         "Give the name of a table.",
     );
     assert_failed(
@@ -515,7 +515,7 @@ fn the_guard_is_on_all_members_or_on_none() {
     assert_failed(
         &alone.sql_error(ENABLE),
         "55000",
-        "the database is no node of a cluster",
+        "the database is not a cluster node",
         "of any node of the cluster",
     );
     // A table in use is waited for; nobody waits behind that. Who has it in use is told.

@@ -28,7 +28,7 @@ fn assert_wrote_early(failed: &CallFailed) {
     assert_eq!(failed.code(), "55000", "{failed}");
     assert_eq!(
         failed.message(),
-        "applications wrote on the new node before it was a node"
+        "the new node was written to before it joined"
     );
 }
 
@@ -47,7 +47,7 @@ fn writes_on_the_new_node_are_held_off_and_let_in() {
     wait_quiet(&cluster.all());
     assert_eq!(n1.value("SELECT count(*) FROM t"), "2");
     let held = n2.value(
-        "SELECT state FROM zodan.step WHERE description = 'hold off application writes on the new node'",
+        "SELECT state FROM zodan.step WHERE description = 'block application writes on the new node'",
     );
     assert_eq!(held, "done");
 }

@@ -156,7 +156,7 @@ fn who_reads_the_publication_of_the_cluster_is_told() {
         "subscribes to the new node by itself",
     );
     let called = n3.call(&call).unwrap_or_else(|failed| panic!("{failed}"));
-    let told = "reads from slot reports by publication zodan, is no member of the cluster, and does not get what is written on the new node";
+    let told = "reads from slot reports by publication zodan, is not a member of the cluster, and does not get what is written on the new node";
     let mut warnings = called.warnings();
     warnings.retain(|warning| warning.contains("publication zodan"));
     assert!(
@@ -173,7 +173,7 @@ fn who_reads_the_publication_of_the_cluster_is_told() {
         assert_failed(
             &n2.sql_error(call),
             "55006",
-            "streams from slot reports by publication zodan, and is no member of the cluster",
+            "streams from slot reports by publication zodan, and is not a member of the cluster",
             "drop its subscription first",
         );
     }

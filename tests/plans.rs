@@ -46,7 +46,7 @@ fn joins_and_removals_follow_their_plans() {
             "1 | 3 | n1 | replica identity of \"public\".\"keyless\"",
             "2 | 3 | n1 | make \"n1\" the first node of a cluster",
             "3 | 5 | n1 | create slot sub_n1_n2_postgres",
-            "4 | 6 | n2 | hold off application writes on the new node",
+            "4 | 6 | n2 | block application writes on the new node",
         ]
     );
     follow(n2, &call);
@@ -89,10 +89,10 @@ fn unequal(keeping: bool) -> Cluster {
     wait_mesh(&cluster.all());
     if keeping {
         for node in cluster.all() {
-            node.sql("SELECT zodan.keep_recovery_slot()");
+            node.sql("SELECT zodan.start_node_worker()");
         }
         n3.wait_for(
-            "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL",
+            "SELECT count(*) FROM zodan.recovery_status WHERE retained_from IS NOT NULL",
             "2",
         );
     }
@@ -122,10 +122,10 @@ fn recoveries_follow_their_plans() {
                     plan,
                     [
                         format!("1 | 3 | n3 | clone slot {slot}"),
-                        "2 | 3 | n2 | marker".into(),
+                        "2 | 3 | n2 | commit a marker".into(),
                         "3 | 3 | n2 | hold subscription sub_n3_n2".into(),
-                        "4 | 3 | n2 | note that a recovery has begun".into(),
-                        "5 | 3 | n2 | bring over what \"n3\" has kept of \"n1\"".into(),
+                        "4 | 3 | n2 | record that a recovery is in progress".into(),
+                        "5 | 3 | n2 | replay what \"n3\" has retained of \"n1\"".into(),
                     ]
                 );
                 assert_eq!(
@@ -138,7 +138,7 @@ fn recoveries_follow_their_plans() {
             }
             false => assert_eq!(
                 plan,
-                ["1 | 3 | n2 | bring over what \"n3\" has of \"n1\", by comparison"]
+                ["1 | 3 | n2 | copy what \"n3\" has of \"n1\", by comparison"]
             ),
         }
         follow(n3, call);
@@ -205,8 +205,8 @@ fn refusals_are_those_of_the_call() {
     assert_failed(
         &n3.sql_error(&plan),
         "55000",
-        "run 1 on this node, spock.add_node of node \"n3\", has no end",
-        "the next CALL takes it back",
+        "run 1 (spock.add_node of node \"n3\") was interrupted",
+        "the next CALL on this node undoes it first",
     );
     n3.call(&call).unwrap_or_else(|failed| panic!("{failed}"));
     assert_failed(

@@ -211,7 +211,7 @@ fn failures_are_seen_to_have_ended() {
     assert_eq!(digits(table), "99:99:99.9");
     let begins = [
         "6 of 9: copy structure and data",
-        "9 of 9: prove that every change arrives everywhere",
+        "9 of 9: verify replication between all nodes",
     ]
     .map(|phase| told(&format!(" phase {phase}")));
     assert_eq!(begins.map(digits), ["99:99:99.9"; 2]);

@@ -135,7 +135,7 @@ fn the_stricter_form_and_the_parts() {
     assert_failed(
         &refused(n2, &finalize("nothing")),
         "42704",
-        "argument cloned_slot_name is \"nothing\", which is no slot of a survivor",
+        "argument cloned_slot_name is \"nothing\", which is not a slot of a survivor",
         "Give the name that recover_phase_clone returned",
     );
     n2.sql(&finalize(&clone));
@@ -217,7 +217,10 @@ fn two_nodes_died_and_nobody_has_all() {
         eprintln!("{how:?}");
         let cluster = common::recovery::two_nodes_died(On::Native, how);
         for node in &cluster.all()[2..] {
-            assert_eq!(node.value("SELECT count(*) FROM zodan.owed"), "0");
+            assert_eq!(
+                node.value("SELECT count(*) FROM zodan.pending_cleanup"),
+                "0"
+            );
         }
     }
 }
@@ -301,7 +304,7 @@ fn what_makes_no_sense_is_refused() {
             n2,
             "CALL spock.recover_run('n9')",
             "42704",
-            "argument failed_node_name is \"n9\", which is no node of this cluster",
+            "argument failed_node_name is \"n9\", which is not a node of this cluster",
             "The nodes are: ",
         ),
         (
@@ -315,7 +318,7 @@ fn what_makes_no_sense_is_refused() {
             n2,
             "CALL spock.recover_run('n1', 'n8')",
             "42704",
-            "argument source_node_name is \"n8\", which is no survivor",
+            "argument source_node_name is \"n8\", which is not a survivor",
             "See spock.node or zodan.node.",
         ),
         (
@@ -406,7 +409,7 @@ fn a_slot_that_holds_too_much_gives_up_and_says_so() {
     );
     n3.wait_for("SELECT count(*) FROM journal", "20000");
     n3.wait_for(
-        "SELECT count(*) FROM zodan.recovery_status WHERE exposed_at IS NOT NULL",
+        "SELECT count(*) FROM zodan.recovery_status WHERE gap_since IS NOT NULL",
         "2",
     );
     wait_log(n3, "WARNING:  zodan: slot spk_recovery_");
@@ -421,7 +424,7 @@ fn a_slot_that_holds_too_much_gives_up_and_says_so() {
     n1.crash();
     let compared = recover(n2, "n1");
     let said = compared.notices.iter().any(|n| {
-        n.message.contains("their contents are compared: the recovery slot of node \"n3\" cannot help: it has the transactions after ")
+        n.message.contains("their contents are compared: cannot recover from the slot of node \"n3\": it has the transactions after ")
     });
     assert!(said, "{compared:?}");
     assert_same_content(&[n2, n3]);
@@ -449,7 +452,7 @@ fn without_a_slot_the_contents_are_compared() {
         .map(|n| n.message.as_str())
         .collect();
     assert!(
-        said.iter().any(|s| s.contains("their contents are compared: the recovery slot of node \"n3\" cannot help: there is no slot spk_recovery_")),
+        said.iter().any(|s| s.contains("their contents are compared: cannot recover from the slot of node \"n3\": there is no slot spk_recovery_")),
         "{said:?}"
     );
     assert!(
@@ -553,7 +556,7 @@ fn what_cannot_be_told_is_listed() {
         .unwrap_or_else(|| panic!("{compared:?}"));
     assert_eq!(
         warning.message,
-        "1 rows differ between node \"n3\" and node \"n2\", and it cannot be told which is right: \"public\".\"crash_test\" (2)"
+        "1 rows differ between node \"n3\" and node \"n2\", and they cannot be resolved automatically: \"public\".\"crash_test\" (2)"
     );
     assert_eq!(
         n2.value("SELECT string_agg(id || data, ' ' ORDER BY id) FROM crash_test"),
@@ -567,17 +570,17 @@ fn a_preloaded_library_keeps_slots_by_itself() {
     cluster.form_mesh(2, CONTENT);
     wait_protected(&cluster.all());
     let n2 = cluster.n(2);
-    let keeper = n2.value("SELECT keeper_pid FROM zodan.recovery_status");
-    assert_eq!(n2.value("SELECT zodan.keep_recovery_slot()"), keeper);
+    let worker = n2.value("SELECT worker_pid FROM zodan.recovery_status");
+    assert_eq!(n2.value("SELECT zodan.start_node_worker()"), worker);
     n2.call("CALL spock.remove_node('n2')")
         .unwrap_or_else(|failed| panic!("{failed}"));
     n2.wait_for("SELECT count(*) FROM pg_replication_slots", "0");
-    n2.wait_for("SELECT count(*) FROM zodan.recovery", "0");
-    let failed = n2.sql_error("SELECT zodan.keep_recovery_slot()");
+    n2.wait_for("SELECT count(*) FROM zodan.recovery_slot", "0");
+    let failed = n2.sql_error("SELECT zodan.start_node_worker()");
     assert_failed(
         &failed,
         "55000",
-        "the database is no node of a cluster",
+        "the database is not a cluster node",
         "Add it to one first.",
     );
 }

@@ -528,42 +528,42 @@ fn exhausted_resources() {
             n2,
             "max_replication_slots",
             "1",
-            "1 more needed of max_replication_slots, 1 of 1 are in use",
+            "not enough replication slots: 1 needed, 0 free (max_replication_slots = 1)",
             2,
         ),
         (
             n1,
             "max_replication_slots",
             "1",
-            "1 more needed of max_replication_slots, 1 of 1 are in use",
+            "not enough replication slots: 1 needed, 0 free (max_replication_slots = 1)",
             2,
         ),
         (
             n2,
             "max_wal_senders",
             "1",
-            "1 more needed of max_wal_senders, 1 of 1 are in use",
+            "not enough WAL senders: 1 needed, 0 free (max_wal_senders = 1)",
             2,
         ),
         (
             n3,
             "max_wal_senders",
             "1",
-            "2 more needed of max_wal_senders, 0 of 1 are in use",
+            "not enough WAL senders: 2 needed, 1 free (max_wal_senders = 1)",
             2,
         ),
         (
             n2,
             "max_logical_replication_workers",
             "1",
-            "1 more needed of max_logical_replication_workers, 1 of 1 are in use",
+            "not enough logical replication workers: 1 needed, 0 free (max_logical_replication_workers = 1)",
             2,
         ),
         (
             n3,
             "max_logical_replication_workers",
             "1",
-            "2 more needed of max_logical_replication_workers, 0 of 1 are in use",
+            "not enough logical replication workers: 2 needed, 1 free (max_logical_replication_workers = 1)",
             2,
         ),
         // The launcher of the subscriptions and the worker of one.
@@ -571,7 +571,7 @@ fn exhausted_resources() {
             n2,
             "max_worker_processes",
             "2",
-            "1 more needed of max_worker_processes, 2 of 2 are in use",
+            "not enough background workers: 1 needed, 0 free (max_worker_processes = 2)",
             3,
         ),
     ];
@@ -1120,9 +1120,7 @@ fn one_at_a_time() {
         assert_failed(
             &second,
             "55P03",
-            &format!(
-                "the membership of the cluster is being changed by someone else: node \"{locked}\" is locked"
-            ),
+            &format!("another membership change is in progress: node \"{locked}\" is locked"),
             "Wait until the other CALL has ended",
         );
         assert!(

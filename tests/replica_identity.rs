@@ -148,7 +148,7 @@ fn what_cannot_is_refused_before_the_first_change() {
          CREATE TABLE h_part PARTITION OF partitioned FOR VALUES IN (1)",
     );
     let (n1, n2) = (cluster.n(1), cluster.n(2));
-    let none = "has no key, and its rows cannot be told by all columns:";
+    let none = "has no usable replica identity:";
     let hint = "Give the table a primary key, or a replica identity by a unique index";
     let mut wanted = vec![
         (
@@ -215,7 +215,7 @@ fn the_tables_of_a_cluster_are_looked_at_on_every_member() {
     }
     wait_mesh(&cluster.first(2));
     let before = (fingerprint(&cluster.all()), runs(&cluster.all()));
-    let stops = "table \"public\".\"stops\" has no key, and its rows cannot be told by all columns: j json has no equality";
+    let stops = "table \"public\".\"stops\" has no usable replica identity: j json has no equality";
     let hint = "Give the table a primary key, or a replica identity by a unique index";
     assert_findings(
         &Call::of(n3, n1).fails_on(n3),

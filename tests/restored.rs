@@ -140,13 +140,13 @@ fn it_is_told_of_and_replaced_like_a_dead_one() {
 fn by_force_it_goes_without_a_wait_and_what_is_lacking_is_told() {
     let cluster = put_back();
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n1.sql("SELECT zodan.keep_recovery_slot()");
+    n1.sql("SELECT zodan.start_node_worker()");
     let told = format!("WARNING:  zodan: node \"n1\": {FOUND}");
     let begun = Instant::now();
     while !n1.log().contains(&told) {
         assert!(
             begun.elapsed() < Duration::from_secs(60),
-            "its keeper does not tell"
+            "its node worker does not tell"
         );
         thread::sleep(POLL);
     }

@@ -489,7 +489,7 @@ fn drop_event_trigger(server: &Server) {
 
 #[test]
 fn failures_show_no_password() {
-    let cluster = cluster(3, |_| quick().set("zodan.fault", "event triggers fire"));
+    let cluster = cluster(3, |_| quick().set("zodan.failpoint", "event triggers fire"));
     cluster.create_extension();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     n1.sql(

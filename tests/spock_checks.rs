@@ -507,7 +507,7 @@ fn where_an_address_is_from() {
             n3,
             "08001",
             &format!("could not connect to node \"{}\"", node.name()),
-            "Its address is no argument, but that of spock.node_interface of node \"n1\".",
+            "Its address is not an argument, but that of spock.node_interface of node \"n1\".",
         );
         set(&right);
     }

@@ -7,7 +7,7 @@ use lab::{Cluster, Server, assert_same_content, quote_literal, spock, wait_quiet
 
 const CONTENT: &str = "CREATE TABLE item (id integer PRIMARY KEY, node text NOT NULL)";
 
-/// A mesh of three with keepers, which have noted where they are, and a server more.
+/// A mesh of three with node workers, which have noted where they are, and a server more.
 fn mesh() -> Option<Cluster> {
     let cluster = spock::mesh(3, CONTENT)?;
     for node in cluster.first(3) {

@@ -165,7 +165,7 @@ fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
 }
 
 fn fails(server: &Server, point: &str, call: &str) {
-    let error = format!("SET zodan.fault = 'error {point}'");
+    let error = format!("SET zodan.failpoint = 'error {point}'");
     let failed = Running::start_after(server, &error, call).fails();
     assert!(failed.message().contains(point), "{failed}");
 }

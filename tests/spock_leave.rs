@@ -215,7 +215,7 @@ fn what_is_not_this_clusters_node_is_not_touched() {
     assert_failed(
         &n1.sql_error("CALL spock.remove_node('n9')"),
         "42704",
-        "argument target_node_name is \"n9\", which is no node of this cluster and has left nothing in it",
+        "argument target_node_name is \"n9\", which is not a node of this cluster and has left nothing in it",
         "The nodes are: n1, n2, n3.",
     );
     assert_failed(
@@ -253,7 +253,7 @@ fn what_a_member_that_is_down_has_to_do_is_told() {
     assert_failed(
         &failed,
         "08001",
-        "node \"n2\": it cannot be reached, so nobody knows whether it has all of \"n3\"",
+        "node \"n2\": it cannot be reached, so it is unknown whether it has all changes of \"n3\"",
         "With force := true it is left out",
     );
     let forced = n1
@@ -262,7 +262,7 @@ fn what_a_member_that_is_down_has_to_do_is_told() {
     let told = forced
         .notices
         .iter()
-        .find(|n| n.message == "node \"n2\" still has to forget \"n3\"")
+        .find(|n| n.message == "cleanup of \"n3\" on node \"n2\" is pending")
         .unwrap_or_else(|| panic!("{forced:?}"));
     let statements = told
         .hint
@@ -420,7 +420,7 @@ fn a_node_that_others_read_from_stays() {
     let slot = n1.value("SELECT slot_name FROM pg_replication_slots WHERE slot_name ~ 'reads'");
     let joined = add_node(n4, "n4", n1, "n1").unwrap_or_else(|failed| panic!("{failed}"));
     let told = format!(
-        "reads from slot {slot}, is no member of the cluster, and does not get what is written on the new node"
+        "reads from slot {slot}, is not a member of the cluster, and does not get what is written on the new node"
     );
     assert!(
         joined.notices.iter().any(|n| n.message.contains(&told)),
@@ -431,7 +431,7 @@ fn a_node_that_others_read_from_stays() {
         "CALL spock.remove_node('n1')",
         "CALL spock.remove_node('n1', force := true)",
     ] {
-        let told = format!("streams from slot {slot}, and is no member of the cluster");
+        let told = format!("streams from slot {slot}, and is not a member of the cluster");
         assert_failed(&n2.sql_error(call), "55006", &told, "drop its subscription");
     }
     before.assert_same_now(&[n1, n2, n4]);
@@ -472,7 +472,7 @@ fn the_slot_of_a_dead_node_under_a_name_of_its_own_is_told() {
     let removed = remove(n3, "n1");
     let slot = n2.value("SELECT slot_name FROM pg_replication_slots WHERE slot_name ~ 'berlin'");
     let told = format!(
-        "node \"n2\": nobody streams from slot {slot}, which is of no member: it may have been that of \"n1\""
+        "node \"n2\": slot {slot} is inactive and belongs to no member: it may have been that of \"n1\""
     );
     let warning = removed.notices.iter().find(|n| n.message == told);
     let warning = warning.unwrap_or_else(|| panic!("{removed:?}"));

@@ -88,7 +88,7 @@ fn survivors_are_made_equal_by_comparison() {
         .unwrap_or_else(|failed| panic!("{failed}"));
     assert!(
         compared.notices.iter().any(|n| n.message
-            == "node \"n2\" has got 72 rows and lost 1 by comparison with node \"n3\""),
+            == "copied 72 rows to node \"n2\" and deleted 1 there, by comparison with node \"n3\""),
         "{compared:?}"
     );
     assert!(

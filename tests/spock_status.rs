@@ -37,7 +37,7 @@ fn the_cluster_before_and_after_a_join() {
     assert_eq!(table(n3, &failed("pre")), [""; 0]);
     assert_eq!(
         table(n1, &failed("post")),
-        ["n3|membership|is no member of the cluster of node \"n1\""]
+        ["n3|membership|is not a member of the cluster of node \"n1\""]
     );
     n3.call(&format!(
         "CALL spock.add_node('n1', {}, 'n3', {})",

@@ -68,7 +68,7 @@ fn a_provider_outside_of_the_mesh_is_told_of() {
     let joined = add_node(n3, "n3", n1, "n1").unwrap_or_else(|failed| panic!("{failed}"));
     warned(
         &joined,
-        "node \"n1\": subscription from_outside brings changes of node \"outside\", which takes none of the cluster's and is no member: Spock does not send them on, so the new node gets what is there when it joins, and nothing that comes later",
+        "node \"n1\": subscription from_outside brings changes of node \"outside\", which takes none of the cluster's and is not a member: Spock does not send them on, so the new node gets what is there when it joins, and nothing that comes later",
     );
     assert_eq!(ids(n3), "1,100");
     outside.sql("INSERT INTO t VALUES (101, 'later')");
@@ -83,7 +83,7 @@ fn a_provider_outside_of_the_mesh_is_told_of() {
     assert_failed(
         &n1.sql_error("CALL spock.remove_node('outside')"),
         "55000",
-        "node \"outside\" is no member of the cluster: subscription from_outside of node \"n1\" takes its changes, and it takes those of no member",
+        "node \"outside\" is not a member of the cluster: subscription from_outside of node \"n1\" takes its changes, and it takes those of no member",
         "SELECT spock.sub_drop('from_outside'::name, true)",
     );
     for on in [n1, n2] {
@@ -91,7 +91,7 @@ fn a_provider_outside_of_the_mesh_is_told_of() {
             assert_failed(
                 &on.sql_error(&format!("CALL spock.remove_node('n1'{force})")),
                 "55006",
-                "it has subscription from_outside to node \"outside\", which is no member of the cluster",
+                "it has subscription from_outside to node \"outside\", which is not a member of the cluster",
                 "Drop the subscription first.",
             );
         }
@@ -104,7 +104,7 @@ fn a_provider_outside_of_the_mesh_is_told_of() {
     let joined = add_node(n3, "n3", n2, "n2").unwrap_or_else(|failed| panic!("{failed}"));
     warned(
         &joined,
-        "is no member: Spock does not send them on, so the new node gets none of them",
+        "is not a member: Spock does not send them on, so the new node gets none of them",
     );
     n1.sql("SELECT spock.sub_drop('from_outside')");
     n2.call("CALL spock.remove_node('n1')")
@@ -128,14 +128,14 @@ fn a_node_that_only_reads_is_not_removed() {
         assert_failed(
             &n1.sql_error(&format!("CALL spock.remove_node('reader', {dsn}{force})")),
             "55000",
-            "node \"reader\" only reads from the cluster and is no member of it",
+            "node \"reader\" only reads from the cluster and is not a member of it",
             "run on it: SELECT spock.sub_drop('reads'::name, true)",
         );
     }
     assert_failed(
         &reader.sql_error("CALL spock.remove_node('n1')"),
         "55000",
-        "node \"n1\" is no member of the cluster: subscription reads of node \"reader\" takes its changes",
+        "node \"n1\" is not a member of the cluster: subscription reads of node \"reader\" takes its changes",
         "SELECT spock.sub_drop('reads'::name, true)",
     );
     before.assert_same_now(&[n1, n2, reader]);
@@ -285,7 +285,7 @@ fn a_node_that_only_reads_gets_what_is_written_on_the_new_node() {
     assert_failed(
         &n1.sql_error("CALL spock.remove_node('n3')"),
         "55006",
-        "is no member of the cluster",
+        "is not a member of the cluster",
         "drop its subscription first",
     );
     reader.sql("SELECT spock.sub_drop('sub_n3_reader')");
@@ -317,7 +317,7 @@ fn who_cannot_be_given_the_changes_of_the_new_node_is_refused() {
         "could not connect to node \"reader 1\"",
         "Its address is that of argument readers.",
     );
-    let no_node = format!("{argument}a database that is no node");
+    let no_node = format!("{argument}a database that is not a cluster node");
     refused(&[&dsn], "22023", &no_node, "nodes that subscribe");
     node(reader);
     let of_none = format!("{argument}node \"reader\", which takes changes of no member");
@@ -386,7 +386,7 @@ fn a_reader_is_as_before_when_the_join_fails() {
     let before = fingerprint(&nodes);
     let call = with_readers(n3, n1, &[&reader.dsn()]);
     let point = "within it is proved";
-    let error = format!("SET zodan.fault = 'error {point}'");
+    let error = format!("SET zodan.failpoint = 'error {point}'");
     let failed = Running::start_after(n3, &error, &call).fails();
     assert!(failed.message().contains(point), "{failed}");
     before.assert_same_now(&nodes);

@@ -234,7 +234,9 @@ fn recovery_by_comparison_stays_within_the_sets() {
     assert_eq!(tables.map(|table| content(n3, table)), before);
     let told = said(&recovered);
     assert!(
-        told.contains("node \"n2\" has got 10 rows and lost 1 by comparison with node \"n3\""),
+        told.contains(
+            "copied 10 rows to node \"n2\" and deleted 1 there, by comparison with node \"n3\""
+        ),
         "{told}"
     );
     assert!(
@@ -242,7 +244,7 @@ fn recovery_by_comparison_stays_within_the_sets() {
         "{told}"
     );
     // A row without a key that n3 has written, or changed; and what a TRUNCATE of n3 has taken, or a DELETE of n1.
-    let doubt = "WARNING: 3 rows differ between node \"n3\" and node \"n2\", and it cannot be told which is right: \
+    let doubt = "WARNING: 3 rows differ between node \"n3\" and node \"n2\", and they cannot be resolved automatically: \
                  \"public\".\"ins\" (1,n3), \"public\".\"kept\" (1), \"public\".\"kept\" (2)";
     assert!(told.contains(doubt), "{told}");
     call(n3, "CALL spock.remove_node('n1')");
@@ -265,7 +267,7 @@ fn mesh_with_slots() -> Cluster {
         node.sql(
             "SELECT spock.repset_create('unused');
              SELECT spock.repset_add_table('unused', 'plain', row_filter := 'id < 0');
-             SELECT zodan.keep_recovery_slot()",
+             SELECT zodan.start_node_worker()",
         );
     }
     members[0].sql(
@@ -274,7 +276,7 @@ fn mesh_with_slots() -> Cluster {
     );
     for node in &members {
         node.wait_for(
-            "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL",
+            "SELECT count(*) FROM zodan.recovery_status WHERE retained_from IS NOT NULL",
             "2",
         );
     }
@@ -318,7 +320,7 @@ fn what_a_recovery_slot_leaves_out_is_found_by_comparison() {
     let doubt = "WARNING: 1 rows differ between node \"n3\" and node \"n2\", and no survivor sends their tables, \
                  so it cannot be told whether \"n1\" has deleted them or \"n3\" itself: \"public\".\"of_one\" (1)";
     assert!(told.contains(doubt), "{told}");
-    let why = "their contents are compared: the recovery slot of node \"n3\" cannot help: it gives nothing of rows of \
+    let why = "their contents are compared: cannot recover from the slot of node \"n3\": it gives nothing of rows of \
                \"n1\" in table \"public\".\"of_one\", which no replication set of node \"n3\" lets through";
     assert!(told.contains(why), "{told}");
     assert_eq!(content(n2, "plain"), "(1,a) (2,lost)");

@@ -260,7 +260,7 @@ fn what_is_wrong_with_a_path_is_told() {
     n1.sql("INSERT INTO t VALUES (1)");
     n1.wait_for(
         &format!(
-            "SELECT s ~ '^down: (nobody streams from its slot; )?errors of the apply worker so far: [1-9][0-9]* \\(see the log of the subscriber\\)$'
+            "SELECT s ~ '^down: (its replication slot is inactive; )?errors of the apply worker so far: [1-9][0-9]* \\(see the log of the subscriber\\)$'
                FROM ({}) x (s)",
             state("n1 n3")
         ),
@@ -307,7 +307,7 @@ fn refusals_and_rights() {
         assert_failed(
             &outsider.sql_error(&call),
             "55000",
-            "the database is no node of a cluster",
+            "the database is not a cluster node",
             "any node of the cluster",
         );
         assert_failed(
@@ -337,7 +337,7 @@ fn refusals_and_rights() {
     assert_failed(
         &n1.sql_error("SELECT spock.topology('png')"),
         "22023",
-        "argument format is \"png\", which is no format of a drawing",
+        "argument format is \"png\", which is not a format of a drawing",
         "text, dot or mermaid",
     );
 }
@@ -401,7 +401,7 @@ fn the_public_scripts_procedures() {
         assert_failed(
             &refused,
             "55000",
-            "the database is no node of a cluster",
+            "the database is not a cluster node",
             "any node of the cluster",
         );
         assert_failed(

@@ -71,7 +71,7 @@ fn a_network_that_stalls_is_noticed_and_told() {
         (1, "4 before marker on n2", "08006", lost("n1"), ["", ""]),
         (
             1,
-            "6 before hold off application writes on the new node on n3",
+            "6 before block application writes on the new node on n3",
             "08001",
             "could not connect to node \"n1\": timeout expired".into(),
             ["\"create slot sub_n1_n3_postgres_", "\" on node \"n1\""],
@@ -408,7 +408,7 @@ fn assert_held(failed: &CallFailed, holder: &str) {
     assert_failed(
         failed,
         "55P03",
-        "the membership of the cluster is being changed by someone else",
+        "another membership change is in progress",
         "Wait until the other CALL has ended",
     );
     assert!(failed.detail().contains(holder), "{failed}");

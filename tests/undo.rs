@@ -46,7 +46,7 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT SELECT ON TABLES TO pg_monitor;
 
 /// A mesh of n1 and n2, and n3 to be added.
 fn scene() -> Cluster {
-    scene_with(|_| quick().set("zodan.fault", "event triggers fire"))
+    scene_with(|_| quick().set("zodan.failpoint", "event triggers fire"))
 }
 
 fn scene_with(options: impl Fn(&str) -> ServerOptions + Sync) -> Cluster {
@@ -313,7 +313,7 @@ fn the_proof_fails() {
     assert_failed(
         &failed,
         "55000",
-        "subscription sub_n3_n2 of node \"n2\" fails again and again",
+        "subscription sub_n3_n2 of node \"n2\" keeps failing on the same change",
         "The log of the subscriber says why",
     );
     let errors = "errors of its apply worker so far. The log of that server says what they were";
@@ -981,7 +981,7 @@ fn the_source_crashes_during_the_pause() {
     assert_same_content(&cluster.all());
 }
 
-/// The node of the CALL is lost too, and its journal with it: the keeper of the source is who resumes.
+/// The node of the CALL is lost too, and its journal with it: the node worker of the source is who resumes.
 #[test]
 fn the_source_and_the_coordinator_are_lost_during_the_pause() {
     let cluster = scene_with(|name| match name {

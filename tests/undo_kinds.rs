@@ -106,7 +106,7 @@ fn one_of_every_kind() {
     );
     n2.sql("DROP SCHEMA public");
     let before = fingerprint(&cluster.all());
-    let arm = format!("SET zodan.fault = 'error {LATE}'");
+    let arm = format!("SET zodan.failpoint = 'error {LATE}'");
     let failed = Running::start_after(n2, &arm, &Call::of(n2, n1).sql()).fails();
     assert_failed(
         &failed,

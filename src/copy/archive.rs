@@ -8,7 +8,7 @@ use super::{OURS, Source, Target, conninfo, snapshot_session};
 use crate::encoding;
 use crate::environment::{self, EVENT_TRIGGERS};
 use crate::error::{Result, SqlState};
-use crate::fault;
+use crate::failpoint;
 use crate::libpq::{Conn, Row};
 use crate::node::Session;
 use crate::quote::ident;
@@ -32,13 +32,13 @@ const UNLOGGED: [(&str, &str); 4] = [
 
 /// What the new node must not get from the source, by name.
 #[derive(Clone, Debug)]
-pub struct LeaveOut<'a> {
+pub struct Excluded<'a> {
     pub schemas: &'a [&'a str],
     pub extensions: &'a [&'a str],
     pub publications: &'a [&'a str],
 }
 
-impl Default for LeaveOut<'_> {
+impl Default for Excluded<'_> {
     /// What each node has of its own: our extension, our publication, and the schemas of the engines.
     fn default() -> Self {
         Self {
@@ -63,7 +63,7 @@ impl Archive {
     pub fn dump(
         source: &Source<'_>,
         target: &mut Session,
-        leave_out: &LeaveOut<'_>,
+        excluded: &Excluded<'_>,
     ) -> Result<Self> {
         let scratch = Scratch::create()?;
         let mut omit = Omit::default();
@@ -72,9 +72,9 @@ impl Archive {
         let named = session.query(
             NAMED,
             &[
-                &array(leave_out.extensions),
-                &array(leave_out.publications),
-                &array(leave_out.schemas),
+                &array(excluded.extensions),
+                &array(excluded.publications),
+                &array(excluded.schemas),
             ],
         )?;
         let owners: HashMap<String, String> = target
@@ -99,11 +99,11 @@ impl Archive {
                 omit.objects.insert(object);
             }
         }
-        leave_out
+        excluded
             .extensions
             .iter()
             .for_each(|name| omit.labels_of("EXTENSION", name));
-        leave_out
+        excluded
             .publications
             .iter()
             .for_each(|name| omit.labels_of("PUBLICATION", name));
@@ -126,7 +126,7 @@ impl Archive {
         arguments.push(format!("--snapshot={}", source.snapshot));
         arguments.push(format!("--file={}", scratch.file(DUMP).display()));
         arguments.extend(
-            leave_out
+            excluded
                 .schemas
                 .iter()
                 .map(|s| format!("--exclude-schema={}", ident(s))),
@@ -321,7 +321,7 @@ fn restore_settings(
     let maintenance = unsafe { pg_sys::maintenance_work_mem }.max(LEAST_MAINTENANCE_KB);
     let maintenance = format!("{maintenance}kB");
     // Before PostgreSQL 17 this keeps event triggers of the usual kind from what the restore does.
-    let as_replica = !no_event_triggers && superuser && !fault::event_triggers_fire();
+    let as_replica = !no_event_triggers && superuser && !failpoint::event_triggers_fire();
     [
         // Made durable by the next commit of the run itself; what a crash loses, it also undoes.
         ("synchronous_commit", "off"),

@@ -1,6 +1,6 @@
 //! The data: the leader's side. It plans, starts workers, watches them and ends them.
 
-use super::arrival::{Arrival, Complete, Tally};
+use super::copied_bytes::{Complete, CopyProgress, Counter};
 use super::guard::guarded;
 use super::on_exit::OnExit;
 use super::origin::{self, Origin};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// How often the caller hears of progress.
 const PULSE: Duration = Duration::from_millis(500);
 /// How long workers get to end after they were told to.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How the rows are stored.
 pub struct Options<'a> {
@@ -66,7 +66,7 @@ pub fn copy(
     local: &Local,
     tables: Vec<Table>,
     options: &Options<'_>,
-    mut report: impl FnMut(&Arrival, &[Complete]) -> Result<()>,
+    mut report: impl FnMut(&CopyProgress, &[Complete]) -> Result<()>,
 ) -> Result<Copied> {
     let count = tables
         .iter()
@@ -91,7 +91,7 @@ pub fn copy(
     let origin = Origin::hold(local, options.origin)?;
     let job = Job {
         node: source.node.to_owned(),
-        dsn: source.dsn.expose(),
+        dsn: source.dsn.reveal(),
         snapshot: source.snapshot.to_owned(),
         tables,
         tasks,
@@ -174,11 +174,11 @@ impl Workers {
         &self,
         source: &Source<'_>,
         job: &Job,
-        report: &mut impl FnMut(&Arrival, &[Complete]) -> Result<()>,
-    ) -> Result<Arrival> {
-        let mut tally = Tally::new(job);
+        report: &mut impl FnMut(&CopyProgress, &[Complete]) -> Result<()>,
+    ) -> Result<CopyProgress> {
+        let mut tally = Counter::new(job);
         let counts = self.shared.counts();
-        let mut last = Arrival::default();
+        let mut last = CopyProgress::default();
         let mut moved = Instant::now();
         let mut reported: Option<Instant> = None;
         loop {
@@ -240,7 +240,7 @@ impl Drop for Workers {
     /// Ends those that still run and waits until they have let go of tables and origin.
     fn drop(&mut self) {
         self.handles.iter().for_each(Handle::terminate);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.handles.iter().all(Handle::has_ended) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -341,7 +341,7 @@ fn died(job: &Job, slot: &Slot) -> Error {
     }
 }
 
-fn stalled(job: &Job, arrived: &Arrival, limit: Duration) -> Error {
+fn stalled(job: &Job, arrived: &CopyProgress, limit: Duration) -> Error {
     Error::Stalled {
         node: job.node.clone(),
         what: "the copy of its data".into(),

@@ -1,7 +1,7 @@
 //! Errors of this server as values.
 
 use crate::error::Result;
-use crate::raw_code;
+use crate::sqlstate;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
 
@@ -9,12 +9,12 @@ use std::panic::AssertUnwindSafe;
 /// is left to the caller, who knows whether there is a transaction to abort.
 pub fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     let body = AssertUnwindSafe(body);
-    raw_code::watch(|| {
+    sqlstate::watch(|| {
         PgTryBuilder::new(AssertUnwindSafe(move || {
             let body = body;
             (body.0)()
         }))
-        .catch_others(|cause| Err(raw_code::caught(cause)))
+        .catch_others(|cause| Err(sqlstate::caught(cause)))
         .execute()
     })
 }

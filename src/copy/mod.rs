@@ -6,11 +6,11 @@
 //! state in between. [`requirements`] and [`collisions`] find what would stop the copy before it starts.
 
 mod archive;
-mod arrival;
 mod check_constraints;
 mod collisions;
 mod conninfo;
 mod contents;
+mod copied_bytes;
 pub mod data;
 mod foreign_keys;
 mod guard;
@@ -39,7 +39,7 @@ mod tables;
 mod undo;
 mod worker;
 
-pub use archive::{Archive, LeaveOut};
+pub use archive::{Archive, Excluded};
 pub use check_constraints::{CheckConstraints, Unproved};
 pub use collisions::collisions;
 pub use foreign_keys::{Broken, ForeignKeys};

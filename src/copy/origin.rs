@@ -56,7 +56,7 @@ impl Drop for Origin {
 }
 
 /// Marks everything that this process commits from now on. For a worker, which keeps it until it ends.
-pub fn adopt(id: pg_sys::RepOriginId, holder: Option<i32>) {
+pub fn attach(id: pg_sys::RepOriginId, holder: Option<i32>) {
     // SAFETY: the worker is connected to a database. An origin that is held by somebody else raises.
     unsafe {
         #[cfg(feature = "pg15")]
@@ -71,7 +71,7 @@ pub fn adopt(id: pg_sys::RepOriginId, holder: Option<i32>) {
 }
 
 /// The commit timestamp of the next transaction, `None` for the time of its commit.
-pub fn stamp(timestamp: Option<i64>) {
+pub fn set_commit_timestamp(timestamp: Option<i64>) {
     // SAFETY: session variables that the next commit record is made from. Zero means "now", and the
     // commit replaces it by that time, so it is set anew for each transaction.
     unsafe {

@@ -5,7 +5,7 @@ use super::guard::guarded;
 use super::on_exit::OnExit;
 use crate::encoding;
 use crate::error::{Error, Result};
-use crate::libpq::{Dsn, must_answer, scrub, silence, wait};
+use crate::libpq::{Dsn, idle_limit, require_alive, scrub, wait};
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 use std::io::{self, Read};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// How much of the end of the error output is kept for the message.
 const TAIL: usize = 8 * 1024;
 /// How long a program may take to end after it was told to. It only has to cancel its queries.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the caller may do something else while it runs.
 const PULSE: Duration = Duration::from_secs(1);
 /// Variables besides those of libpq (`PG*`) and Kerberos that a client program may need.
@@ -75,8 +75,8 @@ impl Program<'_> {
     }
 
     fn look_after_node(&self) -> Result<()> {
-        match (self.remote, silence()) {
-            (Some(dsn), Some(silence)) => must_answer(self.node, dsn, silence / 2),
+        match (self.remote, idle_limit()) {
+            (Some(dsn), Some(idle_limit)) => require_alive(self.node, dsn, idle_limit / 2),
             _ => Ok(()),
         }
     }
@@ -165,10 +165,10 @@ impl Running {
                 return Ok(output);
             }
             let pulse = PULSE.saturating_sub(called.elapsed());
-            let limit = silence().map_or(pulse, |silence| silence.min(pulse));
+            let limit = idle_limit().map_or(pulse, |idle_limit| idle_limit.min(pulse));
             if wait::on_fds(&fds, Some(limit))?.contains(&true) {
                 heard = Instant::now();
-            } else if silence().is_some_and(|limit| heard.elapsed() >= limit) {
+            } else if idle_limit().is_some_and(|limit| heard.elapsed() >= limit) {
                 look()?;
                 heard = Instant::now();
             }
@@ -229,7 +229,7 @@ impl Drop for Running {
         }
         let group = self.child.id() as libc::pid_t;
         signal(group, libc::SIGTERM);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut unread = vec![];
         while self.pipes().next().is_some() {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -122,7 +122,7 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
                 ),
                 "Create the roles as they are on the source; pg_dumpall --roles-only prints them.",
             )
-            .mended_by(format!("CREATE ROLE {}", ident(&role))),
+            .fixed_by(format!("CREATE ROLE {}", ident(&role))),
         );
     }
 
@@ -159,7 +159,7 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
                     "CREATE EXTENSION on the new node makes it as well. Give it back: {add}; or drop it."
                 ),
             )
-            .mended_by(add),
+            .fixed_by(add),
         );
     }
 

@@ -75,7 +75,7 @@ fn work(shared: &Shared, slot: &Slot) -> Result<()> {
     let job = shared.job()?;
     let dsn = Dsn::parse(&job.dsn).map_err(|e| Error::internal(e.problem()))?;
     set_up(&job)?;
-    origin::adopt(job.origin, job.origin_holder);
+    origin::attach(job.origin, job.origin_holder);
     show(&format!("COPY: connecting to node \"{}\"", job.node));
     let mut conn = Conn::open(&job.node, &dsn)?;
     slot.served_by(conn.server_pid());
@@ -163,7 +163,7 @@ fn copy_once(
         table.copy_out(range)
     );
     let mut stream = Stream::new(conn.copy_out(&copy_out)?, count, table);
-    origin::stamp(job.timestamp);
+    origin::set_commit_timestamp(job.timestamp);
     let stored = store(&mut stream, table, again);
     if stored.is_err() {
         stream.take_back();

@@ -91,10 +91,10 @@ pub fn unfit(unsent: bool) -> Statement {
                          WHEN j.generated_key IS NOT NULL
                          THEN format('has a key with the generated column %I, which is not replicated', j.generated_key)
                          WHEN {unsent} AND j.generated IS NOT NULL
-                         THEN format('has no key, and its rows cannot be told by all columns: the generated column %I is not replicated', j.generated)
+                         THEN format('has no usable replica identity: the generated column %I is not replicated', j.generated)
                          WHEN j.generated_pk IS NOT NULL
                          THEN format('has a key with the generated column %I, which is not replicated', j.generated_pk)
-                         ELSE format('has no key, and its rows cannot be told by all columns: %s', j.why) END,
+                         ELSE format('has no usable replica identity: %s', j.why) END,
                     b.becomes IS NULL AND (j.generated_key IS NOT NULL OR j.generated_pk IS NOT NULL
                                            OR {unsent} AND j.generated IS NOT NULL)
                FROM judged j

@@ -53,7 +53,7 @@ pub struct Survey {
     /// Every member, the source too. Just the source where it is not a node yet.
     pub members: Vec<Member>,
     /// Whether the source is a node already.
-    pub founded: bool,
+    pub is_member: bool,
 }
 
 impl Survey {
@@ -62,7 +62,7 @@ impl Survey {
         let names = |survey: &Self| -> Vec<String> {
             survey.members.iter().map(|m| m.name.clone()).collect()
         };
-        self.founded == other.founded && names(self) == names(other)
+        self.is_member == other.is_member && names(self) == names(other)
     }
 }
 
@@ -90,7 +90,7 @@ pub struct SubscriptionState {
     /// The last position of the provider that has been applied.
     pub applied: Option<Lsn>,
     /// Why the last change was not applied that its worker gave up for good, if it ever did.
-    pub gave_up: Option<String>,
+    pub skipped_change: Option<String>,
 }
 
 /// What the engine wants of the copy.
@@ -106,32 +106,32 @@ pub struct CopyPlan {
     pub structure_only: Vec<String>,
     /// Those of `tables` that the new node has before the copy, empty. They keep their rows when what
     /// the copy made is dropped.
-    pub refilled: Vec<String>,
+    pub preexisting: Vec<String>,
     /// DDL is replicated too, so that a table that is renamed is so everywhere.
     pub names_follow: bool,
     /// Settings of the sessions that restore the structure.
     pub settings: Vec<(&'static str, &'static str)>,
     /// What the structure leaves out beside zodan's and the engines' own.
-    pub leave_out: LeaveOut,
+    pub excluded: Excluded,
 }
 
 /// Schemas and extensions that are each node's own.
 #[derive(Clone, Debug, Default)]
-pub struct LeaveOut {
+pub struct Excluded {
     pub schemas: Vec<String>,
     pub extensions: Vec<String>,
 }
 
 /// Where the new node's role in replication is not the source's, and what makes it so.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drift {
+pub struct SetDifference {
     pub what: String,
     pub remedy: String,
 }
 
 /// Something that the removal of a node owes to a member that could not be reached then.
 #[derive(Clone, Debug)]
-pub struct Debt {
+pub struct PendingCleanup {
     pub member: Member,
     pub removed: String,
     /// What is to be taken back there, as in the journal.
@@ -165,7 +165,7 @@ pub fn no_reader(leads_to: String, hint: impl Into<String>) -> Error {
 
 /// The tables that a path brings.
 #[derive(Default)]
-pub struct Brought {
+pub struct PathTables {
     /// By schema and name.
     pub tables: BTreeSet<(String, String)>,
     /// Whether these are all.
@@ -216,17 +216,17 @@ pub trait Engine {
 
     /// Learns the names of the paths between `members`, and of those between them and `absent`, which
     /// cannot be asked.
-    fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()>;
+    fn load_paths(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()>;
 
     /// Forgets them: the membership has changed.
-    fn unlearn(&mut self) {}
+    fn unload_paths(&mut self) {}
 
     /// Learns the names of all paths, those that are and those to be.
-    fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()>;
+    fn load_paths_with(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()>;
 
     /// Learns the paths from `members`, the source first, to a node that only reads from them, and those from the new
     /// node to it.
-    fn prepare_reader(
+    fn load_reader_paths(
         &mut self,
         _members: &mut [&mut Node],
         _new: &mut Node,
@@ -248,7 +248,7 @@ pub trait Engine {
         None
     }
 
-    /// Which cluster it is, or will be when it is founded, where names of slots tell it.
+    /// Which cluster it is, or will be when it is is_member, where names of slots tell it.
     fn cluster(&self) -> Option<&str> {
         None
     }
@@ -259,8 +259,8 @@ pub trait Engine {
     }
     /// The tables that each of several paths between the same two nodes brings, as far as `nodes` know: their provider
     /// cannot be asked.
-    fn brought_by(&self, _nodes: &mut [&mut Node], paths: &[Path]) -> Result<Vec<Brought>> {
-        Ok(paths.iter().map(|_| Brought::default()).collect())
+    fn tables_of(&self, _nodes: &mut [&mut Node], paths: &[Path]) -> Result<Vec<PathTables>> {
+        Ok(paths.iter().map(|_| PathTables::default()).collect())
     }
     /// What the subscription of `path` takes of all that its provider sends: what two subscribers have of a provider
     /// is compared where that is the same.
@@ -308,8 +308,8 @@ pub trait Engine {
     fn probe(&self, dsn: &str) -> Vec<Statement>;
 
     /// Makes the node a node of the cluster, able to provide changes.
-    fn become_provider(&self, identity: &Identity) -> Vec<Statement>;
-    fn cease_provider(&self) -> Vec<Statement>;
+    fn create_node(&self, identity: &Identity) -> Vec<Statement>;
+    fn drop_node(&self) -> Vec<Statement>;
 
     /// Tables of which updates would fail, or stop who applies them, as [`identities::unfit`] has them; `None` where
     /// the engine decides itself what it sends of such tables.
@@ -319,35 +319,35 @@ pub trait Engine {
 
     /// `name, registry`: which member the node is, and its registry as one value; no row where it is none.
     /// `None` where the engine makes nodes known to each other by itself.
-    fn membership(&self) -> Option<Statement> {
+    fn registry(&self) -> Option<Statement> {
         None
     }
     /// Makes `registry` that of the node, unless it has a newer one; whether it is then.
-    fn adopt(&self, _registry: &Registry) -> Result<Option<Statement>> {
+    fn apply_registry(&self, _registry: &Registry) -> Result<Option<Statement>> {
         Ok(None)
     }
     /// Makes the node forget what `name` left there, and with Spock who it was.
-    fn unregister(&self, name: &str) -> Vec<Statement>;
+    fn forget_node(&self, name: &str) -> Vec<Statement>;
     /// `name, location, country, dsn, system_identifier, database, info, joined_at, id, number` of every member,
     /// as the node knows them.
-    fn registry(&self) -> Statement;
+    fn members(&self) -> Statement;
 
-    /// Makes the later of two updates of a row of the table stay, or leaves it to whichever comes last; whether
-    /// that changed anything. `None` where the engine resolves conflicts itself.
+    /// Installs or removes the trigger by which the later of two updates of a row of the table stays; true if that
+    /// changed anything. `None` where the engine resolves conflicts itself.
     fn last_update_wins(&self, _table: &str, _wanted: bool) -> Option<Statement> {
         None
     }
 
     /// Keeps a debt on a node. `None` where the engine has no place for it.
-    fn owe(&self, _debt: &Debt) -> Option<Statement> {
+    fn record_cleanup(&self, _debt: &PendingCleanup) -> Option<Statement> {
         None
     }
     /// The debts that the node knows of.
-    fn debts(&self, _node: &mut Node) -> Result<Vec<Debt>> {
+    fn pending_cleanups(&self, _node: &mut Node) -> Result<Vec<PendingCleanup>> {
         Ok(vec![])
     }
     /// Forgets what is owed to `member` from the removal of `removed`.
-    fn forgive(&self, _removed: &str, _member: &str) -> Option<Statement> {
+    fn cleaned_up(&self, _removed: &str, _member: &str) -> Option<Statement> {
         None
     }
 
@@ -367,7 +367,7 @@ pub trait Engine {
 
     /// How another of `nodes`, between which the paths are known, subscribes to the successor of one of them: a node
     /// that was removed and still takes itself for the one of its name.
-    fn succeeded(&self, _nodes: &mut [&mut Node]) -> Result<Option<Path>> {
+    fn path_to_successor(&self, _nodes: &mut [&mut Node]) -> Result<Option<Path>> {
         Ok(None)
     }
 
@@ -383,16 +383,16 @@ pub trait Engine {
     /// `name, enabled, working, errors, applied, gave up` of the subscriptions of a node.
     fn subscriptions(&self) -> Statement;
 
-    /// One text: what the subscriber of `path` knows of why its worker does not get on, and where it says more.
+    /// One text: what the subscriber of `path` knows of why its worker makes no progress, and where it says more.
     /// `None` where [`Self::subscriptions`] tells it.
-    fn worker_trouble(&self, _path: &Path) -> Option<Statement> {
+    fn worker_error(&self, _path: &Path) -> Option<Statement> {
         None
     }
 
-    /// As [`Self::subscriptions`] for people: `subscription, provider, slot, status, heard, replication_sets, trouble, applied` of each, and
-    /// `tables`, one value for those that it applies, to be compared with [`Self::sent_tables`]. The provider is null where its name follows from that of the subscription; heard tells whether the worker that
+    /// As [`Self::subscriptions`] for people: `subscription, provider, slot, status, received, replication_sets, last_error, applied` of each, and
+    /// `tables`, one value for those that it applies, to be compared with [`Self::sent_tables`]. The provider is null where its name follows from that of the subscription; received tells whether the worker that
     /// runs now has had anything from it, and is null where nobody knows.
-    fn inbound(&self) -> Statement;
+    fn subscription_details(&self) -> Statement;
     /// `schema, table` of changes that the node's apply workers have passed over since its subscriptions were made, for
     /// the row was not there; nulls where it is not known of which table. `None` where the engine does not count them.
     fn passed_over(&self) -> Option<Statement> {
@@ -420,7 +420,7 @@ pub trait Engine {
 
     /// What keeps applications from writing in new sessions of the node's database, beyond what they
     /// can turn off themselves: the statement, and the one that takes it back.
-    fn hold_off_writes(&self, _new: &mut Node, _database: &str) -> Result<Option<[Statement; 2]>> {
+    fn block_writes(&self, _new: &mut Node, _database: &str) -> Result<Option<[Statement; 2]>> {
         Ok(None)
     }
 
@@ -434,9 +434,13 @@ pub trait Engine {
     fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan>;
     /// Gives the copied structure the role it has in replication on the source. Returns what to
     /// tell.
-    fn mirror(&self, source: &mut Node, new: &mut Node) -> Result<Vec<String>>;
+    fn copy_replication_sets(&self, source: &mut Node, new: &mut Node) -> Result<Vec<String>>;
     /// What somebody changed on the source during the join, so that the mirror is not true any more.
-    fn drift(&self, _source: &mut Node, _new: &mut Node) -> Result<Vec<Drift>> {
+    fn replication_set_differences(
+        &self,
+        _source: &mut Node,
+        _new: &mut Node,
+    ) -> Result<Vec<SetDifference>> {
         Ok(vec![])
     }
 
@@ -449,7 +453,7 @@ pub trait Engine {
     /// Creates the subscription of `path`, disabled and without copy.
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement;
     /// Whether a node that joins can take what the members wrote meanwhile from the source alone: it sends on whatever
-    /// any of them would send. Known after [`Self::prepare`].
+    /// any of them would send. Known after [`Self::load_paths_with`].
     fn source_sends_all(&self) -> bool;
     /// Makes the provider of `path`, a subscription that is not enabled, send on what it has of others too, or its own
     /// changes only.
@@ -460,7 +464,7 @@ pub trait Engine {
     fn disable(&self, path: &Path) -> Statement;
     /// The same where no worker is applying; no answer otherwise. `None` where a worker that is told to end
     /// ends between two transactions.
-    fn disable_idle(&self, _path: &Path) -> Option<Statement> {
+    fn disable_if_idle(&self, _path: &Path) -> Option<Statement> {
         None
     }
     /// The replication origin of the subscription of `path`, on its subscriber.
@@ -473,15 +477,15 @@ pub trait Engine {
         Ok(None)
     }
     /// How many workers of subscriptions that have been disabled have not ended yet.
-    fn workers_ending(&self) -> Statement;
+    fn stopping_workers(&self) -> Statement;
     /// Ends those of them that have had nothing from their provider yet: they may try to connect for long. `None` where
     /// they are ended when a subscription is disabled.
-    fn end_connecting(&self) -> Option<Statement> {
+    fn end_connecting_workers(&self) -> Option<Statement> {
         None
     }
     /// The origin that rows of the provider of `path` bear on its subscriber: a name, or a number that has
     /// none.
-    fn written_as(&self, path: &Path) -> Statement {
+    fn row_origin(&self, path: &Path) -> Statement {
         self.origin(path)
     }
     /// By schema and name, what two of `nodes` are to have alike of their tables; `None` where that is all of all.
@@ -496,11 +500,11 @@ pub trait Engine {
     }
     /// By the number of the origin that rows bear on the source, 0 for its own, what makes a replaying session on the new
     /// node commit as of the same node. `None` where which of two changes stays is not told from when they were committed.
-    fn authors_of_copied(&self, _source: &mut Node) -> Result<Option<Vec<(u32, Statement)>>> {
+    fn origins_of_copied_rows(&self, _source: &mut Node) -> Result<Option<Vec<(u32, Statement)>>> {
         Ok(None)
     }
     /// Marks what a replaying session commits as the engine does, where that is not as PostgreSQL does.
-    fn commit_as(&self, _origin: &str) -> Option<Statement> {
+    fn set_commit_origin(&self, _origin: &str) -> Option<Statement> {
         None
     }
     /// Schemas whose tables are each node's own, whatever replicates them.
@@ -515,7 +519,7 @@ pub trait Engine {
     }
     /// Makes the subscriber of `idle`, a subscription that is not enabled, start the next of its other
     /// workers at once. `None` where nothing but its own pace holds it up.
-    fn nudge(&self, _idle: &Path) -> Option<Statement> {
+    fn wake_launcher(&self, _idle: &Path) -> Option<Statement> {
         None
     }
     /// The setting of the engine that limits one wait for its subscriptions in the session of the CALL,
@@ -539,11 +543,11 @@ pub trait Engine {
     /// Disables them.
     fn stop_subscriptions(&self) -> Statement;
     /// An error of the engine's own with the code that PostgreSQL has for such.
-    fn coded(&self, error: Error) -> Error {
+    fn map_error(&self, error: Error) -> Error {
         error
     }
     /// Whether a node forgets a member together with its subscription to it.
-    fn forgets_with_subscription(&self) -> bool {
+    fn drops_node_with_last_subscription(&self) -> bool {
         false
     }
 }
@@ -569,7 +573,7 @@ pub fn subscription_states(rows: &Rows) -> Result<Vec<SubscriptionState>> {
                     .get(4)
                     .map(|lsn| lsn.parse().map_err(|()| Error::internal("not an LSN")))
                     .transpose()?,
-                gave_up: row.get(5).map(str::to_owned),
+                skipped_change: row.get(5).map(str::to_owned),
             })
         })
         .collect()

@@ -3,7 +3,8 @@
 use super::names::{self, Numbered};
 use super::registry::parse_dsn;
 use super::{
-    CopyPlan, Debt, Engine, Identity, LeaveOut, Path, Registry, Survey, identities, questions,
+    CopyPlan, Engine, Excluded, Identity, Path, PendingCleanup, Registry, Survey, identities,
+    questions,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 pub struct Native {
     /// The database of each node.
     databases: BTreeMap<String, String>,
-    /// Which one it is, by its newest registry; made up for one that is to be founded.
+    /// Which one it is, by its newest registry; made up for one that is to be is_member.
     cluster: String,
     /// The number of each node in that registry.
     numbers: BTreeMap<String, i32>,
@@ -100,7 +101,7 @@ impl Engine for Native {
         if rows.is_empty() {
             return Ok(Survey {
                 members: vec![source.member()],
-                founded: false,
+                is_member: false,
             });
         }
         let mut members = vec![];
@@ -116,7 +117,7 @@ impl Engine for Native {
         match own {
             Some(own) if own == source.name => Ok(Survey {
                 members,
-                founded: true,
+                is_member: true,
             }),
             Some(own) => Err(Error::Argument {
                 argument: "src_node_name",
@@ -170,11 +171,11 @@ impl Engine for Native {
                     "Upgrade the server, or use Spock, which replicates older versions.",
                 ));
             }
-            if row.bool(2) && row.get(1).is_some() && self.registry().run(node)?.is_empty() {
+            if row.bool(2) && row.get(1).is_some() && self.members().run(node)?.is_empty() {
                 findings.push(Finding::new(
                     &node.name,
                     SqlState::DUPLICATE_OBJECT,
-                    "publication zodan exists already, and the database is no member of a cluster",
+                    "publication zodan exists already, and the database is not a cluster node",
                     "It was not made by zodan. ALTER PUBLICATION zodan RENAME TO another name, and have the subscriptions that name it follow.",
                 ));
             }
@@ -206,7 +207,7 @@ impl Engine for Native {
         Ok(rows.first().map(|row| row.text(0).to_owned()))
     }
 
-    fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
+    fn load_paths(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
         let known = members.iter().all(|m| self.databases.contains_key(&m.name));
         if known && absent.is_empty() {
             return Ok(());
@@ -269,13 +270,13 @@ impl Engine for Native {
         Ok(())
     }
 
-    fn unlearn(&mut self) {
+    fn unload_paths(&mut self) {
         *self = Self::default();
     }
 
-    fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
-        self.unlearn();
-        self.learn(members, &[])?;
+    fn load_paths_with(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
+        self.unload_paths();
+        self.load_paths(members, &[])?;
         if members.iter().any(|member| member.name == new.name) {
             return Ok(()); // the checks refuse the name
         }
@@ -294,7 +295,7 @@ impl Engine for Native {
         if self.cluster.is_empty() {
             self.cluster = server::unique_id().run(new)?.one()?.text(0).to_owned();
         }
-        // The first member of a cluster is founded with number 0.
+        // The first member of a cluster is is_member with number 0.
         if let [first] = members
             && self.numbers.is_empty()
         {
@@ -316,7 +317,7 @@ impl Engine for Native {
             Finding::new(
                 &leaving.name,
                 SqlState::OBJECT_IN_USE,
-                format!("{who} streams from slot {slot} by publication zodan, and is no member of the cluster"),
+                format!("{who} streams from slot {slot} by publication zodan, and is not a member of the cluster"),
                 "The publication goes with the node: drop its subscription first.",
             )
         });
@@ -332,7 +333,7 @@ impl Engine for Native {
                 Finding::new(
                     &member.name,
                     SqlState::OK,
-                    format!("{who} reads from slot {slot} by publication zodan, is no member of the cluster, and does not get what is written on the new node"),
+                    format!("{who} reads from slot {slot} by publication zodan, is not a member of the cluster, and does not get what is written on the new node"),
                     "If it is to have all, add it with spock.add_node, or let it subscribe to the new node too when that has joined.",
                 )
             }));
@@ -340,7 +341,7 @@ impl Engine for Native {
         Ok(findings)
     }
 
-    fn become_provider(&self, identity: &Identity) -> Vec<Statement> {
+    fn create_node(&self, identity: &Identity) -> Vec<Statement> {
         vec![
             Statement::new("CREATE PUBLICATION zodan FOR ALL TABLES", &[]),
             Statement::new(
@@ -350,7 +351,7 @@ impl Engine for Native {
         ]
     }
 
-    fn cease_provider(&self) -> Vec<Statement> {
+    fn drop_node(&self) -> Vec<Statement> {
         // One transaction: a node or none, never half of one.
         vec![Statement::new(
             "DROP PUBLICATION IF EXISTS zodan;
@@ -367,26 +368,26 @@ impl Engine for Native {
         Some(identities::unfit(unsent))
     }
 
-    fn membership(&self) -> Option<Statement> {
+    fn registry(&self) -> Option<Statement> {
         Some(Statement::new(
             "SELECT local_name, registry FROM zodan.registry()",
             &[],
         ))
     }
 
-    fn adopt(&self, registry: &Registry) -> Result<Option<Statement>> {
+    fn apply_registry(&self, registry: &Registry) -> Result<Option<Statement>> {
         Ok(Some(Statement::new(
-            "SELECT zodan.adopt_registry($1::jsonb)",
+            "SELECT zodan.apply_registry($1::jsonb)",
             &[&registry.to_text()?],
         )))
     }
 
-    fn unregister(&self, name: &str) -> Vec<Statement> {
+    fn forget_node(&self, name: &str) -> Vec<Statement> {
         [
             "DELETE FROM zodan.marker USING zodan.unreplicated() WHERE node = $1",
-            "DELETE FROM zodan.owed USING zodan.unreplicated() WHERE member = $1",
+            "DELETE FROM zodan.pending_cleanup USING zodan.unreplicated() WHERE member = $1",
             // One that comes back under the name is another.
-            "DELETE FROM zodan.recovery USING zodan.unreplicated() WHERE provider = $1",
+            "DELETE FROM zodan.recovery_slot USING zodan.unreplicated() WHERE provider = $1",
         ]
         .map(|sql| Statement::new(sql, &[name]))
         .to_vec()
@@ -399,31 +400,32 @@ impl Engine for Native {
         ))
     }
 
-    fn owe(&self, debt: &Debt) -> Option<Statement> {
+    fn record_cleanup(&self, debt: &PendingCleanup) -> Option<Statement> {
         Some(Statement::new(
-            "INSERT INTO zodan.owed (member, dsn, removed, effect)
+            "INSERT INTO zodan.pending_cleanup (member, dsn, removed, effect)
              SELECT $1, $2, $3, $4::jsonb FROM zodan.unreplicated() ON CONFLICT DO NOTHING",
             &[
                 &debt.member.name,
-                &debt.member.dsn.expose(),
+                &debt.member.dsn.reveal(),
                 &debt.removed,
                 &debt.effect,
             ],
         ))
     }
 
-    fn debts(&self, node: &mut Node) -> Result<Vec<Debt>> {
+    fn pending_cleanups(&self, node: &mut Node) -> Result<Vec<PendingCleanup>> {
         let rows = node.query(
             "SELECT o.member, coalesce(n.dsn, o.dsn), o.effect, o.removed
-               FROM zodan.owed o LEFT JOIN zodan.node n ON n.name = o.member
+               FROM zodan.pending_cleanup o LEFT JOIN zodan.node n ON n.name = o.member
               ORDER BY o.recorded_at, o.effect",
             &[],
         )?;
         rows.iter()
             .map(|row| {
-                let dsn = Dsn::parse(row.text(1))
-                    .map_err(|bad| Error::internal(format!("zodan.owed.dsn {}", bad.problem())))?;
-                Ok(Debt {
+                let dsn = Dsn::parse(row.text(1)).map_err(|bad| {
+                    Error::internal(format!("zodan.pending_cleanup.dsn {}", bad.problem()))
+                })?;
+                Ok(PendingCleanup {
                     member: Member {
                         name: row.text(0).to_owned(),
                         dsn,
@@ -435,14 +437,14 @@ impl Engine for Native {
             .collect()
     }
 
-    fn forgive(&self, removed: &str, member: &str) -> Option<Statement> {
+    fn cleaned_up(&self, removed: &str, member: &str) -> Option<Statement> {
         Some(Statement::new(
-            "DELETE FROM zodan.owed USING zodan.unreplicated() WHERE removed = $1 AND member = $2",
+            "DELETE FROM zodan.pending_cleanup USING zodan.unreplicated() WHERE removed = $1 AND member = $2",
             &[removed, member],
         ))
     }
 
-    fn registry(&self) -> Statement {
+    fn members(&self) -> Statement {
         Statement::new(
             "SELECT n.name, n.location, n.country, n.dsn, n.system_identifier, n.database, n.info, n.joined_at, NULL,
                     n.number, m.cluster
@@ -495,7 +497,7 @@ impl Engine for Native {
         )
     }
 
-    fn inbound(&self) -> Statement {
+    fn subscription_details(&self) -> Statement {
         // What an error was is in no catalog; that there was one is counted. A walsender that has nothing to send
         // greets its reader with a keepalive.
         Statement::new(
@@ -506,13 +508,13 @@ impl Engine for Native {
                                            WHERE r.srsubid = s.oid AND r.srsubstate NOT IN ('r', 's'))
                              THEN 'syncing' ELSE 'replicating' END AS status,
                         (SELECT bool_or(w.received_lsn IS NOT NULL) FROM pg_stat_subscription w
-                          WHERE w.subid = s.oid AND w.relid IS NULL) AS heard,
+                          WHERE w.subid = s.oid AND w.relid IS NULL) AS received,
                         s.subpublications::text[] AS replication_sets,
                         CASE WHEN x.errors > 0
                              THEN format('errors of the apply worker so far: %s (see the log of the subscriber)',
-                                    x.errors) END AS trouble,
+                                    x.errors) END AS last_error,
                         {} AS tables, x.applied::text
-                   FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
+                   FROM ({}) AS x (name, enabled, working, errors, applied, skipped_change)
                    JOIN pg_database d ON d.datname = current_database()
                    JOIN pg_subscription s ON s.subdbid = d.oid AND s.subname = x.name",
                 questions::known(),
@@ -522,7 +524,7 @@ impl Engine for Native {
         )
     }
 
-    fn worker_trouble(&self, path: &Path) -> Option<Statement> {
+    fn worker_error(&self, path: &Path) -> Option<Statement> {
         // What an error was is in the log alone; PostgreSQL 18 counts conflicts by their kind.
         Some(Statement::new(
             "SELECT format('Subscription %s: %s errors of its apply worker so far%s. The log of that server says what they were%s.',
@@ -613,7 +615,7 @@ impl Engine for Native {
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
         Statement::new(
             "SELECT zodan.create_subscription($1, $2, $3)",
-            &[&path.subscription, &provider.dsn.expose(), &path.slot],
+            &[&path.subscription, &provider.dsn.reveal(), &path.slot],
         )
     }
 
@@ -713,7 +715,7 @@ impl Engine for Native {
         }
     }
 
-    fn workers_ending(&self) -> Statement {
+    fn stopping_workers(&self) -> Statement {
         Statement::new(
             "SELECT count(*) FROM pg_stat_subscription w JOIN pg_subscription s ON s.oid = w.subid
                JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
@@ -722,7 +724,7 @@ impl Engine for Native {
         )
     }
 
-    fn end_connecting(&self) -> Option<Statement> {
+    fn end_connecting_workers(&self) -> Option<Statement> {
         Some(Statement::new(
             "SELECT pg_terminate_backend(w.pid) FROM pg_stat_subscription w JOIN pg_subscription s ON s.oid = w.subid
                JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
@@ -782,15 +784,15 @@ impl Engine for Native {
             origin: format!("zodan_copy_{}", own_database()),
             timestamp: None,
             names_follow: false,
-            refilled: vec![],
+            preexisting: vec![],
             tables: copy::tables(&source, &[])?,
             structure_only: vec![],
             settings: vec![],
-            leave_out: LeaveOut::default(),
+            excluded: Excluded::default(),
         })
     }
 
-    fn mirror(&self, _source: &mut Node, _new: &mut Node) -> Result<Vec<String>> {
+    fn copy_replication_sets(&self, _source: &mut Node, _new: &mut Node) -> Result<Vec<String>> {
         Ok(vec![]) // the publication is for all tables
     }
 }
@@ -877,5 +879,5 @@ fn extension_missing(node: &str) -> Finding {
         "the extension zodan is not installed in the database",
         "Run CREATE EXTENSION zodan in the database of every member and of the new node.",
     )
-    .mended_by("CREATE EXTENSION zodan")
+    .fixed_by("CREATE EXTENSION zodan")
 }

@@ -32,7 +32,7 @@ impl SequencePolicy {
 /// No `Debug`: connection strings may hold passwords.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Registry {
-    /// Made up when the cluster was founded.
+    /// Made up when the cluster was is_member.
     pub cluster: String,
     pub generation: i64,
     /// Microseconds since 1970, by the clock of who made the change.
@@ -58,7 +58,7 @@ struct Registered {
 
 impl Registry {
     /// That of a cluster of one.
-    pub fn founded(cluster: &str, first: &Identity, now: i64) -> Self {
+    pub fn first(cluster: &str, first: &Identity, now: i64) -> Self {
         Self {
             cluster: cluster.to_owned(),
             generation: 1,
@@ -184,7 +184,7 @@ pub fn parse_dsn(name: &str, dsn: &str) -> Result<Dsn> {
 fn registered(identity: &Identity, number: i32) -> Registered {
     Registered {
         name: identity.member.name.clone(),
-        dsn: identity.member.dsn.expose(),
+        dsn: identity.member.dsn.reveal(),
         system_identifier: identity.system_identifier.clone(),
         database: identity.database.clone(),
         location: Some(identity.location.clone()),
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn generations_grow_by_one_and_numbers_are_not_used_again() {
-        let one = Registry::founded("c", &identity("n1"), 10);
+        let one = Registry::first("c", &identity("n1"), 10);
         let two = one.with(&identity("n2"), 5);
         assert_eq!((two.generation, two.changed_at), (2, 11));
         let three = two.without("n2", 20).with(&identity("n2"), 30);
@@ -231,21 +231,21 @@ mod tests {
 
     #[test]
     fn the_later_of_two_changes_of_one_generation_holds() {
-        let one = Registry::founded("c", &identity("n1"), 10);
+        let one = Registry::first("c", &identity("n1"), 10);
         let (earlier, later) = (one.with(&identity("n2"), 20), one.with(&identity("n3"), 21));
         assert!(later.is_newer_than(&earlier));
-        let other = Registry::founded("d", &identity("n1"), 99);
+        let other = Registry::first("d", &identity("n1"), 99);
         assert!(!other.is_newer_than(&one) && !one.is_newer_than(&other));
     }
 
     #[test]
     fn registries_survive_the_way_to_a_member() {
-        let registry = Registry::founded("c", &identity("n1"), 10);
+        let registry = Registry::first("c", &identity("n1"), 10);
         let there = Registry::parse(&registry.to_text().unwrap()).unwrap();
         assert!(there == registry && there.has_same("n1", &registry));
         assert_eq!(
-            there.members().unwrap()[0].dsn.expose(),
-            identity("n1").member.dsn.expose()
+            there.members().unwrap()[0].dsn.reveal(),
+            identity("n1").member.dsn.reveal()
         );
     }
 }

@@ -10,8 +10,8 @@ mod strangers;
 mod ways;
 
 use super::{
-    Brought, ByTable, CopyPlan, Drift, Engine, Identity, LeaveOut, MemberCheck, Path, Provider,
-    Survey, names, no_reader, questions, subscription_states,
+    ByTable, CopyPlan, Engine, Excluded, Identity, MemberCheck, Path, PathTables, Provider,
+    SetDifference, Survey, names, no_reader, questions, subscription_states,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
@@ -30,7 +30,7 @@ use ways::{SetKinds, Way, Ways};
 
 /// The Unix epoch in microseconds since 2000: older than any change of an application, so that
 /// under last-update-wins every change wins over a copied row, as with Spock's own copy. Rows that may be newer than one
-/// that is still on its way get their own times later, by [`Engine::authors_of_copied`].
+/// that is still on its way get their own times later, by [`Engine::origins_of_copied_rows`].
 const UNIX_EPOCH: i64 = -946_684_800_000_000;
 
 /// The version of Spock's protocol that 5.0 and 6.0 speak.
@@ -60,7 +60,7 @@ pub struct Spock {
     copied: RefCell<Option<Vec<SetTable>>>,
     /// Whether the cluster's slots have the flag.
     failover: bool,
-    leave_out: LeaveOut,
+    excluded: Excluded,
     /// As of [`Engine::source_sends_all`].
     source_sends_all: bool,
     /// Whether what a subscription forwards can be changed by a function of Spock's.
@@ -142,7 +142,7 @@ impl Engine for Spock {
         }
         Ok(Survey {
             members,
-            founded: true,
+            is_member: true,
         })
     }
 
@@ -180,9 +180,9 @@ impl Engine for Spock {
         Ok(rows.one()?.bool(0))
     }
 
-    fn learn(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
+    fn load_paths(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
         self.sets = Sets::of(members)?;
-        self.former.learn(members)?;
+        self.former.load_paths(members)?;
         // Somebody else may have chosen them.
         let mut found: BTreeMap<(String, String), Vec<Path>> = BTreeMap::new();
         for member in members.iter_mut() {
@@ -244,19 +244,19 @@ impl Engine for Spock {
         Ok(())
     }
 
-    fn prepare(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
+    fn load_paths_with(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
         // Nothing can be asked of the new node's Spock before it is there.
         let installed = "SELECT FROM pg_extension WHERE extname = 'spock'";
         if new.query(installed, &[])?.is_empty() {
             return Err(Error::Checks(vec![not_installed(&new.name)]));
         }
-        self.learn(members, &[])?;
+        self.load_paths(members, &[])?;
         let new_database = database(new)?;
         let Some(source) = members.first_mut() else {
             return Ok(());
         };
         self.failover = has_failover_slots(source)?;
-        self.leave_out = left_out(source)?;
+        self.excluded = left_out(source)?;
         let source = source.name.clone();
         let naming = self.naming(members.iter().map(|m| &m.name));
         for member in members.iter_mut() {
@@ -291,7 +291,7 @@ impl Engine for Spock {
         Ok(())
     }
 
-    fn prepare_reader(
+    fn load_reader_paths(
         &mut self,
         members: &mut [&mut Node],
         new: &mut Node,
@@ -375,7 +375,7 @@ impl Engine for Spock {
         self.parts.get(&key).cloned().unwrap_or_default()
     }
 
-    fn brought_by(&self, nodes: &mut [&mut Node], paths: &[Path]) -> Result<Vec<Brought>> {
+    fn tables_of(&self, nodes: &mut [&mut Node], paths: &[Path]) -> Result<Vec<PathTables>> {
         let contents = sets::contents(nodes)?;
         let of = |path: &Path| {
             let all = self.sets.subscriptions(&path.provider, &path.subscriber);
@@ -384,7 +384,7 @@ impl Engine for Spock {
             let entries = contents.iter().flat_map(|(tables, _)| tables);
             let ours = entries.filter(|entry| named.contains(&entry.set));
             let has = |set: &String| contents.iter().any(|(_, kinds)| kinds.contains_key(set));
-            Brought {
+            PathTables {
                 tables: ours.map(|t| (t.schema.clone(), t.name.clone())).collect(),
                 known: named.iter().all(has),
             }
@@ -456,7 +456,7 @@ impl Engine for Spock {
             findings.push(Finding::new(
                 nodes.last().map_or("", |n| &n.name),
                 SqlState::NOT_IN_PREREQUISITE_STATE,
-                format!("the versions of Spock do not fit: {}", list.join(", ")),
+                format!("Spock versions are not compatible: {}", list.join(", ")),
                 "Install the same major and minor version of Spock everywhere.",
             ));
         }
@@ -494,8 +494,8 @@ impl Engine for Spock {
         format!("spock.node_interface of node \"{asked}\"")
     }
 
-    fn worker_trouble(&self, path: &Path) -> Option<Statement> {
-        Some(checks::trouble(&path.subscription))
+    fn worker_error(&self, path: &Path) -> Option<Statement> {
+        Some(checks::worker_error(&path.subscription))
     }
 
     fn warnings(&self, members: &mut [&mut Node]) -> Result<Vec<Finding>> {
@@ -571,13 +571,13 @@ impl Engine for Spock {
         ]
     }
 
-    fn become_provider(&self, identity: &Identity) -> Vec<Statement> {
+    fn create_node(&self, identity: &Identity) -> Vec<Statement> {
         vec![Statement::new(
             "SELECT spock.node_create(node_name := $1::name, dsn := $2, location := $3,
                                       country := $4, info := $5::jsonb)",
             &[
                 &identity.member.name,
-                &identity.member.dsn.expose(),
+                &identity.member.dsn.reveal(),
                 &identity.location,
                 &identity.country,
                 &identity.info,
@@ -585,7 +585,7 @@ impl Engine for Spock {
         )]
     }
 
-    fn cease_provider(&self) -> Vec<Statement> {
+    fn drop_node(&self) -> Vec<Statement> {
         // The others first: the local node is the last to go.
         vec![
             Statement::new(
@@ -601,14 +601,14 @@ impl Engine for Spock {
         ]
     }
 
-    fn unregister(&self, name: &str) -> Vec<Statement> {
+    fn forget_node(&self, name: &str) -> Vec<Statement> {
         vec![Statement::new(
             "SELECT spock.node_drop($1::name, true)",
             &[name],
         )]
     }
 
-    fn registry(&self) -> Statement {
+    fn members(&self) -> Statement {
         Statement::new(
             "SELECT DISTINCT ON (n.node_name) n.node_name, n.location, n.country, i.if_dsn,
                     '', '', n.info, '', n.node_id, NULL, NULL
@@ -678,16 +678,16 @@ impl Engine for Spock {
         )
     }
 
-    fn inbound(&self) -> Statement {
+    fn subscription_details(&self) -> Statement {
         Statement::new(
             format!(
                 "SELECT x.name AS subscription, n.node_name::text AS provider, s.sub_slot_name::text AS slot,
                         CASE WHEN NOT x.enabled THEN 'disabled' WHEN x.working THEN 'replicating'
                              WHEN t.status IN ('initializing', 'syncing', 'synchronizing') THEN t.status
                              ELSE 'down' END AS status,
-                        NULL::boolean AS heard, s.sub_replication_sets AS replication_sets, x.gave_up AS trouble,
+                        NULL::boolean AS received, s.sub_replication_sets AS replication_sets, x.skipped_change AS last_error,
                         {} AS left_out, x.applied::text
-                   FROM ({}) AS x (name, enabled, working, errors, applied, gave_up)
+                   FROM ({}) AS x (name, enabled, working, errors, applied, skipped_change)
                    JOIN spock.subscription s ON s.sub_name = x.name
                    JOIN spock.local_node l ON l.node_id = s.sub_target
                    JOIN spock.node n ON n.node_id = s.sub_origin
@@ -728,7 +728,7 @@ impl Engine for Spock {
         self.former.inherit(new)
     }
 
-    fn succeeded(&self, nodes: &mut [&mut Node]) -> Result<Option<Path>> {
+    fn path_to_successor(&self, nodes: &mut [&mut Node]) -> Result<Option<Path>> {
         for node in nodes {
             for path in self.of_later_pairs(&node.name) {
                 let there = server::slots_named(std::slice::from_ref(&path.slot)).run(node)?;
@@ -771,7 +771,7 @@ impl Engine for Spock {
         )
     }
 
-    fn hold_off_writes(&self, new: &mut Node, database: &str) -> Result<Option<[Statement; 2]>> {
+    fn block_writes(&self, new: &mut Node, database: &str) -> Result<Option<[Statement; 2]>> {
         // Not where somebody has decided otherwise for the database, and not before 6.0, where it
         // would hold off superusers too: the next CALL, if this one is killed.
         let rows = new.query(
@@ -800,7 +800,7 @@ impl Engine for Spock {
     }
 
     fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan> {
-        let refilled: Vec<String> = extension_tables(source)?
+        let preexisting: Vec<String> = extension_tables(source)?
             .into_iter()
             .map(|(table, _)| table)
             .collect();
@@ -827,9 +827,9 @@ impl Engine for Spock {
             ways.add_received(tables, &no_kinds, &self.subscriptions_of(peer, new));
         }
         let (mut tables, mut structure_only) = (vec![], vec![]);
-        for table in copy::tables(&from, &refilled)? {
+        for table in copy::tables(&from, &preexisting)? {
             let pieces = ways.to_copy(&(table.schema.clone(), table.name.clone()));
-            let brought = !table.extension && !self.leave_out.schemas.contains(&table.schema);
+            let brought = !table.extension && !self.excluded.schemas.contains(&table.schema);
             if pieces.is_empty() && brought {
                 structure_only.push(table.label());
             }
@@ -856,17 +856,17 @@ impl Engine for Spock {
             names_follow: true,
             tables,
             structure_only,
-            refilled,
+            preexisting,
             settings: vec![
                 ("spock.enable_ddl_replication", "off"),
                 ("spock.include_ddl_repset", "off"),
                 ("spock.readonly", "off"),
             ],
-            leave_out: self.leave_out.clone(),
+            excluded: self.excluded.clone(),
         })
     }
 
-    fn mirror(&self, source: &mut Node, new: &mut Node) -> Result<Vec<String>> {
+    fn copy_replication_sets(&self, source: &mut Node, new: &mut Node) -> Result<Vec<String>> {
         let sets = format!(
             "SELECT s.set_name, s.replicate_insert, s.replicate_update, s.replicate_delete,
                     s.replicate_truncate FROM {LOCAL_SETS} ORDER BY 1"
@@ -939,7 +939,11 @@ impl Engine for Spock {
         )])
     }
 
-    fn drift(&self, source: &mut Node, new: &mut Node) -> Result<Vec<Drift>> {
+    fn replication_set_differences(
+        &self,
+        source: &mut Node,
+        new: &mut Node,
+    ) -> Result<Vec<SetDifference>> {
         let (there, here) = (set_tables(source)?, set_tables(new)?);
         Ok(differences(&there, &here, &source.name, &new.name))
     }
@@ -964,7 +968,7 @@ impl Engine for Spock {
                         apply_delay := coalesce(nullif($4, ''), '0')::interval)",
             &[
                 &path.subscription,
-                &provider.dsn.expose(),
+                &provider.dsn.reveal(),
                 &array(&wanted.sets),
                 &wanted.delay,
             ],
@@ -1026,7 +1030,7 @@ impl Engine for Spock {
         )
     }
 
-    fn disable_idle(&self, path: &Path) -> Option<Statement> {
+    fn disable_if_idle(&self, path: &Path) -> Option<Statement> {
         // A worker that is told to end in the middle of a transaction leaves that as one that has failed,
         // and the next worker discards it. One that loses its connection does not, and stays away for
         // spock.restart_delay_default.
@@ -1083,7 +1087,7 @@ impl Engine for Spock {
         Ok(Some(ways::filters(&tables, &sets)))
     }
 
-    fn workers_ending(&self) -> Statement {
+    fn stopping_workers(&self) -> Statement {
         Statement::new(
             "SELECT count(*) FROM spock.subscription s, pg_database d, pg_stat_activity a
               WHERE NOT s.sub_enabled AND d.datname = current_database()
@@ -1092,7 +1096,7 @@ impl Engine for Spock {
         )
     }
 
-    fn written_as(&self, path: &Path) -> Statement {
+    fn row_origin(&self, path: &Path) -> Statement {
         Statement::new(
             "SELECT node_id FROM spock.node WHERE node_name = $1",
             &[&path.provider],
@@ -1125,23 +1129,23 @@ impl Engine for Spock {
         Ok(Some(ways::shares(&ways(here, there), &ways(there, here))))
     }
 
-    fn commit_as(&self, origin: &str) -> Option<Statement> {
+    fn set_commit_origin(&self, origin: &str) -> Option<Statement> {
         Some(Statement::new(
             "SELECT zodan.session_origin(node_id::integer) FROM spock.node WHERE node_name = $1",
             &[origin],
         ))
     }
 
-    fn authors_of_copied(&self, source: &mut Node) -> Result<Option<Vec<(u32, Statement)>>> {
+    fn origins_of_copied_rows(&self, source: &mut Node) -> Result<Option<Vec<(u32, Statement)>>> {
         let rows = source.query(
             "SELECT CASE WHEN l.node_id IS NULL THEN n.node_id ELSE 0 END, n.node_id
                FROM spock.node n LEFT JOIN spock.local_node l USING (node_id)",
             &[],
         )?;
         let author = |row: &crate::libpq::Row| {
-            let commit_as =
+            let set_commit_origin =
                 Statement::new("SELECT zodan.session_origin($1::integer)", &[row.text(1)]);
-            Ok((row.parse(0)?, commit_as))
+            Ok((row.parse(0)?, set_commit_origin))
         };
         rows.iter().map(author).collect::<Result<_>>().map(Some)
     }
@@ -1159,7 +1163,7 @@ impl Engine for Spock {
         )]
     }
 
-    fn nudge(&self, idle: &Path) -> Option<Statement> {
+    fn wake_launcher(&self, idle: &Path) -> Option<Statement> {
         // Spock's manager starts its workers one by one and does not see for a second that one has
         // started, unless it is woken. Meanwhile it holds a lock that other changes of subscriptions
         // wait for; those of the sets do not, and every one of them wakes it.
@@ -1171,7 +1175,7 @@ impl Engine for Spock {
         ))
     }
 
-    fn coded(&self, error: Error) -> Error {
+    fn map_error(&self, error: Error) -> Error {
         match error {
             // Spock itself connects to a provider that a node is to subscribe to.
             Error::Remote(mut remote)
@@ -1187,7 +1191,7 @@ impl Engine for Spock {
         }
     }
 
-    fn forgets_with_subscription(&self) -> bool {
+    fn drops_node_with_last_subscription(&self) -> bool {
         true // sub_drop drops the provider's node, too, if no other subscription is to it
     }
 
@@ -1442,7 +1446,7 @@ impl Spock {
                         provider,
                         SqlState::NOT_IN_PREREQUISITE_STATE,
                         format!(
-                            "nobody streams from slot {}, by which node \"{subscriber}\" subscribes",
+                            "replication slot {} is inactive, but node \"{subscriber}\" subscribes through it",
                             path.slot
                         ),
                         "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.",
@@ -1465,7 +1469,7 @@ impl Spock {
         let here = new.query(installed, &[])?;
         for row in &source.query(installed, &[])? {
             let name = row.text(0);
-            let left_out = self.leave_out.extensions.iter().any(|e| e == name);
+            let left_out = self.excluded.extensions.iter().any(|e| e == name);
             if left_out && !here.iter().any(|r| r.text(0) == name) {
                 findings.push(Finding::new(
                     &new.name,
@@ -1476,7 +1480,7 @@ impl Spock {
                     ),
                     format!("Run CREATE EXTENSION {} there.", crate::quote::ident(name)),
                 )
-                .mended_by(format!("CREATE EXTENSION {}", crate::quote::ident(name))));
+                .fixed_by(format!("CREATE EXTENSION {}", crate::quote::ident(name))));
             }
         }
         for (table, extension) in extension_tables(source)? {
@@ -1591,18 +1595,18 @@ fn not_installed(node: &str) -> Finding {
         "the extension spock is not installed in the database",
         "Run CREATE EXTENSION spock there.",
     )
-    .mended_by("CREATE EXTENSION spock")
+    .fixed_by("CREATE EXTENSION spock")
 }
 
 /// What Spock leaves out of the structure that it copies itself.
-fn left_out(source: &mut Node) -> Result<LeaveOut> {
+fn left_out(source: &mut Node) -> Result<Excluded> {
     let known = source.query(
         "SELECT to_regclass('spock.reserved_object') IS NOT NULL",
         &[],
     )?;
     if !known.one()?.bool(0) {
         // Before 6.0 these are fixed.
-        return Ok(LeaveOut {
+        return Ok(Excluded {
             schemas: vec!["pgedge_ace".into()],
             extensions: vec![],
         });
@@ -1616,7 +1620,7 @@ fn left_out(source: &mut Node) -> Result<LeaveOut> {
         let named = rows.iter().filter(|r| r.text(0) == kind);
         named.map(|r| r.text(1).to_owned()).collect()
     };
-    Ok(LeaveOut {
+    Ok(Excluded {
         schemas: of("schema"),
         extensions: of("extension"),
     })

@@ -64,7 +64,7 @@ pub(super) enum Drained {
     Failed,
 }
 
-/// One statement for [`together`].
+/// One statement for [`run_batch`].
 pub struct Job<'a> {
     pub conn: &'a mut Conn,
     pub sql: &'a str,
@@ -91,7 +91,7 @@ impl Conn {
                 params: &[],
             })
             .collect();
-        let mut setups = together(jobs).into_iter();
+        let mut setups = run_batch(jobs).into_iter();
         conns
             .into_iter()
             .map(|conn| {
@@ -108,7 +108,7 @@ impl Conn {
     /// Asks each of `nodes` the same in a session made for that, all at the same time, and waits for
     /// connections and then for answers no longer than the two limits, whatever the connection strings
     /// say. Who is late is given up.
-    pub fn glance(
+    pub fn query_with_deadline(
         nodes: &[(&str, &Dsn)],
         sql: &str,
         connect: Duration,
@@ -129,7 +129,7 @@ impl Conn {
                 params: &[],
             })
             .collect();
-        let mut answers = together_until(jobs, Some(answer), true).into_iter();
+        let mut answers = run_batch_until(jobs, Some(answer), true).into_iter();
         conns
             .into_iter()
             .map(|conn| {
@@ -168,7 +168,7 @@ impl Conn {
         params: &[&str],
         limit: Option<Duration>,
     ) -> Result<Rows> {
-        together_within(
+        run_batch_within(
             vec![Job {
                 conn: self,
                 sql,
@@ -382,7 +382,7 @@ impl Conn {
                 Ok(ready[0])
             }
             Err(error) => {
-                self.settle();
+                self.cancel_and_drain();
                 Err(error)
             }
         }
@@ -407,8 +407,8 @@ impl Conn {
     /// Nothing has come on this session for long. That is no harm while the server works on the
     /// statement, which a session beside this one finds out. Where another server answers there, as behind a
     /// proxy, nothing is known.
-    pub(super) fn look_after(&mut self, within: Duration) -> Result<()> {
-        let Some(mut beside) = answers(&self.node, &self.dsn, Some(self.place()), within)? else {
+    pub(super) fn check_stalled(&mut self, within: Duration) -> Result<()> {
+        let Some(mut beside) = probe(&self.node, &self.dsn, Some(self.place()), within)? else {
             return Ok(());
         };
         let pid = self.server_pid().to_string();
@@ -427,7 +427,7 @@ impl Conn {
         }
         let reason = match found.get(1) {
             None => "the server has ended the session",
-            Some("idle") => "the server has ended the statement, but its answer does not come",
+            Some("idle") => "the statement finished on the server, but no result was received",
             Some(_) => return Ok(()),
         };
         // It may have been on its way meanwhile.
@@ -456,13 +456,13 @@ impl Conn {
     /// Ends what runs and reads it to its end, so that the session can be used for the undo. Runs
     /// after an interrupt, so it neither raises nor waits long; a session that does not come to rest
     /// is given up.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn cancel_and_drain(&mut self) {
         if !self.busy {
             return;
         }
         if !cancel::request(self.raw(), Duration::from_secs(2)) {
             // A node that takes no new connection does not answer on the old one either.
-            return self.abandon();
+            return self.mark_broken();
         }
         let deadline = Instant::now() + Duration::from_secs(2);
         // SAFETY: an open connection.
@@ -491,7 +491,7 @@ impl Conn {
                         return;
                     }
                     if status.is_none() && !self.is_usable() {
-                        return self.abandon();
+                        return self.mark_broken();
                     }
                     if status == Some(pq::ExecStatusType::PGRES_COPY_OUT) {
                         match self.drain_copy() {
@@ -499,7 +499,7 @@ impl Conn {
                             // Still copying: "not busy" then means only that rows may be taken.
                             Drained::More => break,
                             Drained::Failed => {
-                                return self.abandon();
+                                return self.mark_broken();
                             }
                         }
                     }
@@ -511,14 +511,14 @@ impl Conn {
                 };
                 wait::undisturbed(self.socket(), events, left);
                 if left.is_zero() || pq::PQconsumeInput(self.raw()) == 0 {
-                    return self.abandon();
+                    return self.mark_broken();
                 }
             }
         }
     }
 
     /// Nobody waits for its answers any more, and nothing is asked of it.
-    pub(super) fn abandon(&mut self) {
+    pub(super) fn mark_broken(&mut self) {
         self.broken = true;
         self.busy = false;
     }
@@ -625,7 +625,7 @@ impl Drop for Conn {
 
 /// A new session on the node, if one can be had; the error says that the node does not answer at all.
 /// One that answers with a refusal, since it is full or starting, is there.
-fn answers(
+fn probe(
     node: &str,
     dsn: &Dsn,
     place: Option<[String; 3]>,
@@ -652,13 +652,13 @@ fn answers(
 
 /// An error if the node does not answer any more; for those who wait for something that does not
 /// come over a session of ours.
-pub fn must_answer(node: &str, dsn: &Dsn, within: Duration) -> Result<()> {
-    answers(node, dsn, None, within).map(|_| ())
+pub fn require_alive(node: &str, dsn: &Dsn, within: Duration) -> Result<()> {
+    probe(node, dsn, None, within).map(|_| ())
 }
 
 /// How long a session may be silent before its node is looked at, and how long that may take, so that
 /// a lost network is noticed within the no-progress timeout.
-pub fn silence() -> Option<Duration> {
+pub fn idle_limit() -> Option<Duration> {
     settings::no_progress_timeout().map(|limit| limit / 2)
 }
 
@@ -666,17 +666,17 @@ const TIMEOUT: &str = "timeout expired";
 
 /// Runs one statement on each of several sessions at the same time. The answers are in the order of
 /// the jobs. An interrupt ends all of them and is the answer of every unfinished one.
-pub fn together(jobs: Vec<Job<'_>>) -> Vec<Result<Rows>> {
-    together_within(jobs, None)
+pub fn run_batch(jobs: Vec<Job<'_>>) -> Vec<Result<Rows>> {
+    run_batch_within(jobs, None)
 }
 
-/// As [`together`]; what is unfinished after `limit` is cancelled and answers [`Error::Deadline`].
-pub fn together_within(jobs: Vec<Job<'_>>, limit: Option<Duration>) -> Vec<Result<Rows>> {
-    together_until(jobs, limit, false)
+/// As [`run_batch`]; what is unfinished after `limit` is cancelled and answers [`Error::Deadline`].
+pub fn run_batch_within(jobs: Vec<Job<'_>>, limit: Option<Duration>) -> Vec<Result<Rows>> {
+    run_batch_until(jobs, limit, false)
 }
 
 /// With `brief` a session that is late is given up at once.
-fn together_until(jobs: Vec<Job<'_>>, limit: Option<Duration>, brief: bool) -> Vec<Result<Rows>> {
+fn run_batch_until(jobs: Vec<Job<'_>>, limit: Option<Duration>, brief: bool) -> Vec<Result<Rows>> {
     let mut deadline = limit.map(|l| Instant::now() + l);
     let mut cancelled = false;
     let mut all: Vec<Running> = jobs.into_iter().map(Running::start).collect();
@@ -695,11 +695,14 @@ fn together_until(jobs: Vec<Job<'_>>, limit: Option<Duration>, brief: bool) -> V
             .collect();
         let rest = deadline.map(|d| d.saturating_duration_since(Instant::now()));
         // What has a limit of its own needs no other.
-        let silence = silence().filter(|_| limit.is_none());
-        let patience = |job: &Running| silence.map(|s| s.saturating_sub(job.heard.elapsed()));
-        let silent = |i: &usize| patience(&all[*i]).is_some_and(|left| left.is_zero());
+        let idle_limit = idle_limit().filter(|_| limit.is_none());
+        let time_left = |job: &Running| idle_limit.map(|s| s.saturating_sub(job.heard.elapsed()));
+        let silent = |i: &usize| time_left(&all[*i]).is_some_and(|left| left.is_zero());
         if let Some(i) = waiting.iter().map(|(i, _)| *i).find(silent) {
-            match all[i].conn.look_after(silence.unwrap_or_default() / 2) {
+            match all[i]
+                .conn
+                .check_stalled(idle_limit.unwrap_or_default() / 2)
+            {
                 Ok(()) => all[i].heard = Instant::now(),
                 Err(error @ Error::Interrupted { .. }) => interrupt(&mut all, &waiting, &error),
                 Err(error) => {
@@ -709,7 +712,10 @@ fn together_until(jobs: Vec<Job<'_>>, limit: Option<Duration>, brief: bool) -> V
             }
             continue;
         }
-        let left = waiting.iter().filter_map(|(i, _)| patience(&all[*i])).min();
+        let left = waiting
+            .iter()
+            .filter_map(|(i, _)| time_left(&all[*i]))
+            .min();
         if rest.is_some_and(|r| r.is_zero()) {
             if brief {
                 for (i, _) in waiting {
@@ -754,7 +760,7 @@ fn together_until(jobs: Vec<Job<'_>>, limit: Option<Duration>, brief: bool) -> V
 fn interrupt(all: &mut [Running], waiting: &[(usize, Interest)], error: &Error) {
     // All requests first, so that the sessions end at the same time.
     for (i, _) in waiting {
-        all[*i].conn.settle();
+        all[*i].conn.cancel_and_drain();
         all[*i].finish_with(error.clone());
     }
 }
@@ -806,7 +812,7 @@ impl<'a> Running<'a> {
                     self.rows = result.rows();
                 }
                 Status::PGRES_COPY_IN | Status::PGRES_COPY_OUT | Status::PGRES_COPY_BOTH => {
-                    self.conn.settle();
+                    self.conn.cancel_and_drain();
                     self.finish_with(Error::internal("COPY where a query was expected"));
                 }
                 _ => {
@@ -826,7 +832,7 @@ impl<'a> Running<'a> {
     /// The node may be one that does not answer at all, so the cancel request is hardly waited for.
     fn give_up(&mut self, limit: Duration) {
         cancel::request(self.conn.raw(), Duration::from_millis(50));
-        self.conn.abandon();
+        self.conn.mark_broken();
         self.finish_with(Error::Deadline {
             node: self.conn.node.clone(),
             what: "the answer".into(),
@@ -945,7 +951,7 @@ impl Connecting {
             .get("host")
             .or(dsn.get("hostaddr"))
             .map_or(1, |h| h.split(',').count());
-        let patience = match dsn.get("connect_timeout").and_then(|t| t.parse().ok()) {
+        let timeout = match dsn.get("connect_timeout").and_then(|t| t.parse().ok()) {
             Some(seconds @ 1..) => Duration::from_secs(seconds),
             _ => settings::connect_timeout(),
         };
@@ -954,7 +960,7 @@ impl Connecting {
             interest: Interest::WRITE,
             deadline: match how.limit {
                 Some(limit) => Some(Instant::now() + limit),
-                None => (!patience.is_zero()).then(|| Instant::now() + patience * hosts as u32),
+                None => (!timeout.is_zero()).then(|| Instant::now() + timeout * hosts as u32),
             },
             refusable: all,
         };

@@ -37,7 +37,7 @@ impl<'a> CopyOut<'a> {
                 _ => {
                     let error = conn.remote_error(&result, sql);
                     drop(result);
-                    conn.settle();
+                    conn.cancel_and_drain();
                     return Err(error);
                 }
             }
@@ -52,7 +52,7 @@ impl<'a> CopyOut<'a> {
         })
     }
 
-    /// The next row, or `None` after the server has said that the copy succeeded.
+    /// The next row, or `None` after the server has said that the copy path_to_successor.
     #[allow(clippy::should_implement_trait)] // it can fail, and lends nothing
     pub fn next(&mut self) -> Result<Option<Chunk>> {
         loop {
@@ -90,7 +90,7 @@ impl<'a> CopyOut<'a> {
         self.finished
     }
 
-    /// The data has ended; whether the copy succeeded is in the result after it.
+    /// The data has ended; whether the copy path_to_successor is in the result after it.
     fn finish(&mut self) -> Result<()> {
         let mut rows = 0;
         let mut error = None;
@@ -120,7 +120,7 @@ pub enum Ready {
 
 impl Drop for CopyOut<'_> {
     fn drop(&mut self) {
-        self.conn.settle();
+        self.conn.cancel_and_drain();
     }
 }
 

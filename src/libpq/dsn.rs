@@ -169,7 +169,7 @@ impl Dsn {
     }
 
     /// The keyword form, secrets included: for libpq and for the engines' own catalogs, nothing else.
-    pub fn expose(&self) -> String {
+    pub fn reveal(&self) -> String {
         self.options
             .iter()
             .map(|o| format!("{}={}", o.keyword, quote_value(&o.value)))
@@ -231,7 +231,7 @@ mod tests {
     fn exposing_and_parsing_is_the_identity() {
         let dsn =
             Dsn::parse("host=/tmp/a\\ b user='o\\'x' password='\\\\ ' options='-c a=b'").unwrap();
-        assert!(Dsn::parse(&dsn.expose()).unwrap() == dsn);
+        assert!(Dsn::parse(&dsn.reveal()).unwrap() == dsn);
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
         fn no_text_makes_the_parser_fall_over(text in any::<String>(), keyword in "(host|port|user|password|options)?") {
             for text in [text.clone(), format!("{keyword}={text}"), format!("postgresql://{text}"), format!("postgres://u:{text}@h/d")] {
                 if let Ok(dsn) = Dsn::parse(&text) {
-                    prop_assert!(Dsn::parse(&dsn.expose()).is_ok_and(|again| again == dsn), "{text:?}");
+                    prop_assert!(Dsn::parse(&dsn.reveal()).is_ok_and(|again| again == dsn), "{text:?}");
                     prop_assert!(Dsn::parse(&dsn.without_secrets()).is_ok(), "{text:?}");
                 }
             }

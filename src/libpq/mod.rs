@@ -15,7 +15,7 @@ mod rows;
 mod streaming;
 pub mod wait;
 
-pub use conn::{Conn, Job, must_answer, silence, together_within};
+pub use conn::{Conn, Job, idle_limit, require_alive, run_batch_within};
 pub use copy_out::{Chunk, CopyOut, Ready};
 pub use dsn::{Dsn, scrub};
 pub use pipeline::{Param, Pipeline};

@@ -3,7 +3,7 @@
 //! There is no point of synchronisation before the end: the server does one statement after the other, and
 //! none any more after the first that fails. With one in between, it would go on behind it.
 
-use super::conn::{Conn, silence};
+use super::conn::{Conn, idle_limit};
 use super::wait::Interest;
 use crate::error::{Error, Result};
 use pq_sys as pq;
@@ -203,10 +203,11 @@ impl<'a, T> Pipeline<'a, T> {
     }
 
     fn wait(&mut self, interest: Interest) -> Result<()> {
-        let silence = silence();
-        let left = silence.map(|s| s.saturating_sub(self.heard.elapsed()));
+        let idle_limit = idle_limit();
+        let left = idle_limit.map(|s| s.saturating_sub(self.heard.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
-            self.conn.look_after(silence.unwrap_or_default() / 2)?;
+            self.conn
+                .check_stalled(idle_limit.unwrap_or_default() / 2)?;
             self.heard = Instant::now();
             return Ok(());
         }
@@ -219,6 +220,6 @@ impl<'a, T> Pipeline<'a, T> {
 
 impl<T> Drop for Pipeline<'_, T> {
     fn drop(&mut self) {
-        self.conn.settle();
+        self.conn.cancel_and_drain();
     }
 }

@@ -14,7 +14,7 @@ impl Conn {
     pub fn try_streaming(mut self, command: &str, listen: Duration, limit: Duration) -> Result<()> {
         let outcome = self.stream_for(command, listen, limit);
         // What comes after that nobody waits for, and to close the session ends it.
-        self.abandon();
+        self.mark_broken();
         outcome
     }
 

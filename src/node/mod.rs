@@ -1,18 +1,20 @@
 //! One cluster member: how it is reached, and its sessions, remote or local.
 
-mod here;
 mod local;
+mod mode;
 mod procedure;
 mod reader;
 pub mod server;
 mod session;
 mod statement;
 
-pub use here::Here;
 pub use local::{Local, own_database};
+pub use mode::Mode;
 pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
 pub use reader::Reader;
-pub use session::{Ask, Session, ask, ask_all, ask_in_turn, ask_within, check_open, glance};
+pub use session::{
+    Ask, Session, ask, ask_all, ask_in_turn, ask_within, check_open, query_with_deadline,
+};
 pub use statement::Statement;
 
 use crate::libpq::Dsn;

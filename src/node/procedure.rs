@@ -4,7 +4,7 @@ use crate::encoding;
 use crate::environment::{self, Between};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Rows;
-use crate::raw_code;
+use crate::sqlstate;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -58,7 +58,7 @@ impl Procedure {
 
     /// Runs one statement in a transaction of its own. On an error nothing of it remains.
     pub fn execute(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        let answer = raw_code::watch(|| in_subtransaction(|| execute(sql, params)));
+        let answer = sqlstate::watch(|| in_subtransaction(|| execute(sql, params)));
         // SAFETY: on the non-atomic level that `enter` opened; the next transaction starts at once,
         // so no transaction id is held while remote calls are made.
         unsafe { pg_sys::SPI_commit() };
@@ -73,7 +73,7 @@ impl Procedure {
         search_path: &str,
         body: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let answer = raw_code::watch(|| {
+        let answer = sqlstate::watch(|| {
             in_subtransaction(|| {
                 // SAFETY: inside a transaction.
                 unsafe { environment::set_locally() };
@@ -208,7 +208,7 @@ fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         .catch_others(move |cause| {
             pg_sys::MemoryContextSwitchTo(context);
             (restore.0)(false);
-            Err(raw_code::caught(cause))
+            Err(sqlstate::caught(cause))
         })
         .execute()
     }

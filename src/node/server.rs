@@ -627,7 +627,7 @@ pub fn is_standby() -> Statement {
 /// comparison with has not come to its end, as JSON, the fifth an expression. The slots
 /// of this database each with `name, active, wal_status, retained_bytes, lag_bytes, lag_us`; the subscriptions as
 /// `inbound` has them.
-pub fn standing(inbound: &Statement, sent: Option<&str>) -> Statement {
+pub fn member_report(inbound: &Statement, sent: Option<&str>) -> Statement {
     let sent = sent.unwrap_or("NULL");
     // A reader that has confirmed everything has no lag to show. Of a slot that nobody reads, PostgreSQL 17
     // knows since when.
@@ -1097,7 +1097,7 @@ pub fn oldest_transaction() -> Statement {
 pub fn keep_recovery_of(members: &[String]) -> Statement {
     let members = serde_json::to_string(members).unwrap_or_default();
     Statement::new(
-        "DELETE FROM zodan.recovery USING zodan.unreplicated()
+        "DELETE FROM zodan.recovery_slot USING zodan.unreplicated()
           WHERE NOT ($1::jsonb ? provider)",
         &[&members],
     )
@@ -1105,7 +1105,10 @@ pub fn keep_recovery_of(members: &[String]) -> Statement {
 
 /// None of them is true any more.
 pub fn forget_recovery() -> Statement {
-    Statement::new("DELETE FROM zodan.recovery USING zodan.unreplicated()", &[])
+    Statement::new(
+        "DELETE FROM zodan.recovery_slot USING zodan.unreplicated()",
+        &[],
+    )
 }
 
 /// Notes from where on the slot keeps each provider's transactions. Without `moved` only of those of which
@@ -1118,14 +1121,14 @@ pub fn protect(progress: &std::collections::BTreeMap<String, Lsn>, moved: bool) 
     let progress = serde_json::to_string(&progress).unwrap_or_default();
     let conflict = match moved {
         true => {
-            "UPDATE SET protected_from = excluded.protected_from, changed_at = clock_timestamp()
-              WHERE zodan.recovery.protected_from < excluded.protected_from"
+            "UPDATE SET retained_from = excluded.retained_from, changed_at = clock_timestamp()
+              WHERE zodan.recovery_slot.retained_from < excluded.retained_from"
         }
         false => "NOTHING",
     };
     Statement::new(
         format!(
-            "INSERT INTO zodan.recovery (provider, protected_from)
+            "INSERT INTO zodan.recovery_slot (provider, retained_from)
              SELECT key, value::pg_lsn FROM jsonb_each_text($1::jsonb), zodan.unreplicated()
              ON CONFLICT (provider) DO {conflict}"
         ),
@@ -1134,27 +1137,27 @@ pub fn protect(progress: &std::collections::BTreeMap<String, Lsn>, moved: bool) 
 }
 
 /// Notes that something had to be given up.
-pub fn expose(why: &str) -> Statement {
+pub fn record_gap(why: &str) -> Statement {
     Statement::new(
-        "UPDATE zodan.recovery SET exposed_at = clock_timestamp(), exposed_why = $1
+        "UPDATE zodan.recovery_slot SET gap_since = clock_timestamp(), gap_reason = $1
            FROM zodan.unreplicated()",
         &[why],
     )
 }
 
 /// Nothing that was given up is lacking anywhere any more.
-pub fn unexpose() -> Statement {
+pub fn clear_gap() -> Statement {
     Statement::new(
-        "UPDATE zodan.recovery SET exposed_at = NULL, exposed_why = NULL
-           FROM zodan.unreplicated() WHERE exposed_at IS NOT NULL",
+        "UPDATE zodan.recovery_slot SET gap_since = NULL, gap_reason = NULL
+           FROM zodan.unreplicated() WHERE gap_since IS NOT NULL",
         &[],
     )
 }
 
 /// From where on the node's recovery slot has the transactions of `provider`; null if it is not known.
-pub fn protected_from(provider: &str) -> Statement {
+pub fn retained_from(provider: &str) -> Statement {
     Statement::new(
-        "SELECT protected_from FROM zodan.recovery WHERE provider = $1",
+        "SELECT retained_from FROM zodan.recovery_slot WHERE provider = $1",
         &[provider],
     )
 }

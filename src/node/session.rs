@@ -84,7 +84,7 @@ pub fn ask_within(questions: Vec<Ask<'_>>, limit: Option<Duration>) -> Vec<Resul
             here => answers[i] = Some(here.query(&texts[i].0, &params[i])),
         }
     }
-    for (i, answer) in remote.into_iter().zip(libpq::together_within(jobs, limit)) {
+    for (i, answer) in remote.into_iter().zip(libpq::run_batch_within(jobs, limit)) {
         answers[i] = Some(answer);
     }
     answers
@@ -128,10 +128,14 @@ pub fn ask_all<'a>(
 
 /// Asks all of `members` the same within `limit`, each in a session made for that; for those who only
 /// look. A statement without parameters.
-pub fn glance(members: &[&Member], question: &Statement, limit: Duration) -> Vec<Result<Rows>> {
+pub fn query_with_deadline(
+    members: &[&Member],
+    question: &Statement,
+    limit: Duration,
+) -> Vec<Result<Rows>> {
     let nodes: Vec<(&str, &libpq::Dsn)> =
         members.iter().map(|m| (m.name.as_str(), &m.dsn)).collect();
     // A node that is there answers at once when it is connected; to connect takes longer.
     let answer = limit * 2 / 5;
-    Conn::glance(&nodes, &question.sql, limit - answer, answer)
+    Conn::query_with_deadline(&nodes, &question.sql, limit - answer, answer)
 }

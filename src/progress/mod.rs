@@ -2,15 +2,15 @@
 //! for, and of a copy what is done of what there is to do. Kept in shared memory, since the commits of a
 //! run are for what an undo needs and far between.
 
-mod board;
 mod pace;
+mod shared;
 
-pub use board::read;
+pub use shared::read;
 
-use board::Board;
 use pace::Pace;
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
+use shared::Published;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
@@ -79,49 +79,49 @@ impl Call {
             moved_at: now,
             ..State::default()
         };
-        let teller = Teller {
-            board: Board::hang_up(),
+        let reporter = Reporter {
+            published: Published::publish(),
             state,
             long,
             pace: Pace::default(),
         };
-        TELLER.set(Some(teller));
+        REPORTER.set(Some(reporter));
         Self(PhantomData)
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if let Some(board) = TELLER.take().and_then(|teller| teller.board) {
-            board.take_down();
+        if let Some(published) = REPORTER.take().and_then(|reporter| reporter.published) {
+            published.unpublish();
         }
     }
 }
 
-struct Teller {
+struct Reporter {
     /// `None` where the server has no room for it: the call goes on untold.
-    board: Option<Board>,
+    published: Option<Published>,
     state: State,
     long: usize,
     pace: Pace,
 }
 
 thread_local! {
-    static TELLER: RefCell<Option<Teller>> = const { RefCell::new(None) };
+    static REPORTER: RefCell<Option<Reporter>> = const { RefCell::new(None) };
 }
 
-fn tell(change: impl FnOnce(&mut Teller)) {
-    TELLER.with_borrow_mut(|teller| {
-        let Some(teller) = teller else { return };
-        change(teller);
-        teller.state.percent = teller.percent().max(teller.state.percent);
-        if let Some(board) = &teller.board {
-            board.write(&teller.state);
+fn update(change: impl FnOnce(&mut Reporter)) {
+    REPORTER.with_borrow_mut(|reporter| {
+        let Some(reporter) = reporter else { return };
+        change(reporter);
+        reporter.state.percent = reporter.percent().max(reporter.state.percent);
+        if let Some(published) = &reporter.published {
+            published.write(&reporter.state);
         }
     });
 }
 
-impl Teller {
+impl Reporter {
     fn moved(&mut self) {
         self.state.moved_at = now();
     }
@@ -147,11 +147,11 @@ fn now() -> i64 {
 
 /// The journal has given the call its number.
 pub fn run(number: i64) {
-    tell(|t| t.state.run = Some(number));
+    update(|t| t.state.run = Some(number));
 }
 
 pub fn phase(number: usize, name: &str) {
-    tell(|t| {
+    update(|t| {
         t.state.phase = number;
         t.state.phase_name = name.to_owned();
         t.state.step = None;
@@ -162,7 +162,7 @@ pub fn phase(number: usize, name: &str) {
 }
 
 pub fn step(node: &str, what: &str) {
-    tell(|t| {
+    update(|t| {
         t.state.step = Some(what.to_owned());
         t.state.step_node = Some(node.to_owned());
         t.state.activity = None;
@@ -172,7 +172,7 @@ pub fn step(node: &str, what: &str) {
 
 /// What is done, or what a wait has seen; `None` when that is over.
 pub fn activity(what: Option<String>) {
-    tell(|t| {
+    update(|t| {
         t.state.activity = what;
         t.moved();
     });
@@ -181,7 +181,7 @@ pub fn activity(what: Option<String>) {
 /// Something is done of what can be counted. `later` of the bytes are still to be done in another way,
 /// which will take about that long.
 pub fn work(work: Work, later: (u64, Duration), tables: Vec<String>) {
-    tell(|t| {
+    update(|t| {
         if t.state.work != Some(work) {
             t.moved();
         }
@@ -199,7 +199,7 @@ pub fn work(work: Work, later: (u64, Duration), tables: Vec<String>) {
 
 /// What is counted from here on goes at another pace.
 pub fn new_pace() {
-    tell(|t| {
+    update(|t| {
         t.pace = Pace::default();
         t.state.rate = None;
     });
@@ -207,7 +207,7 @@ pub fn new_pace() {
 
 /// All that could be counted is done.
 pub fn worked() {
-    tell(|t| {
+    update(|t| {
         t.state.tables = vec![];
         t.state.rate = None;
         t.state.left_ms = None;
@@ -216,7 +216,7 @@ pub fn worked() {
 
 /// The call has done what it was called for.
 pub fn finished() {
-    tell(|t| {
+    update(|t| {
         t.state.percent = 100.0;
         t.state.left_ms = Some(0);
     });
@@ -237,13 +237,13 @@ mod tests {
             }),
             ..State::default()
         };
-        let teller = Teller {
-            board: None,
+        let reporter = Reporter {
+            published: None,
             state,
             long: 6,
             pace: Pace::default(),
         };
-        teller.percent()
+        reporter.percent()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::arguments;
 use crate::error::Result;
 use crate::node::{HiddenContext, Local, Procedure};
-use crate::raw_code;
+use crate::sqlstate;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 
@@ -19,7 +19,7 @@ pub fn called<T>(
     // SAFETY: the call info of the procedure that is running.
     let procedure = unsafe { Procedure::enter(fcinfo, name) }?;
     arguments::superuser(name)?;
-    let answer = body(Local::new(procedure)).inspect_err(|e| raw_code::keep(e.sqlstate()))?;
+    let answer = body(Local::new(procedure)).inspect_err(|e| sqlstate::keep(e.sqlstate()))?;
     context.show();
     Ok(answer)
 }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::node::{HiddenContext, Member, Reader, hide_statement};
 use crate::workflow::findings::Outcome;
 use crate::workflow::health::{self, Request, When};
-use crate::{raw_code, rim};
+use crate::{ereport, sqlstate};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -23,7 +23,7 @@ fn request(
         other => {
             return Err(Error::Argument {
                 argument: "check_type",
-                problem: format!("is \"{other}\", which is no type of a check"),
+                problem: format!("is \"{other}\", which is not a type of check"),
                 hint: "Give pre or post.".into(),
                 state: SqlState::INVALID_PARAMETER_VALUE,
             });
@@ -59,7 +59,7 @@ fn checked(
         then(&outcomes, when)?;
         Ok(outcomes)
     })()
-    .inspect_err(|e: &Error| raw_code::keep(e.sqlstate()))?;
+    .inspect_err(|e: &Error| sqlstate::keep(e.sqlstate()))?;
     context.show();
     Ok(outcomes)
 }
@@ -135,7 +135,7 @@ fn health_check(
         },
         |outcomes, when| {
             for line in health::lines(outcomes, verb.unwrap_or(false)) {
-                rim::notice(&line);
+                ereport::notice(&line);
             }
             health::verdict(outcomes, when)
         },

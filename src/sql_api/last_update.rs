@@ -4,7 +4,7 @@ use super::arguments;
 use super::recovery_slot::own;
 use crate::error::{Error, Result, SqlState};
 use crate::node::Reader;
-use crate::raw_code;
+use crate::sqlstate;
 use crate::workflow::last_update;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -13,7 +13,7 @@ use pgrx::prelude::*;
 #[pg_extern(sql = "")]
 fn enable_last_update_wins(relation: Option<pg_sys::Oid>) -> std::result::Result<i32, ErrorReport> {
     Ok(set("spock.enable_last_update_wins", relation, true)
-        .inspect_err(|e| raw_code::keep(e.sqlstate()))?)
+        .inspect_err(|e| sqlstate::keep(e.sqlstate()))?)
 }
 
 #[pg_extern(sql = "")]
@@ -21,7 +21,7 @@ fn disable_last_update_wins(
     relation: Option<pg_sys::Oid>,
 ) -> std::result::Result<i32, ErrorReport> {
     Ok(set("spock.disable_last_update_wins", relation, false)
-        .inspect_err(|e| raw_code::keep(e.sqlstate()))?)
+        .inspect_err(|e| sqlstate::keep(e.sqlstate()))?)
 }
 
 fn set(name: &str, relation: Option<pg_sys::Oid>, wanted: bool) -> Result<i32> {
@@ -32,7 +32,7 @@ fn set(name: &str, relation: Option<pg_sys::Oid>, wanted: bool) -> Result<i32> {
     let own = own()?.ok_or_else(|| {
         Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
-            "the database is no node of a cluster",
+            "the database is not a cluster node",
             "Run it in the database of any node of the cluster.",
         )
     })?;

@@ -1,8 +1,8 @@
-//! The launcher: starts a keeper in every database that is a node. It is connected to no database itself, so it is in
+//! The launcher: starts a node worker in every database that is a node. It is connected to no database itself, so it is in
 //! nobody's way, and it looks into no other than those that have logical slots, as every node of a cluster has, or a note
 //! of where their node is, as its base backups have.
 
-use super::recovery_slot::{count_slots, start_keeper};
+use super::recovery_slot::{count_slots, launch_node_worker};
 use crate::libpq::wait;
 use crate::{place, settings, worker};
 use pgrx::bgworkers::{
@@ -24,15 +24,15 @@ const LONGEST: Duration = Duration::from_secs(300);
 const INVALID: i32 = -2;
 
 /// Registers the launcher, where the library is being preloaded.
-pub fn start_recovery_launcher() {
+pub fn start_launcher() {
     // SAFETY: reads a flag of the server's start.
     if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         return;
     }
-    BackgroundWorkerBuilder::new("zodan recovery launcher")
-        .set_type("zodan recovery launcher")
+    BackgroundWorkerBuilder::new("zodan launcher")
+        .set_type("zodan launcher")
         .set_library("zodan")
-        .set_function("zodan_recovery_launcher")
+        .set_function("zodan_launcher")
         .set_start_time(BgWorkerStartTime::RecoveryFinished)
         .set_restart_time(Some(PAUSE))
         .enable_spi_access()
@@ -41,7 +41,7 @@ pub fn start_recovery_launcher() {
 
 #[pg_guard]
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn zodan_recovery_launcher(_argument: pg_sys::Datum) {
+pub extern "C-unwind" fn zodan_launcher(_argument: pg_sys::Datum) {
     worker::begin();
     BackgroundWorker::connect_worker_to_spi(None, None);
     let mut launcher = Launcher::default();
@@ -61,9 +61,9 @@ struct Launcher {
     told: bool,
 }
 
-/// The last keeper that was started in a database.
+/// The last node worker that was started in a database.
 struct Tried {
-    keeper: DynamicBackgroundWorker,
+    worker: DynamicBackgroundWorker,
     began: Instant,
     /// It was there then.
     seen: Instant,
@@ -76,7 +76,7 @@ struct Tried {
 impl Tried {
     /// Whether it runs, or it is too early for another one.
     fn stays(&mut self, slots: i32) -> bool {
-        let runs = !matches!(self.keeper.pid(), Err(BackgroundWorkerStatus::Stopped));
+        let runs = !matches!(self.worker.pid(), Err(BackgroundWorkerStatus::Stopped));
         if runs {
             self.seen = Instant::now();
         }
@@ -95,7 +95,7 @@ impl Tried {
 }
 
 impl Launcher {
-    /// Starts one keeper where there is none. Whether there may be more to start.
+    /// Starts one node worker where there is none. Whether there may be more to start.
     fn look(&mut self) -> bool {
         let found = databases_with_slots();
         self.tried
@@ -109,7 +109,7 @@ impl Launcher {
                 None => PAUSE,
             };
             // The next look tries again.
-            let Ok(keeper) = start_keeper(pg_sys::Oid::from(database), None) else {
+            let Ok(worker) = launch_node_worker(pg_sys::Oid::from(database), None) else {
                 if !std::mem::replace(&mut self.told, true) {
                     pgrx::log!(
                         "zodan: no background worker is free to keep a recovery slot; raise max_worker_processes"
@@ -120,7 +120,7 @@ impl Launcher {
             self.told = false;
             let now = Instant::now();
             let tried = Tried {
-                keeper,
+                worker,
                 began: now,
                 seen: now,
                 slots,

@@ -19,4 +19,4 @@ mod remove_node;
 mod status;
 mod verify;
 
-pub use launcher::start_recovery_launcher;
+pub use launcher::start_launcher;

@@ -3,10 +3,10 @@
 use super::{add_node, arguments, recover, remove_node};
 use crate::error::Result;
 use crate::node::{HiddenContext, Reader, hide_statement};
-use crate::raw_code;
+use crate::sqlstate;
 use crate::workflow::join::Request;
 use crate::workflow::plan::Planned;
-use crate::workflow::{join_plan, leave, recover as recovery};
+use crate::workflow::{join_plan, recover as recovery, remove};
 use pgrx::JsonB;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -34,7 +34,7 @@ fn planned(
         arguments::superuser_for(name)?;
         plan(&Reader::enter(name)?)
     })()
-    .inspect_err(|e| raw_code::keep(e.sqlstate()))?;
+    .inspect_err(|e| sqlstate::keep(e.sqlstate()))?;
     context.show();
     let row = |(i, planned): (usize, Planned)| {
         let Planned { step, estimate } = planned;
@@ -120,7 +120,7 @@ fn remove_node_plan(
 > {
     let rows = planned("spock.remove_node_plan", |reader| {
         let request = remove_node::request(target_node_name, target_node_dsn, force)?;
-        leave::plan(reader, &request)
+        remove::plan(reader, &request)
     })?;
     Ok(TableIterator::new(rows))
 }

@@ -1,12 +1,12 @@
-//! The background workers that keep recovery slots: a keeper for each database that is a node. Where the library is
+//! The background workers that keep recovery slots: a node worker for each database that is a node. Where the library is
 //! preloaded a launcher starts them.
 
 use super::arguments;
 use crate::engine::{self, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
-use crate::node::{Here, Member, Node, Reader, Statement, server};
-use crate::workflow::keeper::{Keeper, Kept};
+use crate::node::{Member, Mode, Node, Reader, Statement, server};
+use crate::workflow::node_worker::{NodeWorker, Outcome};
 use crate::workflow::twin::{self, Twin};
 use crate::workflow::{members, own_session, removed};
 use crate::{place, worker};
@@ -18,24 +18,27 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const KEEPER: &str = "zodan recovery keeper";
-/// Behind the database, where it had slots or a note of its place when its keeper was started.
+const NODE_WORKER: &str = "zodan node worker";
+/// Behind the database, where it had slots or a note of its place when its node worker was started.
 const SEEN_SLOTS: &str = " with slots";
-/// How often a keeper looks.
+/// How often a node worker looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// After so many looks it makes sure that the address of the node still leads to this server.
 const LOOKS: u32 = 30;
-/// How soon a keeper tries again after an error.
+/// How soon a node worker tries again after an error.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How often, and after how long each time, slots are dropped again whose readers are being ended.
 const TRIES: usize = 50;
 const TRY: Duration = Duration::from_millis(100);
 
-/// The advisory lock of the keeper of a database; `zodk` in ASCII.
-const KEEPER_LOCK: &str = "2054120555, 1";
+/// The advisory lock of the node worker of a database; `zodk` in ASCII.
+const NODE_WORKER_LOCK: &str = "2054120555, 1";
 
-/// Starts a keeper. One that `notify` is told of is started again whenever it dies.
-pub fn start_keeper(database: pg_sys::Oid, notify: Option<i32>) -> Result<DynamicBackgroundWorker> {
+/// Starts a node worker. One that `notify` is told of is started again whenever it dies.
+pub fn launch_node_worker(
+    database: pg_sys::Oid,
+    notify: Option<i32>,
+) -> Result<DynamicBackgroundWorker> {
     builder(database, notify)
         .load_dynamic()
         .map_err(|_| none_free())
@@ -52,10 +55,10 @@ fn none_free() -> Error {
 fn builder(database: pg_sys::Oid, notify: Option<i32>) -> BackgroundWorkerBuilder {
     // The launcher has seen what nodes have.
     let by_launcher = if notify.is_none() { SEEN_SLOTS } else { "" };
-    let builder = BackgroundWorkerBuilder::new(KEEPER)
-        .set_type(KEEPER)
+    let builder = BackgroundWorkerBuilder::new(NODE_WORKER)
+        .set_type(NODE_WORKER)
         .set_library("zodan")
-        .set_function("zodan_recovery_keeper")
+        .set_function("zodan_node_worker")
         .set_extra(&format!("{}{by_launcher}", database.to_u32()))
         .enable_spi_access();
     match notify {
@@ -64,13 +67,13 @@ fn builder(database: pg_sys::Oid, notify: Option<i32>) -> BackgroundWorkerBuilde
     }
 }
 
-/// Starts a keeper for this database, unless one runs.
+/// Starts a node worker for this database, unless one runs.
 #[pg_extern(sql = "")]
-fn keep_recovery_slot() -> std::result::Result<i32, ErrorReport> {
+fn start_node_worker() -> std::result::Result<i32, ErrorReport> {
     let running: Option<i32> = Spi::connect(|client| {
         let rows = client.select(
             "SELECT pid FROM pg_stat_activity
-              WHERE backend_type = 'zodan recovery keeper' AND datname = current_database()",
+              WHERE backend_type = 'zodan node worker' AND datname = current_database()",
             None,
             &[],
         )?;
@@ -88,14 +91,14 @@ fn keep_recovery_slot() -> std::result::Result<i32, ErrorReport> {
     }
     // SAFETY: reads backend state.
     let (database, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid) };
-    let keeper = start_keeper(database, Some(pid))?;
-    Ok(keeper.wait_for_startup().map_err(|_| none_free())?)
+    let worker = launch_node_worker(database, Some(pid))?;
+    Ok(worker.wait_for_startup().map_err(|_| none_free())?)
 }
 
-/// The keeper of one database. It ends when the database is no node, and when the server stops.
+/// The node worker of one database. It ends when the database is no node, and when the server stops.
 #[pg_guard]
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn zodan_recovery_keeper(_argument: pg_sys::Datum) {
+pub extern "C-unwind" fn zodan_node_worker(_argument: pg_sys::Datum) {
     worker::begin();
     let extra = BackgroundWorker::get_extra();
     let (known, seen_slots) = match extra.strip_suffix(SEEN_SLOTS) {
@@ -103,7 +106,7 @@ pub extern "C-unwind" fn zodan_recovery_keeper(_argument: pg_sys::Datum) {
         None => (extra, false),
     };
     let Ok(database) = known.parse::<u32>() else {
-        pgrx::error!("zodan recovery keeper started without a database");
+        pgrx::error!("zodan node worker started without a database");
     };
     // Where it is gone, to connect would fail and the worker be started again, for ever. DROP DATABASE takes the slots
     // first, the files last.
@@ -123,7 +126,7 @@ pub extern "C-unwind" fn zodan_recovery_keeper(_argument: pg_sys::Datum) {
             Err(error) => {
                 let text = crate::libpq::scrub(&error.to_string());
                 if text != said {
-                    pgrx::log!("zodan recovery keeper: {text}");
+                    pgrx::log!("zodan node worker: {text}");
                     said = text;
                 }
             }
@@ -156,17 +159,17 @@ fn has_files(database: u32) -> bool {
         .any(|dir| dir.join(&database).is_dir())
 }
 
-/// Whether this is the one keeper of the database from now on.
+/// Whether this is the one node worker of the database from now on.
 fn is_alone() -> bool {
-    let lock = format!("SELECT pg_try_advisory_lock({KEEPER_LOCK})");
+    let lock = format!("SELECT pg_try_advisory_lock({NODE_WORKER_LOCK})");
     BackgroundWorker::transaction(|| {
         Spi::connect(|client| client.select(&lock, None, &[])?.first().get::<bool>(1))
     })
-    .unwrap_or_else(|e| pgrx::error!("zodan recovery keeper: {e}"))
+    .unwrap_or_else(|e| pgrx::error!("zodan node worker: {e}"))
         == Some(true)
 }
 
-/// Looks after the slot until the database is no node any more.
+/// Looks after the slot until the database is not a cluster node any more.
 fn keep() -> Result<()> {
     let own = BackgroundWorker::transaction(own)?;
     // SAFETY: backend state.
@@ -201,23 +204,23 @@ fn keep() -> Result<()> {
     }
     let engine = engine::detect(&mut here)?;
     note(place::keep(database))?;
-    let mut keeper = Keeper::new(engine, here)?;
+    let mut worker = NodeWorker::new(engine, here)?;
     for look in 1.. {
         worker::reload();
         // The address may lead to another server since.
         if look % LOOKS == 0 && ours != Some(members::identity(&mut own_session(&own)?)?) {
             break;
         }
-        match keeper.look()? {
-            Kept::Yes => {}
-            Kept::NoNode => return note(place::forget(database)),
-            Kept::Removed(what) => {
+        match worker.look()? {
+            Outcome::Yes => {}
+            Outcome::NoNode => return note(place::forget(database)),
+            Outcome::Removed(what) => {
                 pgrx::log!("zodan: {what}");
                 // It has nothing any more that could apply.
                 return note(place::forget(database));
             }
-            Kept::GivenUp(why) | Kept::WentBack(why) => pgrx::warning!("zodan: {why}"),
-            Kept::CaughtUp(what) | Kept::Resumed(what) => pgrx::log!("zodan: {what}"),
+            Outcome::GivenUp(why) | Outcome::WentBack(why) => pgrx::warning!("zodan: {why}"),
+            Outcome::CaughtUp(what) | Outcome::Resumed(what) => pgrx::log!("zodan: {what}"),
         }
         wait::on_latch(LOOK)?;
     }
@@ -243,7 +246,7 @@ fn perhaps_copied(error: Error, own: &Member, database: pg_sys::Oid) -> Error {
 fn stop_if_copied(own: &Member, node: &mut Node) -> Result<()> {
     let engine = engine::detect(node)?;
     let look = AssertUnwindSafe(|| {
-        let here = Here::Look(Reader::enter("the keeper")?);
+        let here = Mode::DryRun(Reader::enter("the node worker")?);
         let mut me = members::local(&own.name, &own.dsn, &here);
         let twin = Twin::of(&*engine, &mut me, node)?;
         if twin.is_some() {
@@ -311,7 +314,7 @@ fn in_use(name: &str) -> Error {
 fn become_standalone() -> std::result::Result<(), ErrorReport> {
     const NAME: &str = "zodan.become_standalone()";
     arguments::superuser_for(NAME)?;
-    let here = Here::Look(Reader::enter(NAME)?);
+    let here = Mode::DryRun(Reader::enter(NAME)?);
     let Some(own) = own()? else {
         return Err(no_node().into());
     };
@@ -328,14 +331,14 @@ fn become_standalone() -> std::result::Result<(), ErrorReport> {
         wait::on_latch(TRY)?;
     }
     let statements = twin::unsubscribe(&*engine).into_iter();
-    for statement in statements.chain(engine.cease_provider()) {
+    for statement in statements.chain(engine.drop_node()) {
         run(&statement)?;
     }
     // SAFETY: backend state.
     let database = unsafe { pg_sys::MyDatabaseId };
     place::forget(database).map_err(|e| note_failed(&e))?;
-    crate::rim::notice(&format!(
-        "the database is no copy of node \"{}\" any more: its data is kept, and nobody gets what is written in it",
+    crate::ereport::notice(&format!(
+        "the database is not a copy of node \"{}\" any more: its data is kept, and nobody gets what is written in it",
         own.name
     ));
     Ok(())
@@ -348,7 +351,7 @@ fn note_failed(error: &std::io::Error) -> Error {
 fn no_node() -> Error {
     Error::refused(
         SqlState::NOT_IN_PREREQUISITE_STATE,
-        "the database is no node of a cluster",
+        "the database is not a cluster node",
         "Add it to one first.",
     )
 }

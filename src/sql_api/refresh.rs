@@ -5,7 +5,7 @@ use super::recovery_slot::own;
 use crate::error::{Error, Result, SqlState};
 use crate::node::Reader;
 use crate::workflow::refresh;
-use crate::{raw_code, rim};
+use crate::{ereport, sqlstate};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -13,7 +13,7 @@ const NAME: &str = "spock.refresh_subscriptions";
 
 #[pg_extern(sql = "")]
 fn refresh_subscriptions() -> std::result::Result<(), ErrorReport> {
-    run().inspect_err(|e| raw_code::keep(e.sqlstate()))?;
+    run().inspect_err(|e| sqlstate::keep(e.sqlstate()))?;
     Ok(())
 }
 
@@ -24,9 +24,9 @@ fn run() -> Result<()> {
     let Some(own) = own()? else {
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
-            "the database is no node of a cluster",
+            "the database is not a cluster node",
             "Run it in the database of any node of the cluster.",
         ));
     };
-    refresh::refresh(&own, rim::notice)
+    refresh::refresh(&own, ereport::notice)
 }

@@ -3,7 +3,7 @@
 use super::arguments;
 use super::call::called;
 use crate::error::Result;
-use crate::workflow::leave::{self, Request};
+use crate::workflow::remove::{self, Request};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -20,7 +20,7 @@ fn remove_node(
             verbose: verbose_mode.unwrap_or(true),
             ..request(target_node_name, target_node_dsn, force)?
         };
-        leave::remove_node(local, request)
+        remove::remove_node(local, request)
     })
 }
 

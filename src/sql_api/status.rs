@@ -3,8 +3,8 @@
 use super::arguments;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{HiddenContext, Reader, hide_statement};
-use crate::workflow::status::{self, Course, Format, Mesh, Registered, Seen};
-use crate::{raw_code, rim};
+use crate::workflow::status::{self, Format, Link, MemberStatus, Mesh, Registered};
+use crate::{ereport, sqlstate};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -17,16 +17,16 @@ fn dsn(registered: &Registered) -> Option<String> {
     registered.dsn.as_ref().ok().map(|dsn| dsn.redacted())
 }
 
-fn problem(seen: &Seen) -> Option<String> {
-    seen.standing.as_ref().err().cloned()
+fn problem(seen: &MemberStatus) -> Option<String> {
+    seen.report.as_ref().err().cloned()
 }
 
-fn version(seen: &Seen) -> Option<String> {
-    seen.standing.as_ref().ok().map(|s| s.version.clone())
+fn version(seen: &MemberStatus) -> Option<String> {
+    seen.report.as_ref().ok().map(|s| s.version.clone())
 }
 
-fn role(seen: &Seen) -> Option<&'static str> {
-    seen.standing.as_ref().ok().map(|s| s.role())
+fn role(seen: &MemberStatus) -> Option<&'static str> {
+    seen.report.as_ref().ok().map(|s| s.role())
 }
 
 #[pg_extern(sql = "")]
@@ -96,7 +96,7 @@ fn cluster_status() -> std::result::Result<
     ErrorReport,
 > {
     let mesh = look("spock.cluster_status()")?;
-    let row = |c: &Course| {
+    let row = |c: &Link| {
         let (from, to) = (&mesh.members[c.provider], &mesh.members[c.subscriber]);
         let slot = c.slot.as_ref();
         (
@@ -106,12 +106,12 @@ fn cluster_status() -> std::result::Result<
             slot.and_then(|s| s.lag_bytes),
             slot.and_then(|s| s.lag_us).map(Interval::from_micros),
             slot.and_then(|s| s.retained_bytes),
-            c.trouble.clone(),
-            from.standing.is_ok(),
+            c.last_error.clone(),
+            from.report.is_ok(),
             problem(from),
             version(from),
             role(from),
-            to.standing.is_ok(),
+            to.report.is_ok(),
             problem(to),
             version(to),
             role(to),
@@ -122,7 +122,7 @@ fn cluster_status() -> std::result::Result<
             slot.and_then(|s| s.wal_status.clone()),
         )
     };
-    let rows: Vec<_> = mesh.courses.iter().map(row).collect();
+    let rows: Vec<_> = mesh.links.iter().map(row).collect();
     Ok(TableIterator::new(rows))
 }
 
@@ -145,14 +145,14 @@ fn show_all_nodes() -> std::result::Result<
     ErrorReport,
 > {
     let mesh = look("spock.show_all_nodes()")?;
-    let row = |m: &Seen| {
+    let row = |m: &MemberStatus| {
         (
             m.registered.id,
             m.registered.name.clone(),
             m.registered.location.clone(),
             m.registered.country.clone(),
             dsn(&m.registered),
-            if m.standing.is_ok() { "up" } else { "down" },
+            if m.report.is_ok() { "up" } else { "down" },
             version(m),
             problem(m),
         )
@@ -179,7 +179,7 @@ fn show_all_subscription_status() -> std::result::Result<
     ErrorReport,
 > {
     let mesh = look("spock.show_all_subscription_status()")?;
-    let row = |c: &Course| {
+    let row = |c: &Link| {
         let (from, to) = (&mesh.members[c.provider], &mesh.members[c.subscriber]);
         (
             to.registered.name.clone(),
@@ -188,13 +188,13 @@ fn show_all_subscription_status() -> std::result::Result<
             from.registered.name.clone(),
             c.slot_name.clone(),
             c.replication_sets.clone(),
-            c.trouble
+            c.last_error
                 .clone()
                 .or(problem(to).map(|why| format!("the subscriber is down: {why}")))
                 .or(problem(from).map(|why| format!("the provider is down: {why}"))),
         )
     };
-    let rows: Vec<_> = mesh.courses.iter().map(row).collect();
+    let rows: Vec<_> = mesh.links.iter().map(row).collect();
     Ok(TableIterator::new(rows))
 }
 
@@ -213,17 +213,17 @@ fn told(
         Reader::enter(&format!("CALL {name}"))?;
         let mesh = status::look_by(&arguments::dsn("cluster_dsn", cluster_dsn)?)?;
         if verb.unwrap_or(true) {
-            lines(&mesh).iter().for_each(|line| rim::notice(line));
+            lines(&mesh).iter().for_each(|line| ereport::notice(line));
         }
         Ok(())
     })()
-    .inspect_err(|e: &Error| raw_code::keep(e.sqlstate()))?;
+    .inspect_err(|e: &Error| sqlstate::keep(e.sqlstate()))?;
     context.show();
     Ok(())
 }
 
 #[pg_extern(sql = "")]
-fn tell_all_nodes(
+fn print_nodes(
     cluster_dsn: Option<&str>,
     verb: Option<bool>,
 ) -> std::result::Result<(), ErrorReport> {
@@ -231,17 +231,17 @@ fn tell_all_nodes(
         "spock.show_all_nodes",
         cluster_dsn,
         verb,
-        status::nodes_told,
+        status::format_nodes,
     )
 }
 
 #[pg_extern(sql = "")]
-fn tell_all_subscription_status(
+fn print_subscriptions(
     cluster_dsn: Option<&str>,
     verb: Option<bool>,
 ) -> std::result::Result<(), ErrorReport> {
     let name = "spock.show_all_subscription_status";
-    told(name, cluster_dsn, verb, status::subscriptions_told)
+    told(name, cluster_dsn, verb, status::format_subscriptions)
 }
 
 #[pg_extern(sql = "")]
@@ -251,7 +251,7 @@ fn topology(
     let format = format.unwrap_or("text");
     let format: Format = format.parse().map_err(|()| Error::Argument {
         argument: "format",
-        problem: format!("is \"{format}\", which is no format of a drawing"),
+        problem: format!("is \"{format}\", which is not a format of a drawing"),
         hint: "Give text, dot or mermaid.".into(),
         state: SqlState::INVALID_PARAMETER_VALUE,
     })?;

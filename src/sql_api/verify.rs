@@ -54,7 +54,7 @@ fn compare(most_keys: usize, of: Of) -> Result<Vec<verify::Mismatch>> {
     let Some(own) = own()? else {
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
-            "the database is no node of a cluster",
+            "the database is not a cluster node",
             "Ask in the database of a node.",
         ));
     };
@@ -68,7 +68,7 @@ fn compare(most_keys: usize, of: Of) -> Result<Vec<verify::Mismatch>> {
         .collect();
     let mut others = members::connect(&others)?;
     let mut nodes: Vec<&mut Node> = std::iter::once(&mut here).chain(&mut others).collect();
-    engine.learn(&mut nodes, &[])?;
+    engine.load_paths(&mut nodes, &[])?;
     let all = nodes.len();
     verify::mismatches(&*engine, &mut nodes, all, most_keys, of)
 }

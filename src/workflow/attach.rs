@@ -257,9 +257,9 @@ fn enable(
     for statement in engine.enable_all(others) {
         statement.run(new)?;
     }
-    if let Some(nudge) = engine.nudge(last) {
+    if let Some(wake_launcher) = engine.wake_launcher(last) {
         let name = new.name.clone();
-        markers::wait_for_workers(engine, new, providers, others, &name, Some(&nudge))?;
+        markers::wait_for_workers(engine, new, providers, others, &name, Some(&wake_launcher))?;
     }
     engine.enable(last).run(new).map(|_| ())
 }

@@ -5,7 +5,7 @@ use super::own_times::{self, Kept};
 use super::report::Report;
 use super::waiting_slots;
 use crate::copy::{
-    self, Archive, Broken, CheckConstraints, ForeignKeys, Indexes, Inventory, LeaveOut, Privileges,
+    self, Archive, Broken, CheckConstraints, Excluded, ForeignKeys, Indexes, Inventory, Privileges,
     Source, Structure, Target, Unproved, data, matviews, sequences, settings,
 };
 use crate::engine::{CopyPlan, Engine};
@@ -126,7 +126,7 @@ fn tell_structure_only(report: &Report, tables: &[String]) {
         n => format!(" and {n} more"),
     };
     if !tables.is_empty() {
-        report.say(&format!(
+        report.notice(&format!(
             "copying the structure without the rows of tables of which nobody would send any: {}{more}",
             shown.join(", ")
         ));
@@ -155,7 +155,7 @@ impl Copying<'_> {
     pub fn run(mut self) -> Result<Held> {
         let mut before = copy::inventory(&mut self.new.session)?;
         let written = rows_written(self.new)?;
-        let read_only = self.hold_off_writes()?;
+        let read_only = self.block_writes()?;
         let engines = self.hold_off_by_engine()?;
         let plan = self
             .engine
@@ -164,7 +164,7 @@ impl Copying<'_> {
         self.create_origin(&plan.origin)?;
         let effect = Effect::Objects {
             before: before.clone(),
-            refilled: plan.refilled.clone(),
+            preexisting: plan.preexisting.clone(),
             brought: Some(copy::brought(&mut self.source.session)?),
         };
         let step = self.intend(Action::Copy, &effect)?;
@@ -181,7 +181,7 @@ impl Copying<'_> {
         self.journal
             .note_copy(copied.tables as u64, copied.rows, copied.bytes)?;
         self.journal.done(step)?;
-        self.report.say(&format!(
+        self.report.notice(&format!(
             "copied {} tables, {} rows, {} MB by {} workers",
             copied.tables,
             copied.rows,
@@ -193,7 +193,7 @@ impl Copying<'_> {
             (inserted + copied_rows, changed + rows_kept)
         });
         for table in &copied.again {
-            self.report.say(&format!(
+            self.report.notice(&format!(
                 "table {table} was copied again as a whole: it had got another file on node \"{}\" meanwhile",
                 self.source.name
             ));
@@ -235,7 +235,7 @@ impl Copying<'_> {
         };
         let privileges = Privileges::of(&source, before)?;
 
-        report.now("dumping the structure");
+        report.progress("dumping the structure");
         let archive = {
             let names = |of: &[&'static str], more: &[String]| -> Vec<String> {
                 of.iter()
@@ -243,15 +243,15 @@ impl Copying<'_> {
                     .chain(more.iter().cloned())
                     .collect()
             };
-            let ours = LeaveOut::default();
-            let schemas = names(ours.schemas, &plan.leave_out.schemas);
-            let extensions = names(ours.extensions, &plan.leave_out.extensions);
-            let leave_out = LeaveOut {
+            let ours = Excluded::default();
+            let schemas = names(ours.schemas, &plan.excluded.schemas);
+            let extensions = names(ours.extensions, &plan.excluded.extensions);
+            let excluded = Excluded {
                 schemas: &schemas.iter().map(String::as_str).collect::<Vec<_>>(),
                 extensions: &extensions.iter().map(String::as_str).collect::<Vec<_>>(),
                 ..ours
             };
-            Archive::dump(&source, &mut self.new.session, &leave_out)?
+            Archive::dump(&source, &mut self.new.session, &excluded)?
         };
         report.step(&format!("structure dumped, {} kB", archive.bytes() >> 10));
         self.journal.passed("the structure is dumped")?;
@@ -259,7 +259,7 @@ impl Copying<'_> {
         if before.add_objects(&mut self.new.session)? {
             self.journal.note_inventory(step, before)?;
         }
-        report.now("creating tables");
+        report.progress("creating tables");
         archive.restore_before_data(&target, &mut self.new.session)?;
         report.step("tables, types and functions created");
         let files = table_files(&mut self.new.session)?;
@@ -271,7 +271,7 @@ impl Copying<'_> {
             search_path: &search_path,
             jobs: copy_jobs(),
         };
-        report.now("copying rows");
+        report.progress("copying rows");
         let mut tables = Work::default();
         let later = (indexes.bytes, time_to_build(indexes.bytes));
         let copied = data::copy(
@@ -291,7 +291,7 @@ impl Copying<'_> {
                     ..tables
                 };
                 progress::work(all, later, arrived.tables.clone());
-                report.shown(&format!(
+                report.activity(&format!(
                     "copying data: {} of {} MB, {}",
                     arrived.planned_done >> 20,
                     arrived.planned >> 20,
@@ -317,7 +317,7 @@ impl Copying<'_> {
         ));
         self.journal.passed("rows are copied")?;
 
-        report.now("building indexes");
+        report.progress("building indexes");
         progress::new_pace();
         let session = &mut self.new.session;
         let mut done = 0;
@@ -359,10 +359,10 @@ impl Copying<'_> {
         archive.restore_last(&target)?;
         report.step("indexes, constraints and triggers created");
         self.journal.passed("indexes are created")?;
-        report.now("setting sequences");
+        report.progress("setting sequences");
         let carried = sequences::carry(&mut self.source.session, &mut self.new.session)?;
         report.step(&format!("{carried} sequences carry their values"));
-        report.now("refreshing materialized views");
+        report.progress("refreshing materialized views");
         let refreshed =
             matviews::refresh(&mut self.source.session, &mut self.new.session, &of_queries)?;
         for (view, error) in &refreshed.unfilled {
@@ -379,7 +379,7 @@ impl Copying<'_> {
             refreshed.names.len()
         ));
         if !checks.is_empty() {
-            report.now("validating check constraints");
+            report.progress("validating check constraints");
         }
         for unproved in checks.validate(self.local, &search_path)? {
             self.warn_of(&unproved);
@@ -393,7 +393,7 @@ impl Copying<'_> {
         settings::apply(&mut self.new.session, &own)?;
         let mut rows_kept = 0;
         if let Some((kept, tables)) = kept {
-            report.now("giving the newest rows their own times");
+            report.progress("giving the newest rows their own times");
             let (origin, settings) = (&plan.origin, &plan.settings);
             rows_kept = own_times::keep(
                 self.engine,
@@ -449,7 +449,7 @@ impl Copying<'_> {
 
     /// New sessions of the database cannot write: what an application wrote before the new node's
     /// slots exist would be on no other node.
-    fn hold_off_writes(&mut self) -> Result<Option<String>> {
+    fn block_writes(&mut self) -> Result<Option<String>> {
         let rows = server::database_read_only().run(self.new)?;
         let before = rows.first().map(|r| r.text(0).to_owned());
         let effect = Effect::ReadOnly {

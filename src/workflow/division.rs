@@ -2,7 +2,7 @@
 //! the members before the new node gets its slots, on the new node before anybody can write there.
 
 use super::membership;
-use super::patience::{Seen, wait_until};
+use super::poll::{Poll, wait_until};
 use super::report::Report;
 use crate::copy::sequences::next_values;
 use crate::engine::{Engine, Registry, SequencePolicy, division};
@@ -38,7 +38,7 @@ impl Division {
                 &name, state, message, hint,
             )]))
         };
-        if engine.membership().is_none() {
+        if engine.registry().is_none() {
             return match setting {
                 SequencePolicy::Copy => Ok(None),
                 _ => refused(
@@ -48,7 +48,7 @@ impl Division {
                 ),
             };
         }
-        let registry = membership::of(engine, source)?;
+        let registry = membership::registry_of(engine, source)?;
         let known = registry
             .as_ref()
             .map_or(SequencePolicy::Copy, |r| r.sequence_policy);
@@ -102,7 +102,7 @@ impl Division {
         journal: &mut Journal,
         report: &Report,
     ) -> Result<()> {
-        let registry = membership::of(engine, source)?;
+        let registry = membership::registry_of(engine, source)?;
         let registry = registry.ok_or_else(|| Error::internal("the source has no registry"))?;
         let mut passed = Passed::default();
         for peer in &mut *peers {
@@ -182,9 +182,9 @@ impl Division {
         let what = format!("dividing sequence {name}");
         let rows = wait_until(&on, &what, HINT, || {
             match server::without_queueing(&statement).run(node) {
-                Ok(rows) => Ok(Seen::Done(rows)),
+                Ok(rows) => Ok(Poll::Ready(rows)),
                 Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
-                    Ok(Seen::Pending("the sequence is in use".into()))
+                    Ok(Poll::Pending("the sequence is in use".into()))
                 }
                 Err(error) => Err(error),
             }

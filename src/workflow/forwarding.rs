@@ -10,8 +10,8 @@
 use super::attach::{Positions, Starts};
 use super::hold;
 use super::markers;
-use super::patience::{Attempts, holds_within};
 use super::pause::{self, Pause, Paused, Progress};
+use super::poll::{Attempts, holds_within};
 use super::report::Report;
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};

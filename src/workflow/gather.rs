@@ -25,7 +25,7 @@ pub struct Party {
     pub new: Node,
     pub readers: Vec<Node>,
     pub loopback: Node,
-    pub founded: bool,
+    pub is_member: bool,
     pub registered_as: Vec<String>,
 }
 
@@ -91,9 +91,9 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
     }
     let mut all: Vec<&mut Node> = std::iter::once(&mut source).chain(&mut peers).collect();
     if change {
-        membership::settle(&mut *engine, &mut all, reached.registry.as_ref())?;
+        membership::sync_lagging_members(&mut *engine, &mut all, reached.registry.as_ref())?;
     }
-    engine.prepare(&mut all, &mut new)?;
+    engine.load_paths_with(&mut all, &mut new)?;
     refuse_succeeded(&*engine, &mut all)?;
     let readers = readers::connect(&mut *engine, &readers, &mut all, &mut new)?;
     Ok(Party {
@@ -103,7 +103,7 @@ pub fn gather(wanted: Wanted) -> Result<Party> {
         new,
         readers,
         loopback,
-        founded: reached.survey.founded,
+        is_member: reached.survey.is_member,
         registered_as,
     })
 }

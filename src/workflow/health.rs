@@ -10,12 +10,12 @@ use super::lost_wal::{LostWal, end_of_wal};
 use super::members;
 use super::report::table;
 use super::sequences::Ahead;
-use super::status::{Course, Mesh, Seen, look_from};
+use super::status::{Link, MemberStatus, Mesh, look_from};
 use crate::engine::{self, Engine, Path, Registry, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::Journal;
 use crate::libpq::{Rows, scrub};
-use crate::node::{Member, Node, Reader, Session, Statement, glance, server};
+use crate::node::{Member, Node, Reader, Session, Statement, query_with_deadline, server};
 use crate::settings;
 use std::collections::BTreeMap;
 
@@ -67,8 +67,8 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         None => interrupted.passed(&new_name, "none"),
         Some(dead) => interrupted.warned(
             &new_name,
-            format!("run {}, {} of node \"{}\", has no end; what it left may be what the other checks find", dead.run, dead.command, dead.node),
-            "If it is not under way, the next CALL takes it back before it checks anything.",
+            format!("run {} ({} of node \"{}\") was interrupted; what it left may be what the other checks find", dead.run, dead.command, dead.node),
+            "If it is not in progress, the next CALL on this node undoes it first.",
         ),
     }
     outcomes.extend(interrupted.outcomes());
@@ -101,7 +101,7 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         peers,
         new,
         readers,
-        founded,
+        is_member,
         registered_as,
         ..
     } = &mut party;
@@ -111,7 +111,7 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         peers,
         new,
         readers,
-        founded: *founded,
+        is_member: *is_member,
         registered_as,
     };
     match checks.outcomes(outcomes) {
@@ -170,15 +170,15 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
         members::require_superuser([&mut node])?;
         let engine = engine::detect(&mut node)?;
         let survey = engine.survey(&mut node)?;
-        if !survey.founded {
+        if !survey.is_member {
             return Err(Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
-                "the database is no node of a cluster",
+                "the database is not a cluster node",
                 "Give the connection string of a node.",
             ));
         }
         let mesh = look_from(&*engine, &mut node)?;
-        let registry = engine.registry().run(&mut node)?;
+        let registry = engine.members().run(&mut node)?;
         Ok((engine, mesh, registry))
     })();
     let (engine, mesh, registry) = match found {
@@ -193,8 +193,8 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
     };
     for member in &mesh.members {
         let name = &member.registered.name;
-        match &member.standing {
-            Ok(standing) => connection.passed(name, format!("PostgreSQL {}", standing.version)),
+        match &member.report {
+            Ok(report) => connection.passed(name, format!("PostgreSQL {}", report.version)),
             Err(why) => connection.failed(Finding::new(
                 name,
                 SqlState::UNABLE_TO_CONNECT,
@@ -214,7 +214,7 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
             Finding::new(
                 &new.name,
                 SqlState::UNDEFINED_OBJECT,
-                format!("is no member of the cluster of node \"{name}\""),
+                format!("is not a member of the cluster of node \"{name}\""),
                 "Add it: CALL spock.add_node.",
             )
         });
@@ -233,15 +233,15 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
 /// What is checked on every member before a join as well.
 fn everybody(engine: &dyn Engine, mesh: &Mesh) -> Result<Vec<Outcome>> {
     let name = |member: usize| mesh.members[member].registered.name.clone();
-    let path = |course: &Course| {
-        let by_rule = engine.path(&name(course.provider), &name(course.subscriber));
+    let path = |link: &Link| {
+        let by_rule = engine.path(&name(link.provider), &name(link.subscriber));
         Path {
-            subscription: course.subscription.clone().unwrap_or(by_rule.subscription),
-            slot: course.slot_name.clone().unwrap_or(by_rule.slot),
+            subscription: link.subscription.clone().unwrap_or(by_rule.subscription),
+            slot: link.slot_name.clone().unwrap_or(by_rule.slot),
             ..by_rule
         }
     };
-    let standing = mesh.members.iter().filter_map(|m| m.standing.as_ref().ok());
+    let report = mesh.members.iter().filter_map(|m| m.report.as_ref().ok());
     let major = |version: &str| {
         let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok()
@@ -249,9 +249,9 @@ fn everybody(engine: &dyn Engine, mesh: &Mesh) -> Result<Vec<Outcome>> {
     Everybody {
         engine,
         ask: &mut |question, _| ask_again(mesh, question),
-        paths: mesh.courses.iter().map(path).collect(),
-        founding: false,
-        versions: standing.filter_map(|s| major(&s.version)).collect(),
+        paths: mesh.links.iter().map(path).collect(),
+        bootstrapping: false,
+        versions: report.filter_map(|s| major(&s.version)).collect(),
     }
     .outcomes()
 }
@@ -266,7 +266,7 @@ fn registries(
     let mut check = Check::new("registry", format!("as on node \"{first}\""));
     let generations = generations(engine, mesh)?;
     let newest = generations.values().copied().max();
-    for (member, answer) in ask_again(mesh, &engine.registry())? {
+    for (member, answer) in ask_again(mesh, &engine.members())? {
         let mut differences = match answer {
             Ok(rows) => differences(registry, &rows),
             Err(error) => vec![error.to_string()],
@@ -282,7 +282,7 @@ fn registries(
                 differences.join(", "),
                 match behind {
                     Some(_) => {
-                        "It was away, and catches up with the next CALL or by its own keeper."
+                        "It was away, and catches up with the next CALL or by its own node worker."
                     }
                     None => "Find out which of the two is right, and correct the other.",
                 },
@@ -295,7 +295,7 @@ fn registries(
 
 /// The generations of the registries of all that answer, where the engine has such.
 fn generations(engine: &dyn Engine, mesh: &Mesh) -> Result<BTreeMap<String, i64>> {
-    let Some(question) = engine.membership() else {
+    let Some(question) = engine.registry() else {
         return Ok(BTreeMap::new());
     };
     let mut all = BTreeMap::new();
@@ -313,7 +313,7 @@ fn generations(engine: &dyn Engine, mesh: &Mesh) -> Result<BTreeMap<String, i64>
 fn ask_again(mesh: &Mesh, question: &Statement) -> Result<Vec<(String, Result<Rows>)>> {
     let asked: Vec<Member> = mesh.members.iter().filter_map(answering).collect();
     let members: Vec<&Member> = asked.iter().collect();
-    let answers = glance(&members, question, settings::status_timeout());
+    let answers = query_with_deadline(&members, question, settings::status_timeout());
     let names = asked.into_iter().map(|m| m.name);
     names
         .zip(answers)
@@ -388,10 +388,10 @@ fn positions(engine: &dyn Engine, mesh: &Mesh) -> Result<Vec<Outcome>> {
             Err(error) => check.warned(&member, error.to_string(), "Check again."),
         }
     }
-    for course in &mesh.courses {
+    for link in &mesh.links {
         let name = |member: usize| mesh.members[member].registered.name.as_str();
-        let (provider, subscriber) = (name(course.provider), name(course.subscriber));
-        let Some(subscription) = &course.subscription else {
+        let (provider, subscriber) = (name(link.provider), name(link.subscriber));
+        let Some(subscription) = &link.subscription else {
             continue;
         };
         let path = Path {
@@ -425,8 +425,8 @@ fn clocks_of(mesh: &Mesh) -> Result<Vec<Outcome>> {
     Ok(clocks::check(&clocks::read(&mut nodes)?).outcomes())
 }
 
-fn answering(member: &Seen) -> Option<Member> {
-    member.standing.as_ref().ok()?;
+fn answering(member: &MemberStatus) -> Option<Member> {
+    member.report.as_ref().ok()?;
     Some(Member {
         name: member.registered.name.clone(),
         dsn: member.registered.dsn.clone().ok()?,
@@ -459,18 +459,18 @@ fn paths(engine: &dyn Engine, mesh: &Mesh) -> Vec<Outcome> {
     let mut replicates = Check::new("subscriptions", "replicating");
     let mut wal = Check::new("slots", "reserved: within max_wal_size");
     let mut lag = Check::new("lag", "less than 59 s, or 0 bytes");
-    for course in &mesh.courses {
+    for link in &mesh.links {
         let name = |member: usize| mesh.members[member].registered.name.as_str();
-        let (provider, subscriber) = (name(course.provider), name(course.subscriber));
-        let subscription = course.subscription.as_deref().unwrap_or("none");
-        let trouble = course.trouble.as_ref().map(|t| format!(": {t}"));
+        let (provider, subscriber) = (name(link.provider), name(link.subscriber));
+        let subscription = link.subscription.as_deref().unwrap_or("none");
+        let last_error = link.last_error.as_ref().map(|t| format!(": {t}"));
         let found = format!(
             "from \"{provider}\": {subscription} is {}{}",
-            course.state,
-            trouble.unwrap_or_default()
+            link.state,
+            last_error.unwrap_or_default()
         );
-        let broken = (course.state != "replicating").then(|| {
-            let hint = match course.left_out {
+        let broken = (link.state != "replicating").then(|| {
+            let hint = match link.left_out {
                 true => {
                     "Compare the nodes, spock.verify_nodes(), and mend what differs: spock.sub_resync_table brings a table anew. Entries of spock.exception_log that are settled can be deleted."
                 }
@@ -484,19 +484,19 @@ fn paths(engine: &dyn Engine, mesh: &Mesh) -> Vec<Outcome> {
                 found.as_str(),
                 hint,
             );
-            match (course.state.as_str(), &course.subscription) {
+            match (link.state.as_str(), &link.subscription) {
                 ("disabled", Some(name)) => {
                     let path = Path {
                         subscription: name.clone(),
                         ..Path::by_rule(provider, subscriber)
                     };
-                    finding.mended_by(engine.enable(&path).inlined())
+                    finding.fixed_by(engine.enable(&path).inlined())
                 }
                 _ => finding,
             }
         });
         replicates.look(subscriber, found.as_str(), broken);
-        let Some(slot) = &course.slot else { continue };
+        let Some(slot) = &link.slot else { continue };
         let bytes = slot.retained_bytes.unwrap_or_default();
         let status = slot.wal_status.as_deref().unwrap_or("unknown");
         let found = format!("{} is {status}, {bytes} bytes of WAL retained", slot.name);

@@ -1,6 +1,6 @@
 //! Subscriptions that a run holds: they bring nothing until they are let go.
 
-use super::patience::{Seen, wait_until};
+use super::poll::{Poll, wait_until};
 use crate::engine::{Engine, Path};
 use crate::error::Result;
 use crate::journal::{Effect, Journal};
@@ -32,14 +32,14 @@ pub fn stop(
     provider: &mut Node,
     subscriber: &mut Node,
 ) -> Result<()> {
-    match engine.disable_idle(path) {
+    match engine.disable_if_idle(path) {
         Some(idle) => stop_idle(&idle, path, provider, subscriber)?,
         None => drop(engine.disable(path).run(subscriber)?),
     }
     Ending::of(engine).wait(subscriber)
 }
 
-/// Disables it with `idle`, as of [`Engine::disable_idle`].
+/// Disables it with `idle`, as of [`Engine::disable_if_idle`].
 pub fn stop_idle(
     idle: &Statement,
     path: &Path,
@@ -53,8 +53,8 @@ pub fn stop_idle(
         || {
             server::end_slot_user(&path.slot).run(provider)?;
             Ok(match idle.run(subscriber)?.is_empty() {
-                true => Seen::Pending("its worker is there".into()),
-                false => Seen::Done(()),
+                true => Poll::Pending("its worker is there".into()),
+                false => Poll::Ready(()),
             })
         },
     )
@@ -63,14 +63,14 @@ pub fn stop_idle(
 /// How the end of the workers of subscriptions that have been disabled is waited for.
 pub struct Ending {
     left: Statement,
-    end_connecting: Option<Statement>,
+    end_connecting_workers: Option<Statement>,
 }
 
 impl Ending {
     pub fn of(engine: &dyn Engine) -> Self {
         Self {
-            left: engine.workers_ending(),
-            end_connecting: engine.end_connecting(),
+            left: engine.stopping_workers(),
+            end_connecting_workers: engine.end_connecting_workers(),
         }
     }
 
@@ -80,13 +80,13 @@ impl Ending {
         let name = node.name.clone();
         let what = "waiting for its apply workers to end";
         wait_until(&name, what, "See its log.", || {
-            if let Some(end) = &self.end_connecting {
+            if let Some(end) = &self.end_connecting_workers {
                 end.run(node)?;
             }
             let left: u64 = self.left.run(node)?.one()?.parse(0)?;
             Ok(match left {
-                0 => Seen::Done(()),
-                n => Seen::Pending(format!("{n} workers")),
+                0 => Poll::Ready(()),
+                n => Poll::Pending(format!("{n} workers")),
             })
         })
     }

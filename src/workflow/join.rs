@@ -9,9 +9,9 @@ use super::gather::{Party, Wanted, gather};
 use super::join_plan::{self, Nodes};
 use super::markers::{self, Marker};
 use super::members::{self, each_beside_others};
-use super::membership::{self, announce};
+use super::membership::{self, publish_registry};
 use super::own_times::{self, Kept};
-use super::patience::{Seen, wait_until};
+use super::poll::{Poll, wait_until};
 use super::report::{self, Report};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
 use super::summary;
@@ -26,7 +26,7 @@ use crate::journal::{Effect, Journal, Subject};
 use crate::libpq::{Dsn, Row, Rows};
 use crate::lsn::Position;
 use crate::node::{
-    Here, Local, Member, Node, Session, Statement, ask, ask_in_turn, ask_within, server,
+    Local, Member, Mode, Node, Session, Statement, ask, ask_in_turn, ask_within, server,
 };
 use crate::quote;
 use crate::replay::content::Compared;
@@ -37,7 +37,7 @@ use std::time::Instant;
 
 pub const COMMAND: &str = "spock.add_node";
 /// Keys that are told of rows that differ.
-const TOLD_KEYS: usize = 5;
+const MAX_KEYS_SHOWN: usize = 5;
 
 /// The arguments of the CALL.
 pub struct Request {
@@ -92,7 +92,7 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
     match outcome {
         Ok(()) => {
             join.report.finished();
-            join.report.say(&format!(
+            join.report.notice(&format!(
                 "node \"{}\" has joined: {} nodes, {:.1} s",
                 join.new.name,
                 join.peers.len() + 2,
@@ -117,7 +117,7 @@ struct Join {
     /// A session on this server by the new node's connection string: proof that it leads here, and
     /// holder of the membership lock, which so vanishes with the run however it ends.
     loopback: Node,
-    founded: bool,
+    is_member: bool,
     /// Names under which the cluster has the new node's database already.
     registered_as: Vec<String>,
     /// What was committed before that is on all members when the join has ended; the same in every registry, and not
@@ -137,7 +137,11 @@ impl Join {
                 name: request.source.clone(),
                 dsn: request.source_dsn.clone(),
             },
-            new: members::local(&request.new, &request.new_dsn, &Here::Call(local.clone())),
+            new: members::local(
+                &request.new,
+                &request.new_dsn,
+                &Mode::Execute(local.clone()),
+            ),
             readers: request.readers.clone(),
             change: true,
         };
@@ -148,7 +152,7 @@ impl Join {
             new,
             readers,
             loopback,
-            founded,
+            is_member,
             registered_as,
         } = gather(wanted)?;
         Ok(Self {
@@ -161,7 +165,7 @@ impl Join {
             new,
             readers,
             loopback,
-            founded,
+            is_member,
             registered_as,
             joined_at: String::new(),
             held: Held::default(),
@@ -174,9 +178,9 @@ impl Join {
     /// is checked, since what it left is what the checks would find.
     fn clean_up_interrupted(&mut self) -> Result<()> {
         let interrupted = Journal::interrupted(&mut self.new.session)?;
-        let cleaned = !interrupted.is_empty() && self.engine.membership().is_some();
+        let cleaned = !interrupted.is_empty() && self.engine.registry().is_some();
         for dead in interrupted {
-            self.report.say(&format!(
+            self.report.notice(&format!(
                 "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {})",
                 dead.command, dead.node, dead.run
             ));
@@ -203,7 +207,7 @@ impl Join {
         }
         // It may have been the first member of the cluster that was taken back.
         let survey = self.engine.survey(&mut self.source)?;
-        self.founded = survey.founded;
+        self.is_member = survey.is_member;
         let known = |name: &String| survey.members.iter().any(|m| m.name == *name);
         self.peers.retain(|p| known(&p.name));
         self.registered_as.retain(known);
@@ -214,7 +218,7 @@ impl Join {
         let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
             .chain(&mut self.peers)
             .collect();
-        self.engine.prepare(&mut members, &mut self.new)
+        self.engine.load_paths_with(&mut members, &mut self.new)
     }
 
     fn check(&mut self) -> Result<Known> {
@@ -224,7 +228,7 @@ impl Join {
             peers: &mut self.peers,
             new: &mut self.new,
             readers: &mut self.readers,
-            founded: self.founded,
+            is_member: self.is_member,
             registered_as: &self.registered_as,
         }
         .run(|o| {
@@ -244,7 +248,7 @@ impl Join {
             peers: &self.peers,
             new: &mut self.new,
             readers: &self.readers,
-            founded: self.founded,
+            is_member: self.is_member,
             divides: self.division.is_some(),
         }
         .plan(known)
@@ -253,7 +257,7 @@ impl Join {
     fn run(&mut self, known: &Known, plan: &join_plan::Plan, journal: &mut Journal) -> Result<()> {
         journal.passed("the run is written down")?;
         self.report.phase("create a replication slot on every peer");
-        self.found_cluster(known, plan, journal)?;
+        self.bootstrap_cluster(known, plan, journal)?;
         if let Some(division) = self.division {
             let (source, peers) = (&mut self.source, &mut self.peers);
             division.divide_members(&*self.engine, source, peers, journal, &self.report)?;
@@ -286,7 +290,7 @@ impl Join {
         self.report.phase("copy structure and data");
         self.copy(known, plan, journal, snapshot)?;
 
-        self.report.phase("attach the new node to every member");
+        self.report.phase("subscribe the new node to every member");
         self.provide(known, journal)?;
         if plan.apply_writes {
             self.let_apply_write(known, journal)?;
@@ -305,11 +309,10 @@ impl Join {
         let markers = attached.markers;
         self.joined_at = attached.at;
 
-        self.report.phase("attach every member to the new node");
+        self.report.phase("subscribe every member to the new node");
         self.attach_reverse(known, journal)?;
 
-        self.report
-            .phase("prove that every change arrives everywhere");
+        self.report.phase("verify replication between all nodes");
         self.prove(&markers)?;
         self.prove_contents()?;
         journal.passed("it is proved")?;
@@ -324,23 +327,23 @@ impl Join {
     }
 
     /// A source that is not a node yet becomes a cluster of one.
-    fn found_cluster(
+    fn bootstrap_cluster(
         &mut self,
         known: &Known,
         plan: &join_plan::Plan,
         journal: &mut Journal,
     ) -> Result<()> {
-        if self.founded {
+        if self.is_member {
             return Ok(());
         }
-        self.report.say(&format!(
+        self.report.notice(&format!(
             "node \"{}\" becomes the first node of a cluster",
             self.source.name
         ));
         let phase = self.report.current();
         for unfit in &plan.to_prepare {
             let table = unfit.table.clone();
-            self.report.say(&format!(
+            self.report.notice(&format!(
                 "table {table} of node \"{}\" has no replica identity: it becomes {}, or updates and deletes would fail",
                 self.source.name,
                 unfit.becomes.as_deref().unwrap_or_default()
@@ -362,7 +365,7 @@ impl Join {
             journal.done(step)?;
         }
         let node = self.source.name.clone();
-        let step = Step::new(phase, &self.source.name, Action::Found { node });
+        let step = Step::new(phase, &self.source.name, Action::BootstrapCluster { node });
         let step = journal.announce(&step)?;
         let identity = Identity {
             member: self.source.member(),
@@ -373,9 +376,9 @@ impl Join {
             info: "{}".into(),
             joined_at: self.now()?,
         };
-        become_provider(&*self.engine, &identity, &mut self.source, journal, step)?;
-        membership::found(&*self.engine, &mut self.source, &identity)?;
-        self.founded = true;
+        create_node(&*self.engine, &identity, &mut self.source, journal, step)?;
+        membership::bootstrap(&*self.engine, &mut self.source, &identity)?;
+        self.is_member = true;
         journal.done(step)
     }
 
@@ -405,9 +408,9 @@ impl Join {
             "End the transactions that hold locks on the table, or run the CALL at a quieter time.";
         wait_until(&name, statement, hint, || {
             match server::without_queueing(statement).run(source) {
-                Ok(_) => Ok(Seen::Done(())),
+                Ok(_) => Ok(Poll::Ready(())),
                 Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
-                    Ok(Seen::Pending("the table is locked".into()))
+                    Ok(Poll::Pending("the table is locked".into()))
                 }
                 Err(error) => Err(error),
             }
@@ -576,9 +579,12 @@ impl Join {
         let new = self.new.name.clone();
         let step = journal.announce(&Step::new(phase, &new, Action::Provide))?;
         let identity = self.new_identity(known);
-        become_provider(&*self.engine, &identity, &mut self.new, journal, step)?;
+        create_node(&*self.engine, &identity, &mut self.new, journal, step)?;
         journal.passed("the new node provides")?;
-        for told in self.engine.mirror(&mut self.source, &mut self.new)? {
+        for told in self
+            .engine
+            .copy_replication_sets(&mut self.source, &mut self.new)?
+        {
             self.report.step(&told);
         }
         if let Some(division) = self.division {
@@ -673,8 +679,8 @@ impl Join {
                 // In this order: who is not counted now may be by the time the counters are read.
                 let uncounted = server::sessions_uncounted(&since).run(new)?;
                 Ok(match (held.written_by_others(new)?, uncounted.first()) {
-                    (false, Some(_)) => Seen::Pending(sessions_told(&uncounted)),
-                    (written, _) => Seen::Done(written),
+                    (false, Some(_)) => Poll::Pending(sessions_told(&uncounted)),
+                    (written, _) => Poll::Ready(written),
                 })
             },
         )?;
@@ -684,7 +690,7 @@ impl Join {
         let sessions = server::other_sessions().run(&mut self.new)?;
         Err(Error::Refused {
             state: SqlState::NOT_IN_PREREQUISITE_STATE,
-            message: "applications wrote on the new node before it was a node".into(),
+            message: "the new node was written to before it joined".into(),
             detail: sessions
                 .first()
                 .map(|_| format!("Sessions in its database: {}.", sessions_told(&sessions))),
@@ -772,7 +778,7 @@ impl Join {
         let next = self.next_registry(known)?;
         let engine = &*self.engine;
         let tell = |nodes: &mut [&mut Node]| match &next {
-            Some(next) => announce(engine, nodes, next)?.into_iter().collect(),
+            Some(next) => publish_registry(engine, nodes, next)?.into_iter().collect(),
             None => Ok(()),
         };
         tell(&mut [&mut self.loopback])?;
@@ -786,11 +792,11 @@ impl Join {
 
     /// With the new node; `None` where the engine makes it known by itself.
     fn next_registry(&mut self, known: &Known) -> Result<Option<Registry>> {
-        if self.engine.membership().is_none() {
+        if self.engine.registry().is_none() {
             return Ok(None);
         }
         let identity = self.new_identity(known);
-        let registry = membership::of(&*self.engine, &mut self.source)?;
+        let registry = membership::registry_of(&*self.engine, &mut self.source)?;
         let registry = registry.ok_or_else(|| Error::internal("the source has no registry"))?;
         let mut next = registry.with(&identity, membership::now());
         if let Some(division) = self.division {
@@ -880,10 +886,16 @@ impl Join {
         // What the peers have committed has to be on both, too.
         let mut nodes: Vec<&mut Node> = vec![&mut self.source, &mut self.new];
         nodes.extend(&mut self.peers);
-        let found = verify::mismatches(&*self.engine, &mut nodes, 2, TOLD_KEYS, verify::Of::Copy)?;
+        let found = verify::mismatches(
+            &*self.engine,
+            &mut nodes,
+            2,
+            MAX_KEYS_SHOWN,
+            verify::Of::Copy,
+        )?;
         if found.is_empty() {
             let left_out = verify::left_out(&*self.engine, &mut nodes, 0, 1)?;
-            self.report.say(&format!(
+            self.report.notice(&format!(
                 "node \"{}\" has the same content as node \"{}\"{left_out}",
                 self.new.name, self.source.name
             ));
@@ -908,7 +920,7 @@ impl Join {
             copy::sequences::catch_up(sessions, &mut self.new.session)?;
         }
         let engine = &*self.engine;
-        for drift in engine.drift(&mut self.source, &mut self.new)? {
+        for drift in engine.replication_set_differences(&mut self.source, &mut self.new)? {
             self.report.warn(&drift.what, &drift.remedy);
         }
         engine.inherit_removed(&mut self.new)?;
@@ -918,8 +930,8 @@ impl Join {
 
     /// Undoes the run and returns the error to raise, which is the first one.
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
-        let first = self.engine.coded(first);
-        self.report.say(&format!("failed, undoing: {first}"));
+        let first = self.engine.map_error(first);
+        self.report.notice(&format!("failed, undoing: {first}"));
         let undo = Undo {
             engine: &*self.engine,
             journal,
@@ -951,14 +963,14 @@ fn sessions_told(rows: &Rows) -> String {
 }
 
 /// Makes the node a provider. If the server refuses the first statement, nothing is there that is the run's.
-fn become_provider(
+fn create_node(
     engine: &dyn Engine,
     identity: &Identity,
     node: &mut Node,
     journal: &Journal,
     step: i32,
 ) -> Result<()> {
-    let mut statements = engine.become_provider(identity).into_iter();
+    let mut statements = engine.create_node(identity).into_iter();
     journal.make(step, &Effect::Provider, || match statements.next() {
         Some(first) => first.run(node).map(|_| ()),
         None => Ok(()),

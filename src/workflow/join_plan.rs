@@ -13,7 +13,7 @@ use crate::copy::Indexes;
 use crate::engine::identities::Unfit;
 use crate::engine::{Engine, Path};
 use crate::error::Result;
-use crate::node::{Here, Member, Node, Reader, Statement, server};
+use crate::node::{Member, Mode, Node, Reader, Statement, server};
 use crate::settings;
 use crate::step::{Action, Step};
 
@@ -30,7 +30,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Tables of a source that becomes a node, whose replica identities have to be others then.
     pub to_prepare: Vec<Unfit>,
-    /// As of [`Engine::hold_off_writes`].
+    /// As of [`Engine::block_writes`].
     pub engines: Option<[Statement; 2]>,
     /// As of [`Engine::apply_runs_statements`].
     pub apply_writes: bool,
@@ -43,7 +43,7 @@ pub struct Nodes<'a> {
     pub peers: &'a [Node],
     pub new: &'a mut Node,
     pub readers: &'a [Node],
-    pub founded: bool,
+    pub is_member: bool,
     pub divides: bool,
 }
 
@@ -62,7 +62,7 @@ impl Nodes<'_> {
         let mut add = |phase, node: &str, action| steps.push(Step::new(phase, node, action));
 
         let question = engine.unfit_identities(known.unsent());
-        let mut to_prepare = match question.filter(|_| !self.founded) {
+        let mut to_prepare = match question.filter(|_| !self.is_member) {
             Some(question) => Unfit::all(&question.run(self.source)?),
             None => vec![],
         };
@@ -71,9 +71,9 @@ impl Nodes<'_> {
             let table = unfit.table.clone();
             add(SLOTS, &source, Action::ReplicaIdentity { table });
         }
-        if !self.founded {
+        if !self.is_member {
             let node = source.clone();
-            add(SLOTS, &source, Action::Found { node });
+            add(SLOTS, &source, Action::BootstrapCluster { node });
         }
         for member in members().filter(|_| self.divides) {
             add(SLOTS, member, Action::DivideSequences);
@@ -97,7 +97,7 @@ impl Nodes<'_> {
             add(SNAPSHOT, &source, Action::PauseApply);
         }
         add(COPY, &new, Action::HoldOffWritesOfNew);
-        let engines = engine.hold_off_writes(self.new, &known.new.database)?;
+        let engines = engine.block_writes(self.new, &known.new.database)?;
         if engines.is_some() {
             add(COPY, &new, Action::HoldOffWritesByEngine);
         }
@@ -167,7 +167,7 @@ pub fn subscribe(engine: &dyn Engine, path: &Path) -> Action {
 
 /// What `add_node` would do; nothing is changed. What it would refuse is refused here too.
 pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
-    let here = Here::Look(reader.clone());
+    let here = Mode::DryRun(reader.clone());
     refuse_interrupted(&here)?;
     let Party {
         engine,
@@ -175,7 +175,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         mut peers,
         mut new,
         mut readers,
-        founded,
+        is_member,
         registered_as,
         ..
     } = gather(Wanted {
@@ -187,14 +187,14 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         readers: request.readers.clone(),
         change: false,
     })?;
-    let report = Report::looking();
+    let report = Report::silent();
     let known = Checks {
         engine: &*engine,
         source: &mut source,
         peers: &mut peers,
         new: &mut new,
         readers: &mut readers,
-        founded,
+        is_member,
         registered_as: &registered_as,
     }
     .run(|o| {
@@ -211,7 +211,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
         peers: &peers,
         new: &mut new,
         readers: &readers,
-        founded,
+        is_member,
         divides,
     }
     .plan(&known)?;

@@ -1,8 +1,8 @@
 //! Of two updates of a row the later one stays, on every member: the guard is installed on all of them in one go.
 
 use super::members;
-use super::membership::{reach, settle};
-use super::patience::{Seen, wait_until};
+use super::membership::{reach, sync_lagging_members};
+use super::poll::{Poll, wait_until};
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Member, Node, Statement, ask, server};
@@ -20,7 +20,7 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
     let Some(name) = name.first().map(|row| row.text(0).to_owned()) else {
         return Err(Error::Argument {
             argument: "relation",
-            problem: "is no table of this database".into(),
+            problem: "is not a table of this database".into(),
             hint: "Give the name of a table.".into(),
             state: SqlState::UNDEFINED_TABLE,
         });
@@ -37,7 +37,7 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
     // A node that is joining gets the structure that the source had before.
     members::lock(&mut nodes, command)?;
     let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
-    settle(&mut *engine, &mut all, reached.registry.as_ref())?;
+    sync_lagging_members(&mut *engine, &mut all, reached.registry.as_ref())?;
     let mut in_the_way = own.name.clone();
     let locked = wait_until(&own.name, &format!("locking {name}"), HINT, || {
         on_all(&statement, &mut nodes, &mut in_the_way)
@@ -47,7 +47,7 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
 
 /// On all members at the same time or on none, with the table locked everywhere meanwhile: what one of them sends
 /// with the new column is applied where it is there too.
-fn on_all(statement: &Statement, nodes: &mut [Node], in_the_way: &mut String) -> Result<Seen<i32>> {
+fn on_all(statement: &Statement, nodes: &mut [Node], in_the_way: &mut String) -> Result<Poll<i32>> {
     let held = server::held(&statement.inlined());
     let answers = ask(nodes.iter_mut().map(|n| held.clone().on(n)).collect());
     let end = match answers.iter().all(Result::is_ok) {
@@ -67,11 +67,11 @@ fn on_all(statement: &Statement, nodes: &mut [Node], in_the_way: &mut String) ->
         }
     }
     match in_use.first() {
-        None => Ok(Seen::Done(changed)),
+        None => Ok(Poll::Ready(changed)),
         Some(first) => {
             in_the_way.clone_from(first);
             let nodes = in_use.join("\" and node \"");
-            Ok(Seen::Pending(format!(
+            Ok(Poll::Pending(format!(
                 "the table is in use on node \"{nodes}\""
             )))
         }

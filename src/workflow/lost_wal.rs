@@ -121,7 +121,7 @@ mod tests {
             working: true,
             errors: 0,
             applied,
-            gave_up: None,
+            skipped_change: None,
         };
         let found = |applied: Option<u64>, end: Option<u64>| {
             let state = state(applied.map(Lsn));

@@ -2,7 +2,7 @@
 //! wherever the marker has been.
 
 use super::lost_wal;
-use super::patience::{Limit, Seen, wait_within};
+use super::poll::{Limit, Poll, wait_within};
 use super::refusal::Refusals;
 use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A worker that failed this often while it was waited for does not recover by itself: it is
 /// restarted after each error and meets the same change again.
-const HOPELESS: u64 = 3;
+const MAX_WORKER_ERRORS: u64 = 3;
 
 pub struct Marker {
     provider: String,
@@ -87,7 +87,7 @@ pub fn wait(
     let mut lost = lost_wal::Watch::default();
     lost.look(engine, node, others, inbound)?;
     let all = wanted.len();
-    let mut watch = Watch::new(inbound, new);
+    let mut watch = WorkerMonitor::new(inbound, new);
     let name = node.name.clone();
     let what = "applying what its peers committed";
     let mut given_up = false;
@@ -101,14 +101,14 @@ pub fn wait(
         }
         wanted = missing;
         if wanted.is_empty() {
-            return Ok(Seen::Done(()));
+            return Ok(Poll::Ready(()));
         }
         let states = lost
             .look(engine, node, others, inbound)
             .and_then(|()| watch.look(engine, node, others));
         given_up = states.is_err();
         let states = states?;
-        Ok(Seen::Pending(format!(
+        Ok(Poll::Pending(format!(
             "{} of {all} markers arrived; {states}",
             all - wanted.len()
         )))
@@ -160,21 +160,21 @@ fn explained(engine: &dyn Engine, node: &mut Node, paths: &[&Path], mut error: E
 
 /// The error that is being told is worth more than one that keeps from telling more.
 fn trouble(engine: &dyn Engine, node: &mut Node, path: &Path) -> Option<String> {
-    let rows = engine.worker_trouble(path)?.run(node).ok()?;
+    let rows = engine.worker_error(path)?.run(node).ok()?;
     rows.first()?.get(0).map(str::to_owned)
 }
 
 /// Waits until every subscription in `inbound` has a connected worker, as long as `others` are there.
-/// `nudge` is run on the node whenever more of them have one.
+/// `wake_launcher` is run on the node whenever more of them have one.
 pub fn wait_for_workers(
     engine: &dyn Engine,
     node: &mut Node,
     others: &mut [&mut Node],
     inbound: &[Path],
     new: &str,
-    nudge: Option<&Statement>,
+    wake_launcher: Option<&Statement>,
 ) -> Result<()> {
-    let mut watch = Watch::new(inbound, new);
+    let mut watch = WorkerMonitor::new(inbound, new);
     let mut lost = lost_wal::Watch::default();
     let mut before = 0;
     let name = node.name.clone();
@@ -187,16 +187,16 @@ pub fn wait_for_workers(
             .and_then(|()| watch.look(engine, node, others));
         given_up = text.is_err();
         let text = text?;
-        if let Some(nudge) = nudge
+        if let Some(wake_launcher) = wake_launcher
             && watch.working > before
         {
-            nudge.run(node)?;
+            wake_launcher.run(node)?;
         }
         before = watch.working;
         Ok(if watch.working == inbound.len() {
-            Seen::Done(())
+            Poll::Ready(())
         } else {
-            Seen::Pending(text)
+            Poll::Pending(text)
         })
     });
     let paths: Vec<&Path> = inbound.iter().collect();
@@ -214,11 +214,11 @@ fn limit(engine: &dyn Engine) -> Limit {
     }
 }
 
-const HINT: &str = "The log of the subscriber says why its apply worker does not get on.";
+const HINT: &str = "The log of the subscriber says why its apply worker makes no progress.";
 
 /// Looks after the workers that something is waited from: a state that cannot get better ends the
 /// wait at once.
-struct Watch<'a> {
+struct WorkerMonitor<'a> {
     inbound: &'a [Path],
     /// The node that joins. What is given up on its paths is the join's own loss.
     new: &'a str,
@@ -238,7 +238,7 @@ struct Worker {
     refusals: Refusals,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> WorkerMonitor<'a> {
     fn new(inbound: &'a [Path], new: &'a str) -> Self {
         Self {
             inbound,
@@ -261,18 +261,18 @@ impl<'a> Watch<'a> {
             let state = states.iter().find(|s| s.name == path.subscription);
             match state {
                 Some(state) => {
-                    let gave_up = state.gave_up.as_deref();
+                    let skipped_change = state.skipped_change.as_deref();
                     if !state.enabled {
-                        return Err(hopeless(node, path, "is disabled", gave_up));
+                        return Err(worker_failed(node, path, "is disabled", skipped_change));
                     }
                     let ours = path.provider == self.new || path.subscriber == self.new;
-                    if gave_up.is_some() && ours {
-                        let what = "has left out a change that could not be applied";
-                        return Err(hopeless(node, path, what, gave_up));
+                    if skipped_change.is_some() && ours {
+                        let what = "skipped a change that could not be applied";
+                        return Err(worker_failed(node, path, what, skipped_change));
                     }
                     found.push(state);
                 }
-                None => return Err(hopeless(node, path, "does not exist any more", None)),
+                None => return Err(worker_failed(node, path, "does not exist any more", None)),
             }
         }
         for (state, worker) in found.iter().zip(&mut self.workers) {
@@ -296,9 +296,9 @@ impl<'a> Watch<'a> {
         let errors: Vec<u64> = found.iter().map(|s| s.errors).collect();
         let before = self.errors_before.get_or_insert_with(|| errors.clone());
         for ((path, now), before) in self.inbound.iter().zip(&errors).zip(before) {
-            if now.saturating_sub(*before) >= HOPELESS {
-                let what = "fails again and again at the same change";
-                let mut error = hopeless(node, path, what, None);
+            if now.saturating_sub(*before) >= MAX_WORKER_ERRORS {
+                let what = "keeps failing on the same change";
+                let mut error = worker_failed(node, path, what, None);
                 if let Error::Refused { detail, .. } = &mut error {
                     *detail = trouble(engine, node, path);
                 }
@@ -318,7 +318,7 @@ impl<'a> Watch<'a> {
                     (0, true) => "",
                     (0, false) => ", no connection",
                 };
-                let said = worker.refusals.said().or(s.gave_up.as_deref());
+                let said = worker.refusals.said().or(s.skipped_change.as_deref());
                 let said = said.map_or(String::new(), |said| format!(" ({said})"));
                 format!("{} applied {applied}{state}{said}", s.name)
             })
@@ -327,7 +327,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-fn hopeless(node: &Node, path: &Path, what: &str, error: Option<&str>) -> Error {
+fn worker_failed(node: &Node, path: &Path, what: &str, error: Option<&str>) -> Error {
     Error::Refused {
         state: SqlState::NOT_IN_PREREQUISITE_STATE,
         message: format!(

@@ -3,7 +3,7 @@
 use crate::engine::names;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Conn, Dsn, Row};
-use crate::node::{Here, Member, Node, Session, Statement, ask, server};
+use crate::node::{Member, Mode, Node, Session, Statement, ask, server};
 
 /// Opens a session on each of `members`, all at the same time. Those that cannot be reached are
 /// reported together.
@@ -112,7 +112,7 @@ pub fn slots_there(node: &mut Node, slots: &[String]) -> Result<Vec<(String, boo
 }
 
 /// The node that this server is, worked on through SPI.
-pub fn local(name: &str, dsn: &Dsn, here: &Here) -> Node {
+pub fn local(name: &str, dsn: &Dsn, here: &Mode) -> Node {
     Node {
         name: name.to_owned(),
         dsn: dsn.clone(),
@@ -158,14 +158,14 @@ pub fn lock<'a>(nodes: impl IntoIterator<Item = &'a mut Node>, purpose: &str) ->
 pub fn changed_meanwhile(node: &str) -> Error {
     Error::refused(
         SqlState::LOCK_NOT_AVAILABLE,
-        format!("the membership of the cluster of node \"{node}\" has changed this moment"),
+        format!("cluster membership of node \"{node}\" changed concurrently"),
         "Run this CALL again.",
     )
 }
 
 /// Takes it for a CALL; for who only looks it has to be free.
 pub fn lock_for<'a>(
-    here: &Here,
+    here: &Mode,
     nodes: impl IntoIterator<Item = &'a mut Node>,
     purpose: &str,
 ) -> Result<()> {
@@ -198,9 +198,7 @@ fn locked(node: &str, holder: Option<&Row>) -> Error {
     });
     Error::Refused {
         state: SqlState::LOCK_NOT_AVAILABLE,
-        message: format!(
-            "the membership of the cluster is being changed by someone else: node \"{node}\" is locked"
-        ),
+        message: format!("another membership change is in progress: node \"{node}\" is locked"),
         detail,
         hint: "Wait until the other CALL has ended, then run this one again.".into(),
     }

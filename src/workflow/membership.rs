@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The members, found from one node on.
-pub struct Reached {
+pub struct ReachableMembers {
     /// As that node knows them.
     pub own: Survey,
     /// As the newest registry has them.
@@ -26,18 +26,22 @@ pub struct Reached {
     /// Every member but the one that was spared, with a session or why there is none.
     pub answers: Vec<(Member, Result<Node>)>,
     /// Those that answer and are members in their own view.
-    pub standing: BTreeSet<String>,
+    pub confirmed: BTreeSet<String>,
 }
 
 /// Opens a session on every member but `spared`. A member that was away knows them by an old registry: whoever
 /// answers may know a newer one, and so more members. An error where `start` is a copy of the member of its name.
-pub fn reach(engine: &dyn Engine, start: &mut Node, spared: Option<&str>) -> Result<Reached> {
+pub fn reach(
+    engine: &dyn Engine,
+    start: &mut Node,
+    spared: Option<&str>,
+) -> Result<ReachableMembers> {
     let own = engine.survey(start)?;
-    let own_registry = of(engine, start)?;
+    let own_registry = registry_of(engine, start)?;
     let mut registry = own_registry.clone();
     let mut members = own.members.clone();
     let mut answers: Vec<(Member, Result<Node>)> = vec![];
-    let mut standing = BTreeSet::new();
+    let mut confirmed = BTreeSet::new();
     loop {
         let as_known = |a: &Member, b: &Member| a.name == b.name && a.dsn == b.dsn;
         answers.retain(|(known, _)| members.iter().any(|m| as_known(m, known)));
@@ -54,7 +58,7 @@ pub fn reach(engine: &dyn Engine, start: &mut Node, spared: Option<&str>) -> Res
             let answer = answer.map_err(|error| {
                 with_address(error, || {
                     format!(
-                        "Its address is no argument, but that of {}.",
+                        "Its address is not an argument, but that of {}.",
                         engine.addresses(&start.name)
                     )
                 })
@@ -62,7 +66,7 @@ pub fn reach(engine: &dyn Engine, start: &mut Node, spared: Option<&str>) -> Res
             answers.push((member.clone(), answer));
         }
         let Some(newest) = &mut registry else { break };
-        standing = look(engine, newest, &mut answers)?;
+        confirmed = look(engine, newest, &mut answers)?;
         let found = newest.members()?;
         let same =
             found.len() == members.len() && found.iter().zip(&members).all(|(a, b)| as_known(a, b));
@@ -80,16 +84,16 @@ pub fn reach(engine: &dyn Engine, start: &mut Node, spared: Option<&str>) -> Res
         }
     }
     answers.sort_by_key(|(known, _)| members.iter().position(|m| m.name == known.name));
-    Ok(Reached {
+    Ok(ReachableMembers {
         survey: Survey {
             members,
-            founded: own.founded,
+            is_member: own.is_member,
         },
         own,
         registry,
         own_registry,
         answers,
-        standing,
+        confirmed,
     })
 }
 
@@ -99,17 +103,17 @@ fn look(
     newest: &mut Registry,
     answers: &mut [(Member, Result<Node>)],
 ) -> Result<BTreeSet<String>> {
-    let mut standing = BTreeSet::new();
+    let mut confirmed = BTreeSet::new();
     let mut lost = vec![];
     let mut nodes: Vec<&mut Node> = answers
         .iter_mut()
         .filter_map(|(_, answer)| answer.as_mut().ok())
         .collect();
-    let registries = known(engine, &mut nodes);
+    let registries = registries(engine, &mut nodes);
     for (node, theirs) in nodes.iter().zip(registries) {
         match theirs {
             Ok(Some(theirs)) if theirs.cluster == newest.cluster => {
-                standing.insert(node.name.clone());
+                confirmed.insert(node.name.clone());
                 if theirs.is_newer_than(newest) {
                     *newest = theirs;
                 }
@@ -124,10 +128,10 @@ fn look(
             *answer = Err(error);
         }
     }
-    Ok(standing)
+    Ok(confirmed)
 }
 
-impl Reached {
+impl ReachableMembers {
     /// A node that was removed while it was away still takes itself for a member.
     pub fn require_member(&self, start: &str) -> Result<()> {
         match self.without(start) {
@@ -158,9 +162,9 @@ impl Reached {
         let Some(registry) = &self.registry else {
             return Ok(());
         };
-        match Quorum::of(self.standing.len(), registry.size()) {
+        match Quorum::of(self.confirmed.len(), registry.size()) {
             Quorum::Minority if settings::require_majority() => Err(no_majority(
-                self.standing.len(),
+                self.confirmed.len(),
                 registry.size(),
                 self.away(),
             )),
@@ -232,8 +236,8 @@ pub fn no_majority<'a>(
 
 /// The registry as each of `nodes` has it; `None` of one that is no member in its own view, or not under its
 /// name.
-pub fn known(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Vec<Result<Option<Registry>>> {
-    let Some(question) = engine.membership() else {
+pub fn registries(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Vec<Result<Option<Registry>>> {
+    let Some(question) = engine.registry() else {
         return nodes.iter().map(|_| Ok(None)).collect();
     };
     let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
@@ -254,8 +258,8 @@ pub fn known(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Vec<Result<Option<
 }
 
 /// The registry as `node`, a member, has it.
-pub fn of(engine: &dyn Engine, node: &mut Node) -> Result<Option<Registry>> {
-    known(engine, &mut [node])
+pub fn registry_of(engine: &dyn Engine, node: &mut Node) -> Result<Option<Registry>> {
+    registries(engine, &mut [node])
         .pop()
         .transpose()
         .map(Option::flatten)
@@ -263,7 +267,7 @@ pub fn of(engine: &dyn Engine, node: &mut Node) -> Result<Option<Registry>> {
 
 /// Whoever is behind `newest` catches up. The caller holds the membership lock of `nodes`. The members that did,
 /// each with the removed nodes that it has forgotten with that.
-pub fn settle(
+pub fn sync_lagging_members(
     engine: &mut dyn Engine,
     nodes: &mut [&mut Node],
     newest: Option<&Registry>,
@@ -271,8 +275,9 @@ pub fn settle(
     let Some(newest) = newest else {
         return Ok(vec![]);
     };
-    let registries: Vec<Option<Registry>> =
-        known(engine, nodes).into_iter().collect::<Result<_>>()?;
+    let registries: Vec<Option<Registry>> = registries(engine, nodes)
+        .into_iter()
+        .collect::<Result<_>>()?;
     let mut caught_up = vec![];
     let mut members = vec![];
     for (i, theirs) in registries.into_iter().enumerate() {
@@ -287,7 +292,7 @@ pub fn settle(
         }
     }
     for node in nodes.iter_mut().filter(|n| members.contains(&n.name)) {
-        forgive_paid(engine, node, &members, newest)?;
+        forget_done(engine, node, &members, newest)?;
     }
     Ok(caught_up)
 }
@@ -309,7 +314,7 @@ pub fn owed(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effect> {
 
 /// One of `nodes`, which has the registry `old`, was away when the membership changed: it pays what it owes since,
 /// and takes the registry over. The removed nodes that it has forgotten with that. Who still has it noted is told
-/// with [`forgive_paid`].
+/// with [`forget_done`].
 pub fn catch_up(
     engine: &mut dyn Engine,
     nodes: &mut [&mut Node],
@@ -328,11 +333,11 @@ pub fn catch_up(
             dsn: Dsn::nowhere(),
         })
         .collect();
-    engine.unlearn();
-    engine.learn(&mut [&mut *nodes[behind]], &absent)?;
+    engine.unload_paths();
+    engine.load_paths(&mut [&mut *nodes[behind]], &absent)?;
     let mut debts: Vec<(String, Effect)> = vec![];
     for node in nodes.iter_mut() {
-        for debt in engine.debts(node)? {
+        for debt in engine.pending_cleanups(node)? {
             if debt.member.name == name {
                 debts.push((debt.removed, Effect::parse(&debt.effect)?));
             }
@@ -343,7 +348,7 @@ pub fn catch_up(
         let effects = owed(engine, gone, &name);
         debts.extend(effects.into_iter().map(|effect| (gone.clone(), effect)));
     }
-    engine.unlearn();
+    engine.unload_paths();
     let mut removed = BTreeSet::new();
     let mut reverted: Vec<Effect> = vec![];
     for (gone, effect) in debts {
@@ -353,27 +358,27 @@ pub fn catch_up(
         }
         removed.insert(gone);
     }
-    announce(engine, &mut [&mut *nodes[behind]], newest)?
+    publish_registry(engine, &mut [&mut *nodes[behind]], newest)?
         .pop()
         .unwrap_or(Ok(()))?;
     Ok(removed)
 }
 
 /// Deletes from `creditor` what `members` have paid: they have the registry `newest`, which is taken over after that.
-pub fn forgive_paid(
+pub fn forget_done(
     engine: &dyn Engine,
     creditor: &mut Node,
     members: &[String],
     newest: &Registry,
 ) -> Result<()> {
     let paid: BTreeSet<(String, String)> = engine
-        .debts(creditor)?
+        .pending_cleanups(creditor)?
         .into_iter()
         .map(|debt| (debt.removed, debt.member.name))
         .filter(|(removed, member)| members.contains(member) && !newest.has(removed))
         .collect();
     for (removed, member) in paid {
-        if let Some(statement) = engine.forgive(&removed, &member) {
+        if let Some(statement) = engine.cleaned_up(&removed, &member) {
             statement.run(creditor)?;
         }
     }
@@ -381,12 +386,12 @@ pub fn forgive_paid(
 }
 
 /// Gives `next` to those of `nodes` that are members by it, all at the same time; the answers are in their order.
-pub fn announce(
+pub fn publish_registry(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
     next: &Registry,
 ) -> Result<Vec<Result<()>>> {
-    let Some(statement) = engine.adopt(next)? else {
+    let Some(statement) = engine.apply_registry(next)? else {
         return Ok(nodes.iter().map(|_| Ok(())).collect());
     };
     let members: Vec<bool> = nodes.iter().map(|n| next.has(&n.name)).collect();
@@ -408,19 +413,19 @@ pub fn announce(
 }
 
 /// The first member of a cluster, which has no other.
-pub fn found(engine: &dyn Engine, first: &mut Node, identity: &Identity) -> Result<()> {
+pub fn bootstrap(engine: &dyn Engine, first: &mut Node, identity: &Identity) -> Result<()> {
     let Some(cluster) = engine.cluster() else {
         return Ok(());
     };
-    let registry = Registry::founded(cluster, identity, now());
-    announce(engine, &mut [first], &registry)?
+    let registry = Registry::first(cluster, identity, now());
+    publish_registry(engine, &mut [first], &registry)?
         .pop()
         .unwrap_or(Ok(()))
 }
 
 /// Takes `name` out of the registries of those of `nodes` that have a session. An error if they are no majority,
 /// or if `on`, one of them, still has it. Its coming may have changed how sequences are divided.
-pub fn retire(
+pub fn remove_member(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
     name: &str,
@@ -433,12 +438,12 @@ pub fn retire(
         .filter(|n| n.session.is_usable())
         .collect();
     let mut newest: Option<Registry> = None;
-    let mut standing = vec![];
-    let registries = known(engine, &mut usable);
+    let mut confirmed = vec![];
+    let registries = registries(engine, &mut usable);
     for (node, theirs) in usable.iter().zip(registries) {
         match theirs {
             Ok(Some(theirs)) => {
-                standing.push(node.name.clone());
+                confirmed.push(node.name.clone());
                 if newest.as_ref().is_none_or(|n| theirs.is_newer_than(n)) {
                     newest = Some(theirs);
                 }
@@ -454,19 +459,19 @@ pub fn retire(
     let Some(mut next) = newest else {
         return Ok(());
     };
-    standing.retain(|n| next.has(n));
+    confirmed.retain(|n| next.has(n));
     if next.has(name) {
-        let quorum = Quorum::of(standing.len(), next.size());
+        let quorum = Quorum::of(confirmed.len(), next.size());
         if quorum != Quorum::Majority && settings::require_majority() {
-            return Err(no_majority(standing.len(), next.size(), []));
+            return Err(no_majority(confirmed.len(), next.size(), []));
         }
         next = next.without(name, now());
         if let Some((policy, parts)) = divided_before {
             (next.sequence_policy, next.sequence_parts) = (policy, parts);
         }
     }
-    usable.retain(|n| standing.contains(&n.name));
-    let answers = announce(engine, &mut usable, &next)?;
+    usable.retain(|n| confirmed.contains(&n.name));
+    let answers = publish_registry(engine, &mut usable, &next)?;
     for (node, answer) in usable.iter().zip(answers) {
         match answer {
             Err(error) if node.name == on || matches!(error, Error::Interrupted { .. }) => {

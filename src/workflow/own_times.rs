@@ -29,7 +29,7 @@ SELECT DISTINCT n.nspname, c.relname
 #[derive(Clone)]
 pub struct Kept {
     since: Since,
-    /// As of [`Engine::authors_of_copied`].
+    /// As of [`Engine::origins_of_copied_rows`].
     authors: Vec<(u32, Statement)>,
 }
 
@@ -40,7 +40,7 @@ pub fn from_now_on(
     source: &mut Node,
     peers: &mut [Node],
 ) -> Result<Option<Kept>> {
-    let Some(authors) = engine.authors_of_copied(source)? else {
+    let Some(authors) = engine.origins_of_copied_rows(source)? else {
         return Ok(None);
     };
     let now = "SELECT (extract(epoch FROM clock_timestamp() - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint";
@@ -84,7 +84,7 @@ pub fn keep(
     }
     let known: Vec<u32> = authors.iter().map(|(number, _)| *number).collect();
     let mut stored = 0;
-    for (number, commit_as) in authors {
+    for (number, set_commit_origin) in authors {
         // What nobody of the cluster has written counts as the source's own.
         let is_of = |origin: u32| origin == number || number == 0 && !known.contains(&origin);
         let changes = by_time(&recent, is_of);
@@ -95,7 +95,7 @@ pub fn keep(
         let catalog = Catalog::read(&mut writer)?;
         server::begin_replay(origin).run(&mut writer)?;
         server::replay_as_owners().run(&mut writer)?;
-        commit_as.run(&mut writer)?;
+        set_commit_origin.run(&mut writer)?;
         let mut applier = Applier::begin(&mut writer)?;
         let mut rendering = Rendering::new(catalog, engine.own_schemas());
         for table in &recent {

@@ -4,7 +4,7 @@
 //! apply worker may cover a transaction that nobody sees yet. A pause counts only if no apply worker was alive from
 //! before the first reading of the progress until after the second, and both readings are the same.
 
-use super::patience::holds_within;
+use super::poll::holds_within;
 use super::report::Report;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Result, SqlState};

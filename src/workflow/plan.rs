@@ -3,7 +3,7 @@
 use super::estimate::Estimate;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Interrupted, Journal};
-use crate::node::Here;
+use crate::node::Mode;
 use crate::step::Step;
 
 /// A step with how much it has to do, where that can be told.
@@ -22,26 +22,26 @@ impl From<Step> for Planned {
 }
 
 /// A CALL takes back first what an interrupted one has left, and what is there until then would spoil a plan.
-pub fn refuse_interrupted(here: &Here) -> Result<()> {
+pub fn refuse_interrupted(here: &Mode) -> Result<()> {
     refuse(here, |_| true)
 }
 
 /// The same before a removal, which goes on with a removal that was interrupted.
-pub fn refuse_interrupted_join(here: &Here) -> Result<()> {
+pub fn refuse_interrupted_join(here: &Mode) -> Result<()> {
     refuse(here, |run| run.command == super::join::COMMAND)
 }
 
-fn refuse(here: &Here, concerned: impl Fn(&Interrupted) -> bool) -> Result<()> {
+fn refuse(here: &Mode, concerned: impl Fn(&Interrupted) -> bool) -> Result<()> {
     let runs = Journal::interrupted(&mut here.session())?;
     match runs.iter().find(|run| concerned(run)) {
         None => Ok(()),
         Some(run) => Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
-                "run {} on this node, {} of node \"{}\", has no end",
+                "run {} ({} of node \"{}\") was interrupted",
                 run.run, run.command, run.node
             ),
-            "If it is not under way, the next CALL takes it back before it does anything else.",
+            "If it is not in progress, the next CALL on this node undoes it first.",
         )),
     }
 }

@@ -16,7 +16,7 @@ pub fn connect(
     if dsns.is_empty() {
         return Ok(vec![]);
     }
-    if engine.membership().is_some() {
+    if engine.registry().is_some() {
         return Err(Error::Argument {
             argument: "readers",
             problem:
@@ -48,7 +48,7 @@ pub fn connect(
     for reader in &mut readers {
         let Some(name) = engine.local_name(reader)? else {
             return Err(no_reader(
-                "a database that is no node".into(),
+                "a database that is not a cluster node".into(),
                 "Give connection strings of nodes that subscribe to members.",
             ));
         };
@@ -67,7 +67,7 @@ pub fn connect(
         }
         reader.name.clone_from(&name);
         taken.push((identity, name));
-        engine.prepare_reader(members, new, reader)?;
+        engine.load_reader_paths(members, new, reader)?;
     }
     Ok(readers)
 }

@@ -15,7 +15,7 @@ pub fn refresh(own: &Member, mut say: impl FnMut(&str)) -> Result<()> {
     let others = survey.members.iter().filter(|m| m.name != own.name);
     let mut others = members::connect(&others.cloned().collect::<Vec<_>>())?;
     let mut nodes: Vec<&mut Node> = std::iter::once(&mut here).chain(&mut others).collect();
-    engine.learn(&mut nodes, &[])?;
+    engine.load_paths(&mut nodes, &[])?;
     let before = known(&mut nodes)?;
     let mut outcome = Ok(());
     for turn in 1..nodes.len() {

@@ -146,7 +146,7 @@ fn ask(
         return Ok(());
     };
     if let Session::Remote(_) = node.session {
-        for statement in engine.probe(&provider.dsn.expose()) {
+        for statement in engine.probe(&provider.dsn.reveal()) {
             statement.run(node)?;
         }
     }

@@ -40,7 +40,7 @@ pub fn by_another(
     own: &Registry,
     other: &mut Node,
 ) -> Result<Option<(String, Vec<String>)>> {
-    let rows = match engine.membership() {
+    let rows = match engine.registry() {
         Some(question) => question.run(other)?,
         None => return Ok(None),
     };
@@ -66,7 +66,7 @@ pub fn by_members(
     others: &mut [&mut Node],
     known: usize,
 ) -> Result<Option<String>> {
-    if engine.membership().is_some() {
+    if engine.registry().is_some() {
         return Ok(None);
     }
     let own = identity(me)?;
@@ -75,7 +75,7 @@ pub fn by_members(
         if engine.local_name(other)?.as_ref() != Some(&other.name) {
             continue;
         }
-        let registry = engine.registry().run(other)?;
+        let registry = engine.members().run(other)?;
         let row = registry.iter().find(|row| row.text(0) == me.name);
         let Some(row) = row else {
             if engine.has_removed(other, me)? {
@@ -126,13 +126,13 @@ fn told_of_successor(path: &Path) -> String {
 
 /// What to tell of `nodes`, between which the paths are known, if one of them has a successor.
 pub fn by_successor(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<Option<String>> {
-    let path = engine.succeeded(nodes)?;
+    let path = engine.path_to_successor(nodes)?;
     Ok(path.as_ref().map(told_of_successor))
 }
 
 /// Refuses if one of them has.
 pub fn refuse_succeeded(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<()> {
-    match engine.succeeded(nodes)? {
+    match engine.path_to_successor(nodes)? {
         None => Ok(()),
         Some(path) => Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,

@@ -1,8 +1,8 @@
 //! What the caller sees while it runs and at the end.
 
+use crate::ereport;
 use crate::node::show_activity;
 use crate::progress;
-use crate::rim;
 use std::time::{Duration, Instant};
 
 /// What a call is, for those who look at it from elsewhere.
@@ -44,7 +44,7 @@ impl Report {
     }
 
     /// For those who only look, who get warnings and nothing else.
-    pub fn looking() -> Self {
+    pub fn silent() -> Self {
         Self {
             began: Instant::now(),
             command: String::new(),
@@ -60,7 +60,7 @@ impl Report {
         let text = format!("phase {} of {}: {what}", self.phase, self.phases);
         progress::phase(self.phase, what);
         show_activity(&format!("CALL {} {text}", self.command));
-        rim::notice(&format!("{} {text}", clock(self.began.elapsed())));
+        ereport::notice(&format!("{} {text}", clock(self.began.elapsed())));
     }
 
     /// The number of the phase that is under way.
@@ -75,29 +75,29 @@ impl Report {
 
     pub fn step(&self, what: &str) {
         if self.verbose {
-            rim::notice(&format!("{}     {what}", clock(self.began.elapsed())));
+            ereport::notice(&format!("{}     {what}", clock(self.began.elapsed())));
         }
     }
 
     /// What is done within a step, in `zodan.progress`.
-    pub fn now(&self, what: &str) {
+    pub fn progress(&self, what: &str) {
         progress::activity(Some(what.to_owned()));
     }
 
     /// What moves within a phase: shown in `pg_stat_activity` only.
-    pub fn shown(&self, what: &str) {
+    pub fn activity(&self, what: &str) {
         show_activity(&format!(
             "CALL {} phase {} of {}: {what}",
             self.command, self.phase, self.phases
         ));
     }
 
-    pub fn say(&self, what: &str) {
-        rim::notice(what);
+    pub fn notice(&self, what: &str) {
+        ereport::notice(what);
     }
 
     pub fn warn(&self, what: &str, hint: &str) {
-        rim::warning(what, hint);
+        ereport::warning(what, hint);
     }
 }
 

@@ -8,8 +8,8 @@
 //! for before the pause, and an attempt that meets a new one is given up, so that the pause never
 //! grows with somebody's transaction.
 
-use super::patience::{Attempts, Seen, wait_until};
 use super::pause::{Pause, Paused, Progress};
+use super::poll::{Attempts, Poll, wait_until};
 use super::report::Report;
 use super::taken;
 use crate::engine::{Engine, Path};
@@ -190,15 +190,15 @@ pub fn wait_for_writers(node: &mut Node, report: &Report) -> Result<()> {
         let left: Vec<_> = open.iter().filter(|w| first.contains(&w.xid)).collect();
         for writer in &left {
             if named.insert(writer.xid.clone()) {
-                report.say(&format!(
+                report.notice(&format!(
                     "waiting for a write transaction on node \"{name}\": {writer}"
                 ));
             }
         }
         Ok(match left.is_empty() {
-            true => Seen::Done(()),
+            true => Poll::Ready(()),
             // The age grows by itself; a transaction that ends is progress.
-            false => Seen::Pending(
+            false => Poll::Pending(
                 left.iter()
                     .map(|w| format!("{} of user \"{}\"", w.who, w.user))
                     .collect::<Vec<_>>()

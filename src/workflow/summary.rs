@@ -24,7 +24,7 @@ pub fn show(
 
 fn show_nodes(engine: &dyn Engine, node: &mut Node, report: &Report) -> Result<()> {
     let mut rows = vec![];
-    for row in &engine.registry().run(node)? {
+    for row in &engine.members().run(node)? {
         let dsn = Dsn::parse(row.text(3))
             .map(|d| d.redacted())
             .unwrap_or_default();
@@ -102,6 +102,6 @@ fn say_table(heading: &[&str], mut rows: Vec<Vec<String>>, report: &Report) {
     }
     rows.sort();
     for line in table(heading, &rows) {
-        report.say(&line);
+        report.notice(&line);
     }
 }

@@ -57,7 +57,7 @@ pub fn origin(node: &str, subscription: &str, row: &Row) -> Finding {
             "It was not made by this run, so it is not touched. No session must use it, of any database of the server: {statement}"
         ),
     )
-    .mended_by(statement)
+    .fixed_by(statement)
 }
 
 /// The same for a subscription.

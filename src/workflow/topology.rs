@@ -1,6 +1,6 @@
 //! Who takes changes from whom. The members of a mesh take those of each other; what is none is told as what it is.
 
-use super::membership::Reached;
+use super::membership::ReachableMembers;
 use crate::engine::{Engine, Provider};
 use crate::error::Result;
 use crate::node::Node;
@@ -14,7 +14,7 @@ pub struct Outsider {
     pub subscription: String,
 }
 
-impl Reached {
+impl ReachableMembers {
     /// Takes those out that `start` subscribes to and that take nothing from it or any member: they are of no mesh
     /// with it. Who cannot be asked, or whose subscription is not enabled, stays. All stay where `start` is `leaving` and
     /// none of them takes anything: it only reads, or was removed while it was away.

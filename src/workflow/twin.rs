@@ -2,7 +2,7 @@
 //! snapshot. The node is the one that the connection string of the registry leads to.
 
 use super::members::{connect_each, identity, slots_there};
-use super::membership::of;
+use super::membership::registry_of;
 use super::removed;
 use super::undo::{drop_slot, run_all};
 use crate::engine::Engine;
@@ -29,7 +29,7 @@ impl Twin {
             return Ok(None);
         }
         // Another one of an image has joined under the name.
-        if let (Some(theirs), Some(ours)) = (of(engine, node)?, of(engine, copy)?)
+        if let (Some(theirs), Some(ours)) = (registry_of(engine, node)?, registry_of(engine, copy)?)
             && !theirs.has_same(&node.name, &ours)
         {
             return Ok(None);
@@ -106,7 +106,7 @@ pub fn require_copy(engine: &dyn Engine, me: &mut Node) -> Result<()> {
 /// The slots of `me` for the members that its registry has.
 pub fn own_slots(engine: &dyn Engine, me: &mut Node) -> Result<Vec<String>> {
     let database = identity(me)?.1;
-    match of(engine, me)? {
+    match registry_of(engine, me)? {
         Some(own) => Ok(removed::own_slots(&own, &me.name, &database)),
         None => {
             let rows = server::slots_of(engine.plugin()).run(me)?;

@@ -1,20 +1,20 @@
 //! Taking back what a run did, in reverse, wherever a node can be reached.
 
-use super::membership::retire;
-use super::patience::{Seen, wait_until};
+use super::membership::remove_member;
+use super::poll::{Poll, wait_until};
 use crate::copy;
 use crate::engine::Engine;
+use crate::ereport;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Begun, Effect, Journal};
 use crate::libpq::Conn;
 use crate::node::{Node, Session, Statement, ask_within, server};
 use crate::progress;
-use crate::rim;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A node that does not remove its markers within this time has other troubles.
-const MARKERS_PATIENCE: Duration = Duration::from_secs(1);
+const MARKERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is to be undone, and for whom.
 pub struct Undo<'a> {
@@ -80,7 +80,7 @@ impl Undo<'_> {
         Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
-                "what run {run} left behind could not be cleaned up: {}",
+                "could not clean up interrupted run {run}: {}",
                 left.join("; ")
             ),
             "Make the nodes reachable and run the CALL again.",
@@ -121,7 +121,7 @@ impl Undo<'_> {
                 .filter(|node| node.session.is_usable())
                 .filter_map(|node| Some(self.engine.forget_markers(&name)?.on(node)))
                 .collect();
-            ask_within(questions, Some(MARKERS_PATIENCE));
+            ask_within(questions, Some(MARKERS_TIMEOUT));
         }
     }
 
@@ -140,7 +140,7 @@ impl Undo<'_> {
         if let (None, Effect::OfReader { subscription }) = (at, &begun.effect) {
             // It gets nothing any more, and nobody waits for it.
             let drop = self.engine.unsubscribe(subscription).pop();
-            rim::warning(
+            ereport::warning(
                 &format!(
                     "node \"{}\", which only reads, may keep subscription {subscription} to node \"{}\"",
                     begun.node, self.new
@@ -170,12 +170,12 @@ impl Undo<'_> {
             divided_before,
         } = &begun.effect
         {
-            retire(self.engine, nodes, member, *divided_before, &begun.node)?;
+            remove_member(self.engine, nodes, member, *divided_before, &begun.node)?;
         }
         let node = &mut *nodes[at];
         // The run made the source the first node of a cluster, and others have joined it since.
-        let founding = matches!(begun.effect, Effect::Provider | Effect::Table { .. });
-        if founding && begun.node != self.new && self.has_other_members(node)? {
+        let bootstrapping = matches!(begun.effect, Effect::Provider | Effect::Table { .. });
+        if bootstrapping && begun.node != self.new && self.has_other_members(node)? {
             return Ok(());
         }
         // Nobody reads what a run was just about to make.
@@ -189,7 +189,7 @@ impl Undo<'_> {
     }
 
     fn has_other_members(&self, node: &mut Node) -> Result<bool> {
-        let members = self.engine.registry().run(node)?;
+        let members = self.engine.members().run(node)?;
         Ok(members.iter().any(|m| m.text(0) != node.name))
     }
 }
@@ -199,20 +199,20 @@ pub fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<(
     match effect {
         Effect::Slot { slot } => drop_slot(node, slot),
         Effect::Marker => match engine.forget_markers(&node.name) {
-            Some(statement) => forgive_undefined(statement.run(node)),
+            Some(statement) => ignore_undefined(statement.run(node)),
             None => Ok(()),
         },
         Effect::Objects {
             before,
-            refilled,
+            preexisting,
             brought,
         } => {
-            if !refilled.is_empty() {
-                server::empty(refilled).run(node)?;
+            if !preexisting.is_empty() {
+                server::empty(preexisting).run(node)?;
             }
             let others = copy::undo(&mut node.session, before, brought.as_ref())?;
             if !others.is_empty() {
-                rim::warning(
+                ereport::warning(
                     &format!(
                         "node \"{}\" keeps what the copy did not bring: {}",
                         node.name,
@@ -234,8 +234,8 @@ pub fn statements(engine: &dyn Engine, effect: &Effect) -> Vec<Statement> {
         Effect::Subscription { subscription } | Effect::OfReader { subscription } => {
             engine.unsubscribe(subscription)
         }
-        Effect::Provider => engine.cease_provider(),
-        Effect::Registration { member, .. } => engine.unregister(member),
+        Effect::Provider => engine.drop_node(),
+        Effect::Registration { member, .. } => engine.forget_node(member),
         Effect::Pause => vec![engine.resume()],
         Effect::Origin { origin } => vec![server::drop_origin(origin)],
         Effect::ReadOnly { database, before } => {
@@ -253,11 +253,11 @@ pub fn statements(engine: &dyn Engine, effect: &Effect) -> Vec<Statement> {
 pub fn run_all(node: &mut Node, statements: &[Statement]) -> Result<()> {
     statements
         .iter()
-        .try_for_each(|s| forgive_undefined(s.run(node)))
+        .try_for_each(|s| ignore_undefined(s.run(node)))
 }
 
 /// "Already gone" is done.
-fn forgive_undefined<T>(answer: Result<T>) -> Result<()> {
+fn ignore_undefined<T>(answer: Result<T>) -> Result<()> {
     match answer {
         Err(error) if !error.is_undefined() => Err(error),
         _ => Ok(()),
@@ -273,11 +273,11 @@ pub fn drop_slot(node: &mut Node, slot: &str) -> Result<()> {
         &format!("dropping slot {slot}"),
         "See who streams from it.",
         || match server::drop_slot(slot).run(node) {
-            Ok(_) => Ok(Seen::Done(())),
-            Err(error) if error.is_undefined() => Ok(Seen::Done(())),
+            Ok(_) => Ok(Poll::Ready(())),
+            Err(error) if error.is_undefined() => Ok(Poll::Ready(())),
             Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => {
                 server::end_slot_user(slot).run(node)?;
-                Ok(Seen::Pending(error.to_string()))
+                Ok(Poll::Pending(error.to_string()))
             }
             Err(error) => Err(error),
         },

@@ -301,7 +301,7 @@ pub fn write_private(file: &Path, text: &str) {
     chown(file, Some(owner.uid()), Some(owner.gid())).expect("give it to the servers' account");
 }
 
-/// Keeps a CALL at a fault point where `zodan.fault` makes it hang.
+/// Keeps a CALL at a fault point where `zodan.failpoint` makes it hang.
 pub struct Hang<'a> {
     server: &'a Server,
     holder: Client,
@@ -328,7 +328,7 @@ impl<'a> Hang<'a> {
     ) -> (Hang<'a>, Running) {
         let hang = Hang::hold(server);
         let arm = format!(
-            "SET zodan.fault = {}",
+            "SET zodan.failpoint = {}",
             quote_literal(&format!("hang {point}"))
         );
         let running = Running::start_after(server, &format!("{arm}; {settings}"), call);
@@ -388,7 +388,7 @@ pub fn wait_no_sessions(servers: &[&Server]) {
         server.wait_for(
             "SELECT count(*) FROM pg_stat_activity
               WHERE pid <> pg_backend_pid() AND (application_name LIKE 'zodan%' OR backend_type LIKE 'zodan%')
-                AND application_name NOT LIKE 'zodan recovery%' AND backend_type NOT LIKE 'zodan recovery%'",
+                AND application_name NOT LIKE 'zodan node worker%' AND backend_type NOT LIKE 'zodan %'",
             "0",
         );
     }

@@ -105,7 +105,7 @@ pub fn form(members: usize, options: &ServerOptions) -> Cluster {
 /// Has each node keep what the others may lack of each.
 pub fn keep(nodes: &[&Server]) {
     for node in nodes {
-        node.sql("SELECT zodan.keep_recovery_slot()");
+        node.sql("SELECT zodan.start_node_worker()");
     }
     wait_protected(nodes);
 }
@@ -114,7 +114,7 @@ pub fn keep(nodes: &[&Server]) {
 pub fn wait_protected(nodes: &[&Server]) {
     for node in nodes {
         node.wait_for(
-            "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL",
+            "SELECT count(*) FROM zodan.recovery_status WHERE retained_from IS NOT NULL",
             &(nodes.len() - 1).to_string(),
         );
     }
@@ -295,7 +295,7 @@ pub fn killed_in_the_middle(on: On, victim: Victim) {
             let failed = run.fails();
             assert!(["08006", "08001"].contains(&failed.code()), "{failed}");
             n3.boot();
-            n3.sql("SELECT zodan.keep_recovery_slot()");
+            n3.sql("SELECT zodan.start_node_worker()");
         }
     }
     wait_no_sessions(&[n2, n3]);
@@ -504,11 +504,11 @@ pub fn interrupted_before_its_end(on: On) {
         "node \"n2\" lacks transactions of \"n1\" that node \"n3\" has",
         "Bring them over first",
     );
-    // n3's keeper has looked at n2 since.
+    // n3's node worker has looked at n2 since.
     let now = n2.value("SELECT clock_timestamp()");
     n2.wait_for(
         &format!(
-            "SELECT bool_and(query_start > timestamptz '{now}' + interval '1 s') FROM pg_stat_activity WHERE application_name = 'zodan recovery'"
+            "SELECT bool_and(query_start > timestamptz '{now}' + interval '1 s') FROM pg_stat_activity WHERE application_name = 'zodan node worker'"
         ),
         "t",
     );
@@ -579,7 +579,7 @@ pub fn removal_lets_go(on: On) {
         assert_failed(
             &failed,
             "42704",
-            "argument cloned_slot_name is \"gone\", which is no slot of a survivor",
+            "argument cloned_slot_name is \"gone\", which is not a slot of a survivor",
             "Give the name that recover_phase_clone returned",
         );
     }

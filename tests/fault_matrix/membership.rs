@@ -174,14 +174,14 @@ impl World {
 
     /// The points that a clean run passes. Where a run may pass one several times, the first time counts.
     fn points(&self, way: Way) -> Vec<String> {
-        let arm = "SET zodan.fault = 'list'";
+        let arm = "SET zodan.failpoint = 'list'";
         let call = Running::start_after(self.here(way), arm, &self.call(way));
         told(&call.succeeds().notices)
     }
 
     /// The points of the longest undo.
     fn undo_points(&self, way: Way) -> Vec<String> {
-        let arm = format!("SET zodan.fault = 'list; error {}'", way.last_undone());
+        let arm = format!("SET zodan.failpoint = 'list; error {}'", way.last_undone());
         let call = Running::start_after(self.here(way), &arm, &self.call(way));
         let mut points = told(&call.fails().notices);
         points.retain(|point| point.starts_with("within the undo, "));

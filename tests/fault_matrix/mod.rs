@@ -69,7 +69,7 @@ pub fn select<C: fmt::Display>(cases: impl Iterator<Item = C>, sample: usize) ->
 
 /// Panics unless the extension that is installed has fault points.
 pub fn require_points(server: &Server) {
-    let refused = server.client().batch_execute("SET zodan.fault = ''");
+    let refused = server.client().batch_execute("SET zodan.failpoint = ''");
     assert!(
         refused.is_ok(),
         "the extension that is installed has no fault points: run make test"
@@ -86,7 +86,7 @@ pub enum Blow<'a> {
     Elsewhere(Box<dyn FnOnce() + 'a>),
 }
 
-/// Runs `call` on `here` into the blow at `point`; `before` is what `zodan.fault` has to do earlier, if anything.
+/// Runs `call` on `here` into the blow at `point`; `before` is what `zodan.failpoint` has to do earlier, if anything.
 pub fn strike(
     here: &Server,
     call: &str,
@@ -101,7 +101,7 @@ pub fn strike(
         Blow::Cancel | Blow::Elsewhere(_) => "hang",
     };
     let arm = format!(
-        "SET zodan.fault = {}",
+        "SET zodan.failpoint = {}",
         quote_literal(&format!("{before}{action} {point}"))
     );
     let hang = || {

@@ -77,7 +77,7 @@ fn judge_readonly(node: &str, rows: &Rows) -> Option<Finding> {
                 "{statement}{then}. Applications alone are kept from writing by the value local, user before Spock 6."
             ),
         )
-        .mended_by(statement),
+        .fixed_by(statement),
     )
 }
 
@@ -118,7 +118,7 @@ fn unsynced_table(node: &str, row: &Row) -> Finding {
             format!("subscription {subscription} is synchronizing table {table} (status {status})"),
             format!("Wait for its end: {}", row.text(4)),
         )
-        .mended_by(row.text(4)),
+        .fixed_by(row.text(4)),
     }
 }
 
@@ -361,7 +361,7 @@ fn check_reserved(
     new: &mut Node,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
-    let reserved = &spock.leave_out.schemas;
+    let reserved = &spock.excluded.schemas;
     // Tables of extensions that are there have been looked at.
     let of_extensions = source.query(
         "SELECT n.nspname, c.relname
@@ -429,7 +429,7 @@ fn check_reserved(
                 ),
                 statement.as_str(),
             )
-            .mended_by(statement),
+            .fixed_by(statement),
         );
     }
     Ok(())
@@ -525,9 +525,9 @@ fn check_synchronized(source: &mut Node, findings: &mut Vec<Finding>) -> Result<
     }
 }
 
-/// One text: what can be seen on the subscriber of why the worker of `subscription` does not get on. What its last error
+/// One text: what can be seen on the subscriber of why the worker of `subscription` makes no progress. What its last error
 /// was stands in the log alone, unless it gave a change up.
-pub(super) fn trouble(subscription: &str) -> Statement {
+pub(super) fn worker_error(subscription: &str) -> Statement {
     Statement::new(
         format!(
             "SELECT concat_ws('; ',

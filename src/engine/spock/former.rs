@@ -16,7 +16,7 @@ const HAS_TABLE: &str =
 
 impl Former {
     /// Adds what these nodes remember.
-    pub fn learn(&mut self, nodes: &mut [&mut Node]) -> Result<()> {
+    pub fn load_paths(&mut self, nodes: &mut [&mut Node]) -> Result<()> {
         let has = ask_all(nodes.iter_mut().map(|n| &mut **n), HAS_TABLE, &[])?;
         let mut remembering = vec![];
         for (node, has) in nodes.iter_mut().zip(&has) {
@@ -39,7 +39,7 @@ impl Former {
     /// Whether `node` remembers one of the name.
     pub fn is_remembered(node: &mut Node, name: &str) -> Result<bool> {
         let mut former = Self::default();
-        former.learn(&mut [node])?;
+        former.load_paths(&mut [node])?;
         Ok(former.times(name) > 0)
     }
 

@@ -2,7 +2,7 @@
 //! in a set.
 
 use super::ways::SetKinds;
-use super::{Drift, LOCAL_SETS};
+use super::{LOCAL_SETS, SetDifference};
 use crate::error::{Error, Result};
 use crate::libpq::{Row, Rows};
 use crate::node::{Node, Statement, ask_all};
@@ -272,7 +272,7 @@ pub(super) fn differences(
     here: &[SetTable],
     source: &str,
     new: &str,
-) -> Vec<Drift> {
+) -> Vec<SetDifference> {
     let named = |table: &SetTable| crate::quote::qualified(&table.schema, &table.name);
     let same =
         |a: &SetTable, b: &SetTable| (&a.set, &a.schema, &a.name) == (&b.set, &b.schema, &b.name);
@@ -286,7 +286,7 @@ pub(super) fn differences(
     let mut found = vec![];
     for table in there.iter().filter(|t| !here.contains(t)) {
         found.push(match here.iter().find(|h| same(h, table)) {
-            Some(_) => Drift {
+            Some(_) => SetDifference {
                 what: format!(
                     "table {} in replication set {} has other columns or another row filter on node \"{new}\" than on \"{source}\"",
                     named(table),
@@ -297,7 +297,7 @@ pub(super) fn differences(
                     call("repset_remove_table", table)
                 ),
             },
-            None => Drift {
+            None => SetDifference {
                 what: format!(
                     "table {} is in replication set {} of node \"{source}\" and not of \"{new}\"",
                     named(table),
@@ -311,7 +311,7 @@ pub(super) fn differences(
         });
     }
     for table in here.iter().filter(|h| !there.iter().any(|t| same(t, h))) {
-        found.push(Drift {
+        found.push(SetDifference {
             what: format!(
                 "table {} is in replication set {} of node \"{new}\" and no longer of \"{source}\"",
                 named(table),

@@ -70,7 +70,7 @@ pub fn strangers(paths: &Paths, leaving: &mut Node, members: &[String]) -> Resul
         }
         let what = match row.bool(1) {
             true => format!(
-                "{} streams from slot {slot}, and is no member of the cluster",
+                "{} streams from slot {slot}, and is not a member of the cluster",
                 reader(row)
             ),
             false => format!(
@@ -97,11 +97,11 @@ pub fn strangers(paths: &Paths, leaving: &mut Node, members: &[String]) -> Resul
                 &leaving.name,
                 SqlState::OBJECT_IN_USE,
                 format!(
-                    "it has subscription {subscription} to node \"{provider}\", which is no member of the cluster"
+                    "it has subscription {subscription} to node \"{provider}\", which is not a member of the cluster"
                 ),
                 "Drop the subscription first.",
             )
-            .mended_by(format!(
+            .fixed_by(format!(
                 "SELECT spock.sub_drop({})",
                 crate::quote::literal(&subscription)
             )),
@@ -124,7 +124,7 @@ pub fn sources(member: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
             &member.name,
             SqlState::OK,
             format!(
-                "subscription {} brings changes of node \"{name}\", which takes none of the cluster's and is no member: Spock does not send them on, so {had}",
+                "subscription {} brings changes of node \"{name}\", which takes none of the cluster's and is not a member: Spock does not send them on, so {had}",
                 provider.subscription
             ),
             format!("Where it is to have them, subscribe it to \"{name}\" too when it has joined, and bring what came meanwhile: spock.sub_resync_table."),
@@ -155,7 +155,7 @@ pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
             &provider.name,
             SqlState::OK,
             format!(
-                "{who} reads from slot {}, is no member of the cluster, and does not get what is written on the new node",
+                "{who} reads from slot {}, is not a member of the cluster, and does not get what is written on the new node",
                 row.text(0)
             ),
             "If it is to have all, give its connection string in the argument readers, or let it subscribe to the new node too when that has joined.",

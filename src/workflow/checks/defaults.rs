@@ -51,7 +51,7 @@ impl Checks<'_> {
                     ),
                     format!("PostgreSQL before 17 cannot keep them from single sessions. For the time of the CALL: {disable}"),
                 )
-                .mended_by(disable),
+                .fixed_by(disable),
             );
         }
         Ok(check)
@@ -72,7 +72,7 @@ impl Checks<'_> {
                     ),
                     format!("{reset}, at least for the time of the CALL."),
                 )
-                .mended_by(reset.to_owned()),
+                .fixed_by(reset.to_owned()),
             );
         }
         if rows.is_empty() {
@@ -128,8 +128,8 @@ impl Checks<'_> {
                     "transaction_timeout" => {
                         "it ends what sends and what applies a transaction that takes longer, again and again"
                     }
-                    "role" => "apply workers would run as this role, which is no superuser",
-                    _ => "apply stops at a value that is no whole document",
+                    "role" => "apply workers would run as this role, which is not a superuser",
+                    _ => "apply stops at a value that is not a whole document",
                 };
                 harmless = false;
                 check.warned(

@@ -18,7 +18,7 @@ pub struct Everybody<'a> {
     /// Between the members, as they are called.
     pub paths: Vec<Path>,
     /// Whether the source is about to found a cluster.
-    pub founding: bool,
+    pub bootstrapping: bool,
     /// Major versions of the members, then of the node that is to join.
     pub versions: Vec<u32>,
 }

@@ -21,7 +21,7 @@ pub fn check(all: &mut Everybody) -> Result<Check> {
         for unfit in Unfit::all(&rows) {
             let table = &unfit.table;
             let finding = match &unfit.becomes {
-                Some(_) if all.founding => continue,
+                Some(_) if all.bootstrapping => continue,
                 Some(becomes) => Finding::new(
                     &node,
                     SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -33,7 +33,7 @@ pub fn check(all: &mut Everybody) -> Result<Check> {
                     },
                     format!("Make its replica identity {becomes}, on every member."),
                 )
-                .mended_by(unfit.statement.as_str()),
+                .fixed_by(unfit.statement.as_str()),
                 None => Finding::new(
                     &node,
                     SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -42,7 +42,7 @@ pub fn check(all: &mut Everybody) -> Result<Check> {
                 ),
             };
             fit = false;
-            match all.founding || unfit.stops_apply || mixed && unfit.generated {
+            match all.bootstrapping || unfit.stops_apply || mixed && unfit.generated {
                 true => check.failed(finding),
                 false => check.warned_of(finding),
             }

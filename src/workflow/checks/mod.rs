@@ -37,7 +37,7 @@ pub struct Checks<'a> {
     pub new: &'a mut Node,
     /// Nodes that only read, and are to read from the new node too.
     pub readers: &'a mut [Node],
-    pub founded: bool,
+    pub is_member: bool,
     pub registered_as: &'a [String],
 }
 
@@ -137,12 +137,12 @@ impl Checks<'_> {
     fn everybody(&mut self, known: &Known) -> Result<Vec<Outcome>> {
         let names = self.member_names();
         let mut paths = vec![];
-        for subscriber in names.iter().filter(|_| self.founded) {
+        for subscriber in names.iter().filter(|_| self.is_member) {
             for provider in names.iter().filter(|p| *p != subscriber) {
                 paths.extend(self.engine.paths(provider, subscriber));
             }
         }
-        let (engine, founding) = (self.engine, !self.founded);
+        let (engine, bootstrapping) = (self.engine, !self.is_member);
         let mut ask_them = |question: &Statement, with_new: bool| -> Result<Answers> {
             let mut nodes: Vec<&mut Node> = vec![&mut *self.source];
             nodes.extend(self.peers.iter_mut());
@@ -159,7 +159,7 @@ impl Checks<'_> {
             engine,
             ask: &mut ask_them,
             paths,
-            founding,
+            bootstrapping,
             versions: known.versions(),
         }
         .outcomes()
@@ -210,7 +210,7 @@ impl Checks<'_> {
                 ));
             }
         }
-        let registry = self.engine.registry().run(self.new)?;
+        let registry = self.engine.members().run(self.new)?;
         if !registry.is_empty() {
             findings.push(Finding::new(
                 &new,
@@ -278,7 +278,7 @@ impl Checks<'_> {
             let wrong = (facts.wal_level != "logical").then(|| {
                 let hint = "Set wal_level = logical in postgresql.conf and restart the server.";
                 let message = format!("wal_level is {}, not logical", facts.wal_level);
-                unfit(name, message, hint.into()).mended_by(set("wal_level", "logical"))
+                unfit(name, message, hint.into()).fixed_by(set("wal_level", "logical"))
             });
             wal_level.look(name, facts.wal_level.as_str(), wrong);
             let lists = |list: &String| {
@@ -293,7 +293,7 @@ impl Checks<'_> {
                 listed.retain(|library| !library.is_empty());
                 listed.push(plugin);
                 unfit(name, message, hint)
-                    .mended_by(set("output_plugin_libraries", &listed.join(", ")))
+                    .fixed_by(set("output_plugin_libraries", &listed.join(", ")))
             });
             let found = match &facts.output_plugins {
                 Some(list) => list.as_str(),
@@ -448,19 +448,19 @@ impl Checks<'_> {
         );
         let names = self.member_names();
         let names = names.iter().map(String::as_str);
-        if !self.founded {
+        if !self.is_member {
             return Ok(check.all(names, vec![]));
         }
         let beyond = self.beyond_the_source()?;
         if !beyond.is_empty() {
             return Ok(check.all(names, beyond));
         }
-        let patience = settings::connect_timeout();
+        let limit = settings::connect_timeout();
         let begun = Instant::now();
         let mut rest = Duration::from_millis(10);
         loop {
             let (mut found, may_pass) = self.mesh_troubles()?;
-            if found.is_empty() || !may_pass || begun.elapsed() > patience {
+            if found.is_empty() || !may_pass || begun.elapsed() > limit {
                 for (finding, path) in &mut found {
                     let reason = path.as_ref().map(|path| self.refusal(path));
                     if let Some(reason) = reason.transpose()?.flatten() {
@@ -633,7 +633,7 @@ impl Checks<'_> {
                 findings.push(match state {
                     Some(s) if !s.enabled => {
                         let enable = self.engine.enable(&path).inlined();
-                        (finding.mended_by(enable), None)
+                        (finding.fixed_by(enable), None)
                     }
                     Some(_) => (finding, Some(path)),
                     None => (finding, None),
@@ -666,8 +666,8 @@ impl Checks<'_> {
                 "Remove that node first.",
             ));
         }
-        let registry = match self.founded {
-            true => self.engine.registry().run(self.source)?,
+        let registry = match self.is_member {
+            true => self.engine.members().run(self.source)?,
             false => Default::default(),
         };
         if registry.iter().any(|r| r.text(0) == new) {
@@ -821,7 +821,7 @@ impl Checks<'_> {
                     ),
                     "If one of them writes before the CALL has ended, the join fails.",
                 )
-                .mended_by(server::end_sessions(&pids).inlined()),
+                .fixed_by(server::end_sessions(&pids).inlined()),
             ),
         }
         let mut wal = Check::new("max_slot_wal_keep_size", "-1");
@@ -838,7 +838,7 @@ impl Checks<'_> {
                         ),
                         "Set it to -1 for the time of the join if the source is large.",
                     )
-                    .mended_by(set("max_slot_wal_keep_size", "-1")),
+                    .fixed_by(set("max_slot_wal_keep_size", "-1")),
                 ),
             }
             match facts.idle_slot_timeout {
@@ -852,7 +852,7 @@ impl Checks<'_> {
                         ),
                         "Set it to 0 for the time of the join if the source is large.",
                     )
-                    .mended_by(set("idle_replication_slot_timeout", "0")),
+                    .fixed_by(set("idle_replication_slot_timeout", "0")),
                 ),
             }
         }
@@ -884,17 +884,25 @@ fn set(setting: &str, value: &str) -> String {
 /// That the node has not `count` more of what `setting` limits.
 fn too_few(name: &str, setting: &str, budget: Budget, count: i64) -> Option<Finding> {
     let wanted = (budget.used + count).to_string();
+    let what = match setting {
+        "max_replication_slots" => "replication slots",
+        "max_wal_senders" => "WAL senders",
+        "max_active_replication_origins" => "replication origins",
+        "max_logical_replication_workers" => "logical replication workers",
+        _ => "background workers",
+    };
     let finding = || {
         Finding::new(
             name,
             SqlState::CONFIGURATION_LIMIT_EXCEEDED,
             format!(
-                "{count} more needed of {setting}, {} of {} are in use",
-                budget.used, budget.limit
+                "not enough {what}: {count} needed, {} free ({setting} = {})",
+                budget.free().max(0),
+                budget.limit
             ),
             format!("Set {setting} to at least {wanted} on node \"{name}\" and restart it."),
         )
-        .mended_by(set(setting, &wanted))
+        .fixed_by(set(setting, &wanted))
     };
     (budget.free() < count).then(finding)
 }
@@ -908,7 +916,7 @@ fn cannot_reach(
     whom: &str,
 ) -> Result<Vec<Finding>> {
     let mut answers: Vec<Result<Rows>> = nodes.iter().map(|_| Ok(Rows::default())).collect();
-    for statement in engine.probe(&dsn.expose()) {
+    for statement in engine.probe(&dsn.reveal()) {
         let open: Vec<usize> = (0..nodes.len()).filter(|i| answers[*i].is_ok()).collect();
         let questions = nodes
             .iter_mut()

@@ -78,7 +78,7 @@ fn finding(node: &str, row: &Row) -> Finding {
         ),
     };
     match row.get(6) {
-        Some(statement) => finding.mended_by(statement),
+        Some(statement) => finding.fixed_by(statement),
         None => finding,
     }
 }

@@ -64,7 +64,7 @@ fn look(engine: &dyn Engine, path: &Path, there: &Rows, here: &Rows, findings: &
                 hint,
             );
             findings.push(match engine.refresh(path) {
-                Some(refresh) => finding.mended_by(refresh.inlined()),
+                Some(refresh) => finding.fixed_by(refresh.inlined()),
                 None => finding,
             });
         }

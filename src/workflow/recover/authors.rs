@@ -2,7 +2,7 @@
 //! member, told by the commit timestamps of its transactions.
 
 use super::judge::{Ahead, Case};
-use super::{Gap, Recovery};
+use super::{MissingRange, Recovery};
 use crate::error::Result;
 use crate::lsn::Lsn;
 use crate::node::{Node, Statement, server};
@@ -69,22 +69,22 @@ struct Lead {
 
 impl Recovery {
     /// What has to be known to judge the rows of the two nodes.
-    pub fn case(&mut self, gap: &Gap) -> Result<Case> {
+    pub fn case(&mut self, missing: &MissingRange) -> Result<Case> {
         let mut leads = vec![];
         for member in self.away.clone() {
-            leads.extend(self.leads(gap, &member)?);
+            leads.extend(self.leads(missing, &member)?);
         }
         let ahead = leads
             .iter()
-            .filter(|lead| lead.node == gap.target)
+            .filter(|lead| lead.node == missing.target)
             .map(|lead| Ahead {
                 name: lead.member.clone(),
                 first_unseen: lead.from,
             })
             .collect();
         Ok(Case {
-            source: self.authors(&gap.source, &leads)?,
-            target: self.authors(&gap.target, &leads)?,
+            source: self.authors(&missing.source, &leads)?,
+            target: self.authors(&missing.target, &leads)?,
             last: None,
             unequal: leads.into_iter().map(|lead| lead.member).next(),
             ahead,
@@ -93,22 +93,22 @@ impl Recovery {
 
     /// Which of the two has more of a member that is away, and since when; both, as long as one of them is connected
     /// to it.
-    fn leads(&mut self, gap: &Gap, member: &str) -> Result<Vec<Lead>> {
+    fn leads(&mut self, missing: &MissingRange, member: &str) -> Result<Vec<Lead>> {
         let connected = self.still_connected(member, false)?;
         let states = self.inbound(member)?;
         let mut applied: BTreeMap<String, BTreeMap<String, Lsn>> = BTreeMap::new();
         for (node, states) in self.survivors.iter_mut().zip(states) {
             // One that has been given only a part of it counts as having what it had before.
             let from = unfinished(node)?.remove(member);
-            let lanes = applied.entry(node.name.clone()).or_default();
+            let streams = applied.entry(node.name.clone()).or_default();
             for inbound in states {
                 if let Some(lsn) = inbound.state.applied {
-                    lanes.insert(inbound.part, from.map_or(lsn, |from| lsn.min(from)));
+                    streams.insert(inbound.part, from.map_or(lsn, |from| lsn.min(from)));
                 }
             }
         }
-        let (source, target) = (&applied[&gap.source], &applied[&gap.target]);
-        let moves = [&gap.source, &gap.target]
+        let (source, target) = (&applied[&missing.source], &applied[&missing.target]);
+        let moves = [&missing.source, &missing.target]
             .iter()
             .any(|node| connected.contains(node));
         let unlike = source.is_empty() || !source.keys().eq(target.keys());
@@ -120,8 +120,8 @@ impl Recovery {
         let several = source.len() > 1;
         let mut leads = vec![];
         for (node, other, more) in [
-            (&gap.source, &gap.target, ahead(source, target)),
-            (&gap.target, &gap.source, ahead(target, source)),
+            (&missing.source, &missing.target, ahead(source, target)),
+            (&missing.target, &missing.source, ahead(target, source)),
         ] {
             // Of several subscriptions one may have brought later transactions than those that another one lacks.
             let from = if unknown || more && several {
@@ -178,7 +178,7 @@ impl Recovery {
     /// The number that what `provider` wrote bears on `node`.
     pub fn origin_number(&mut self, provider: &str, node: &str) -> Result<Option<u32>> {
         let path = self.engine.path(provider, node);
-        let mark = self.engine.written_as(&path);
+        let mark = self.engine.row_origin(&path);
         let node = self.survivor(node)?;
         let mark = mark.run(node)?;
         let Some(mark) = mark.first().map(|row| row.text(0).to_owned()) else {
@@ -194,7 +194,7 @@ impl Recovery {
 
     /// When the last of the members that there are joined, as `node` knows it.
     fn joined(&mut self, node: &str) -> Result<Option<i64>> {
-        let registry = self.engine.registry();
+        let registry = self.engine.members();
         let node = self.survivor(node)?;
         let mut last = None;
         for row in &registry.run(node)? {

@@ -5,7 +5,7 @@
 //! that is away, too. [`super::judge`] tells them apart, and what it cannot is left alone and listed.
 
 use super::judge::{Doubt, Verdict};
-use super::{Filling, Gap, Recovery};
+use super::{MissingRange, Recovery, Repair};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::Journal;
 use crate::node::{Node, server};
@@ -47,43 +47,43 @@ impl Left {
 
 impl Recovery {
     /// Makes the target what the source is, as far as the failed node is concerned.
-    pub fn compare(&mut self, filling: &Filling, journal: &mut Journal) -> Result<()> {
-        let gap = &filling.gap;
-        let origin_here = self.origin_of_target(gap)?;
+    pub fn compare(&mut self, repair: &Repair, journal: &mut Journal) -> Result<()> {
+        let missing = &repair.missing;
+        let origin_here = self.origin_of_target(missing)?;
         let mut arrived = vec![];
-        for lane in &gap.lanes {
-            arrived.push((self.origin_of(gap, &lane.path)?, lane.to.clone()));
+        for stream in &missing.streams {
+            arrived.push((self.origin_of(missing, &stream.path)?, stream.to.clone()));
         }
         if arrived.is_empty() {
-            arrived.push((origin_here.clone(), gap.to.clone()));
+            arrived.push((origin_here.clone(), missing.to.clone()));
         }
         let own_schemas = self.engine.own_schemas();
         // Before the session that brings it commits anything.
-        let mut case = self.case(gap)?;
-        let lanes = self.lanes(gap)?;
-        let mut tables = self.compared(gap)?;
-        tables.retain(|t| lanes.may_be_compared(&t.relation));
-        let mut last = self.last_by_lane(gap, &lanes, &tables)?;
-        let mut session = self.hold(filling, &origin_here, journal)?;
-        let (failed, source) = (self.request.failed.clone(), gap.source.clone());
+        let mut case = self.case(missing)?;
+        let streams = self.streams(missing)?;
+        let mut tables = self.compared(missing)?;
+        tables.retain(|t| streams.may_be_compared(&t.relation));
+        let mut last = self.last_by_stream(missing, &streams, &tables)?;
+        let mut session = self.hold(repair, &origin_here, journal)?;
+        let (failed, source) = (self.request.failed.clone(), missing.source.clone());
         let step = Step::new(
             self.report.current(),
-            &gap.target,
+            &missing.target,
             Action::Compare { failed, source },
         );
         let step = journal.go_on(&step)?;
         let catalog = Catalog::read(&mut session)?;
         let mut applier = Applier::begin(&mut session)?;
-        self.note_comparison(gap, &mut last)?;
+        self.note_comparison(missing, &mut last)?;
         let (mut brought, mut deleted, mut own) = (0, 0, 0);
         let mut left: BTreeMap<Doubt, Left> = BTreeMap::new();
         for (i, table) in tables.iter().enumerate() {
             let name = table.name();
-            case.last = match (gap.lanes.is_empty(), lanes.of(&table.relation)) {
+            case.last = match (missing.streams.is_empty(), streams.of(&table.relation)) {
                 (true, _) => last.first().copied(),
-                (false, lane) => lane.map(|lane| last[lane]),
+                (false, stream) => stream.map(|stream| last[stream]),
             };
-            self.report.now(&format!(
+            self.report.progress(&format!(
                 "comparing table {} of {}: {name}",
                 i + 1,
                 tables.len()
@@ -92,7 +92,7 @@ impl Recovery {
             rendering.describe(table.relation.clone());
             let engine = &*self.engine;
             let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
-            let (Some(source), Some(target)) = (at(&gap.source), at(&gap.target)) else {
+            let (Some(source), Some(target)) = (at(&missing.source), at(&missing.target)) else {
                 return Err(Error::internal("a node was not connected"));
             };
             let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
@@ -127,7 +127,7 @@ impl Recovery {
                     }
                 }
                 for (at, changes) in by_time {
-                    rendering.begin(gap.from.lsn(), at);
+                    rendering.begin(missing.from.lsn(), at);
                     for change in changes.iter().flatten() {
                         rendering.change(change)?;
                     }
@@ -143,41 +143,41 @@ impl Recovery {
             server::advance_origin_to(origin, to.lsn()).run(&mut session)?;
         }
         journal.passed("the progress is moved")?;
-        self.note_end(gap)?;
+        self.note_end(missing)?;
         journal.done(step)?;
-        self.report.say(&format!(
-            "node \"{}\" has got {brought} rows and lost {deleted} by comparison with node \"{}\"",
-            gap.target, gap.source
+        self.report.notice(&format!(
+            "copied {brought} rows to node \"{}\" and deleted {deleted} there, by comparison with node \"{}\"",
+            missing.target, missing.source
         ));
         if own > 0 {
-            self.report.say(&format!(
+            self.report.notice(&format!(
                 "{own} rows that differ between node \"{}\" and node \"{}\" are each node's own: what is sent between them does not make them alike",
-                gap.source, gap.target
+                missing.source, missing.target
             ));
         }
         for (doubt, left) in &left {
-            self.tell_left(gap, doubt, left);
+            self.tell_left(missing, doubt, left);
         }
         Ok(())
     }
 
     /// What source and target are to have alike. Where a table is sent by none of the survivors, the rows of the failed
     /// node have got into it by what that one sent.
-    fn compared(&mut self, gap: &Gap) -> Result<Vec<Compared>> {
+    fn compared(&mut self, missing: &MissingRange) -> Result<Vec<Compared>> {
         let failed = self.request.failed.clone();
         let origins = [
-            self.origin_number(&failed, &gap.source)?,
-            self.origin_number(&failed, &gap.target)?,
+            self.origin_number(&failed, &missing.source)?,
+            self.origin_number(&failed, &missing.target)?,
         ];
         // What the one takes and the other does not it has not deleted.
         let parts = |subscriber: &str| -> BTreeSet<String> {
             let paths = self.engine.paths(&failed, subscriber);
             paths.iter().map(|path| self.engine.part(path)).collect()
         };
-        let orphaned = parts(&gap.source) == parts(&gap.target);
+        let orphaned = parts(&missing.source) == parts(&missing.target);
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
         let at = |name: &str| nodes.iter().position(|n| n.name == name);
-        let (Some(source), Some(target)) = (at(&gap.source), at(&gap.target)) else {
+        let (Some(source), Some(target)) = (at(&missing.source), at(&missing.target)) else {
             return Err(Error::internal("a node was not connected"));
         };
         let sent = verify::tables(&*self.engine, &mut nodes, source, target)?;
@@ -212,19 +212,19 @@ impl Recovery {
         Ok(tables)
     }
 
-    fn tell_left(&self, gap: &Gap, doubt: &Doubt, left: &Left) {
+    fn tell_left(&self, missing: &MissingRange, doubt: &Doubt, left: &Left) {
         let differ = format!(
             "{} rows differ between node \"{}\" and node \"{}\"",
-            left.rows, gap.source, gap.target
+            left.rows, missing.source, missing.target
         );
         let (why, hint) = match doubt {
             Doubt::Either => (
-                "it cannot be told which is right".to_owned(),
+                "they cannot be resolved automatically".to_owned(),
                 "Look at them on both nodes, and write the right ones on either.".to_owned(),
             ),
             Doubt::Orphan => (
-                format!("no survivor sends their tables, so it cannot be told whether \"{}\" has deleted them or \"{}\" itself", self.request.failed, gap.source),
-                format!("If they are to be gone, delete them on \"{}\".", gap.target),
+                format!("no survivor sends their tables, so it cannot be told whether \"{}\" has deleted them or \"{}\" itself", self.request.failed, missing.source),
+                format!("If they are to be gone, delete them on \"{}\".", missing.target),
             ),
             Doubt::Away(name) => (
                 format!("are left alone, since they are or may be of node \"{name}\", which is away"),
@@ -247,8 +247,8 @@ impl Recovery {
     }
 
     /// Transactions are not told apart where contents are compared.
-    pub fn require_whole(&self, gap: &Gap) -> Result<()> {
-        if self.request.skip_lsn.is_none() && gap.whole {
+    pub fn require_whole(&self, missing: &MissingRange) -> Result<()> {
+        if self.request.skip_lsn.is_none() && missing.whole {
             return Ok(());
         }
         Err(Error::refused(

@@ -2,7 +2,7 @@
 //! the versions that there are, and whether a member that is away can have had a hand in it.
 
 use super::authors::{Author, Authors};
-use super::lanes::Last;
+use super::streams::Last;
 use crate::replay::content::{Difference, Version};
 use crate::replay::share::Share;
 

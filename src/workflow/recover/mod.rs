@@ -2,14 +2,14 @@
 //! is brought over, each transaction once, in its order.
 
 mod authors;
+mod connect;
 mod content;
 mod judge;
-mod lanes;
 mod not_decoded;
 pub mod open_runs;
 mod replay;
 mod spared;
-mod standing;
+mod streams;
 
 use super::estimate::Estimate;
 use super::members;
@@ -22,18 +22,18 @@ use crate::error::{Error, Result, SqlState};
 use crate::journal::{Journal, Subject};
 use crate::libpq::Dsn;
 use crate::lsn::{Lsn, Position};
-use crate::node::{Here, Local, Member, Node, Reader, server};
+use crate::node::{Local, Member, Mode, Node, Reader, server};
 use crate::progress::Work;
 use crate::step::{Action, Step};
-use lanes::Lane;
+use connect::Failed;
 use open_runs::Open;
-use standing::Failed;
 use std::time::Instant;
+use streams::Stream;
 
 pub const COMMAND: &str = "spock.recover_run";
 const PHASES: usize = 3;
 /// Keys that are told of rows that differ.
-const TOLD_KEYS: usize = 5;
+const MAX_KEYS_SHOWN: usize = 5;
 
 /// The arguments of the CALL.
 #[derive(Clone, Default)]
@@ -77,7 +77,7 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
         "lock the membership of the cluster that \"{}\" was in",
         request.failed
     ));
-    let here = Here::Call(local.clone());
+    let here = Mode::Execute(local.clone());
     let mut recovery = Recovery::connect_for(here, request, report, Failed::Member)?;
     recovery.clean_up_interrupted()?;
     recovery.forget_finished()?;
@@ -88,18 +88,18 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
         recovery.warn_of_lost_wal()?;
     }
     if plan.is_empty() {
-        recovery.report.say(&format!(
+        recovery.report.notice(&format!(
             "nothing to do: every survivor has the same of \"{}\"",
             recovery.request.failed
         ));
         return Ok(());
     }
-    let plan = recovery.ways(plan)?;
+    let plan = recovery.methods(plan)?;
     let mut journal = recovery.begin(&local, &plan)?;
-    for filling in &plan {
-        if let Err(first) = recovery.fill(filling, &mut journal) {
+    for repair in &plan {
+        if let Err(first) = recovery.fill(repair, &mut journal) {
             let first = recovery.take_back(&journal, first);
-            return Err(recovery.not_to_return(filling, first));
+            return Err(recovery.not_to_return(repair, first));
         }
     }
     journal.passed("all is done")?;
@@ -108,7 +108,7 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
         recovery.verify()?;
     }
     recovery.report.finished();
-    recovery.report.say(&format!(
+    recovery.report.notice(&format!(
         "recovered from the loss of \"{}\", {:.1} s",
         recovery.request.failed,
         begun.elapsed().as_secs_f64()
@@ -121,21 +121,21 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
 pub fn phase_clone(local: Local, request: Request) -> Result<String> {
     let mut report = of("spock.recover_phase_clone", PHASES, &request);
     report.phase("lock the membership");
-    let mut recovery = Recovery::connect(Here::Call(local.clone()), request, report)?;
+    let mut recovery = Recovery::connect(Mode::Execute(local.clone()), request, report)?;
     recovery.clean_up_interrupted()?;
     recovery.report.phase("compare what the survivors have");
     let plan = recovery.plan()?;
-    let Some(gap) = plan.into_iter().next() else {
+    let Some(missing) = plan.into_iter().next() else {
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             "nothing is missing",
             "Ask CALL spock.recover_precheck(...) first.",
         ));
     };
-    let slot = recovery.check_slot(&gap)?;
-    let filling = recovery.filling(gap, Way::Slot(slot.clone()))?;
-    let mut journal = recovery.begin(&local, std::slice::from_ref(&filling))?;
-    match recovery.bring(&filling, &slot, &mut journal) {
+    let slot = recovery.check_slot(&missing)?;
+    let repair = recovery.repair(missing, Method::Slot(slot.clone()))?;
+    let mut journal = recovery.begin(&local, std::slice::from_ref(&repair))?;
+    match recovery.bring(&repair, &slot, &mut journal) {
         Ok(clone) => Ok(clone),
         Err(first) => Err(recovery.take_back(&journal, first)),
     }
@@ -143,17 +143,17 @@ pub fn phase_clone(local: Local, request: Request) -> Result<String> {
 
 /// What [`recover_run`] would do; nothing is changed.
 pub fn plan(reader: &Reader, request: Request) -> Result<Vec<Planned>> {
-    let here = Here::Look(reader.clone());
+    let here = Mode::DryRun(reader.clone());
     refuse_interrupted(&here)?;
-    let mut recovery = Recovery::connect(here, request, Report::looking())?;
-    let gaps = recovery.plan()?;
-    let fillings = recovery.ways(gaps)?;
+    let mut recovery = Recovery::connect(here, request, Report::silent())?;
+    let missing_ranges = recovery.plan()?;
+    let repairs = recovery.methods(missing_ranges)?;
     let mut planned: Vec<Planned> = vec![];
-    for filling in &fillings {
-        let steps = recovery.steps(std::slice::from_ref(filling));
+    for repair in &repairs {
+        let steps = recovery.steps(std::slice::from_ref(repair));
         planned.extend(steps.into_iter().map(Planned::from));
-        if let (Some(last), Way::Slot(_)) = (planned.last_mut(), &filling.way) {
-            let bytes = filling.gap.bytes_to(&filling.gap.to);
+        if let (Some(last), Method::Slot(_)) = (planned.last_mut(), &repair.method) {
+            let bytes = repair.missing.bytes_to(&repair.missing.to);
             last.estimate = Some(Estimate::of_replay(bytes));
         }
     }
@@ -163,40 +163,40 @@ pub fn plan(reader: &Reader, request: Request) -> Result<Vec<Planned>> {
 /// Lets go of what [`phase_clone`] left.
 pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let report = of("spock.recover_finalize", 1, &request);
-    let here = Here::Call(local.clone());
+    let here = Mode::Execute(local.clone());
     let mut recovery = Recovery::connect_for(here, request, report, Failed::Anybody)?;
     let exists = server::slots_named(&[clone.to_owned()]);
     let slots = members::each(&mut recovery.survivors, |_| exists.clone())?;
     if !slots.iter().flatten().any(|row| row.bool(2)) {
         return Err(Error::Argument {
             argument: "cloned_slot_name",
-            problem: format!("is \"{clone}\", which is no slot of a survivor"),
+            problem: format!("is \"{clone}\", which is not a slot of a survivor"),
             hint: "Give the name that recover_phase_clone returned.".into(),
             state: SqlState::UNDEFINED_OBJECT,
         });
     }
     recovery.clean_up(Open::Finalized)?;
-    recovery.report.say("nothing is held any more");
+    recovery.report.notice("recovery finalized");
     Ok(())
 }
 
 /// Whether `target` lacks something of the failed node that `source` has; changes nothing.
 pub fn recovery_needed(local: Local, request: Request) -> Result<bool> {
     let report = of("spock.recover_precheck", 1, &request);
-    let mut recovery = Recovery::connect(Here::Call(local.clone()), request, report)?;
+    let mut recovery = Recovery::connect(Mode::Execute(local.clone()), request, report)?;
     let plan = recovery.plan()?;
-    for gap in &plan {
-        recovery.report.say(&gap.to_string());
-        recovery.check_slot(gap)?;
+    for missing in &plan {
+        recovery.report.notice(&missing.to_string());
+        recovery.check_slot(missing)?;
     }
     if plan.is_empty() {
-        recovery.report.say("no recovery is needed");
+        recovery.report.notice("no recovery is needed");
     }
     Ok(!plan.is_empty())
 }
 
 /// What a survivor lacks.
-pub struct Gap {
+pub struct MissingRange {
     source: String,
     target: String,
     /// From where on what belongs to the failed node's transactions may be missing.
@@ -208,12 +208,12 @@ pub struct Gap {
     /// All that the source has, so that the two are equal then.
     whole: bool,
     /// By which of several subscriptions; none where there is one.
-    lanes: Vec<Lane>,
+    streams: Vec<Stream>,
     /// Whether the source has by no other one less than the target.
-    all_lanes: bool,
+    all_streams: bool,
 }
 
-impl Gap {
+impl MissingRange {
     /// Bytes of the failed node's WAL from where the target lacks something.
     fn bytes_to(&self, position: &Position) -> u64 {
         position.lsn().0.saturating_sub(self.from.lsn().0)
@@ -221,24 +221,24 @@ impl Gap {
 }
 
 /// Where what is missing comes from.
-pub enum Way {
+pub enum Method {
     /// A recovery slot of the source, which has kept it all.
     Slot(String),
     /// Its contents, because of that.
     Comparison(Error),
 }
 
-/// How a gap is going to be filled.
-pub struct Filling {
-    gap: Gap,
-    way: Way,
+/// How a missing is going to be filled.
+pub struct Repair {
+    missing: MissingRange,
+    method: Method,
     /// Whether the source gets what the target writes: it has to have all of it first.
     sends: bool,
     /// The subscriptions of the target that stand still meanwhile.
     held: Vec<String>,
 }
 
-impl std::fmt::Display for Gap {
+impl std::fmt::Display for MissingRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -258,7 +258,7 @@ fn stay_away(failed: &str, target: &str) -> String {
 
 pub struct Recovery {
     engine: Box<dyn Engine>,
-    session: Here,
+    session: Mode,
     /// The node that the CALL runs on.
     here: String,
     report: Report,
@@ -285,63 +285,65 @@ impl Recovery {
             .ok_or_else(|| {
                 Error::refused(
                     SqlState::UNDEFINED_OBJECT,
-                    format!("node \"{name}\" is no survivor that can be reached"),
+                    format!("node \"{name}\" is not a survivor that can be reached"),
                     format!("The survivors are {}.", known.join(", ")),
                 )
             })
     }
 
-    /// How each gap is going to be filled.
-    fn ways(&mut self, gaps: Vec<Gap>) -> Result<Vec<Filling>> {
+    /// How each missing is going to be filled.
+    fn methods(&mut self, missing_ranges: Vec<MissingRange>) -> Result<Vec<Repair>> {
         let mut all = vec![];
-        for gap in gaps {
-            let way = match self.check_slot(&gap) {
-                Ok(slot) => Way::Slot(slot),
+        for missing in missing_ranges {
+            let way = match self.check_slot(&missing) {
+                Ok(slot) => Method::Slot(slot),
                 Err(why) if why.sqlstate() == SqlState::NOT_IN_PREREQUISITE_STATE => {
-                    self.require_whole(&gap)?;
-                    self.lanes(&gap)?;
-                    Way::Comparison(why)
+                    self.require_whole(&missing)?;
+                    self.streams(&missing)?;
+                    Method::Comparison(why)
                 }
                 Err(error) => return Err(error),
             };
-            all.push(self.filling(gap, way)?);
+            all.push(self.repair(missing, way)?);
         }
         Ok(all)
     }
 
     /// What is going to be done, in the order of the journal.
-    fn steps(&self, fillings: &[Filling]) -> Vec<Step> {
+    fn steps(&self, repairs: &[Repair]) -> Vec<Step> {
         let mut steps = vec![];
-        for filling in fillings {
-            let gap = &filling.gap;
-            let (failed, source) = (self.request.failed.clone(), gap.source.clone());
+        for repair in repairs {
+            let missing = &repair.missing;
+            let (failed, source) = (self.request.failed.clone(), missing.source.clone());
             let mut add = |node: &str, action| steps.push(Step::new(PHASES, node, action));
-            if let Way::Slot(slot) = &filling.way {
-                add(&gap.source, Action::CloneSlot { slot: slot.clone() });
+            if let Method::Slot(slot) = &repair.method {
+                add(&missing.source, Action::CloneSlot { slot: slot.clone() });
             }
-            if filling.sends {
-                add(&gap.target, Action::Marker);
+            if repair.sends {
+                add(&missing.target, Action::Marker);
             }
-            for subscription in filling.held.clone() {
-                add(&gap.target, Action::HoldSubscription { subscription });
+            for subscription in repair.held.clone() {
+                add(&missing.target, Action::HoldSubscription { subscription });
             }
-            let bring = match filling.way {
-                Way::Slot(_) => {
-                    add(&gap.target, Action::NoteRecovery);
+            let bring = match repair.method {
+                Method::Slot(_) => {
+                    add(&missing.target, Action::NoteRecovery);
                     Action::Replay { failed, source }
                 }
-                Way::Comparison(_) => Action::Compare { failed, source },
+                Method::Comparison(_) => Action::Compare { failed, source },
             };
-            add(&gap.target, bring);
+            add(&missing.target, bring);
         }
         steps
     }
 
     /// Begins the journal, and the phase that changes something.
-    fn begin(&mut self, local: &Local, fillings: &[Filling]) -> Result<Journal> {
-        let replays = fillings.iter().filter(|f| matches!(f.way, Way::Slot(_)));
-        self.done.bytes_total = replays.map(|f| f.gap.bytes_to(&f.gap.to)).sum();
-        let source = fillings.first().map_or("", |f| &f.gap.source);
+    fn begin(&mut self, local: &Local, repairs: &[Repair]) -> Result<Journal> {
+        let replays = repairs
+            .iter()
+            .filter(|f| matches!(f.method, Method::Slot(_)));
+        self.done.bytes_total = replays.map(|f| f.missing.bytes_to(&f.missing.to)).sum();
+        let source = repairs.first().map_or("", |f| &f.missing.source);
         let journal = Journal::begin(
             local,
             &Subject {
@@ -351,10 +353,10 @@ impl Recovery {
                 source_dsn: "",
                 node: &self.request.failed,
             },
-            self.steps(fillings),
+            self.steps(repairs),
         )?;
         self.report
-            .phase("bring over what is missing, transaction by transaction");
+            .phase("replay what is missing, transaction by transaction");
         Ok(journal)
     }
 
@@ -362,14 +364,19 @@ impl Recovery {
     fn verify(&mut self) -> Result<()> {
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
         let all = nodes.len();
-        let found =
-            verify::mismatches(&*self.engine, &mut nodes, all, TOLD_KEYS, verify::Of::Sent)?;
+        let found = verify::mismatches(
+            &*self.engine,
+            &mut nodes,
+            all,
+            MAX_KEYS_SHOWN,
+            verify::Of::Sent,
+        )?;
         for mismatch in &found {
             let hint = "SELECT * FROM spock.verify_nodes() tells more.";
             self.report.warn(&mismatch.to_string(), hint);
         }
         if found.is_empty() {
-            self.report.say("the survivors have the same content");
+            self.report.notice("the survivors have the same content");
         }
         Ok(())
     }
@@ -395,11 +402,11 @@ impl Recovery {
 
     /// What a comparison has brought the failed node would send again, and apply would stop at that: its place in what
     /// that one sends moves at the end only.
-    fn not_to_return(&mut self, filling: &Filling, first: Error) -> Error {
-        let Way::Comparison(_) = filling.way else {
+    fn not_to_return(&mut self, repair: &Repair, first: Error) -> Error {
+        let Method::Comparison(_) = repair.method else {
             return first;
         };
-        let (failed, target) = (self.request.failed.clone(), &filling.gap.target);
+        let (failed, target) = (self.request.failed.clone(), &repair.missing.target);
         let node = self.survivors.iter_mut().find(|n| n.name == *target);
         let begun = node.is_none_or(|node| {
             let notes = server::unfinished_comparison(&failed).run(node);
@@ -415,7 +422,7 @@ impl Recovery {
     }
 
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
-        self.report.say(&format!("failed, undoing: {first}"));
+        self.report.notice(&format!("failed, undoing: {first}"));
         let undo = Undo {
             engine: &*self.engine,
             journal,

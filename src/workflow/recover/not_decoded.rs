@@ -1,7 +1,7 @@
 //! What a recovery slot does not give. Where replication sets are each node's own, the source may have got rows of the
 //! failed node that its own sets would not send, and a slot is read by these.
 
-use super::{Gap, Recovery};
+use super::{MissingRange, Recovery};
 use crate::error::{Error, Result};
 use crate::node::Statement;
 use crate::quote::qualified;
@@ -10,18 +10,18 @@ use crate::replay::share::{ORIGIN, WRITTEN};
 
 impl Recovery {
     /// A table of the source with rows of the failed node that the target lacks, and that the slot leaves out.
-    pub fn not_decoded(&mut self, gap: &Gap) -> Result<Option<String>> {
+    pub fn not_decoded(&mut self, missing: &MissingRange) -> Result<Option<String>> {
         let failed = self.request.failed.clone();
-        let Some(at) = self.survivors.iter().position(|n| n.name == gap.source) else {
+        let Some(at) = self.survivors.iter().position(|n| n.name == missing.source) else {
             return Err(Error::internal("a node was not connected"));
         };
         let Some(decoded) = self.engine.decoded_tables(&mut self.survivors[at])? else {
             return Ok(None);
         };
-        let Some(origin) = self.origin_number(&failed, &gap.source)? else {
+        let Some(origin) = self.origin_number(&failed, &missing.source)? else {
             return Ok(None);
         };
-        let had = self.last_commit(&failed, &gap.target)?.unwrap_or(0);
+        let had = self.last_commit(&failed, &missing.target)?.unwrap_or(0);
         let source = &mut self.survivors[at];
         for relation in relations(source, self.engine.own_schemas())? {
             let name = (relation.schema.clone(), relation.name.clone());

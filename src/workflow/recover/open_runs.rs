@@ -5,11 +5,11 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::journal::Journal;
 use crate::libpq::Conn;
-use crate::node::{Here, Node, Session, server};
+use crate::node::{Mode, Node, Session, server};
 use crate::workflow::report::Report;
 use crate::workflow::undo::Undo;
 
-/// Why it has no end.
+/// Why it has not ended.
 #[derive(Clone, Copy)]
 pub enum Open {
     /// Its CALL did not come to one.
@@ -21,7 +21,7 @@ pub enum Open {
 /// Lets go of what recoveries hold, of the loss of `failed` or of any node, whichever of `survivors` they ran on.
 pub fn let_go(
     engine: &dyn Engine,
-    session: &Here,
+    session: &Mode,
     here: &str,
     survivors: &mut [Node],
     report: &Report,
@@ -45,8 +45,8 @@ pub fn let_go(
                 continue;
             }
             let (run, node) = (format!("run {}{place}", dead.run), &dead.node);
-            report.say(&match open {
-                Open::Finalized => format!("letting go of what {run} of the recovery of node \"{node}\" holds"),
+            report.notice(&match open {
+                Open::Finalized => format!("releasing slot and subscriptions of {run}, the recovery of node \"{node}\""),
                 Open::Interrupted => format!(
                     "cleaning up after the CALL {COMMAND} for node \"{node}\" that was interrupted ({run})"
                 ),

@@ -1,7 +1,7 @@
 //! One survivor gets what another has kept: decoded from the recovery slot there, applied here under the
 //! failed node's origin with its positions and times, so that data and progress move together.
 
-use super::{Filling, Gap, Recovery, Way};
+use super::{Method, MissingRange, Recovery, Repair};
 use crate::engine::{Path, names};
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
@@ -14,7 +14,7 @@ use crate::step::{Action, Step};
 use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
-use crate::workflow::patience::{Seen, wait_until};
+use crate::workflow::poll::{Poll, wait_until};
 use crate::workflow::undo;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -87,15 +87,15 @@ struct Brought {
 }
 
 impl Recovery {
-    pub fn fill(&mut self, filling: &Filling, journal: &mut Journal) -> Result<()> {
-        match &filling.way {
-            Way::Slot(slot) => drop(self.bring(filling, slot, journal)?),
-            Way::Comparison(why) => {
-                self.report.say(&format!(
+    pub fn fill(&mut self, repair: &Repair, journal: &mut Journal) -> Result<()> {
+        match &repair.method {
+            Method::Slot(slot) => drop(self.bring(repair, slot, journal)?),
+            Method::Comparison(why) => {
+                self.report.notice(&format!(
                     "{}; their contents are compared: {why}",
-                    filling.gap
+                    repair.missing
                 ));
-                self.compare(filling, journal)?;
+                self.compare(repair, journal)?;
             }
         }
         self.release(journal)
@@ -104,23 +104,27 @@ impl Recovery {
     /// Which subscriptions of the target have to stand still: with a slot all, since nothing may come in
     /// between; else the one to the failed node, whose origin is used. Those that do so already are left
     /// alone.
-    pub fn filling(&mut self, gap: Gap, way: Way) -> Result<Filling> {
-        let mut paths = self.engine.paths(&self.request.failed, &gap.target);
-        if let Way::Slot(_) = way {
-            let others = self.survivors.iter().filter(|n| n.name != gap.target);
-            paths.extend(others.flat_map(|n| self.engine.paths(&n.name, &gap.target)));
+    pub fn repair(&mut self, missing: MissingRange, method: Method) -> Result<Repair> {
+        let mut paths = self.engine.paths(&self.request.failed, &missing.target);
+        if let Method::Slot(_) = method {
+            let others = self.survivors.iter().filter(|n| n.name != missing.target);
+            paths.extend(others.flat_map(|n| self.engine.paths(&n.name, &missing.target)));
         }
-        let back = self.engine.path(&gap.target, &gap.source).subscription;
-        let sends = matches!(way, Way::Slot(_)) && self.enabled(&gap.source)?.contains(&back);
-        let enabled = self.enabled(&gap.target)?;
+        let back = self
+            .engine
+            .path(&missing.target, &missing.source)
+            .subscription;
+        let sends =
+            matches!(method, Method::Slot(_)) && self.enabled(&missing.source)?.contains(&back);
+        let enabled = self.enabled(&missing.target)?;
         let held = paths
             .into_iter()
             .map(|path| path.subscription)
             .filter(|subscription| enabled.contains(subscription))
             .collect();
-        Ok(Filling {
-            gap,
-            way,
+        Ok(Repair {
+            missing,
+            method,
             sends,
             held,
         })
@@ -136,53 +140,52 @@ impl Recovery {
 
     /// Brings over what the target lacks. The clone, whose name is the answer, and the subscription are
     /// still held then.
-    pub fn bring(
-        &mut self,
-        filling: &Filling,
-        slot: &str,
-        journal: &mut Journal,
-    ) -> Result<String> {
-        let gap = &filling.gap;
-        self.report.say(&gap.to_string());
-        let clone = self.clone_slot(gap, slot, journal)?;
-        let brought = self.replay(filling, &clone, journal)?;
-        self.report.say(&format!(
-            "node \"{}\" has got {} transactions with {} changes of \"{}\" from node \"{}\"",
-            gap.target, brought.transactions, brought.changes, self.request.failed, gap.source
+    pub fn bring(&mut self, repair: &Repair, slot: &str, journal: &mut Journal) -> Result<String> {
+        let missing = &repair.missing;
+        self.report.notice(&missing.to_string());
+        let clone = self.clone_slot(missing, slot, journal)?;
+        let brought = self.replay(repair, &clone, journal)?;
+        self.report.notice(&format!(
+            "replayed {} transactions ({} changes) of \"{}\" from node \"{}\" on node \"{}\"",
+            brought.transactions,
+            brought.changes,
+            self.request.failed,
+            missing.source,
+            missing.target
         ));
         Ok(clone)
     }
 
     /// The recovery slot of the source, if it has kept all that the target lacks.
-    pub fn check_slot(&mut self, gap: &Gap) -> Result<String> {
+    pub fn check_slot(&mut self, missing: &MissingRange) -> Result<String> {
         let failed = self.request.failed.clone();
-        let has = server::has_commit_position().run(self.survivor(&gap.target)?)?;
+        let has = server::has_commit_position().run(self.survivor(&missing.target)?)?;
         if !has.one()?.bool(0) {
             return Err(Error::refused(
                 SqlState::UNDEFINED_OBJECT,
                 format!(
                     "node \"{}\" does not have the extension zodan, without which an interrupted recovery could lose a transaction there",
-                    gap.target
+                    missing.target
                 ),
                 "Run CREATE EXTENSION zodan there.",
             ));
         }
-        let source = self.survivor(&gap.source)?;
+        let source = self.survivor(&missing.source)?;
         let slot = members::recovery_slot(source)?;
         let none = |why: String| {
             Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 format!(
-                    "the recovery slot of node \"{}\" cannot help: {why}",
-                    gap.source
+                    "cannot recover from the slot of node \"{}\": {why}",
+                    missing.source
                 ),
-                "See \"When the recovery slot cannot help\" in docs/operations.md. For the next time: SELECT zodan.keep_recovery_slot() on every node.",
+                "See \"When a recovery slot cannot be used\" in docs/operations.md. For the next time: SELECT zodan.start_node_worker() on every node.",
             )
         };
-        if !gap.lanes.is_empty() {
+        if !missing.streams.is_empty() {
             return Err(none(format!(
                 "node \"{}\" has several subscriptions to \"{failed}\", and it does not tell what came by which",
-                gap.target
+                missing.target
             )));
         }
         let state = server::slot_state(&slot).run(source)?;
@@ -192,36 +195,41 @@ impl Recovery {
         if row.bool(3) {
             return Err(none(format!("slot {slot} has lost its WAL")));
         }
-        let kept = server::protected_from(&failed).run(source)?;
+        let kept = server::retained_from(&failed).run(source)?;
         let Some(from) = kept.first().filter(|row| row.get(0).is_some()) else {
             return Err(none(format!(
                 "it was made after node \"{failed}\" had died"
             )));
         };
         let from = Position::new(&failed, server::parse_lsn(from, 0)?);
-        if !gap.since.reaches(&from)? {
+        if !missing.since.reaches(&from)? {
             return Err(none(format!(
                 "it has the transactions after {from}, and those after {} are missing on node \"{}\"",
-                gap.since, gap.target
+                missing.since, missing.target
             )));
         }
-        if let Some(table) = self.not_decoded(gap)? {
+        if let Some(table) = self.not_decoded(missing)? {
             return Err(none(format!(
                 "it gives nothing of rows of \"{failed}\" in table {table}, which no replication set of node \"{}\" lets through",
-                gap.source
+                missing.source
             )));
         }
         Ok(slot)
     }
 
     /// The slot goes on being advanced while its copy is read.
-    fn clone_slot(&mut self, gap: &Gap, slot: &str, journal: &mut Journal) -> Result<String> {
+    fn clone_slot(
+        &mut self,
+        missing: &MissingRange,
+        slot: &str,
+        journal: &mut Journal,
+    ) -> Result<String> {
         let clone = names::recovery_copy(slot, journal.run());
         let phase = self.report.current();
         let step = journal.intend(
             &Step::new(
                 phase,
-                &gap.source,
+                &missing.source,
                 Action::CloneSlot {
                     slot: slot.to_owned(),
                 },
@@ -230,18 +238,18 @@ impl Recovery {
                 slot: clone.clone(),
             },
         )?;
-        let source = self.survivor(&gap.source)?;
+        let source = self.survivor(&missing.source)?;
         // Left by a CALL on a node that is gone, with its journal.
         undo::drop_slot(source, &clone)?;
         wait_until(
-            &gap.source,
+            &missing.source,
             &format!("copying slot {slot}"),
             "See who uses it.",
             || match server::copy_slot(slot, &clone).run(source) {
-                Ok(_) => Ok(Seen::Done(())),
+                Ok(_) => Ok(Poll::Ready(())),
                 // Being advanced just now.
                 Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => {
-                    Ok(Seen::Pending(error.to_string()))
+                    Ok(Poll::Pending(error.to_string()))
                 }
                 Err(error) => Err(error),
             },
@@ -250,42 +258,42 @@ impl Recovery {
         Ok(clone)
     }
 
-    fn replay(&mut self, filling: &Filling, clone: &str, journal: &mut Journal) -> Result<Brought> {
-        let gap = &filling.gap;
+    fn replay(&mut self, repair: &Repair, clone: &str, journal: &mut Journal) -> Result<Brought> {
+        let missing = &repair.missing;
         let request = self.request.clone();
         let decoding = self.engine.decoding();
         let own_schemas = self.engine.own_schemas();
         // What the target has written is with the source first, and what the source has is on disk.
-        self.send_to_source(filling, journal)?;
-        let ours = self.origin_of_target(gap)?;
-        let mut session = self.hold(filling, &ours, journal)?;
-        let origins = self.origins(gap)?;
+        self.send_to_source(repair, journal)?;
+        let ours = self.origin_of_target(missing)?;
+        let mut session = self.hold(repair, &ours, journal)?;
+        let origins = self.origins(missing)?;
         // A session of a call that was killed may have gone on for a while.
         let from = match origins.of_failed {
-            Some(applied) => gap
+            Some(applied) => missing
                 .from
                 .clone()
                 .max(&Position::new(&request.failed, applied))?,
-            None => gap.from.clone(),
+            None => missing.from.clone(),
         };
-        self.note_begin(gap, journal)?;
+        self.note_begin(missing, journal)?;
         let step = Step::new(
             self.report.current(),
-            &gap.target,
+            &missing.target,
             Action::Replay {
                 failed: request.failed.clone(),
-                source: gap.source.clone(),
+                source: missing.source.clone(),
             },
         );
         let step = journal.go_on(&step)?;
-        let source = self.survivor(&gap.source)?;
+        let source = self.survivor(&missing.source)?;
         server::flush_wal().run(source)?;
-        let mut reader = Conn::open(&gap.source, &source.dsn)?;
+        let mut reader = Conn::open(&missing.source, &source.dsn)?;
 
         let mut brought = Brought::default();
         let mut rendering = Rendering::new(Catalog::read(&mut session)?, own_schemas);
         let mut applier = Applier::begin(&mut session)?;
-        let mut transactions = Transactions::peek(&mut reader, &gap.source, clone, &decoding)?;
+        let mut transactions = Transactions::peek(&mut reader, &missing.source, clone, &decoding)?;
         let mut touched = Touched::default();
         let mut at = from.clone();
         let (mut time, mut under) = (0, Under::Unwanted);
@@ -302,7 +310,7 @@ impl Recovery {
                     let end = Position::new(&request.failed, end);
                     under = if from.reaches(&end)? {
                         Under::Had
-                    } else if gap.to.reaches(&end)? && !request.is_too_late(time) {
+                    } else if missing.to.reaches(&end)? && !request.is_too_late(time) {
                         rendering.begin_watched(end.lsn(), time);
                         brought.transactions += 1;
                         at = end;
@@ -322,7 +330,7 @@ impl Recovery {
                 Message::Commit => {
                     if matches!(under, Under::Missing | Under::Repeated) {
                         rendering.commit()?;
-                        self.tell(gap, &at, &brought);
+                        self.tell(missing, &at, &brought);
                     }
                 }
                 Message::Other => {}
@@ -356,54 +364,58 @@ impl Recovery {
         journal.passed("the last change is applied")?;
         server::end_replay().run(&mut session)?;
         // Where progress is moved by commits alone, the last of them has to be there.
-        if origins.exact && gap.whole && !request.force && at != gap.to {
+        if origins.exact && missing.whole && !request.force && at != missing.to {
             return Err(Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 format!(
                     "node \"{}\" has applied up to {}, but its slot has only what came up to {at}",
-                    gap.source, gap.to
+                    missing.source, missing.to
                 ),
                 "What the slot has was brought over. Compare the nodes; with force := true the rest counts as brought.",
             ));
         }
-        if gap.whole || request.skip_lsn.is_some() {
+        if missing.whole || request.skip_lsn.is_some() {
             // What was skipped, or had nothing for these tables, is done with too.
-            let done = if gap.whole { &gap.to } else { &gap.from };
+            let done = if missing.whole {
+                &missing.to
+            } else {
+                &missing.from
+            };
             server::advance_origin_to(&ours, done.lsn()).run(&mut session)?;
         }
         journal.passed("the progress is moved")?;
-        self.note_end(gap)?;
+        self.note_end(missing)?;
         journal.passed("the target has all")?;
         journal.done(step)?;
-        self.tell_spared(gap, &rendering, &idle)?;
-        self.done.bytes_done += gap.bytes_to(&gap.to);
+        self.tell_spared(missing, &rendering, &idle)?;
+        self.done.bytes_done += missing.bytes_to(&missing.to);
         self.done.rows_done += brought.changes;
         Ok(brought)
     }
 
     /// As long as this stands the target counts as lacking what it is given, so that the next CALL, on
     /// whichever node, repeats what others did to it, and no recovery slot gives that up before.
-    fn note_begin(&mut self, gap: &Gap, journal: &mut Journal) -> Result<()> {
+    fn note_begin(&mut self, missing: &MissingRange, journal: &mut Journal) -> Result<()> {
         let failed = self.request.failed.clone();
-        let step = Step::new(self.report.current(), &gap.target, Action::NoteRecovery);
+        let step = Step::new(self.report.current(), &missing.target, Action::NoteRecovery);
         let step = journal.go_on(&step)?;
-        let target = self.survivor(&gap.target)?;
-        server::note_recovery(&failed, gap.since.lsn()).run(target)?;
+        let target = self.survivor(&missing.target)?;
+        server::note_recovery(&failed, missing.since.lsn()).run(target)?;
         journal.done(step)
     }
 
     /// The target has all that it was to get.
-    pub fn note_end(&mut self, gap: &Gap) -> Result<()> {
+    pub fn note_end(&mut self, missing: &MissingRange) -> Result<()> {
         let failed = self.request.failed.clone();
-        let target = self.survivor(&gap.target)?;
+        let target = self.survivor(&missing.target)?;
         server::forget_unfinished(Some(&failed)).run(target)?;
         Ok(())
     }
 
     /// What is done, in bytes of the failed node's WAL.
-    fn tell(&self, gap: &Gap, at: &Position, brought: &Brought) {
+    fn tell(&self, missing: &MissingRange, at: &Position, brought: &Brought) {
         let work = Work {
-            bytes_done: self.done.bytes_done + gap.bytes_to(at),
+            bytes_done: self.done.bytes_done + missing.bytes_to(at),
             rows_done: self.done.rows_done + brought.changes,
             ..self.done
         };
@@ -411,20 +423,20 @@ impl Recovery {
     }
 
     /// A marker of the target is applied on the source, where the source subscribes to it.
-    fn send_to_source(&mut self, filling: &Filling, journal: &mut Journal) -> Result<()> {
-        if !filling.sends {
+    fn send_to_source(&mut self, repair: &Repair, journal: &mut Journal) -> Result<()> {
+        if !repair.sends {
             return Ok(());
         }
-        let gap = &filling.gap;
-        let path = self.engine.path(&gap.target, &gap.source);
-        let step = Step::new(self.report.current(), &gap.target, Action::Marker);
+        let missing = &repair.missing;
+        let path = self.engine.path(&missing.target, &missing.source);
+        let step = Step::new(self.report.current(), &missing.target, Action::Marker);
         let step = journal.intend(&step, &Effect::Marker)?;
         let engine = &*self.engine;
         let (mut target, mut source) = (vec![], None);
         for node in &mut self.survivors {
             match &node.name {
-                name if *name == gap.target => target.push(node),
-                name if *name == gap.source => source = Some(node),
+                name if *name == missing.target => target.push(node),
+                name if *name == missing.source => source = Some(node),
                 _ => {}
             }
         }
@@ -435,54 +447,59 @@ impl Recovery {
     }
 
     /// The origin of the target's subscription to the failed node, the first of several.
-    pub fn origin_of_target(&mut self, gap: &Gap) -> Result<String> {
-        let path = match gap.lanes.first() {
-            Some(lane) => lane.path.clone(),
-            None => self.engine.path(&self.request.failed, &gap.target),
+    pub fn origin_of_target(&mut self, missing: &MissingRange) -> Result<String> {
+        let path = match missing.streams.first() {
+            Some(stream) => stream.path.clone(),
+            None => self.engine.path(&self.request.failed, &missing.target),
         };
-        self.origin_of(gap, &path)
+        self.origin_of(missing, &path)
     }
 
     /// The origin of a subscription of the target.
-    pub fn origin_of(&mut self, gap: &Gap, path: &Path) -> Result<String> {
+    pub fn origin_of(&mut self, missing: &MissingRange, path: &Path) -> Result<String> {
         let origin = self.engine.origin(path);
-        let target = self.survivor(&gap.target)?;
+        let target = self.survivor(&missing.target)?;
         Ok(origin.run(target)?.one()?.text(0).to_owned())
     }
 
     /// How the source's transactions are told apart, and how far the target, whose subscriptions are
     /// held, has got those of each node.
-    fn origins(&mut self, gap: &Gap) -> Result<Origins> {
+    fn origins(&mut self, missing: &MissingRange) -> Result<Origins> {
         let engine = &*self.engine;
         let failed = self.request.failed.clone();
         // Also of those that are away both may have got something.
         let survivors = self.survivors.iter().map(|n| n.name.clone());
         let names: Vec<String> = survivors.chain(self.away.iter().cloned()).collect();
         let subscriptions = engine.subscriptions();
-        let mark = |name: &str| engine.written_as(&engine.path(name, &gap.source));
+        let mark = |name: &str| engine.row_origin(&engine.path(name, &missing.source));
         let marks: Vec<(String, Statement)> = names
             .iter()
-            .filter(|name| **name != gap.source)
+            .filter(|name| **name != missing.source)
             .map(|name| (name.clone(), mark(name)))
             .collect();
         let failed_mark = mark(&failed);
-        let own_mark = engine.written_as(&engine.path(&gap.source, &gap.target));
+        let own_mark = engine.row_origin(&engine.path(&missing.source, &missing.target));
         let inbound: Vec<(String, String)> = names
             .iter()
             .chain([&failed])
-            .map(|name| (name.clone(), engine.path(name, &gap.target).subscription))
+            .map(|name| {
+                (
+                    name.clone(),
+                    engine.path(name, &missing.target).subscription,
+                )
+            })
             .collect();
-        let exact = engine.commit_as(&failed).is_none();
+        let exact = engine.set_commit_origin(&failed).is_none();
 
-        let target = self.survivor(&gap.target)?;
+        let target = self.survivor(&missing.target)?;
         let states = crate::engine::subscription_states(&subscriptions.run(target)?)?;
         let applied = |name: &str| {
             let subscription = inbound.iter().find(|(n, _)| n == name)?;
             states.iter().find(|s| s.name == subscription.1)?.applied
         };
-        let (of_failed, of_source) = (applied(&failed), applied(&gap.source));
+        let (of_failed, of_source) = (applied(&failed), applied(&missing.source));
         let mut others = BTreeMap::new();
-        let source = self.survivor(&gap.source)?;
+        let source = self.survivor(&missing.source)?;
         let failed = failed_mark.run(source)?.one()?.text(0).to_owned();
         let own = own_mark.run(source)?;
         let own = own.first().map(|row| row.text(0).to_owned());
@@ -490,7 +507,7 @@ impl Recovery {
             let rows = mark.run(source)?;
             let Some(row) = rows.first() else { continue };
             // Its own writes it has, however far.
-            let has = match name == gap.target {
+            let has = match name == missing.target {
                 true => Some(Lsn(u64::MAX)),
                 false => applied(&name),
             };
@@ -508,25 +525,25 @@ impl Recovery {
 
     /// Holds subscriptions of the target, and opens a session that writes as the one to the failed node
     /// would. What the held ones would have brought meanwhile comes when they are let go.
-    pub fn hold(&mut self, filling: &Filling, origin: &str, journal: &mut Journal) -> Result<Node> {
+    pub fn hold(&mut self, repair: &Repair, origin: &str, journal: &mut Journal) -> Result<Node> {
         let phase = self.report.current();
-        let gap = &filling.gap;
+        let missing = &repair.missing;
         let mut providers = vec![self.request.failed.clone()];
-        let others = self.survivors.iter().filter(|n| n.name != gap.target);
+        let others = self.survivors.iter().filter(|n| n.name != missing.target);
         providers.extend(others.map(|n| n.name.clone()));
         let paths: Vec<Path> = providers
             .iter()
-            .flat_map(|provider| self.engine.paths(provider, &gap.target))
-            .filter(|path| filling.held.contains(&path.subscription))
+            .flat_map(|provider| self.engine.paths(provider, &missing.target))
+            .filter(|path| repair.held.contains(&path.subscription))
             .collect();
-        let commit_as = self.engine.commit_as(&self.request.failed);
+        let set_commit_origin = self.engine.set_commit_origin(&self.request.failed);
         for path in paths {
             let step = hold::intend(&*self.engine, journal, phase, &path)?;
             self.disable(&path)?;
             journal.done(step)?;
         }
         let ending = hold::Ending::of(&*self.engine);
-        let target = self.survivor(&gap.target)?;
+        let target = self.survivor(&missing.target)?;
         ending.wait(target)?;
         // A session of its own: it ends with the replay, and the origin is free then.
         let mut applier = Node {
@@ -535,21 +552,21 @@ impl Recovery {
             session: Session::Remote(Conn::open(&target.name, &target.dsn)?),
         };
         wait_until(
-            &gap.target,
+            &missing.target,
             "waiting for the origin of the failed node",
             "See its log.",
             || match server::begin_replay(origin).run(&mut applier) {
-                Ok(_) => Ok(Seen::Done(())),
+                Ok(_) => Ok(Poll::Ready(())),
                 Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => {
-                    Ok(Seen::Pending(error.to_string()))
+                    Ok(Poll::Pending(error.to_string()))
                 }
                 Err(error) => Err(error),
             },
         )?;
-        if let Some(commit_as) = commit_as {
-            match commit_as.run(&mut applier) {
+        if let Some(set_commit_origin) = set_commit_origin {
+            match set_commit_origin.run(&mut applier) {
                 Err(error) if error.is_undefined() => self.report.warn(
-                    &format!("node \"{}\" does not have the extension zodan: what is brought over is not marked as of \"{}\"", gap.target, self.request.failed),
+                    &format!("node \"{}\" does not have the extension zodan: what is brought over is not marked as of \"{}\"", missing.target, self.request.failed),
                     "Run CREATE EXTENSION zodan there before, if who wrote a row matters.",
                 ),
                 answer => drop(answer?),
@@ -557,7 +574,7 @@ impl Recovery {
         }
         match server::replay_as_owners().run(&mut applier) {
             Err(error) if error.is_undefined() => self.report.warn(
-                &format!("node \"{}\" does not have the extension zodan: code of the owners of its tables, and triggers that are enabled always or for replicas, run as the superuser of the connection", gap.target),
+                &format!("node \"{}\" does not have the extension zodan: code of the owners of its tables, and triggers that are enabled always or for replicas, run as the superuser of the connection", missing.target),
                 "Run CREATE EXTENSION zodan there before, if you do not trust them.",
             ),
             answer => drop(answer?),
@@ -567,7 +584,7 @@ impl Recovery {
 
     /// Disables a subscription of a survivor.
     fn disable(&mut self, path: &Path) -> Result<()> {
-        let (plain, idle) = (self.engine.disable(path), self.engine.disable_idle(path));
+        let (plain, idle) = (self.engine.disable(path), self.engine.disable_if_idle(path));
         let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
         let (provider, subscriber) = (at(&path.provider), at(&path.subscriber));
         // The failed node sends nothing that could be cut in two.

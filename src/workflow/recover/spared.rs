@@ -1,13 +1,18 @@
 //! Rows of the target that a replay left as they were, since they are newer than the change that was for them: by
 //! the clocks, of which one may have been ahead.
 
-use super::{Gap, Recovery, TOLD_KEYS};
+use super::{MAX_KEYS_SHOWN, MissingRange, Recovery};
 use crate::error::Result;
 use crate::replay::{About, Rendering};
 
 impl Recovery {
     /// Counts them, and says which of them are not the same on the source.
-    pub fn tell_spared(&mut self, gap: &Gap, rendering: &Rendering, idle: &[About]) -> Result<()> {
+    pub fn tell_spared(
+        &mut self,
+        missing: &MissingRange,
+        rendering: &Rendering,
+        idle: &[About],
+    ) -> Result<()> {
         let (mut spared, mut unlike) = (0, vec![]);
         for about in idle {
             let (Some((table, newer)), Some((_, same))) =
@@ -15,10 +20,10 @@ impl Recovery {
             else {
                 continue;
             };
-            let there = newer.run(self.survivor(&gap.target)?)?;
+            let there = newer.run(self.survivor(&missing.target)?)?;
             let Some(there) = there.first() else { continue };
             spared += 1;
-            let here = same.run(self.survivor(&gap.source)?)?;
+            let here = same.run(self.survivor(&missing.source)?)?;
             if here.first().map(|row| row.text(0)) != Some(there.text(0)) {
                 let row = format!("{table} {}", there.text(1));
                 if !unlike.contains(&row) {
@@ -31,18 +36,18 @@ impl Recovery {
         }
         let told = format!(
             "{spared} changes of \"{}\" were for rows that are newer on node \"{}\", and left them as they are",
-            self.request.failed, gap.target
+            self.request.failed, missing.target
         );
         if unlike.is_empty() {
-            self.report.say(&told);
+            self.report.notice(&told);
             return Ok(());
         }
         let all = unlike.len();
-        unlike.truncate(TOLD_KEYS);
+        unlike.truncate(MAX_KEYS_SHOWN);
         self.report.warn(
             &format!(
                 "{told}; {all} of these rows are not the same on node \"{}\": {}{}",
-                gap.source,
+                missing.source,
                 unlike.join(", "),
                 if all > unlike.len() { ", ..." } else { "" }
             ),

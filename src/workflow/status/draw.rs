@@ -1,6 +1,6 @@
 //! The mesh as a drawing: for a terminal, for Graphviz, for Mermaid.
 
-use super::{Course, Mesh, Seen};
+use super::{Link, MemberStatus, Mesh};
 use crate::workflow::report::table;
 use std::str::FromStr;
 
@@ -35,7 +35,7 @@ pub fn draw(mesh: &Mesh, format: Format) -> Vec<String> {
 fn text(mesh: &Mesh) -> Vec<String> {
     let names: Vec<&str> = mesh.members.iter().map(name).collect();
     let cell = |provider: usize, subscriber: usize| match find(mesh, provider, subscriber) {
-        Some(course) => course.state.clone(),
+        Some(link) => link.state.clone(),
         None => "-".into(),
     };
     let mut rows = vec![];
@@ -75,7 +75,7 @@ fn dot(mesh: &Mesh) -> Vec<String> {
         "    node [shape=box];".to_owned(),
     ];
     for member in &mesh.members {
-        let color = if member.standing.is_ok() {
+        let color = if member.report.is_ok() {
             "black"
         } else {
             "red"
@@ -86,17 +86,17 @@ fn dot(mesh: &Mesh) -> Vec<String> {
             quoted(&format!("{}: {}", name(member), short(member)))
         ));
     }
-    for course in &mesh.courses {
-        let style = match course.state.as_str() {
+    for link in &mesh.links {
+        let style = match link.state.as_str() {
             "replicating" => "color=darkgreen",
             "unknown" => "color=gray, style=dotted",
             _ => "color=red, style=dashed",
         };
         lines.push(format!(
             "    {} -> {} [label={}, {style}];",
-            quoted(name(&mesh.members[course.provider])),
-            quoted(name(&mesh.members[course.subscriber])),
-            quoted(&course.state)
+            quoted(name(&mesh.members[link.provider])),
+            quoted(name(&mesh.members[link.subscriber])),
+            quoted(&link.state)
         ));
     }
     lines.push("}".into());
@@ -118,26 +118,26 @@ fn mermaid(mesh: &Mesh) -> Vec<String> {
         let label = quoted(&format!("{}: {}", name(member), short(member)));
         lines.push(format!("    m{i}[{label}]"));
     }
-    for course in &mesh.courses {
-        let arrow = match course.state.as_str() {
+    for link in &mesh.links {
+        let arrow = match link.state.as_str() {
             "replicating" => "-->",
             _ => "-.->",
         };
         lines.push(format!(
             "    m{} {arrow}|{}| m{}",
-            course.provider, course.state, course.subscriber
+            link.provider, link.state, link.subscriber
         ));
     }
     lines
 }
 
-fn name(member: &Seen) -> &str {
+fn name(member: &MemberStatus) -> &str {
     &member.registered.name
 }
 
-fn state(member: &Seen) -> String {
-    match &member.standing {
-        Ok(standing) => {
+fn state(member: &MemberStatus) -> String {
+    match &member.report {
+        Ok(report) => {
             let here = if member.registered.is_local {
                 ", this node"
             } else {
@@ -145,21 +145,17 @@ fn state(member: &Seen) -> String {
             };
             format!(
                 "up, {}, PostgreSQL {}{here}",
-                standing.role(),
-                release(&standing.version)
+                report.role(),
+                release(&report.version)
             )
         }
         Err(why) => format!("down: {why}"),
     }
 }
 
-fn short(member: &Seen) -> String {
-    match &member.standing {
-        Ok(standing) => format!(
-            "{}, PostgreSQL {}",
-            standing.role(),
-            release(&standing.version)
-        ),
+fn short(member: &MemberStatus) -> String {
+    match &member.report {
+        Ok(report) => format!("{}, PostgreSQL {}", report.role(), release(&report.version)),
         Err(_) => "down".into(),
     }
 }
@@ -169,18 +165,18 @@ fn release(version: &str) -> &str {
     version.split(' ').next().unwrap_or(version)
 }
 
-fn find(mesh: &Mesh, provider: usize, subscriber: usize) -> Option<&Course> {
-    let is = |c: &&Course| (c.provider, c.subscriber) == (provider, subscriber);
-    mesh.courses.iter().find(is)
+fn find(mesh: &Mesh, provider: usize, subscriber: usize) -> Option<&Link> {
+    let is = |c: &&Link| (c.provider, c.subscriber) == (provider, subscriber);
+    mesh.links.iter().find(is)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Registered, Standing};
+    use super::super::{MemberReport, Registered};
     use super::*;
 
-    fn member(name: &str, up: bool) -> Seen {
-        Seen {
+    fn member(name: &str, up: bool) -> MemberStatus {
+        MemberStatus {
             registered: Registered {
                 id: None,
                 name: name.into(),
@@ -194,8 +190,8 @@ mod tests {
                 is_local: name == "n1",
                 database: String::new(),
             },
-            standing: match up {
-                true => Ok(Standing {
+            report: match up {
+                true => Ok(MemberReport {
                     server: String::new(),
                     place: String::new(),
                     version: "17.11 (Packager 1)".into(),
@@ -211,8 +207,8 @@ mod tests {
         }
     }
 
-    fn course(provider: usize, subscriber: usize, state: &str) -> Course {
-        Course {
+    fn link(provider: usize, subscriber: usize, state: &str) -> Link {
+        Link {
             provider,
             subscriber,
             subscription: None,
@@ -220,7 +216,7 @@ mod tests {
             replication_sets: None,
             slot_name: None,
             slot: None,
-            trouble: None,
+            last_error: None,
             left_out: false,
             applied: None,
         }
@@ -230,7 +226,7 @@ mod tests {
         Mesh {
             engine: "native",
             members: vec![member("n1", true), member("a \"b\" #1", false)],
-            courses: vec![course(1, 0, "down"), course(0, 1, "unknown")],
+            links: vec![link(1, 0, "down"), link(0, 1, "unknown")],
         }
     }
 

@@ -10,7 +10,7 @@ use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, Row, Rows, scrub};
 use crate::lsn::Lsn;
-use crate::node::{Member, Node, Reader, Session, glance, server};
+use crate::node::{Member, Node, Reader, Session, query_with_deadline, server};
 use crate::settings;
 use crate::workflow::lost_wal::{self, end_of_wal};
 use crate::workflow::members;
@@ -37,13 +37,13 @@ pub struct Registered {
 }
 
 /// A member as it answers.
-pub struct Seen {
+pub struct MemberStatus {
     pub registered: Registered,
     /// Or why it does not answer.
-    pub standing: std::result::Result<Standing, String>,
+    pub report: std::result::Result<MemberReport, String>,
 }
 
-pub struct Standing {
+pub struct MemberReport {
     pub version: String,
     pub standby: bool,
     slots: Vec<Slot>,
@@ -60,7 +60,7 @@ pub struct Standing {
     place: String,
 }
 
-impl Standing {
+impl MemberReport {
     pub fn role(&self) -> &'static str {
         if self.standby { "standby" } else { "primary" }
     }
@@ -84,9 +84,9 @@ struct Inbound {
     provider: Option<String>,
     slot: Option<String>,
     status: String,
-    heard: Option<bool>,
+    received: Option<bool>,
     replication_sets: Option<Vec<String>>,
-    trouble: Option<String>,
+    last_error: Option<String>,
     /// One value for the tables that it applies, to be compared with what its provider sends.
     tables: Option<String>,
     /// How many changes its worker has left out for good, and the last of them, where the engine keeps that.
@@ -96,7 +96,7 @@ struct Inbound {
 }
 
 /// One path of the mesh, as both its ends see it.
-pub struct Course {
+pub struct Link {
     /// Places in [`Mesh::members`].
     pub provider: usize,
     pub subscriber: usize,
@@ -106,7 +106,7 @@ pub struct Course {
     pub replication_sets: Option<Vec<String>>,
     pub slot_name: Option<String>,
     pub slot: Option<Slot>,
-    pub trouble: Option<String>,
+    pub last_error: Option<String>,
     /// Whether the subscriber lacks changes for good although the subscription replicates.
     pub left_out: bool,
     applied: Option<Lsn>,
@@ -114,9 +114,9 @@ pub struct Course {
 
 pub struct Mesh {
     pub engine: &'static str,
-    pub members: Vec<Seen>,
+    pub members: Vec<MemberStatus>,
     /// By subscriber, then provider.
-    pub courses: Vec<Course>,
+    pub links: Vec<Link>,
 }
 
 /// The members that the registry of this node has, by name; none where it is no node.
@@ -149,7 +149,7 @@ pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
     if registered.is_empty() {
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
-            "the database is no node of a cluster",
+            "the database is not a cluster node",
             "Run it in the database of any node of the cluster.",
         ));
     }
@@ -158,41 +158,41 @@ pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
     if let Some(own) = members.iter_mut().find(|m| m.registered.is_local) {
         tell_twin(own, &server, &twin::place_of(node)?);
     }
-    let mut courses = courses(engine, &members);
-    mark_lost_wal(&members, &mut courses)?;
+    let mut links = links(engine, &members);
+    mark_lost_wal(&members, &mut links)?;
     Ok(Mesh {
         engine: engine.label(),
-        courses,
+        links,
         members,
     })
 }
 
 /// What answers as the node that was asked first may be another server, which this one is a copy of.
-fn tell_twin(own: &mut Seen, server: &str, place: &str) {
-    let (Ok(node), Ok(dsn)) = (&own.standing, &own.registered.dsn) else {
+fn tell_twin(own: &mut MemberStatus, server: &str, place: &str) {
+    let (Ok(node), Ok(dsn)) = (&own.report, &own.registered.dsn) else {
         return;
     };
     if twin::is_copy(server, &node.server) {
         let node = format!("{}, {}", dsn.redacted(), node.place);
-        own.standing = Err(twin::told(&own.registered.name, place, &node));
+        own.report = Err(twin::told(&own.registered.name, place, &node));
     }
 }
 
 /// Providers that lack what a subscriber has of them. All have been asked at the same time, so they are asked once
 /// more: what had been applied then has been flushed by now.
-fn mark_lost_wal(members: &[Seen], courses: &mut [Course]) -> Result<()> {
-    let end = |provider: usize| members[provider].standing.as_ref().ok()?.end;
-    let ahead = |course: &Course| {
-        let (applied, end) = (course.applied?, end(course.provider)?);
-        (applied > end).then_some(course.provider)
+fn mark_lost_wal(members: &[MemberStatus], links: &mut [Link]) -> Result<()> {
+    let end = |provider: usize| members[provider].report.as_ref().ok()?.end;
+    let ahead = |link: &Link| {
+        let (applied, end) = (link.applied?, end(link.provider)?);
+        (applied > end).then_some(link.provider)
     };
-    let suspects: BTreeSet<usize> = courses.iter().filter_map(ahead).collect();
+    let suspects: BTreeSet<usize> = links.iter().filter_map(ahead).collect();
     let asked: Vec<(usize, Member)> = suspects
         .into_iter()
         .filter_map(|provider| Some((provider, members[provider].registered.member()?)))
         .collect();
     let nodes: Vec<&Member> = asked.iter().map(|(_, member)| member).collect();
-    let answers = glance(&nodes, &server::wal_flushed(), settings::status_timeout());
+    let answers = query_with_deadline(&nodes, &server::wal_flushed(), settings::status_timeout());
     for ((provider, member), answer) in asked.iter().zip(answers) {
         let end = match answer.and_then(|rows| end_of_wal(&rows)) {
             Ok(end) => end,
@@ -200,16 +200,16 @@ fn mark_lost_wal(members: &[Seen], courses: &mut [Course]) -> Result<()> {
             // It has answered, and does not any more: the next look says more.
             Err(_) => continue,
         };
-        let of_it = courses.iter_mut().filter(|c| c.provider == *provider);
-        for course in of_it {
-            let (Some(applied), Some(end)) = (course.applied, end) else {
+        let of_it = links.iter_mut().filter(|c| c.provider == *provider);
+        for link in of_it {
+            let (Some(applied), Some(end)) = (link.applied, end) else {
                 continue;
             };
             if applied > end {
-                course.state = "down".into();
-                tell(
+                link.state = "down".into();
+                prepend(
                     &lost_wal::told(&member.name, applied, end),
-                    &mut course.trouble,
+                    &mut link.last_error,
                 );
             }
         }
@@ -218,8 +218,8 @@ fn mark_lost_wal(members: &[Seen], courses: &mut [Course]) -> Result<()> {
 }
 
 /// Puts `problem` before what is known already.
-fn tell(problem: &str, trouble: &mut Option<String>) {
-    *trouble = Some(match trouble.take() {
+fn prepend(problem: &str, last_error: &mut Option<String>) {
+    *last_error = Some(match last_error.take() {
         Some(known) => format!("{problem}; {known}"),
         None => problem.to_owned(),
     });
@@ -258,7 +258,7 @@ fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
         value.map(str::to_owned)
     };
     let mut all: Vec<Registered> = engine
-        .registry()
+        .members()
         .run(here)?
         .iter()
         .map(|row| Registered {
@@ -280,33 +280,34 @@ fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
     Ok(all)
 }
 
-fn seen(engine: &dyn Engine, registered: Vec<Registered>) -> Result<Vec<Seen>> {
+fn seen(engine: &dyn Engine, registered: Vec<Registered>) -> Result<Vec<MemberStatus>> {
     let members: Vec<Member> = registered.iter().filter_map(Registered::member).collect();
-    let question = server::standing(&engine.inbound(), engine.sent_tables().as_deref());
+    let question = server::member_report(
+        &engine.subscription_details(),
+        engine.sent_tables().as_deref(),
+    );
     let asked: Vec<&Member> = members.iter().collect();
-    let mut answers = glance(&asked, &question, settings::status_timeout()).into_iter();
+    let mut answers =
+        query_with_deadline(&asked, &question, settings::status_timeout()).into_iter();
     let mut all = vec![];
     for registered in registered {
-        let standing = match &registered.dsn {
+        let report = match &registered.dsn {
             Err(problem) => Err(problem.clone()),
             Ok(_) => match answers.next() {
                 Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
-                Some(answer) => answer.and_then(|rows| standing(&rows)).map_err(why),
+                Some(answer) => answer.and_then(|rows| report(&rows)).map_err(why),
                 None => Err("it was not asked".into()),
             },
         };
-        all.push(Seen {
-            registered,
-            standing,
-        });
+        all.push(MemberStatus { registered, report });
     }
     Ok(all)
 }
 
-fn standing(rows: &Rows) -> Result<Standing> {
+fn report(rows: &Rows) -> Result<MemberReport> {
     let row = rows.one()?;
     let bad = |e: serde_json::Error| Error::internal(format!("the answer of a node: {e}"));
-    Ok(Standing {
+    Ok(MemberReport {
         version: row.text(0).to_owned(),
         standby: row.bool(1),
         slots: serde_json::from_str(row.text(2)).map_err(bad)?,
@@ -331,11 +332,11 @@ fn why(error: Error) -> String {
     scrub(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-fn courses(engine: &dyn Engine, members: &[Seen]) -> Vec<Course> {
+fn links(engine: &dyn Engine, members: &[MemberStatus]) -> Vec<Link> {
     let mut all = vec![];
     for subscriber in 0..members.len() {
         for provider in (0..members.len()).filter(|p| *p != subscriber) {
-            all.push(course(engine, members, provider, subscriber));
+            all.push(link(engine, members, provider, subscriber));
         }
     }
     all
@@ -345,13 +346,13 @@ const OTHER_TABLES: &str =
     "its tables are not those that its provider sends (see spock.health_report)";
 
 /// Whether the subscription leaves out tables of its provider, or has some that it never gets anything of.
-fn other_tables(provider: &Seen, inbound: &Inbound) -> bool {
-    let sent = provider.standing.as_ref().ok();
+fn other_tables(provider: &MemberStatus, inbound: &Inbound) -> bool {
+    let sent = provider.report.as_ref().ok();
     let sent = sent.and_then(|s| s.sent.as_ref());
     sent.is_some() && inbound.tables.is_some() && sent != inbound.tables.as_ref()
 }
 
-fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: usize) -> Course {
+fn link(engine: &dyn Engine, members: &[MemberStatus], provider: usize, subscriber: usize) -> Link {
     let (from, to) = (&members[provider], &members[subscriber]);
     let Registered { name, database, .. } = &from.registered;
     let rule = engine.path(name, &to.registered.name);
@@ -368,7 +369,7 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
         // Somebody may have given it another name.
         None => i.subscription == rule.subscription || i.slot.as_ref().is_some_and(by_rule),
     };
-    let inbound = to.standing.as_ref().ok();
+    let inbound = to.report.as_ref().ok();
     let inbound = inbound.and_then(|s| s.inbound.iter().find(leads_here));
     // Of a subscriber that cannot be asked the provider still has the slot, by whose name it is known if
     // that was given by rule: Spock's ends with that of the subscription.
@@ -377,11 +378,13 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
         Some(inbound) => inbound.slot.as_ref() == Some(&s.name),
         None => by_rule(&s.name) || names::generation(&s.name).0.ends_with(&spock_slot),
     };
-    let slots = from.standing.as_ref().ok().map(|s| &s.slots);
+    let slots = from.report.as_ref().ok().map(|s| &s.slots);
     let slot = slots.and_then(|all| all.iter().find(is_slot));
     let left_out = inbound.and_then(|i| i.left_out.clone());
-    let mut trouble = left_out.clone().or(inbound.and_then(|i| i.trouble.clone()));
-    let state = match (&to.standing, inbound) {
+    let mut last_error = left_out
+        .clone()
+        .or(inbound.and_then(|i| i.last_error.clone()));
+    let state = match (&to.report, inbound) {
         (Err(_), _) => "unknown",
         (Ok(_), None) => "missing",
         (Ok(_), Some(i)) if i.status != "disabled" && slots.is_some() => {
@@ -393,17 +396,17 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
                     Some("its slot has lost WAL that it needs")
                 }
                 Some(s) if !s.active && i.status == "replicating" => {
-                    Some("nobody streams from its slot")
+                    Some("its replication slot is inactive")
                 }
                 Some(_) => None,
             };
             match problem {
                 Some(problem) => {
-                    tell(problem, &mut trouble);
+                    prepend(problem, &mut last_error);
                     "down"
                 }
                 None if i.status == "replicating" && other_tables(from, i) => {
-                    tell(OTHER_TABLES, &mut trouble);
+                    prepend(OTHER_TABLES, &mut last_error);
                     "incomplete"
                 }
                 None if i.status == "replicating" && left_out.is_some() => "incomplete",
@@ -411,18 +414,18 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
             }
         }
         // Where the provider cannot be asked either, it is the subscriber's word alone.
-        (Ok(_), Some(i)) if i.status == "replicating" && i.heard == Some(false) => "down",
+        (Ok(_), Some(i)) if i.status == "replicating" && i.received == Some(false) => "down",
         (Ok(_), Some(i)) => &i.status,
     };
-    let compared = |s: &Standing| s.compared.contains(&from.registered.name);
-    let half_compared = to.standing.as_ref().is_ok_and(compared);
+    let compared = |s: &MemberReport| s.compared.contains(&from.registered.name);
+    let half_compared = to.report.as_ref().is_ok_and(compared);
     if half_compared {
         let again = format!(
             "a recovery by comparison was interrupted: stop \"{0}\" and CALL spock.recover_run({1}) before it sends again what was brought",
             from.registered.name,
             crate::quote::literal(&from.registered.name)
         );
-        tell(&again, &mut trouble);
+        prepend(&again, &mut last_error);
     }
     let state = match state {
         "replicating" if half_compared => "incomplete",
@@ -431,10 +434,10 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
     // Spock moves them about.
     let mut replication_sets = inbound.and_then(|i| i.replication_sets.clone());
     replication_sets.iter_mut().for_each(|sets| sets.sort());
-    Course {
+    Link {
         provider,
         subscriber,
-        subscription: match (&to.standing, inbound) {
+        subscription: match (&to.report, inbound) {
             (_, Some(inbound)) => Some(inbound.subscription.clone()),
             (Err(_), None) => Some(rule.subscription),
             (Ok(_), None) => None,
@@ -446,7 +449,7 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
             None => slot.map(|s| s.name.clone()),
         },
         slot: slot.cloned(),
-        trouble: trouble.map(|t| scrub(&t)),
+        last_error: last_error.map(|t| scrub(&t)),
         left_out: left_out.is_some(),
         applied: inbound
             .and_then(|i| i.applied.as_ref())
@@ -455,9 +458,9 @@ fn course(engine: &dyn Engine, members: &[Seen], provider: usize, subscriber: us
 }
 
 /// The members as a person reads them, and how many there are.
-pub fn nodes_told(mesh: &Mesh) -> Vec<String> {
-    let row = |m: &Seen| {
-        let (registered, standing) = (&m.registered, m.standing.as_ref());
+pub fn format_nodes(mesh: &Mesh) -> Vec<String> {
+    let row = |m: &MemberStatus| {
+        let (registered, report) = (&m.registered, m.report.as_ref());
         vec![
             registered.name.clone(),
             registered.location.clone(),
@@ -466,8 +469,8 @@ pub fn nodes_told(mesh: &Mesh) -> Vec<String> {
                 Ok(dsn) => dsn.redacted(),
                 Err(why) => why.clone(),
             },
-            match standing {
-                Ok(standing) => format!("up, PostgreSQL {}", standing.version),
+            match report {
+                Ok(report) => format!("up, PostgreSQL {}", report.version),
                 Err(why) => one_line(&format!("down: {why}")),
             },
         ]
@@ -477,28 +480,28 @@ pub fn nodes_told(mesh: &Mesh) -> Vec<String> {
         &["node_name", "location", "country", "if_dsn", "status"],
         &rows,
     );
-    let up = mesh.members.iter().filter(|m| m.standing.is_ok()).count();
+    let up = mesh.members.iter().filter(|m| m.report.is_ok()).count();
     lines.push(format!("{} nodes, {up} up", rows.len()));
     lines
 }
 
 /// The subscriptions as a person reads them, and how many replicate.
-pub fn subscriptions_told(mesh: &Mesh) -> Vec<String> {
+pub fn format_subscriptions(mesh: &Mesh) -> Vec<String> {
     let name = |member: usize| mesh.members[member].registered.name.clone();
-    let row = |c: &Course| {
-        let trouble = c.trouble.as_ref().map(|t| format!(": {t}"));
+    let row = |c: &Link| {
+        let last_error = c.last_error.as_ref().map(|t| format!(": {t}"));
         vec![
             name(c.subscriber),
             c.subscription.clone().unwrap_or_else(|| "none".into()),
-            one_line(&format!("{}{}", c.state, trouble.unwrap_or_default())),
+            one_line(&format!("{}{}", c.state, last_error.unwrap_or_default())),
             name(c.provider),
         ]
     };
-    let rows: Vec<Vec<String>> = mesh.courses.iter().map(row).collect();
+    let rows: Vec<Vec<String>> = mesh.links.iter().map(row).collect();
     let heading = ["node_name", "subscription_name", "status", "provider_node"];
     let mut lines = table(&heading, &rows);
-    let working = |c: &&Course| c.state == "replicating";
-    let working = mesh.courses.iter().filter(working).count();
+    let working = |c: &&Link| c.state == "replicating";
+    let working = mesh.links.iter().filter(working).count();
     lines.push(format!(
         "{} subscriptions, {working} replicating",
         rows.len()

@@ -44,7 +44,7 @@ fn play(what: &str, lag: impl Fn(&Cluster), after: impl Fn(&Cluster)) -> bool {
     step("Waiting until each keeps what the others may lack", || {
         for node in cluster.all() {
             node.wait_for(
-                "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL",
+                "SELECT count(*) FROM zodan.recovery_status WHERE retained_from IS NOT NULL",
                 "2",
             );
         }

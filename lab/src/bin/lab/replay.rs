@@ -58,7 +58,7 @@ fn once(count: u64) -> (Duration, Duration) {
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     for node in cluster.all() {
         node.wait_for(
-            "SELECT count(*) FROM zodan.recovery_status WHERE protected_from IS NOT NULL",
+            "SELECT count(*) FROM zodan.recovery_status WHERE retained_from IS NOT NULL",
             "3",
         );
     }

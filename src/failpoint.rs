@@ -1,7 +1,7 @@
 //! Points at which a test has something go wrong: compiled in with the feature `faults` only.
 //!
 //! The journal makes them: one before and one after every step, so a new step has its own, and one
-//! wherever a step with several side effects says how far it is. `zodan.fault` names points and what
+//! wherever a step with several side effects says how far it is. `zodan.failpoint` names points and what
 //! happens there, with `; ` between them:
 //!
 //! ```text
@@ -32,8 +32,8 @@ mod points {
 
 #[cfg(feature = "faults")]
 mod points {
+    use crate::ereport;
     use crate::error::{Error, Result, SqlState};
-    use crate::rim;
     use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
     use pgrx::prelude::*;
     use std::cell::RefCell;
@@ -50,7 +50,7 @@ mod points {
 
     pub fn define() {
         GucRegistry::define_string_guc(
-            c"zodan.fault",
+            c"zodan.failpoint",
             c"What goes wrong where, for tests.",
             c"\"list\", or error, kill, panic or hang and the name of a point.",
             &FAULT,
@@ -84,7 +84,7 @@ mod points {
                 continue;
             }
             if fault == "list" {
-                rim::notice(&format!("fault point: {name}"));
+                ereport::notice(&format!("fault point: {name}"));
                 continue;
             }
             let Some((action, point)) = fault.split_once(' ') else {
@@ -133,7 +133,7 @@ mod points {
             }
             "hang" => hang(),
             _ => Err(Error::internal(format!(
-                "zodan.fault has no action \"{action}\""
+                "zodan.failpoint has no action \"{action}\""
             ))),
         }
     }

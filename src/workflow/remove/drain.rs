@@ -1,6 +1,6 @@
 //! Before a node leaves: everything that it has committed is on every other node.
 
-use super::{Hold, Inbound, Leave};
+use super::{Hold, Inbound, Removal};
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
@@ -12,7 +12,7 @@ use crate::step::{Action, Step};
 use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
-use crate::workflow::patience::{Seen, wait_until};
+use crate::workflow::poll::{Poll, wait_until};
 use crate::workflow::unfinished::unfinished;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -26,13 +26,13 @@ struct Has {
     working: bool,
 }
 
-impl Leave {
+impl Removal {
     /// A living node: nobody can write on it from here on, and a marker behind the last write has
     /// arrived everywhere. A session that was open before could write on, so it is ended; one that was
     /// on its way in meanwhile is found in the next round, and ended too. What such a session has prepared anybody
     /// can commit: it is waited for.
     pub fn drain(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
-        let hold = self.hold_off_writes(journal, held)?;
+        let hold = self.block_writes(journal, held)?;
         self.wait_for_starting()?;
         let since = self.leaving_now()?;
         self.end_sessions(&since)?;
@@ -61,7 +61,7 @@ impl Leave {
         Ok(rows.one()?.text(0).to_owned())
     }
 
-    fn hold_off_writes(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
+    fn block_writes(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
         let phase = self.report.current();
         let target = self.target.clone();
         let leaving = self.leaving()?;
@@ -99,8 +99,8 @@ impl Leave {
             let left = left.iter().map(|row| row.text(0).to_owned());
             let left: Vec<String> = left.filter(|pid| first.contains(pid)).collect();
             Ok(match left.is_empty() {
-                true => Seen::Done(()),
-                false => Seen::Pending(format!("pid {}", left.join(", "))),
+                true => Poll::Ready(()),
+                false => Poll::Pending(format!("pid {}", left.join(", "))),
             })
         })
     }
@@ -122,18 +122,18 @@ impl Leave {
         }
         let what = format!("node \"{target}\" has {}", open(&found));
         if force {
-            let hint = "force := true goes on all the same: what it wrote reaches nobody.";
+            let hint = "Continuing because force is true: what it wrote reaches nobody.";
             self.report.warn(&what, hint);
             return Ok(false);
         }
         let hint = "COMMIT PREPARED or ROLLBACK PREPARED it there.";
-        self.report.say(&format!("{what}: waiting for its end"));
+        self.report.notice(&format!("{what}: waiting for its end"));
         let leaving = self.leaving()?;
         wait_until(&target, "waiting for prepared transactions", hint, || {
             let left = statement.run(leaving)?;
             Ok(match left.is_empty() {
-                true => Seen::Done(()),
-                false => Seen::Pending(open(&left)),
+                true => Poll::Ready(()),
+                false => Poll::Pending(open(&left)),
             })
         })?;
         Ok(true)
@@ -157,11 +157,11 @@ impl Leave {
         wait_until(&target, "ending the sessions of applications", hint, || {
             let left = server::end_sessions_before(since, &own_pid).run(leaving)?;
             Ok(match left.len() {
-                0 => Seen::Done(()),
-                n => Seen::Pending(format!("{n} sessions")),
+                0 => Poll::Ready(()),
+                n => Poll::Pending(format!("{n} sessions")),
             })
         })?;
-        self.report.say(&format!(
+        self.report.notice(&format!(
             "ended {} sessions of applications on node \"{}\": new ones can only read",
             sessions.len(),
             self.target
@@ -192,7 +192,7 @@ impl Leave {
                         "node \"{}\" may lack what \"{target}\" wrote: {error}",
                         survivor.name
                     ),
-                    "force := true goes on all the same.",
+                    "Continuing because force is true.",
                 ),
                 Ok(()) => {}
             }
@@ -203,7 +203,7 @@ impl Leave {
     /// A dead node: all survivors have the same of it. One that is still applying what has arrived gets
     /// the time for it.
     pub fn compare_survivors(&mut self) -> Result<()> {
-        let patience = settings::connect_timeout();
+        let limit = settings::connect_timeout();
         let mut rest = Duration::from_millis(1);
         let (mut last, mut since) = (vec![], Instant::now());
         let mut unfinished_from = BTreeMap::new();
@@ -236,7 +236,7 @@ impl Leave {
                 last.clone_from(&have);
                 since = Instant::now();
             }
-            if !may_move || since.elapsed() > patience {
+            if !may_move || since.elapsed() > limit {
                 return self.unequal(&unequal);
             }
             wait::on_latch(rest)?;
@@ -293,7 +293,7 @@ impl Leave {
     fn is_forced(&self, message: &str) -> bool {
         if self.force {
             self.report
-                .warn(message, "force := true goes on all the same.");
+                .warn(message, "Continuing because force is true.");
         }
         self.force
     }
@@ -302,7 +302,7 @@ impl Leave {
     fn incomparable(&self, part: &str, have: &[&Has]) -> Result<()> {
         let names: Vec<String> = have.iter().map(|has| format!("\"{}\"", has.node)).collect();
         let message = format!(
-            "node {} has a subscription to \"{}\" that takes the replication sets {part}, and not every other node has one, so nobody knows whether all have the same of it",
+            "node {} has a subscription to \"{}\" that takes the replication sets {part}, and not every other node has one, so it is unknown whether all have the same of it",
             names.join(" and node "),
             self.target
         );

@@ -1,13 +1,13 @@
 //! A node that was half added: its join was interrupted, and nobody wants to run it again.
 
-use super::{COMMAND, Leave, Request};
+use super::{COMMAND, Removal, Request};
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal};
 use crate::libpq::{Conn, Dsn};
-use crate::node::{Here, Member, Node, Session, server};
+use crate::node::{Member, Mode, Node, Session, server};
 use crate::workflow::members::{self, slots_there};
-use crate::workflow::membership::{announce, now, reach, settle};
+use crate::workflow::membership::{now, publish_registry, reach, sync_lagging_members};
 use crate::workflow::report::Report;
 use crate::workflow::undo::{Undo, drop_slot, revert, run_all};
 
@@ -15,7 +15,7 @@ const JOIN: &str = "spock.add_node";
 
 /// Called on the half-added node itself, its journal knows what there is to take back. False if there
 /// is no such journal.
-pub fn on_the_new_node(here: &Here, request: &Request, report: &Report) -> Result<bool> {
+pub fn half_added_here(here: &Mode, request: &Request, report: &Report) -> Result<bool> {
     let mut session = here.session();
     let Some(run) = interrupted(&mut session, JOIN, &request.target)? else {
         return Ok(false);
@@ -45,11 +45,11 @@ pub fn on_the_new_node(here: &Here, request: &Request, report: &Report) -> Resul
     let purpose = format!("remove_node {}", request.target);
     members::lock(std::iter::once(&mut new).chain(&mut nodes), &purpose)?;
     let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
-    settle(&mut *engine, &mut all, reached.registry.as_ref())?;
-    engine.learn(&mut nodes.iter_mut().collect::<Vec<_>>(), &[])?;
+    sync_lagging_members(&mut *engine, &mut all, reached.registry.as_ref())?;
+    engine.load_paths(&mut nodes.iter_mut().collect::<Vec<_>>(), &[])?;
     let mut all: Vec<&mut Node> = std::iter::once(&mut new).chain(&mut nodes).collect();
     take_back(&*engine, session, &run, report, &mut all)?;
-    report.say(&format!(
+    report.notice(&format!(
         "the interrupted join of node \"{}\" has been taken back",
         request.target
     ));
@@ -58,7 +58,7 @@ pub fn on_the_new_node(here: &Here, request: &Request, report: &Report) -> Resul
 
 /// Called on a node that has left already, by a removal that was interrupted after that: writes are let
 /// in again. False if there was none.
-pub fn on_the_former_node(here: &Here, request: &Request, report: &Report) -> Result<bool> {
+pub fn former_node(here: &Mode, request: &Request, report: &Report) -> Result<bool> {
     let mut me = members::local(&request.target, &Dsn::nowhere(), here);
     let engine = engine::detect(&mut me)?;
     if engine.local_name(&mut me)?.is_some() {
@@ -68,12 +68,12 @@ pub fn on_the_former_node(here: &Here, request: &Request, report: &Report) -> Re
         return Ok(false);
     }
     end_interrupted(&*engine, here, &mut me)?;
-    report.say(&format!("node \"{}\" has left already", request.target));
+    report.notice(&format!("node \"{}\" has left already", request.target));
     Ok(true)
 }
 
 /// Removals of `me` on itself that were interrupted have come to their end: writes are let in again.
-pub fn end_interrupted(engine: &dyn engine::Engine, here: &Here, me: &mut Node) -> Result<()> {
+pub fn end_interrupted(engine: &dyn engine::Engine, here: &Mode, me: &mut Node) -> Result<()> {
     while let Some(run) = interrupted(&mut me.session, COMMAND, &me.name)? {
         let journal = Journal::reopen(here.session(), run.run);
         for begun in journal.begun()? {
@@ -100,7 +100,7 @@ fn take_back(
     report: &Report,
     nodes: &mut [&mut Node],
 ) -> Result<()> {
-    report.say(&format!(
+    report.notice(&format!(
         "taking back the CALL {} for node \"{}\" that was interrupted (run {})",
         run.command, run.node, run.run
     ));
@@ -114,7 +114,7 @@ fn take_back(
     undo.clean_up(run.run, "undone", nodes)
 }
 
-impl Leave {
+impl Removal {
     /// Whether there are traces of the target, which is no member.
     pub fn is_half_added(&mut self) -> Result<bool> {
         if !self.known_to.is_empty() || self.journal_there()?.is_some() {
@@ -151,8 +151,8 @@ impl Leave {
 
     /// Takes the join back by the journal of the target, and then by name what no journal tells of.
     pub fn abandon(&mut self) -> Result<()> {
-        self.report.say(&format!(
-            "node \"{}\" is no member: removing what is left of it",
+        self.report.notice(&format!(
+            "node \"{}\" is not a member: removing what is left of it",
             self.target
         ));
         if let Some((member, error)) = self.away.first() {
@@ -180,7 +180,7 @@ impl Leave {
             let members = self.survivors.iter_mut();
             let mut members: Vec<&mut Node> =
                 members.filter(|n| standing.contains(&n.name)).collect();
-            announce(&*self.engine, &mut members, &next)?
+            publish_registry(&*self.engine, &mut members, &next)?
                 .into_iter()
                 .collect::<Result<()>>()?;
         }
@@ -199,13 +199,13 @@ impl Leave {
             }
             run_all(node, &self.engine.unsubscribe(&from.subscription))?;
             drop_slot(node, &slot)?;
-            run_all(node, &self.engine.unregister(&self.target))?;
+            run_all(node, &self.engine.forget_node(&self.target))?;
             if let Some(statement) = self.engine.forget_markers(&node.name) {
                 statement.run(node)?;
             }
         }
         self.report
-            .say(&format!("nothing of node \"{}\" is left", self.target));
+            .notice(&format!("nothing of node \"{}\" is left", self.target));
         Ok(())
     }
 }

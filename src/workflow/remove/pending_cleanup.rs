@@ -1,8 +1,8 @@
 //! What a removal owes to members that could not be reached: kept in the registry of those that could,
 //! or told as the statements to run.
 
-use super::Leave;
-use crate::engine::Debt;
+use super::Removal;
+use crate::engine::PendingCleanup;
 use crate::error::{Error, Result};
 use crate::journal::Effect;
 use crate::node::Member;
@@ -11,19 +11,19 @@ use crate::workflow::membership::owed;
 use crate::workflow::undo::{revert, statements};
 use std::collections::BTreeMap;
 
-impl Leave {
+impl Removal {
     /// Before anything is detached, so that it is known however the run ends.
-    pub fn remember_debts(&mut self) -> Result<()> {
+    pub fn record_cleanup(&mut self) -> Result<()> {
         for (member, _) in &self.away {
             let effects = owed(&*self.engine, &self.target, &member.name);
             let mut told = vec![];
             for effect in &effects {
-                let debt = Debt {
+                let debt = PendingCleanup {
                     member: member.clone(),
                     removed: self.target.clone(),
                     effect: effect.to_text()?,
                 };
-                match self.engine.owe(&debt) {
+                match self.engine.record_cleanup(&debt) {
                     Some(statement) => {
                         each(&mut self.survivors, |_| statement.clone())?;
                     }
@@ -31,8 +31,8 @@ impl Leave {
                 }
             }
             let what = format!(
-                "node \"{}\" still has to forget \"{}\"",
-                member.name, self.target
+                "cleanup of \"{}\" on node \"{}\" is pending",
+                self.target, member.name
             );
             let hint = match told.is_empty() {
                 true => "Run the same CALL again when it can be reached.".to_owned(),
@@ -48,19 +48,19 @@ impl Leave {
     }
 
     /// What earlier removals of the target owe.
-    pub fn debts(&mut self) -> Result<Vec<Debt>> {
+    pub fn pending_cleanups(&mut self) -> Result<Vec<PendingCleanup>> {
         let Some(here) = self.survivors.first_mut() else {
             return Ok(vec![]);
         };
-        let mut debts = self.engine.debts(here)?;
+        let mut debts = self.engine.pending_cleanups(here)?;
         debts.retain(|debt| debt.removed == self.target);
         Ok(debts)
     }
 
     /// Pays what earlier removals of the target owe.
-    pub fn settle_debts(&mut self) -> Result<()> {
+    pub fn clean_up_pending(&mut self) -> Result<()> {
         let mut by_member: BTreeMap<String, (Member, Vec<Effect>)> = BTreeMap::new();
-        for debt in self.debts()? {
+        for debt in self.pending_cleanups()? {
             let entry = by_member
                 .entry(debt.member.name.clone())
                 .or_insert_with(|| (debt.member.clone(), vec![]));
@@ -78,11 +78,11 @@ impl Leave {
             for effect in &effects {
                 revert(&*self.engine, effect, node)?;
             }
-            if let Some(statement) = self.engine.forgive(&self.target, &name) {
+            if let Some(statement) = self.engine.cleaned_up(&self.target, &name) {
                 each(&mut self.survivors, |_| statement.clone())?;
             }
-            self.report.say(&format!(
-                "node \"{name}\" has forgotten \"{}\" too",
+            self.report.notice(&format!(
+                "cleaned up \"{}\" on node \"{name}\"",
                 self.target
             ));
         }

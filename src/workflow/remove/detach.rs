@@ -1,16 +1,16 @@
 //! Nothing of the node remains on the others, and nothing of them on it.
 
-use super::{Hold, Leave};
+use super::{Hold, Removal};
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::journal::{Effect, Journal};
 use crate::node::{Node, Statement, server};
 use crate::step::{Action, Step};
 use crate::workflow::members::{each_in_turn, recovery_slot, slots_there};
-use crate::workflow::membership::{announce, now};
+use crate::workflow::membership::{now, publish_registry};
 use crate::workflow::undo::drop_slot;
 
-impl Leave {
+impl Removal {
     /// Every part of it may have been done by a run before this one. The registries come last: they
     /// are what the next run would start from. After them nothing is left to do but on the leaving node.
     pub fn detach(
@@ -38,7 +38,7 @@ impl Leave {
         if self.leaving.is_some() {
             steps.push(journal.go_on(&Step::new(phase, &self.target, Action::Leave))?);
         }
-        self.remember_debts()?;
+        self.record_cleanup()?;
         journal.passed("debts are remembered")?;
         self.remember_name(times)?;
         journal.passed("the name is remembered")?;
@@ -49,9 +49,9 @@ impl Leave {
         self.drop_slots()?;
         journal.passed("slots are dropped")?;
         self.report.step("replication slots dropped");
-        self.cease(hold, false)?;
+        self.drop_node(hold, false)?;
         journal.passed("the node has ceased to be one")?;
-        self.forget()?;
+        self.deregister()?;
         self.report.step("registries of the other nodes changed");
         journal.passed("the other nodes have forgotten")?;
         self.report.phase(&format!(
@@ -61,7 +61,7 @@ impl Leave {
         self.prove()?;
         self.tell_unclaimed()?;
         journal.passed("it is proved that nothing is left")?;
-        self.cease(hold, true)?;
+        self.drop_node(hold, true)?;
         for step in steps {
             journal.done(step)?;
         }
@@ -80,27 +80,24 @@ impl Leave {
 
     /// What makes the leaving node a database like any other. Writes are let in first: once it is no
     /// node any more, nobody would come back for that.
-    fn last_of_leaving(&self, hold: Option<&Hold>) -> Vec<Statement> {
+    fn final_statements(&self, hold: Option<&Hold>) -> Vec<Statement> {
         let release = hold
             .map(|hold| server::set_database_read_only(&hold.database, hold.read_only.as_deref()));
-        release
-            .into_iter()
-            .chain(self.engine.cease_provider())
-            .collect()
+        release.into_iter().chain(self.engine.drop_node()).collect()
     }
 
     /// What the node that the CALL runs on does with its subscription to the other end of `path`. Where it would
     /// forget that node with it, the next CALL could not go on: there it is dropped last.
     fn let_go(&self, path: &Path) -> Vec<Statement> {
-        match self.engine.forgets_with_subscription() {
+        match self.engine.drops_node_with_last_subscription() {
             true => vec![self.engine.disable(path)],
             false => self.engine.unsubscribe(&path.subscription),
         }
     }
 
     /// What that leaves for the end.
-    fn drop_last(&self, path: &Path) -> Vec<Statement> {
-        match self.engine.forgets_with_subscription() {
+    fn drop_node_with_subscription(&self, path: &Path) -> Vec<Statement> {
+        match self.engine.drops_node_with_last_subscription() {
             true => self.engine.unsubscribe(&path.subscription),
             false => vec![],
         }
@@ -108,28 +105,35 @@ impl Leave {
 
     /// The leaving node is none any more. Before the others forget how to reach it; or last of all, if the CALL
     /// runs on it: from its registry and its journal the next CALL would start.
-    fn cease(&mut self, hold: Option<&Hold>, last: bool) -> Result<()> {
+    fn drop_node(&mut self, hold: Option<&Hold>, last: bool) -> Result<()> {
         let own = self.here == self.target;
         let mut statements = vec![];
         if own {
             let paths = self.paths_to_target();
-            statements.extend(paths.iter().flat_map(|path| self.drop_last(path)));
+            statements.extend(
+                paths
+                    .iter()
+                    .flat_map(|path| self.drop_node_with_subscription(path)),
+            );
         }
-        statements.extend(self.last_of_leaving(hold));
+        statements.extend(self.final_statements(hold));
         let Some(leaving) = self.leaving.as_mut().filter(|_| own == last) else {
             return Ok(());
         };
-        // Its keeper sees to that by itself, where one runs.
+        // Its node worker sees to that by itself, where one runs.
         let slot = recovery_slot(leaving)?;
         drop_slot(leaving, &slot)?;
         each_in_turn([(leaving, statements)])
     }
 
     /// One change of the membership, the same on every member that can be reached.
-    fn forget(&mut self) -> Result<()> {
-        let statements = self.engine.unregister(&self.target);
+    fn deregister(&mut self) -> Result<()> {
+        let statements = self.engine.forget_node(&self.target);
         let paths = self.engine.paths(&self.target, &self.here);
-        let mut on_here: Vec<Statement> = paths.iter().flat_map(|p| self.drop_last(p)).collect();
+        let mut on_here: Vec<Statement> = paths
+            .iter()
+            .flat_map(|p| self.drop_node_with_subscription(p))
+            .collect();
         on_here.extend(statements.clone());
         let (here, others): (Vec<_>, Vec<_>) = self
             .survivors
@@ -147,7 +151,7 @@ impl Leave {
             .iter_mut()
             .filter(|n| standing.contains(&n.name))
             .collect();
-        announce(&*self.engine, &mut members, &next)?
+        publish_registry(&*self.engine, &mut members, &next)?
             .into_iter()
             .collect::<Result<()>>()?;
         self.registry = Some(next);
@@ -212,7 +216,7 @@ impl Leave {
             let unclaimed = self.engine.unclaimed_slots(node)?.into_iter();
             for (slot, _) in unclaimed.filter(|(_, active)| !active) {
                 let what = format!(
-                    "node \"{}\": nobody streams from slot {slot}, which is of no member: it may have been that of \"{}\"",
+                    "node \"{}\": slot {slot} is inactive and belongs to no member: it may have been that of \"{}\"",
                     node.name, self.target
                 );
                 let drop = server::drop_slot(&slot).inlined();
@@ -247,7 +251,7 @@ impl Leave {
                     found("origin", row.text(0));
                 }
             }
-            for row in &self.engine.registry().run(node)? {
+            for row in &self.engine.members().run(node)? {
                 if row.text(0) == self.target {
                     found("registry entry", &self.target);
                 }
@@ -259,11 +263,11 @@ impl Leave {
         Err(Error::refused(
             SqlState::OBJECT_IN_USE,
             format!(
-                "node \"{}\" has left traces: {}",
+                "objects of node \"{}\" still exist: {}",
                 self.target,
                 left.join(", ")
             ),
-            "Somebody made them while the node was leaving.",
+            "They were created during the removal.",
         ))
     }
 }

@@ -3,7 +3,7 @@
 //! without a preloaded library, and both go with the session however it ends.
 
 use super::State;
-use crate::raw_code;
+use crate::sqlstate;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
@@ -33,14 +33,14 @@ struct Page {
 
 /// The writer's side. It has no destructor: where the session ends in the middle of a call, the server
 /// has taken everything back before destructors of the process run.
-pub struct Board {
+pub struct Published {
     segment: NonNull<pg_sys::dsm_segment>,
     page: NonNull<Page>,
 }
 
-impl Board {
+impl Published {
     /// `None` where the server has no room for another segment or another lock.
-    pub fn hang_up() -> Option<Self> {
+    pub fn publish() -> Option<Self> {
         caught(|| {
             // SAFETY: a fresh segment, of which nobody else knows before the lock is taken. Its mapping
             // outlives the commits of the run.
@@ -52,12 +52,12 @@ impl Board {
                     NonNull::new(pg_sys::dsm_segment_address(segment.as_ptr()).cast::<Page>())?;
                 page.as_ptr().cast::<u8>().write_bytes(0, size_of::<Page>());
                 (*page.as_ptr()).magic = MAGIC;
-                let board = Self { segment, page };
+                let published = Self { segment, page };
                 let taken = pgrx::direct_function_call::<bool>(
                     pg_sys::pg_try_advisory_lock_shared_int4,
-                    &board.key(),
+                    &published.key(),
                 );
-                (taken == Some(true)).then_some(board)
+                (taken == Some(true)).then_some(published)
             }
         })
     }
@@ -68,9 +68,9 @@ impl Board {
         [LOCK.into_datum(), handle.cast_signed().into_datum()]
     }
 
-    pub fn take_down(self) {
+    pub fn unpublish(self) {
         caught(|| {
-            // SAFETY: releases what `hang_up` took, and unmaps what it has mapped.
+            // SAFETY: releases what `publish` took, and unmaps what it has mapped.
             unsafe {
                 pgrx::direct_function_call::<bool>(
                     pg_sys::pg_advisory_unlock_shared_int4,
@@ -166,12 +166,12 @@ fn encode(state: &State) -> Vec<u8> {
 /// What fails here is nothing to fail a run for.
 fn caught<T>(body: impl FnOnce() -> Option<T>) -> Option<T> {
     let body = AssertUnwindSafe(body);
-    raw_code::watch(|| {
+    sqlstate::watch(|| {
         PgTryBuilder::new(AssertUnwindSafe(move || {
             let body = body;
             Ok((body.0)())
         }))
-        .catch_others(|cause| Err(raw_code::caught(cause)))
+        .catch_others(|cause| Err(sqlstate::caught(cause)))
         .execute()
     })
     .unwrap_or_default()

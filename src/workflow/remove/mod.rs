@@ -1,12 +1,12 @@
 //! A node leaves: what it wrote is on every other node first, then nothing of it remains on them.
 
-mod abandon;
-mod alone;
-mod debts;
 mod detach;
 mod drain;
-mod find;
+mod former_member;
+mod half_added;
 mod obstacles;
+mod pending_cleanup;
+mod target;
 
 use super::hold;
 use super::membership::{Quorum, no_majority};
@@ -19,12 +19,12 @@ use crate::engine::{Engine, Path, Registry, SubscriptionState, subscription_stat
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::journal::{Effect, Interrupted, Journal, Subject};
 use crate::libpq::{Dsn, wait};
-use crate::node::{Here, Local, Member, Node, Reader, server};
+use crate::node::{Local, Member, Mode, Node, Reader, server};
 use crate::settings;
 use crate::step::{Action, Step};
-use find::Standing;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+use target::TargetState;
 
 const COMMAND: &str = "spock.remove_node";
 const PHASES: usize = 5;
@@ -55,22 +55,22 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
         "lock the membership of the cluster that \"{}\" leaves",
         request.target
     ));
-    let session = Here::Call(local.clone());
-    if abandon::on_the_new_node(&session, &request, &report)?
-        || abandon::on_the_former_node(&session, &request, &report)?
-        || alone::on_the_outcast(&session, &request, &report)?
+    let session = Mode::Execute(local.clone());
+    if half_added::half_added_here(&session, &request, &report)?
+        || half_added::former_node(&session, &request, &report)?
+        || former_member::former_member_here(&session, &request, &report)?
     {
         return Ok(());
     }
-    let mut leave = Leave::connect(session, &request, report)?;
+    let mut leave = Removal::connect(session, &request, report)?;
     match leave.standing()? {
-        Standing::Member => leave.run(&local, begun),
-        Standing::HalfAdded => leave.abandon(),
-        Standing::Owed => leave.settle_debts(),
-        Standing::Gone => {
+        TargetState::Member => leave.run(&local, begun),
+        TargetState::HalfAdded => leave.abandon(),
+        TargetState::Owed => leave.clean_up_pending(),
+        TargetState::Gone => {
             leave.end_earlier_runs()?;
             let text = format!("node \"{}\" has left already", leave.target);
-            leave.report.say(&text);
+            leave.report.notice(&text);
             Ok(())
         }
     }
@@ -78,12 +78,12 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
 
 /// What [`remove_node`] would do; nothing is changed.
 pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
-    let here = Here::Look(reader.clone());
+    let here = Mode::DryRun(reader.clone());
     refuse_interrupted_join(&here)?;
-    alone::refuse_plan(&here, request)?;
-    let mut leave = Leave::connect(here, request, Report::looking())?;
+    former_member::refuse_plan(&here, request)?;
+    let mut leave = Removal::connect(here, request, Report::silent())?;
     let what = match leave.standing()? {
-        Standing::Member => {
+        TargetState::Member => {
             let earlier = leave.earlier_runs()?;
             let resumed = earlier.iter().any(|e| e.detached);
             leave.check(&earlier)?;
@@ -92,9 +92,9 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
             }
             return Ok(leave.steps()?.into_iter().map(Planned::from).collect());
         }
-        Standing::HalfAdded => "was half added: the CALL takes back what its join did",
-        Standing::Owed => "has left: the CALL has those forget it that were down then",
-        Standing::Gone => "has left already",
+        TargetState::HalfAdded => "was half added: the CALL takes back what its join did",
+        TargetState::Owed => "has left: the CALL has those forget it that were down then",
+        TargetState::Gone => "has left already",
     };
     Err(Error::refused(
         SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -103,9 +103,9 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     ))
 }
 
-struct Leave {
+struct Removal {
     engine: Box<dyn Engine>,
-    session: Here,
+    session: Mode,
     report: Report,
     target: String,
     force: bool,
@@ -138,7 +138,7 @@ struct Hold {
     read_only: Option<String>,
 }
 
-impl Leave {
+impl Removal {
     fn run(&mut self, local: &Local, begun: Instant) -> Result<()> {
         let earlier = self.earlier_runs()?;
         self.let_go_again(&earlier)?;
@@ -189,12 +189,12 @@ impl Leave {
         }
         let left = self.survivors.len() + self.away.len();
         if self.leaving.is_some() {
-            self.report.say(&format!(
-                "node \"{}\" keeps its data, and its applications can write again: nobody gets what they write",
+            self.report.notice(&format!(
+                "node \"{}\" is now standalone: its data is kept, and new writes are not replicated",
                 self.target
             ));
         }
-        self.report.say(&format!(
+        self.report.notice(&format!(
             "node \"{}\" has left: {left} node{} remain{}, {:.1} s",
             self.target,
             if left == 1 { "" } else { "s" },
@@ -234,8 +234,7 @@ impl Leave {
         }
         for finding in &findings {
             let what = format!("node \"{}\": {}", finding.node, finding.message);
-            self.report
-                .warn(&what, "force := true goes on all the same.");
+            self.report.warn(&what, "Continuing because force is true.");
         }
         self.warn_of_writers()
     }
@@ -316,7 +315,7 @@ impl Leave {
         journal.passed("the run is written down")?;
         if self.leaving.is_some() {
             self.report.phase(&format!(
-                "hold off writes on \"{}\" and wait until every other node has them",
+                "block writes on \"{}\" and wait until every other node has them",
                 self.target
             ));
             let hold = self.drain(journal, held)?;
@@ -343,7 +342,7 @@ impl Leave {
 
     /// Undoes what was done before the first detaching and returns the error to raise.
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
-        self.report.say(&format!("failed, undoing: {first}"));
+        self.report.notice(&format!("failed, undoing: {first}"));
         let undo = Undo {
             engine: &*self.engine,
             journal,
@@ -376,7 +375,7 @@ impl Leave {
         if !settings::require_majority() {
             self.report.warn(
                 &torn.to_string(),
-                "zodan.require_majority is off. If the others live, there are two clusters now.",
+                "zodan.require_majority is off. If the unreachable nodes are alive, the cluster is now split.",
             );
             return Ok(None);
         }
@@ -394,7 +393,7 @@ impl Leave {
     /// What stands in the way of an exact removal.
     fn findings(&mut self, resumed: bool) -> Result<Vec<Finding>> {
         let mut findings = vec![];
-        let later = match self.engine.membership() {
+        let later = match self.engine.registry() {
             Some(_) => "what is owed to it is kept for later",
             None => "the statements that it needs later are told",
         };
@@ -402,7 +401,7 @@ impl Leave {
             findings.push(Finding::new(
                 &member.name,
                 error.sqlstate(),
-                format!("it cannot be reached, so nobody knows whether it has all of \"{}\": {error}", self.target),
+                format!("it cannot be reached, so it is unknown whether it has all changes of \"{}\": {error}", self.target),
                 format!("Make it reachable and run the CALL again. With force := true it is left out, and {later}."),
             ));
         }
@@ -478,10 +477,10 @@ impl Leave {
             Some(_) => vec![],
             None => self.survivors.iter().map(|n| n.name.clone()).collect(),
         };
-        let patience = settings::connect_timeout();
+        let limit = settings::connect_timeout();
         let begun = Instant::now();
         let mut rest = Duration::from_millis(1);
-        while !connected.is_empty() && begun.elapsed() < patience {
+        while !connected.is_empty() && begun.elapsed() < limit {
             let states = self.inbound_states()?;
             for (node, states) in self.survivors.iter().zip(&states) {
                 if !states.iter().any(Inbound::is_working) {
@@ -558,7 +557,7 @@ impl Leave {
                 detached: journal.furthest_phase()? >= DETACH_PHASE,
             });
             if self.session.changes() {
-                self.report.say(&format!(
+                self.report.notice(&format!(
                     "going on with the removal that was interrupted (run {})",
                     run.run
                 ));
@@ -593,7 +592,7 @@ impl Inbound {
 }
 
 /// Removals of `target` that were begun on this node and have no end.
-fn interrupted_removals(here: &Here, target: &str) -> Result<Vec<Interrupted>> {
+fn interrupted_removals(here: &Mode, target: &str) -> Result<Vec<Interrupted>> {
     let all = Journal::interrupted(&mut here.session())?;
     Ok(all
         .into_iter()

@@ -1,9 +1,9 @@
 //! Survivors that have several subscriptions to the failed node, each with a position of its own. One may be ahead in what
 //! the one brings, another in what the other brings.
 
-use super::standing::Inbound;
-use super::{Gap, Recovery};
-use crate::engine::{Brought, Path};
+use super::connect::Inbound;
+use super::{MissingRange, Recovery};
+use crate::engine::{Path, PathTables};
 use crate::error::{Error, Result, SqlState};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Statement, server};
@@ -14,7 +14,7 @@ use crate::replay::share::{ORIGIN, WRITTEN};
 use std::collections::BTreeMap;
 
 /// One of several subscriptions of the target to the failed node, by which it lacks something.
-pub struct Lane {
+pub struct Stream {
     pub path: Path,
     /// What the source has by it.
     pub to: Position,
@@ -22,26 +22,26 @@ pub struct Lane {
 
 /// How far a survivor is, by what its subscriptions take.
 #[derive(Clone)]
-struct Standing {
+struct Survivor {
     node: String,
-    lanes: BTreeMap<String, (Path, Lsn)>,
+    streams: BTreeMap<String, (Path, Lsn)>,
 }
 
-impl Standing {
+impl Survivor {
     fn lacks_of(&self, other: &Self) -> Vec<&String> {
-        let more = |part: &&String| other.lanes[*part].1 > self.lanes[*part].1;
-        self.lanes.keys().filter(more).collect()
+        let more = |part: &&String| other.streams[*part].1 > self.streams[*part].1;
+        self.streams.keys().filter(more).collect()
     }
 }
 
 impl Recovery {
     /// As [`Recovery::plan`]. Each target gets what it lacks from who has all, else by each subscription from who has
     /// most.
-    pub fn plan_of_several(&mut self, states: Vec<Vec<Inbound>>) -> Result<Vec<Gap>> {
+    pub fn plan_of_several(&mut self, states: Vec<Vec<Inbound>>) -> Result<Vec<MissingRange>> {
         let failed = self.request.failed.clone();
         let mut all = vec![];
         for (node, states) in self.survivors.iter().zip(states) {
-            let mut lanes = BTreeMap::new();
+            let mut streams = BTreeMap::new();
             for inbound in states {
                 let lsn = inbound.applied();
                 self.report.step(&format!(
@@ -50,78 +50,84 @@ impl Recovery {
                     inbound.state.name,
                     Position::new(&failed, lsn)
                 ));
-                lanes.insert(inbound.part, (inbound.path, lsn));
+                streams.insert(inbound.part, (inbound.path, lsn));
             }
             let node = node.name.clone();
-            all.push(Standing { node, lanes });
+            all.push(Survivor { node, streams });
         }
         self.require_alike(&all)?;
-        let named = |name: &Option<String>, standing: &&Standing| {
+        let named = |name: &Option<String>, standing: &&Survivor| {
             name.as_ref().is_none_or(|name| *name == standing.node)
         };
-        let sources: Vec<&Standing> = all
+        let sources: Vec<&Survivor> = all
             .iter()
             .filter(|s| named(&self.request.source, s))
             .collect();
-        let mut gaps = vec![];
+        let mut missing_ranges = vec![];
         for target in all.iter().filter(|s| named(&self.request.target, s)) {
             // Most of what is lacking first: often one has all.
-            let mut sources: Vec<(&Standing, Vec<&String>)> = sources
+            let mut sources: Vec<(&Survivor, Vec<&String>)> = sources
                 .iter()
                 .filter(|s| s.node != target.node)
                 .map(|s| (*s, target.lacks_of(s)))
                 .collect();
-            let best = |part: &String| sources.iter().map(|(s, _)| s.lanes[part].1).max();
-            let best: BTreeMap<&String, Option<Lsn>> =
-                target.lanes.keys().map(|part| (part, best(part))).collect();
+            let best = |part: &String| sources.iter().map(|(s, _)| s.streams[part].1).max();
+            let best: BTreeMap<&String, Option<Lsn>> = target
+                .streams
+                .keys()
+                .map(|part| (part, best(part)))
+                .collect();
             for (source, parts) in &mut sources {
-                parts.retain(|part| best[part] == Some(source.lanes[*part].1));
+                parts.retain(|part| best[part] == Some(source.streams[*part].1));
             }
             sources.sort_by_key(|(_, parts)| std::cmp::Reverse(parts.len()));
             let mut target = target.clone();
             for (source, _) in &sources {
                 let mut parts = target.lacks_of(source);
-                parts.retain(|part| best[part] == Some(source.lanes[*part].1));
+                parts.retain(|part| best[part] == Some(source.streams[*part].1));
                 if parts.is_empty() {
                     continue;
                 }
-                gaps.push(self.gap_of(source, &target, &parts));
+                missing_ranges.push(self.gap_of(source, &target, &parts));
                 let parts: Vec<String> = parts.into_iter().cloned().collect();
                 for part in parts {
-                    let has = source.lanes[&part].1;
-                    target.lanes.entry(part).and_modify(|lane| lane.1 = has);
+                    let has = source.streams[&part].1;
+                    target
+                        .streams
+                        .entry(part)
+                        .and_modify(|stream| stream.1 = has);
                 }
             }
         }
-        Ok(gaps)
+        Ok(missing_ranges)
     }
 
-    fn gap_of(&self, source: &Standing, target: &Standing, parts: &[&String]) -> Gap {
+    fn gap_of(&self, source: &Survivor, target: &Survivor, parts: &[&String]) -> MissingRange {
         let failed = &self.request.failed;
-        let of = |standing: &Standing| parts.iter().map(|part| standing.lanes[*part].1).collect();
+        let of = |standing: &Survivor| parts.iter().map(|part| standing.streams[*part].1).collect();
         let (had, has): (Vec<Lsn>, Vec<Lsn>) = (of(target), of(source));
         let from = Position::new(failed, had.into_iter().min().unwrap_or(Lsn(0)));
         let to = Position::new(failed, has.into_iter().max().unwrap_or(Lsn(0)));
-        let lane = |part: &&String| Lane {
-            path: target.lanes[*part].0.clone(),
-            to: Position::new(failed, source.lanes[*part].1),
+        let stream = |part: &&String| Stream {
+            path: target.streams[*part].0.clone(),
+            to: Position::new(failed, source.streams[*part].1),
         };
         let request = &self.request;
         let limited = request.skip_lsn.is_some() || request.stop_lsn.is_some();
-        Gap {
+        MissingRange {
             source: source.node.clone(),
             target: target.node.clone(),
             since: from.clone(),
             from,
             to,
             whole: !limited && request.stop_timestamp.is_none(),
-            lanes: parts.iter().map(lane).collect(),
+            streams: parts.iter().map(stream).collect(),
             // Where the target has more by another one, what that brings is not the source's to decide.
-            all_lanes: source.lacks_of(target).is_empty(),
+            all_streams: source.lacks_of(target).is_empty(),
         }
     }
 
-    fn require_alike(&self, all: &[Standing]) -> Result<()> {
+    fn require_alike(&self, all: &[Survivor]) -> Result<()> {
         for (argument, name) in [
             ("source_node_name", &self.request.source),
             ("target_node_name", &self.request.target),
@@ -129,18 +135,18 @@ impl Recovery {
             if let Some(name) = name
                 && !all.iter().any(|s| s.node == *name)
             {
-                return Err(super::standing::unknown(argument, name));
+                return Err(super::connect::unknown(argument, name));
             }
         }
         let Some((first, others)) = all.split_first() else {
             return Ok(());
         };
         for other in others {
-            if first.lanes.keys().eq(other.lanes.keys()) {
+            if first.streams.keys().eq(other.streams.keys()) {
                 continue;
             }
-            let told = |standing: &Standing| {
-                let parts = standing.lanes.iter();
+            let told = |standing: &Survivor| {
+                let parts = standing.streams.iter();
                 let told = parts.map(|(part, (path, _))| format!("{} ({part})", path.subscription));
                 format!(
                     "node \"{}\" has {}",
@@ -162,42 +168,44 @@ impl Recovery {
     }
 
     /// What the subscriptions of the target to the failed node bring.
-    pub fn lanes(&mut self, gap: &Gap) -> Result<Lanes> {
-        if gap.lanes.is_empty() {
-            return Ok(Lanes::default());
+    pub fn streams(&mut self, missing: &MissingRange) -> Result<Streams> {
+        if missing.streams.is_empty() {
+            return Ok(Streams::default());
         }
         let failed = self.request.failed.clone();
-        let paths = self.engine.paths(&failed, &gap.target);
+        let paths = self.engine.paths(&failed, &missing.target);
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
-        let brought = self.engine.brought_by(&mut nodes, &paths)?;
-        let ours = |path: &Path| gap.all_lanes || gap.lanes.iter().any(|lane| lane.path == *path);
-        let lanes = Lanes {
+        let brought = self.engine.tables_of(&mut nodes, &paths)?;
+        let ours = |path: &Path| {
+            missing.all_streams || missing.streams.iter().any(|stream| stream.path == *path)
+        };
+        let streams = Streams {
             ours: paths.iter().map(ours).collect(),
             brought,
         };
-        if let Some(why) = lanes.unclear() {
+        if let Some(why) = streams.unclear() {
             return Err(Error::refused(
                 SqlState::FEATURE_NOT_SUPPORTED,
                 format!(
                     "node \"{}\" has more of \"{failed}\" by one subscription and node \"{}\" by another one, and {why}",
-                    gap.source, gap.target
+                    missing.source, missing.target
                 ),
                 "Make each replication set that the subscriptions name on a survivor, each table in one of them: spock.repset_create, spock.repset_add_table.",
             ));
         }
-        Ok(lanes)
+        Ok(streams)
     }
 }
 
 /// What each subscription of the target to the failed node brings.
 #[derive(Default)]
-pub struct Lanes {
-    brought: Vec<Brought>,
+pub struct Streams {
+    brought: Vec<PathTables>,
     /// Whether the source has at least as much by it as the target.
     ours: Vec<bool>,
 }
 
-impl Lanes {
+impl Streams {
     /// The subscription that brings the table; `None` if that is not known.
     pub fn of(&self, relation: &Relation) -> Option<usize> {
         let table = (relation.schema.clone(), relation.name.clone());
@@ -209,7 +217,7 @@ impl Lanes {
     }
 
     /// The one that it holds for, if it is one.
-    fn only(&self, holds: impl Fn(&Brought) -> bool) -> Option<usize> {
+    fn only(&self, holds: impl Fn(&PathTables) -> bool) -> Option<usize> {
         let mut found = (0..self.brought.len()).filter(|i| holds(&self.brought[*i]));
         found.next().filter(|_| found.next().is_none())
     }
@@ -217,7 +225,7 @@ impl Lanes {
     /// Whether the source has all of the failed node's changes of the table that the target has.
     pub fn may_be_compared(&self, relation: &Relation) -> bool {
         match self.of(relation) {
-            Some(lane) => self.ours[lane],
+            Some(stream) => self.ours[stream],
             None => self.ours.iter().all(|ours| *ours),
         }
     }
@@ -225,8 +233,8 @@ impl Lanes {
     /// Why some tables could be of a subscription that is ours and of one that is not.
     fn unclear(&self) -> Option<&'static str> {
         let of = |ours: bool| {
-            let lanes = self.brought.iter().zip(&self.ours);
-            lanes.filter(move |(_, is)| **is == ours).map(|(b, _)| b)
+            let streams = self.brought.iter().zip(&self.ours);
+            streams.filter(move |(_, is)| **is == ours).map(|(b, _)| b)
         };
         let unknown = |ours| of(ours).any(|b| !b.known);
         if unknown(true) && unknown(false) {
@@ -247,35 +255,35 @@ pub struct Last {
 impl Recovery {
     /// That by each subscription, of which `tables` are brought. Of several nobody dates the transactions apart, so it
     /// is that of the rows that there are.
-    pub fn last_by_lane(
+    pub fn last_by_stream(
         &mut self,
-        gap: &Gap,
-        lanes: &Lanes,
+        missing: &MissingRange,
+        streams: &Streams,
         tables: &[Compared],
     ) -> Result<Vec<Last>> {
         let failed = self.request.failed.clone();
-        if gap.lanes.is_empty() {
+        if missing.streams.is_empty() {
             return Ok(vec![Last {
-                source: self.last_commit(&failed, &gap.source)?,
-                target: self.last_commit(&failed, &gap.target)?,
+                source: self.last_commit(&failed, &missing.source)?,
+                target: self.last_commit(&failed, &missing.target)?,
             }]);
         }
-        let mut last = vec![Last::default(); lanes.brought.len()];
-        for node in [&gap.source, &gap.target] {
+        let mut last = vec![Last::default(); streams.brought.len()];
+        for node in [&missing.source, &missing.target] {
             let Some(origin) = self.origin_number(&failed, node)? else {
                 continue;
             };
-            let is_source = *node == gap.source;
+            let is_source = *node == missing.source;
             let node = self.survivor(node)?;
             for table in tables {
-                let Some(lane) = lanes.of(&table.relation) else {
+                let Some(stream) = streams.of(&table.relation) else {
                     continue;
                 };
                 let found = last_written(&table.relation, origin).run(node)?;
                 let found: Option<i64> = found.one()?.parse_opt(0)?;
                 let last = match is_source {
-                    true => &mut last[lane].source,
-                    false => &mut last[lane].target,
+                    true => &mut last[stream].source,
+                    false => &mut last[stream].target,
                 };
                 *last = found.max(*last);
             }
@@ -284,15 +292,15 @@ impl Recovery {
     }
 
     /// With what the target had when a comparison that was interrupted began; notes it where there was none.
-    pub fn note_comparison(&mut self, gap: &Gap, last: &mut [Last]) -> Result<()> {
+    pub fn note_comparison(&mut self, missing: &MissingRange, last: &mut [Last]) -> Result<()> {
         let failed = self.request.failed.clone();
-        let target = self.survivor(&gap.target)?;
-        for (lane, last) in last.iter().enumerate() {
-            server::note_comparison(&failed, lane, last.target).run(target)?;
+        let target = self.survivor(&missing.target)?;
+        for (stream, last) in last.iter().enumerate() {
+            server::note_comparison(&failed, stream, last.target).run(target)?;
         }
         for row in &server::unfinished_comparison(&failed).run(target)? {
-            let lane: usize = row.parse(0)?;
-            if let Some(last) = last.get_mut(lane) {
+            let stream: usize = row.parse(0)?;
+            if let Some(last) = last.get_mut(stream) {
                 last.target = row.parse_opt(1)?;
             }
         }

@@ -1,17 +1,17 @@
 //! Who has what of the failed node, and who can give it to whom.
 
-use super::{Gap, Recovery, Request, members};
+use super::{MissingRange, Recovery, Request, members};
 use crate::engine::{self, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::lsn::{Lsn, Position};
-use crate::node::{Here, Member, Node, server};
+use crate::node::{Member, Mode, Node, server};
 use crate::settings;
 use crate::workflow::clocks;
 use crate::workflow::findings::Status;
 use crate::workflow::lost_wal::{LostWal, end_of_wal};
 use crate::workflow::members::each;
-use crate::workflow::membership::{reach, settle};
+use crate::workflow::membership::{reach, sync_lagging_members};
 use crate::workflow::removed::refuse_succeeded;
 use crate::workflow::report::Report;
 use crate::workflow::unfinished::unfinished;
@@ -32,12 +32,12 @@ pub enum Failed {
 }
 
 impl Recovery {
-    pub fn connect(session: Here, request: Request, report: Report) -> Result<Self> {
+    pub fn connect(session: Mode, request: Request, report: Report) -> Result<Self> {
         Self::connect_for(session, request, report, Failed::Dead)
     }
 
     pub fn connect_for(
-        session: Here,
+        session: Mode,
         request: Request,
         report: Report,
         whose: Failed,
@@ -47,7 +47,7 @@ impl Recovery {
         let Some(here) = engine.local_name(&mut me)? else {
             return Err(Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
-                "the database that the CALL runs in is no node of a cluster",
+                "the database that the CALL runs in is not a cluster node",
                 "Run it in the database of a survivor.",
             ));
         };
@@ -69,7 +69,7 @@ impl Recovery {
             return Err(Error::Argument {
                 argument: "failed_node_name",
                 problem: format!(
-                    "is \"{}\", which is no node of this cluster",
+                    "is \"{}\", which is not a node of this cluster",
                     request.failed
                 ),
                 hint: format!("The nodes are: {}.", names.join(", ")),
@@ -135,9 +135,9 @@ impl Recovery {
         let mut asked: Vec<&mut Node> = survivors.iter_mut().collect();
         // A plan only looks.
         let newest = reached.registry.as_ref().filter(|_| session.changes());
-        settle(&mut *engine, &mut asked, newest)?;
+        sync_lagging_members(&mut *engine, &mut asked, newest)?;
         let gone: Vec<Member> = std::iter::once(&failed).chain(&away).cloned().collect();
-        engine.learn(&mut asked, &gone)?;
+        engine.load_paths(&mut asked, &gone)?;
         refuse_succeeded(&*engine, &mut asked)?;
         let mut recovery = Self {
             engine,
@@ -288,7 +288,7 @@ impl Recovery {
     /// only between two tries to connect. Those that stay connected are the answer. `to_the_end` waits as long
     /// as they get on with it.
     pub fn still_connected(&mut self, provider: &str, to_the_end: bool) -> Result<Vec<String>> {
-        let patience = match to_the_end {
+        let limit = match to_the_end {
             true => settings::connect_timeout(),
             false => settings::connect_timeout().min(CONNECTED),
         };
@@ -311,7 +311,7 @@ impl Recovery {
                 last = now;
                 since = Instant::now();
             }
-            if gone.iter().all(|gone| *gone) || since.elapsed() > patience {
+            if gone.iter().all(|gone| *gone) || since.elapsed() > limit {
                 let connected = self.survivors.iter().zip(&gone).filter(|(_, gone)| !**gone);
                 return Ok(connected.map(|(node, _)| node.name.clone()).collect());
             }
@@ -321,7 +321,7 @@ impl Recovery {
     }
 
     /// What is to be brought over, from whom to whom.
-    pub fn plan(&mut self) -> Result<Vec<Gap>> {
+    pub fn plan(&mut self) -> Result<Vec<MissingRange>> {
         let failed = self.request.failed.clone();
         let states = self.inbound(&failed)?;
         if states.iter().any(|states| states.len() > 1) {
@@ -348,7 +348,7 @@ impl Recovery {
             Error::refused(
                 SqlState::UNDEFINED_OBJECT,
                 format!(
-                    "node \"{name}\" has no subscription from \"{}\", so nobody knows what it has of it",
+                    "node \"{name}\" has no subscription from \"{}\", so it is unknown what it has of it",
                     self.request.failed
                 ),
                 "Name another node.",
@@ -388,24 +388,24 @@ impl Recovery {
         targets.retain(|(name, lsn)| {
             *name != source && (*lsn < has || *lsn == has && unfinished_from.contains_key(name))
         });
-        let mut gaps = vec![];
+        let mut missing_ranges = vec![];
         for (target, lsn) in targets {
             let unfinished = unfinished_from.get(&target).copied();
-            gaps.push(self.gap(&source, has, target, lsn, unfinished)?);
+            missing_ranges.push(self.missing(&source, has, target, lsn, unfinished)?);
         }
-        Ok(gaps)
+        Ok(missing_ranges)
     }
 
     /// What `target` lacks, which has got it up to `lsn`, and may not have all that belongs to what it got in
     /// a recovery that began at `unfinished`.
-    fn gap(
+    fn missing(
         &self,
         source: &str,
         has: Lsn,
         target: String,
         lsn: Lsn,
         unfinished: Option<Lsn>,
-    ) -> Result<Gap> {
+    ) -> Result<MissingRange> {
         let position = |lsn| Position::new(&self.request.failed, lsn);
         let wrong = |argument, problem: String, hint: &str| {
             Err(Error::Argument {
@@ -442,15 +442,15 @@ impl Recovery {
                 "Leave it null for all that the source has.",
             );
         }
-        Ok(Gap {
+        Ok(MissingRange {
             source: source.to_owned(),
             target,
             since: position(unfinished.map_or(from, |since| since.min(from))),
             from: position(from),
             to: position(to),
             whole: to == has && self.request.stop_timestamp.is_none(),
-            lanes: vec![],
-            all_lanes: true,
+            streams: vec![],
+            all_streams: true,
         })
     }
 }
@@ -472,7 +472,7 @@ impl Inbound {
 pub fn unknown(argument: &'static str, name: &str) -> Error {
     Error::Argument {
         argument,
-        problem: format!("is \"{name}\", which is no survivor of this cluster that can be reached"),
+        problem: format!("is \"{name}\", which is not a survivor that can be reached"),
         hint: "See spock.node or zodan.node.".into(),
         state: SqlState::UNDEFINED_OBJECT,
     }

@@ -5,16 +5,16 @@ use crate::error::Result;
 use crate::libpq::Rows;
 
 #[derive(Clone)]
-pub enum Here {
-    Call(Local),
-    Look(Reader),
+pub enum Mode {
+    Execute(Local),
+    DryRun(Reader),
 }
 
-impl Here {
+impl Mode {
     pub fn session(&self) -> Session {
         match self {
-            Self::Call(local) => Session::Local(local.clone()),
-            Self::Look(reader) => Session::Reader(reader.clone()),
+            Self::Execute(local) => Session::Local(local.clone()),
+            Self::DryRun(reader) => Session::Reader(reader.clone()),
         }
     }
 
@@ -24,6 +24,6 @@ impl Here {
 
     /// Whether something is going to be changed.
     pub fn changes(&self) -> bool {
-        matches!(self, Self::Call(_))
+        matches!(self, Self::Execute(_))
     }
 }

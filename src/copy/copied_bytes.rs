@@ -4,7 +4,7 @@ use super::shared::{Count, Job};
 
 /// Where the copy is.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Arrival {
+pub struct CopyProgress {
     /// Rows and bytes received so far.
     pub rows: u64,
     pub bytes: u64,
@@ -27,14 +27,14 @@ pub struct Complete {
 }
 
 /// Counts arrivals.
-pub struct Tally<'a> {
+pub struct Counter<'a> {
     job: &'a Job,
     /// How many tasks each table has.
     tasks: Vec<u64>,
     told: Vec<bool>,
 }
 
-impl<'a> Tally<'a> {
+impl<'a> Counter<'a> {
     pub fn new(job: &'a Job) -> Self {
         let mut tasks = vec![0; job.tables.len()];
         job.tasks.iter().for_each(|task| tasks[task.table] += 1);
@@ -46,8 +46,8 @@ impl<'a> Tally<'a> {
     }
 
     /// What has arrived, with the tasks that are being worked on.
-    pub fn look(&self, counts: &[Count], at_work: impl Iterator<Item = usize>) -> Arrival {
-        let mut arrival = Arrival::default();
+    pub fn look(&self, counts: &[Count], at_work: impl Iterator<Item = usize>) -> CopyProgress {
+        let mut arrival = CopyProgress::default();
         for ((table, count), tasks) in self.job.tables.iter().zip(counts).zip(&self.tasks) {
             let done = count.tasks();
             let complete = done == *tasks;

@@ -2,11 +2,11 @@
 //! nothing to do on the others: its name is that of another one by now, or has always been.
 
 use super::Request;
-use super::abandon::end_interrupted;
+use super::half_added::end_interrupted;
 use crate::engine::{self, Engine, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
-use crate::node::{Here, Member, Node, server};
+use crate::node::{Member, Mode, Node, server};
 use crate::workflow::members;
 use crate::workflow::membership::reach;
 use crate::workflow::removed::{by_members, by_successor, end_replication};
@@ -15,7 +15,7 @@ use crate::workflow::twin::{self, Twin};
 use crate::workflow::undo::run_all;
 
 /// A node that the cluster goes on without.
-struct Outcast {
+struct FormerMember {
     engine: Box<dyn Engine>,
     me: Node,
     why: Why,
@@ -58,7 +58,7 @@ fn forgotten(engine: &mut dyn Engine, me: &mut Node) -> Result<Option<String>> {
         }
     }
     let mut nodes: Vec<&mut Node> = std::iter::once(&mut *me).chain(&mut reached).collect();
-    engine.learn(&mut nodes, &[])?;
+    engine.load_paths(&mut nodes, &[])?;
     if let Some(told) = by_successor(engine, &mut nodes[..1])? {
         return Ok(Some(told));
     }
@@ -67,7 +67,7 @@ fn forgotten(engine: &mut dyn Engine, me: &mut Node) -> Result<Option<String>> {
 }
 
 /// The node, if it is the target.
-fn outcast(here: &Here, request: &Request) -> Result<Option<Outcast>> {
+fn former_member(here: &Mode, request: &Request) -> Result<Option<FormerMember>> {
     let mut me = members::local(&request.target, &Dsn::nowhere(), here);
     let mut engine = engine::detect(&mut me)?;
     if engine.local_name(&mut me)?.as_ref() != Some(&me.name) {
@@ -75,7 +75,7 @@ fn outcast(here: &Here, request: &Request) -> Result<Option<Outcast>> {
     }
     let why = match Twin::of_registered(&*engine, &mut me)? {
         Some(twin) => Why::Copied(twin),
-        None if engine.membership().is_none() => match forgotten(&mut *engine, &mut me)? {
+        None if engine.registry().is_none() => match forgotten(&mut *engine, &mut me)? {
             Some(told) => Why::Forgotten(told),
             None => return Ok(None),
         },
@@ -93,18 +93,18 @@ fn outcast(here: &Here, request: &Request) -> Result<Option<Outcast>> {
             dsn: dsn.clone(),
         })?;
         let own = members::identity(&mut me)?;
-        super::find::same(&own, &mut given, "target_node_dsn")?;
+        super::target::same(&own, &mut given, "target_node_dsn")?;
     }
-    Ok(Some(Outcast { engine, me, why }))
+    Ok(Some(FormerMember { engine, me, why }))
 }
 
 /// False if it is a member, or another node is the target.
-pub fn on_the_outcast(here: &Here, request: &Request, report: &Report) -> Result<bool> {
-    let Some(Outcast {
+pub fn former_member_here(here: &Mode, request: &Request, report: &Report) -> Result<bool> {
+    let Some(FormerMember {
         engine,
         mut me,
         why,
-    }) = outcast(here, request)?
+    }) = former_member(here, request)?
     else {
         return Ok(false);
     };
@@ -116,25 +116,25 @@ pub fn on_the_outcast(here: &Here, request: &Request, report: &Report) -> Result
     };
     let ended = replication
         .and_then(|()| end_interrupted(&*engine, here, &mut me))
-        .and_then(|()| run_all(&mut me, &engine.cease_provider()));
+        .and_then(|()| run_all(&mut me, &engine.drop_node()));
     server::membership_unlock().run(&mut me)?;
     ended?;
-    report.say(&why.told(&request.target));
-    report.say(&format!(
+    report.notice(&why.told(&request.target));
+    report.notice(&format!(
         "node \"{}\" has left: its subscriptions, slots and origins are dropped, its data is kept, and nobody gets what is written in it",
         request.target
     ));
     Ok(true)
 }
 
-pub fn refuse_plan(here: &Here, request: &Request) -> Result<()> {
-    match outcast(here, request)? {
+pub fn refuse_plan(here: &Mode, request: &Request) -> Result<()> {
+    match former_member(here, request)? {
         None => Ok(()),
-        Some(outcast) => Err(Error::refused(
+        Some(former_member) => Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
                 "{}; the CALL ends what it has of it",
-                outcast.why.told(&request.target)
+                former_member.why.told(&request.target)
             ),
             "That is not planned: run CALL spock.remove_node.",
         )),

@@ -6,9 +6,9 @@ use crate::progress;
 use crate::settings;
 use std::time::{Duration, Instant};
 
-/// What a look at the condition found.
-pub enum Seen<T> {
-    Done(T),
+/// What a check at the condition found.
+pub enum Poll<T> {
+    Ready(T),
     /// Not yet. The text says how far it is: any change of it is progress.
     Pending(String),
 }
@@ -29,10 +29,10 @@ pub fn wait_until<T>(
     node: &str,
     what: &str,
     hint: &str,
-    look: impl FnMut() -> Result<Seen<T>>,
+    check: impl FnMut() -> Result<Poll<T>>,
 ) -> Result<T> {
     let limit = Limit::Progress(settings::no_progress_timeout());
-    wait_within(limit, node, what, hint, look)
+    wait_within(limit, node, what, hint, check)
 }
 
 /// As [`wait_until`], with a limit of its own.
@@ -41,26 +41,26 @@ pub fn wait_within<T>(
     node: &str,
     what: &str,
     hint: &str,
-    mut look: impl FnMut() -> Result<Seen<T>>,
+    mut check: impl FnMut() -> Result<Poll<T>>,
 ) -> Result<T> {
     let began = Instant::now();
-    let mut rest = Duration::from_millis(1);
+    let mut interval = Duration::from_millis(1);
     let mut last = String::new();
     let mut since = Instant::now();
     loop {
-        match look()? {
-            Seen::Done(value) => {
+        match check()? {
+            Poll::Ready(value) => {
                 if !last.is_empty() {
                     progress::activity(None);
                 }
                 return Ok(value);
             }
-            Seen::Pending(state) if state != last => {
+            Poll::Pending(state) if state != last => {
                 progress::activity(Some(format!("node \"{node}\": {what}: {state}")));
                 last = state;
                 since = Instant::now();
             }
-            Seen::Pending(_) => {}
+            Poll::Pending(_) => {}
         }
         match limit {
             Limit::Progress(Some(limit)) if since.elapsed() > limit => {
@@ -84,24 +84,24 @@ pub fn wait_within<T>(
             }
             _ => {}
         }
-        wait::on_latch(rest)?;
-        rest = (rest * 3 / 2).min(Duration::from_millis(100));
+        wait::on_latch(interval)?;
+        interval = (interval * 3 / 2).min(Duration::from_millis(100));
     }
 }
 
 /// Whether the condition comes to hold within `limit`. The looks are at most 10 ms apart: something stands still for it.
-pub fn holds_within(limit: Duration, mut look: impl FnMut() -> Result<bool>) -> Result<bool> {
+pub fn holds_within(limit: Duration, mut check: impl FnMut() -> Result<bool>) -> Result<bool> {
     let deadline = Instant::now() + limit;
-    let mut rest = Duration::from_millis(1);
+    let mut interval = Duration::from_millis(1);
     loop {
-        if look()? {
+        if check()? {
             return Ok(true);
         }
         if Instant::now() >= deadline {
             return Ok(false);
         }
-        wait::on_latch(rest)?;
-        rest = (rest * 2).min(Duration::from_millis(10));
+        wait::on_latch(interval)?;
+        interval = (interval * 2).min(Duration::from_millis(10));
     }
 }
 

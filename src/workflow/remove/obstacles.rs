@@ -1,6 +1,6 @@
 //! What else keeps a removal from being exact, or makes others suffer from it: found before anything is waited for.
 
-use super::{Inbound, Leave};
+use super::{Inbound, Removal};
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, scrub};
@@ -17,17 +17,17 @@ pub fn no_member(engine: &dyn Engine, here: &str, outsider: &Outsider) -> Error 
     Error::refused(
         SqlState::NOT_IN_PREREQUISITE_STATE,
         format!(
-            "node \"{name}\" is no member of the cluster: subscription {subscription} of node \"{here}\" takes its changes, and it takes those of no member"
+            "node \"{name}\" is not a member of the cluster: subscription {subscription} of node \"{here}\" takes its changes, and it takes those of no member"
         ),
         format!("To take no more of them, run on \"{here}\": {drop}"),
     )
 }
 
-impl Leave {
+impl Removal {
     /// A node that takes changes of members and that none of them knows only reads. It has never been a member.
     pub fn refuse_reader(&mut self) -> Result<()> {
         let known = !self.known_to.is_empty() || self.here == self.target;
-        if known || self.engine.membership().is_some() || self.journal_there()?.is_some() {
+        if known || self.engine.registry().is_some() || self.journal_there()?.is_some() {
             return Ok(());
         }
         let Some(leaving) = &mut self.leaving else {
@@ -44,7 +44,7 @@ impl Leave {
         Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
-                "node \"{}\" only reads from the cluster and is no member of it",
+                "node \"{}\" only reads from the cluster and is not a member of it",
                 self.target
             ),
             format!("To end that, run on it: {}", drop.join("; ")),

@@ -9,7 +9,7 @@
 
 use super::lost_wal::{LostWal, end_of_wal};
 use super::members::{connect_each, recovery_slot};
-use super::membership::{catch_up, forgive_paid, known};
+use super::membership::{catch_up, forget_done, registries};
 use super::removed::{by_members, end_replication, told};
 use super::taken;
 use super::twin;
@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 const MOST_SAMPLES: usize = 512;
 
 /// What the servers show of its sessions.
-const SESSION: &str = "zodan recovery";
+const SESSION: &str = "zodan node worker";
 
 /// At one of so many looks it asks the members whether they still know the node, where no registry tells.
 const LOOKS_AT_MEMBERS: u64 = 10;
@@ -40,7 +40,7 @@ struct Sample {
 }
 
 /// What a look found.
-pub enum Kept {
+pub enum Outcome {
     Yes,
     /// The database is no node any more.
     NoNode,
@@ -56,7 +56,7 @@ pub enum Kept {
     Resumed(String),
 }
 
-pub struct Keeper {
+pub struct NodeWorker {
     engine: Box<dyn Engine>,
     here: Node,
     peers: BTreeMap<String, Node>,
@@ -72,7 +72,7 @@ pub struct Keeper {
     looks: u64,
 }
 
-impl Keeper {
+impl NodeWorker {
     /// `here` is a session on the node itself.
     pub fn new(engine: Box<dyn Engine>, mut here: Node) -> Result<Self> {
         server::name_session(SESSION).run(&mut here)?;
@@ -90,16 +90,16 @@ impl Keeper {
     }
 
     /// One look: make the slot if it is not there, take a sample, move the slot.
-    pub fn look(&mut self) -> Result<Kept> {
+    pub fn look(&mut self) -> Result<Outcome> {
         self.looks += 1;
         if self.engine.local_name(&mut self.here)?.as_ref() != Some(&self.here.name) {
             self.forget()?;
-            return Ok(Kept::NoNode);
+            return Ok(Outcome::NoNode);
         }
         if let Some(statement) = self.engine.resume_orphaned()
             && let Some(row) = statement.run(&mut self.here)?.first()
         {
-            return Ok(Kept::Resumed(format!(
+            return Ok(Outcome::Resumed(format!(
                 "node \"{}\" applies again from {} of its peers: the CALL that had paused it is gone",
                 self.here.name,
                 row.text(0)
@@ -114,7 +114,7 @@ impl Keeper {
             return Ok(told);
         }
         if let Some(what) = self.look_for_lost_wal()? {
-            return Ok(Kept::WentBack(what));
+            return Ok(Outcome::WentBack(what));
         }
         let slot = self.slot()?;
         match server::slot_state(&slot).run(&mut self.here)?.first() {
@@ -123,14 +123,14 @@ impl Keeper {
                 // It may have left meanwhile: to make a slot takes as long as the oldest transaction.
                 if self.engine.local_name(&mut self.here)?.is_none() {
                     self.forget()?;
-                    return Ok(Kept::NoNode);
+                    return Ok(Outcome::NoNode);
                 }
             }
             // Its WAL is gone: a new one protects at least from here on.
             Some(row) if row.bool(3) => {
                 server::drop_slot(&slot).run(&mut self.here)?;
                 self.create(&slot)?;
-                return Ok(Kept::GivenUp(format!(
+                return Ok(Outcome::GivenUp(format!(
                     "slot {slot} had lost its WAL and has been made anew: a node that lacks transactions from before cannot be recovered from node \"{}\"",
                     self.here.name
                 )));
@@ -162,7 +162,7 @@ impl Keeper {
             let sample = self.samples[0].clone();
             self.advance(&slot, &sample)?;
             if self.samples.len() == 1 {
-                server::unexpose().run(&mut self.here)?;
+                server::clear_gap().run(&mut self.here)?;
             }
         }
         self.bound(&slot)
@@ -279,11 +279,11 @@ impl Keeper {
 
     /// Takes over a newer registry of another member, with all that belongs to it, or ends where that is without this
     /// node.
-    fn catch_up(&mut self) -> Result<Option<Kept>> {
+    fn catch_up(&mut self) -> Result<Option<Outcome>> {
         let mut nodes: Vec<&mut Node> = std::iter::once(&mut self.here)
             .chain(self.peers.values_mut())
             .collect();
-        let mut registries = known(&*self.engine, &mut nodes).into_iter();
+        let mut registries = registries(&*self.engine, &mut nodes).into_iter();
         let Some(own) = registries.next().transpose()?.flatten() else {
             return Ok(None);
         };
@@ -309,17 +309,17 @@ impl Keeper {
         server::membership_unlock().run(nodes[0])?;
         done?;
         if !member {
-            return Ok(Some(Kept::Removed(told(&name, &own, &newest))));
+            return Ok(Some(Outcome::Removed(told(&name, &own, &newest))));
         }
         self.untold = self.peers.keys().cloned().collect();
-        Ok(Some(Kept::CaughtUp(format!(
+        Ok(Some(Outcome::CaughtUp(format!(
             "node \"{name}\" has caught up with the membership of generation {}",
             newest.generation
         ))))
     }
 
     /// The same where there is no registry.
-    fn end_if_forgotten(&mut self, known: usize) -> Result<Option<Kept>> {
+    fn end_if_forgotten(&mut self, known: usize) -> Result<Option<Outcome>> {
         if self.looks % LOOKS_AT_MEMBERS != 1 || self.told_by_members(known)?.is_none() {
             return Ok(None);
         }
@@ -335,7 +335,7 @@ impl Keeper {
         };
         server::membership_unlock().run(&mut self.here)?;
         done?;
-        Ok(told?.map(Kept::Removed))
+        Ok(told?.map(Outcome::Removed))
     }
 
     fn told_by_members(&mut self, known: usize) -> Result<Option<String>> {
@@ -351,7 +351,7 @@ impl Keeper {
         let me = [self.here.name.clone()];
         while let Some(name) = self.untold.first().cloned() {
             if let Some(peer) = self.peers.get_mut(&name) {
-                forgive_paid(&*self.engine, peer, &me, own)?;
+                forget_done(&*self.engine, peer, &me, own)?;
             }
             self.untold.remove(&name);
         }
@@ -362,7 +362,7 @@ impl Keeper {
     fn applied_by_others(&mut self, members: &[Member]) -> Result<BTreeMap<String, Progress>> {
         let mut asked: Vec<&mut Node> = self.peers.values_mut().collect();
         asked.push(&mut self.here);
-        self.engine.learn(&mut asked, &[])?;
+        self.engine.load_paths(&mut asked, &[])?;
         let mut applied = BTreeMap::new();
         for (name, node) in &mut self.peers {
             let Ok(rows) = self.engine.subscriptions().run(node) else {
@@ -405,20 +405,20 @@ impl Keeper {
     }
 
     /// No more WAL than is allowed, whoever may still need it.
-    fn bound(&mut self, slot: &str) -> Result<Kept> {
+    fn bound(&mut self, slot: &str) -> Result<Outcome> {
         let Some(limit) = settings::recovery_slot_max_wal() else {
-            return Ok(Kept::Yes);
+            return Ok(Outcome::Yes);
         };
         let state = server::slot_state(slot).run(&mut self.here)?;
         let row = state.one()?;
         let kept: f64 = row.parse(2)?;
         let Some(sample) = self.samples.back().cloned() else {
-            return Ok(Kept::Yes);
+            return Ok(Outcome::Yes);
         };
         let too_much = kept > limit as f64;
         self.bounded &= too_much;
         if !too_much || self.samples.len() < 2 && sample.place <= server::parse_lsn(row, 1)? {
-            return Ok(Kept::Yes);
+            return Ok(Outcome::Yes);
         }
         self.samples.clear();
         self.samples.push_back(sample.clone());
@@ -428,12 +428,12 @@ impl Keeper {
             sample.place,
             self.here.name
         );
-        server::expose(&why).run(&mut self.here)?;
+        server::record_gap(&why).run(&mut self.here)?;
         self.advance(slot, &sample)?;
         // What it holds goes down with a later record of running transactions only.
         Ok(match std::mem::replace(&mut self.bounded, true) {
-            true => Kept::Yes,
-            false => Kept::GivenUp(why),
+            true => Outcome::Yes,
+            false => Outcome::GivenUp(why),
         })
     }
 }

@@ -2,20 +2,20 @@
 //! told by server and database, never by name alone.
 
 use super::obstacles::no_member;
-use super::{Leave, Request, interrupted_removals};
+use super::{Removal, Request, interrupted_removals};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
-use crate::node::{Here, Member, Node};
+use crate::node::{Member, Mode, Node};
 use crate::workflow::members::{self, each};
-use crate::workflow::membership::{reach, settle};
+use crate::workflow::membership::{reach, sync_lagging_members};
 use crate::workflow::removed::refuse_succeeded;
 use crate::workflow::report::Report;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 /// What the target is to the cluster.
-pub enum Standing {
+pub enum TargetState {
     Member,
     /// A join of it was interrupted, and there are traces of it.
     HalfAdded,
@@ -25,14 +25,14 @@ pub enum Standing {
     Gone,
 }
 
-impl Leave {
-    pub fn connect(session: Here, request: &Request, report: Report) -> Result<Self> {
+impl Removal {
+    pub fn connect(session: Mode, request: &Request, report: Report) -> Result<Self> {
         let mut me = members::local("", &Dsn::nowhere(), &session);
         let mut engine = engine::detect(&mut me)?;
         let Some(here) = engine.local_name(&mut me)? else {
             return Err(Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
-                "the database that the CALL runs in is no node of a cluster",
+                "the database that the CALL runs in is not a cluster node",
                 "Run it in the database of any node of the cluster.",
             ));
         };
@@ -56,7 +56,7 @@ impl Leave {
         let registered = reached.survey.members.iter().find(is_target);
         let registered = registered.or_else(|| reached.own.members.iter().find(is_target));
         let (mut survivors, mut away, mut by_registry) = (vec![], vec![], None);
-        reached.standing.remove(&request.target);
+        reached.confirmed.remove(&request.target);
         for (member, answer) in reached.answers {
             match answer {
                 answer if member.name == request.target => by_registry = Some(answer),
@@ -79,7 +79,7 @@ impl Leave {
             resumed,
         };
         let (mut leaving, unreachable) = match finding.leaving(&mut me)? {
-            Found::Reached(node) => (Some(*node), None),
+            Found::ReachableMembers(node) => (Some(*node), None),
             Found::Unreachable(error) => (None, Some(error)),
         };
         members::require_superuser(survivors.iter_mut().chain(leaving.as_mut()))?;
@@ -92,11 +92,11 @@ impl Leave {
         let mut all: Vec<&mut Node> = survivors.iter_mut().collect();
         // A plan only looks.
         let newest = reached.registry.as_ref().filter(|_| session.changes());
-        let caught_up = settle(&mut *engine, &mut all, newest)?;
+        let caught_up = sync_lagging_members(&mut *engine, &mut all, newest)?;
         let mut forgotten_late = false;
         for (member, forgotten) in &caught_up {
             for gone in forgotten {
-                report.say(&format!("node \"{member}\" has forgotten \"{gone}\" too"));
+                report.notice(&format!("cleaned up \"{gone}\" on node \"{member}\""));
             }
             forgotten_late |= forgotten.contains(&request.target);
         }
@@ -112,7 +112,7 @@ impl Leave {
                 },
             });
         }
-        engine.learn(&mut asked, &absent)?;
+        engine.load_paths(&mut asked, &absent)?;
         refuse_succeeded(&*engine, &mut asked)?;
         Ok(Self {
             engine,
@@ -126,7 +126,7 @@ impl Leave {
             leaving,
             unreachable,
             known_to: vec![],
-            standing: reached.standing,
+            standing: reached.confirmed,
             registry: reached.registry,
             forgotten_late,
             went_back: false,
@@ -134,9 +134,9 @@ impl Leave {
         })
     }
 
-    pub fn standing(&mut self) -> Result<Standing> {
+    pub fn standing(&mut self) -> Result<TargetState> {
         let engine = &*self.engine;
-        let registries = each(&mut self.survivors, |_| engine.registry())?;
+        let registries = each(&mut self.survivors, |_| engine.members())?;
         for (survivor, rows) in self.survivors.iter().zip(&registries) {
             if rows.iter().any(|row| row.text(0) == self.target) {
                 self.known_to.push(survivor.name.clone());
@@ -147,16 +147,16 @@ impl Leave {
             None => false,
         };
         if leaving_is_node || self.known_to.contains(&self.here) {
-            return Ok(Standing::Member);
+            return Ok(TargetState::Member);
         }
-        if self.forgotten_late || !self.debts()?.is_empty() {
-            return Ok(Standing::Owed);
+        if self.forgotten_late || !self.pending_cleanups()?.is_empty() {
+            return Ok(TargetState::Owed);
         }
         if self.is_half_added()? {
-            return Ok(Standing::HalfAdded);
+            return Ok(TargetState::HalfAdded);
         }
         if !interrupted_removals(&self.session, &self.target)?.is_empty() {
-            return Ok(Standing::Gone);
+            return Ok(TargetState::Gone);
         }
         let mut members: Vec<&str> = self.survivors.iter().map(|n| n.name.as_str()).collect();
         members.extend(self.away.iter().map(|(m, _)| m.name.as_str()));
@@ -164,7 +164,7 @@ impl Leave {
         Err(Error::Argument {
             argument: "target_node_name",
             problem: format!(
-                "is \"{}\", which is no node of this cluster and has left nothing in it",
+                "is \"{}\", which is not a node of this cluster and has left nothing in it",
                 self.target
             ),
             hint: format!("The nodes are: {}.", members.join(", ")),
@@ -174,7 +174,7 @@ impl Leave {
 }
 
 enum Found {
-    Reached(Box<Node>),
+    ReachableMembers(Box<Node>),
     Unreachable(Error),
 }
 
@@ -216,7 +216,7 @@ impl Finding<'_> {
                             "does not lead to node \"{}\", which answers by the connection string of the registry: {error}",
                             self.request.target
                         ),
-                        hint: "Leave target_node_dsn null, or correct it.".into(),
+                        hint: "Removal target_node_dsn null, or correct it.".into(),
                         state: error.sqlstate(),
                     }),
                     None => Ok(Found::Unreachable(error)),
@@ -241,18 +241,18 @@ impl Finding<'_> {
                 if self.here != self.request.target {
                     self.of_this_cluster(me, &mut node, &identity)?;
                 }
-                Ok(Found::Reached(Box::new(node)))
+                Ok(Found::ReachableMembers(Box::new(node)))
             }
             (None, Some(_)) if given.is_some() && !self.resumed => {
-                Err(self.wrong("leads to a database that is no node".into()))
+                Err(self.wrong("leads to a database that is not a cluster node".into()))
             }
             // The database was made anew: the node is as dead as can be.
             (None, Some(_)) => Ok(Found::Unreachable(Error::refused(
                 SqlState::UNDEFINED_OBJECT,
-                "its database is no node any more",
+                "its database is not a cluster node any more",
                 "",
             ))),
-            (None, None) => Ok(Found::Reached(Box::new(node))),
+            (None, None) => Ok(Found::ReachableMembers(Box::new(node))),
         }
     }
 
@@ -301,7 +301,7 @@ impl Finding<'_> {
                 false => Err(other()),
             };
         }
-        let rows = self.engine.registry().run(me)?;
+        let rows = self.engine.members().run(me)?;
         let row = rows.iter().find(|row| row.text(0) == self.request.target);
         if let Some(row) = row.filter(|row| !row.text(4).is_empty()) {
             let system = identity.0.split(' ').next().unwrap_or_default();
@@ -310,7 +310,7 @@ impl Finding<'_> {
             }
         }
         // Its own registry leads back to us.
-        let rows = self.engine.registry().run(node)?;
+        let rows = self.engine.members().run(node)?;
         if self.resumed && rows.iter().all(|row| row.text(0) == self.request.target) {
             return Ok(()); // an earlier run has made it forget all others
         }
