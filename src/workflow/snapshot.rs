@@ -37,6 +37,31 @@ pub struct Snapshot {
     pub progress: Progress,
 }
 
+/// Keeps row versions on the source that the exported snapshot needs, from before there is one.
+///
+/// The walsender that exports it does so itself, but for a moment: `ReplicationSlotRelease` lets go of the slot's
+/// `effective_xmin` before the xmin of the process counts, which it does not while the process is marked as decoding
+/// (`PROC_IN_LOGICAL_DECODING`). What another session finds removable in that moment it prunes, then or later, and rows
+/// that were updated or deleted since the snapshot are in it in no version.
+struct KeptVersions(Conn);
+
+impl KeptVersions {
+    fn open(source: &Node) -> Result<Self> {
+        Conn::open(&source.name, &source.dsn).map(Self)
+    }
+
+    /// Its own snapshot is older than any that is exported from here on.
+    fn begin(&mut self) -> Result<()> {
+        self.0.query(&server::begin_reading().sql, &[])?;
+        self.0.query(&server::now().sql, &[]).map(|_| ())
+    }
+
+    /// When the exporting session is idle in its transaction, or there is none.
+    fn end(&mut self) -> Result<()> {
+        self.0.query(&server::rollback().sql, &[]).map(|_| ())
+    }
+}
+
 enum Attempt {
     Valid(Snapshot),
     GivenUp(Conn, String),
@@ -61,6 +86,7 @@ pub struct Taking<'a> {
 impl Taking<'_> {
     pub fn take(mut self) -> Result<Snapshot> {
         let mut exporter = Conn::open_replication(&self.source.name, &self.source.dsn)?;
+        let mut versions = KeptVersions::open(self.source)?;
         let slot = self.slot.to_owned();
         let action = Action::CreateSlot { slot: slot.clone() };
         let step = Step::new(self.report.current(), &self.source.name, action);
@@ -77,6 +103,8 @@ impl Taking<'_> {
         let mut attempts = Attempts::new();
         loop {
             wait_for_writers(self.source, self.report)?;
+            versions.begin()?;
+            self.journal.passed("old row versions are kept")?;
             let attempt = match self.attempt(exporter) {
                 Err(error) if error.sqlstate() == SqlState::DUPLICATE_OBJECT => {
                     self.journal.refused(slot_step)?;
@@ -84,6 +112,7 @@ impl Taking<'_> {
                 }
                 attempt => attempt?,
             };
+            versions.end()?;
             let why = match attempt {
                 Attempt::Valid(snapshot) => {
                     if let Some(step) = pause_step {
