@@ -63,8 +63,8 @@ CREATE TABLE zodan.pending_cleanup (
     PRIMARY KEY (removed, member, effect)
 );
 REVOKE ALL ON zodan.pending_cleanup FROM PUBLIC;
-COMMENT ON TABLE zodan.pending_cleanup IS 'What members that could not be reached when a node was removed still have to forget; CALL spock.remove_node for that node again pays it';
-COMMENT ON COLUMN zodan.pending_cleanup.dsn IS 'How the member was reached when the debt was made; may hold a password';
+COMMENT ON TABLE zodan.pending_cleanup IS 'What members that could not be reached when a node was removed still have to forget; CALL spock.remove_node for that node again has them do it';
+COMMENT ON COLUMN zodan.pending_cleanup.dsn IS 'How the member was reached when the node was removed; may hold a password';
 COMMENT ON COLUMN zodan.pending_cleanup.effect IS 'What is to be taken back there, as in zodan.step';
 
 CREATE TABLE zodan.marker (

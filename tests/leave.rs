@@ -66,7 +66,7 @@ fn assert_forgotten(server: &Server, gone: &str, members: usize) {
             "SELECT string_agg(m::text, ' ') FROM zodan.marker m WHERE m.node = 'NODE'",
         ),
         (
-            "debts",
+            "pending cleanup",
             "SELECT string_agg(o::text, ' ') FROM zodan.pending_cleanup o WHERE 'NODE' IN (o.member, o.removed)",
         ),
         (
@@ -1165,7 +1165,7 @@ fn a_dead_node_that_comes_back_during_its_removal_brings_nothing_to_some_only() 
     let rows = "SELECT count(*) FROM late";
     for (point, brought) in [
         ("within the survivors are compared", "30"),
-        ("within debts are remembered", "0"),
+        ("within pending cleanup is recorded", "0"),
     ] {
         let cluster = with_late();
         let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));

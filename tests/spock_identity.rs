@@ -180,7 +180,7 @@ fn a_removal_that_is_called_again_is_counted_once() {
     for (target, points) in [
         (
             "n5",
-            &["debts are remembered", "the name is remembered"][..],
+            &["pending cleanup is recorded", "the name is remembered"][..],
         ),
         ("n4", &["slots are dropped"]),
         (

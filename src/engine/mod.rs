@@ -129,7 +129,7 @@ pub struct SetDifference {
     pub remedy: String,
 }
 
-/// Something that the removal of a node owes to a member that could not be reached then.
+/// What a member that could not be reached when a node was removed still has to drop.
 #[derive(Clone, Debug)]
 pub struct PendingCleanup {
     pub member: Member,
@@ -338,15 +338,15 @@ pub trait Engine {
         None
     }
 
-    /// Keeps a debt on a node. `None` where the engine has no place for it.
-    fn record_cleanup(&self, _debt: &PendingCleanup) -> Option<Statement> {
+    /// Records a pending cleanup on a node. `None` where the engine has no place for it.
+    fn record_cleanup(&self, _cleanup: &PendingCleanup) -> Option<Statement> {
         None
     }
-    /// The debts that the node knows of.
+    /// The pending cleanups that are recorded on the node.
     fn pending_cleanups(&self, _node: &mut Node) -> Result<Vec<PendingCleanup>> {
         Ok(vec![])
     }
-    /// Forgets what is owed to `member` from the removal of `removed`.
+    /// Deletes the record of what `member` had to drop after the removal of `removed`.
     fn cleaned_up(&self, _removed: &str, _member: &str) -> Option<Statement> {
         None
     }

@@ -400,15 +400,15 @@ impl Engine for Native {
         ))
     }
 
-    fn record_cleanup(&self, debt: &PendingCleanup) -> Option<Statement> {
+    fn record_cleanup(&self, cleanup: &PendingCleanup) -> Option<Statement> {
         Some(Statement::new(
             "INSERT INTO zodan.pending_cleanup (member, dsn, removed, effect)
              SELECT $1, $2, $3, $4::jsonb FROM zodan.unreplicated() ON CONFLICT DO NOTHING",
             &[
-                &debt.member.name,
-                &debt.member.dsn.reveal(),
-                &debt.removed,
-                &debt.effect,
+                &cleanup.member.name,
+                &cleanup.member.dsn.reveal(),
+                &cleanup.removed,
+                &cleanup.effect,
             ],
         ))
     }

@@ -298,7 +298,7 @@ pub fn sync_lagging_members(
 }
 
 /// What a member that is away when `removed` leaves has to take back later.
-pub fn owed(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effect> {
+pub fn cleanup_of(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effect> {
     let (from, to) = (engine.path(removed, member), engine.path(member, removed));
     vec![
         Effect::Subscription {
@@ -312,7 +312,7 @@ pub fn owed(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effect> {
     ]
 }
 
-/// One of `nodes`, which has the registry `old`, was away when the membership changed: it pays what it owes since,
+/// One of `nodes`, which has the registry `old`, was away when the membership changed: it drops what it has of nodes that were removed since,
 /// and takes the registry over. The removed nodes that it has forgotten with that. Who still has it noted is told
 /// with [`forget_done`].
 pub fn catch_up(
@@ -335,23 +335,23 @@ pub fn catch_up(
         .collect();
     engine.unload_paths();
     engine.load_paths(&mut [&mut *nodes[behind]], &absent)?;
-    let mut debts: Vec<(String, Effect)> = vec![];
+    let mut cleanups: Vec<(String, Effect)> = vec![];
     for node in nodes.iter_mut() {
-        for debt in engine.pending_cleanups(node)? {
-            if debt.member.name == name {
-                debts.push((debt.removed, Effect::parse(&debt.effect)?));
+        for cleanup in engine.pending_cleanups(node)? {
+            if cleanup.member.name == name {
+                cleanups.push((cleanup.removed, Effect::parse(&cleanup.effect)?));
             }
         }
     }
     // Who noted it may be away itself by now.
     for gone in &gone {
-        let effects = owed(engine, gone, &name);
-        debts.extend(effects.into_iter().map(|effect| (gone.clone(), effect)));
+        let effects = cleanup_of(engine, gone, &name);
+        cleanups.extend(effects.into_iter().map(|effect| (gone.clone(), effect)));
     }
     engine.unload_paths();
     let mut removed = BTreeSet::new();
     let mut reverted: Vec<Effect> = vec![];
-    for (gone, effect) in debts {
+    for (gone, effect) in cleanups {
         if !reverted.contains(&effect) {
             revert(engine, &effect, nodes[behind])?;
             reverted.push(effect);
@@ -364,22 +364,22 @@ pub fn catch_up(
     Ok(removed)
 }
 
-/// Deletes from `creditor` what `members` have paid: they have the registry `newest`, which is taken over after that.
+/// Deletes the records on `node` of cleanups that `members` have done: they have the registry `newest`, which is taken over after that.
 pub fn forget_done(
     engine: &dyn Engine,
-    creditor: &mut Node,
+    node: &mut Node,
     members: &[String],
     newest: &Registry,
 ) -> Result<()> {
-    let paid: BTreeSet<(String, String)> = engine
-        .pending_cleanups(creditor)?
+    let done: BTreeSet<(String, String)> = engine
+        .pending_cleanups(node)?
         .into_iter()
-        .map(|debt| (debt.removed, debt.member.name))
+        .map(|cleanup| (cleanup.removed, cleanup.member.name))
         .filter(|(removed, member)| members.contains(member) && !newest.has(removed))
         .collect();
-    for (removed, member) in paid {
+    for (removed, member) in done {
         if let Some(statement) = engine.cleaned_up(&removed, &member) {
-            statement.run(creditor)?;
+            statement.run(node)?;
         }
     }
     Ok(())

@@ -60,7 +60,7 @@ pub struct NodeWorker {
     engine: Box<dyn Engine>,
     here: Node,
     peers: BTreeMap<String, Node>,
-    /// Peers that may still have noted what this node owed.
+    /// Peers that may still have records of a pending cleanup of this node.
     untold: BTreeSet<String>,
     samples: VecDeque<Sample>,
     /// A place, and the transaction id from which on none had begun when it was noted.
@@ -346,7 +346,7 @@ impl NodeWorker {
         }
     }
 
-    /// Those that may have noted what this node owed hear that it is paid.
+    /// Peers that may have records of a pending cleanup of this node hear that it is done.
     fn tell_paid(&mut self, own: &Registry) -> Result<()> {
         let me = [self.here.name.clone()];
         while let Some(name) = self.untold.first().cloned() {

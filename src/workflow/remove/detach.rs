@@ -39,7 +39,7 @@ impl Removal {
             steps.push(journal.go_on(&Step::new(phase, &self.target, Action::Leave))?);
         }
         self.record_cleanup()?;
-        journal.passed("debts are remembered")?;
+        journal.passed("pending cleanup is recorded")?;
         self.remember_name(times)?;
         journal.passed("the name is remembered")?;
         self.drop_subscriptions()?;

@@ -150,7 +150,7 @@ impl Removal {
     }
 
     /// Takes the join back by the journal of the target, and then by name what no journal tells of.
-    pub fn abandon(&mut self) -> Result<()> {
+    pub fn remove_half_added(&mut self) -> Result<()> {
         self.report.notice(&format!(
             "node \"{}\" is not a member: removing what is left of it",
             self.target

@@ -62,15 +62,15 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
     {
         return Ok(());
     }
-    let mut leave = Removal::connect(session, &request, report)?;
-    match leave.standing()? {
-        TargetState::Member => leave.run(&local, begun),
-        TargetState::HalfAdded => leave.abandon(),
-        TargetState::Owed => leave.clean_up_pending(),
+    let mut removal = Removal::connect(session, &request, report)?;
+    match removal.standing()? {
+        TargetState::Member => removal.run(&local, begun),
+        TargetState::HalfAdded => removal.remove_half_added(),
+        TargetState::Owed => removal.clean_up_pending(),
         TargetState::Gone => {
-            leave.end_earlier_runs()?;
-            let text = format!("node \"{}\" has left already", leave.target);
-            leave.report.notice(&text);
+            removal.end_earlier_runs()?;
+            let text = format!("node \"{}\" has left already", removal.target);
+            removal.report.notice(&text);
             Ok(())
         }
     }
@@ -81,16 +81,16 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     let here = Mode::DryRun(reader.clone());
     refuse_interrupted_join(&here)?;
     former_member::refuse_plan(&here, request)?;
-    let mut leave = Removal::connect(here, request, Report::silent())?;
-    let what = match leave.standing()? {
+    let mut removal = Removal::connect(here, request, Report::silent())?;
+    let what = match removal.standing()? {
         TargetState::Member => {
-            let earlier = leave.earlier_runs()?;
+            let earlier = removal.earlier_runs()?;
             let resumed = earlier.iter().any(|e| e.detached);
-            leave.check(&earlier)?;
-            if leave.leaving.is_none() && !resumed {
-                leave.compare_survivors()?;
+            removal.check(&earlier)?;
+            if removal.leaving.is_none() && !resumed {
+                removal.compare_survivors()?;
             }
-            return Ok(leave.steps()?.into_iter().map(Planned::from).collect());
+            return Ok(removal.steps()?.into_iter().map(Planned::from).collect());
         }
         TargetState::HalfAdded => "was half added: the CALL takes back what its join did",
         TargetState::Owed => "has left: the CALL has those forget it that were down then",
@@ -124,7 +124,7 @@ struct Removal {
     /// The survivors that are members in their own view.
     standing: BTreeSet<String>,
     registry: Option<Registry>,
-    /// A member that had been away has paid what it owed from the removal of the target.
+    /// A member that had been away has done the pending cleanup of the target.
     forgotten_late: bool,
     /// The leaving node lacks what survivors have of it.
     went_back: bool,
@@ -394,7 +394,7 @@ impl Removal {
     fn findings(&mut self, resumed: bool) -> Result<Vec<Finding>> {
         let mut findings = vec![];
         let later = match self.engine.registry() {
-            Some(_) => "what is owed to it is kept for later",
+            Some(_) => "its cleanup is kept for later",
             None => "the statements that it needs later are told",
         };
         for (member, error) in &self.away {

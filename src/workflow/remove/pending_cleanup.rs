@@ -1,4 +1,4 @@
-//! What a removal owes to members that could not be reached: kept in the registry of those that could,
+//! The cleanup of members that could not be reached in a removal: recorded on those that could,
 //! or told as the statements to run.
 
 use super::Removal;
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::journal::Effect;
 use crate::node::Member;
 use crate::workflow::members::{self, each};
-use crate::workflow::membership::owed;
+use crate::workflow::membership::cleanup_of;
 use crate::workflow::undo::{revert, statements};
 use std::collections::BTreeMap;
 
@@ -15,15 +15,15 @@ impl Removal {
     /// Before anything is detached, so that it is known however the run ends.
     pub fn record_cleanup(&mut self) -> Result<()> {
         for (member, _) in &self.away {
-            let effects = owed(&*self.engine, &self.target, &member.name);
+            let effects = cleanup_of(&*self.engine, &self.target, &member.name);
             let mut told = vec![];
             for effect in &effects {
-                let debt = PendingCleanup {
+                let cleanup = PendingCleanup {
                     member: member.clone(),
                     removed: self.target.clone(),
                     effect: effect.to_text()?,
                 };
-                match self.engine.record_cleanup(&debt) {
+                match self.engine.record_cleanup(&cleanup) {
                     Some(statement) => {
                         each(&mut self.survivors, |_| statement.clone())?;
                     }
@@ -47,24 +47,24 @@ impl Removal {
         Ok(())
     }
 
-    /// What earlier removals of the target owe.
+    /// What is still recorded of earlier removals of the target.
     pub fn pending_cleanups(&mut self) -> Result<Vec<PendingCleanup>> {
         let Some(here) = self.survivors.first_mut() else {
             return Ok(vec![]);
         };
-        let mut debts = self.engine.pending_cleanups(here)?;
-        debts.retain(|debt| debt.removed == self.target);
-        Ok(debts)
+        let mut cleanups = self.engine.pending_cleanups(here)?;
+        cleanups.retain(|cleanup| cleanup.removed == self.target);
+        Ok(cleanups)
     }
 
-    /// Pays what earlier removals of the target owe.
+    /// Does what is still recorded of earlier removals of the target.
     pub fn clean_up_pending(&mut self) -> Result<()> {
         let mut by_member: BTreeMap<String, (Member, Vec<Effect>)> = BTreeMap::new();
-        for debt in self.pending_cleanups()? {
+        for cleanup in self.pending_cleanups()? {
             let entry = by_member
-                .entry(debt.member.name.clone())
-                .or_insert_with(|| (debt.member.clone(), vec![]));
-            entry.1.push(Effect::parse(&debt.effect)?);
+                .entry(cleanup.member.name.clone())
+                .or_insert_with(|| (cleanup.member.clone(), vec![]));
+            entry.1.push(Effect::parse(&cleanup.effect)?);
         }
         for (name, (member, effects)) in by_member {
             let known = self.survivors.iter().any(|n| n.name == name);

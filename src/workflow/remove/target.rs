@@ -19,7 +19,7 @@ pub enum TargetState {
     Member,
     /// A join of it was interrupted, and there are traces of it.
     HalfAdded,
-    /// It is gone, and its going is owed to members that could not be reached then.
+    /// It has left, and cleanup is pending on members that could not be reached then.
     Owed,
     /// It is gone, by a removal on this node that was interrupted at its very end.
     Gone,
