@@ -232,7 +232,7 @@ fn who_reaches_no_member_leaves_by_force() {
     assert_failed(
         &failed,
         "ZD001",
-        "only 1 of the 4 members of the cluster can be reached",
+        "cannot reach a majority: 1 of 4 members reachable",
         "SET zodan.require_majority = off",
     );
     n3.configure("zodan.require_majority", "off");

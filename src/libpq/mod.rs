@@ -11,6 +11,7 @@ mod conn;
 mod copy_out;
 mod dsn;
 mod pipeline;
+pub mod poll;
 mod rows;
 mod streaming;
 pub mod wait;

@@ -7,10 +7,10 @@ use super::pause::Progress;
 use super::report::Report;
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};
-use crate::journal::{Effect, Journal};
 use crate::lsn::Position;
 use crate::node::{Member, Node, server};
-use crate::step::{Action, Step};
+use crate::run::{Action, Step};
+use crate::run::{Effect, Journal};
 use std::collections::BTreeMap;
 
 /// By subscription of the new node.

@@ -10,13 +10,13 @@ use crate::copy::{
 };
 use crate::engine::{CopyPlan, Engine};
 use crate::error::Result;
-use crate::journal::{Effect, Journal};
 use crate::libpq::Row;
 use crate::node::{Local, Member, Node, Session, Statement, server};
 use crate::progress::{self, Work};
 use crate::quote::ident;
+use crate::run::{Action, Step};
+use crate::run::{Effect, Journal};
 use crate::settings::copy_jobs;
-use crate::step::{Action, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -456,7 +456,7 @@ impl Copying<'_> {
             database: self.database.to_owned(),
             before: before.clone(),
         };
-        let step = self.intend(Action::HoldOffWritesOfNew, &effect)?;
+        let step = self.intend(Action::BlockWritesOfNew, &effect)?;
         server::set_database_read_only(self.database, Some("on")).run(self.new)?;
         self.journal.done(step)?;
         Ok(before)
@@ -469,7 +469,7 @@ impl Copying<'_> {
         let effect = Effect::Statement {
             undo: release.sql.clone(),
         };
-        let step = self.intend(Action::HoldOffWritesByEngine, &effect)?;
+        let step = self.intend(Action::BlockWritesByEngine, &effect)?;
         hold.run(self.new)?;
         self.journal.done(step)?;
         Ok(Some(release))
@@ -479,7 +479,7 @@ impl Copying<'_> {
         let effect = Effect::Origin {
             origin: origin.to_owned(),
         };
-        let step = self.intend(Action::Origin, &effect)?;
+        let step = self.intend(Action::CreateOrigin, &effect)?;
         // One that an earlier run left is of no use to anyone: positions are not read from it.
         server::drop_origin(origin).run(self.new)?;
         server::create_origin(origin).run(self.new)?;

@@ -2,15 +2,15 @@
 //! the members before the new node gets its slots, on the new node before anybody can write there.
 
 use super::membership;
-use super::poll::{Poll, wait_until};
 use super::report::Report;
 use crate::copy::sequences::next_values;
 use crate::engine::{Engine, Registry, SequencePolicy, division};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::journal::{Effect, Journal};
+use crate::libpq::poll::{Poll, wait_until};
 use crate::node::{Node, server};
+use crate::run::{Action, Step};
+use crate::run::{Effect, Journal};
 use crate::settings;
-use crate::step::{Action, Step};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 

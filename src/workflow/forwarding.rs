@@ -11,12 +11,12 @@ use super::attach::{Positions, Starts};
 use super::hold;
 use super::markers;
 use super::pause::{self, Pause, Paused, Progress};
-use super::poll::{Attempts, holds_within};
 use super::report::Report;
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};
-use crate::journal::Journal;
+use crate::libpq::poll::{Attempts, holds_within};
 use crate::node::{Node, ask, server};
+use crate::run::Journal;
 use crate::settings;
 use std::time::{Duration, Instant};
 

@@ -13,9 +13,9 @@ use super::sequences::Ahead;
 use super::status::{Link, MemberStatus, Mesh, look_from};
 use crate::engine::{self, Engine, Path, Registry, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::journal::Journal;
 use crate::libpq::{Rows, scrub};
 use crate::node::{Member, Node, Reader, Session, Statement, query_with_deadline, server};
+use crate::run::Interrupted;
 use crate::settings;
 use std::collections::BTreeMap;
 
@@ -63,7 +63,7 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         session: Session::Reader(reader.clone()),
     };
     let mut interrupted = Check::new("interrupted runs", "none");
-    match Journal::interrupted(&mut here.session)?.first() {
+    match Interrupted::all(&mut here.session)?.first() {
         None => interrupted.passed(&new_name, "none"),
         Some(dead) => interrupted.warned(
             &new_name,

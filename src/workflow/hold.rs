@@ -1,11 +1,11 @@
 //! Subscriptions that a run holds: they bring nothing until they are let go.
 
-use super::poll::{Poll, wait_until};
 use crate::engine::{Engine, Path};
 use crate::error::Result;
-use crate::journal::{Effect, Journal};
+use crate::libpq::poll::{Poll, wait_until};
 use crate::node::{Node, Statement, server};
-use crate::step::{Action, Step};
+use crate::run::{Action, Step};
+use crate::run::{Effect, Journal};
 
 /// The step that holds the subscription of `path`.
 pub fn step(phase: usize, path: &Path) -> Step {

@@ -11,7 +11,6 @@ use super::markers::{self, Marker};
 use super::members::{self, each_beside_others};
 use super::membership::{self, publish_registry};
 use super::own_times::{self, Kept};
-use super::poll::{Poll, wait_until};
 use super::report::{self, Report};
 use super::snapshot::{Snapshot, Taking, wait_for_writers};
 use super::summary;
@@ -22,20 +21,21 @@ use super::waiting_slots;
 use crate::copy;
 use crate::engine::{Engine, Identity, Path, Registry};
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Effect, Journal, Subject};
+use crate::libpq::poll::{Poll, wait_until};
 use crate::libpq::{Dsn, Row, Rows};
 use crate::lsn::Position;
 use crate::node::{
-    Local, Member, Mode, Node, Session, Statement, ask, ask_in_turn, ask_within, server,
+    Local, Member, Mode, Node, Session, Statement, ask, ask_in_turn, ask_within, own_database,
+    server,
 };
 use crate::quote;
 use crate::replay::content::Compared;
+use crate::run::{Action, Command, Effect, Interrupted, Journal, RunHeader, RunState, Step};
 use crate::settings;
-use crate::step::{Action, Step};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-pub const COMMAND: &str = "spock.add_node";
+const COMMAND: Command = Command::AddNode;
 /// Keys that are told of rows that differ.
 const MAX_KEYS_SHOWN: usize = 5;
 
@@ -58,8 +58,8 @@ pub struct Request {
 /// Adds the database of this session to the cluster of `request.source`.
 pub fn add_node(local: Local, request: Request) -> Result<()> {
     let begun = Instant::now();
-    let subject = report::Subject {
-        command: COMMAND,
+    let subject = report::ReportHeader {
+        command: COMMAND.name(),
         node: &request.new,
         phases: join_plan::PHASES,
         long_phase: join_plan::COPY,
@@ -77,7 +77,7 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
     let mut plan = join.plan(&known)?;
     let mut journal = Journal::begin(
         &join.local,
-        &Subject {
+        &RunHeader {
             command: COMMAND,
             engine: join.engine.label(),
             source: &join.source.name,
@@ -177,7 +177,7 @@ impl Join {
     /// An earlier CALL that was killed left a journal without an end. It is undone before anything
     /// is checked, since what it left is what the checks would find.
     fn clean_up_interrupted(&mut self) -> Result<()> {
-        let interrupted = Journal::interrupted(&mut self.new.session)?;
+        let interrupted = Interrupted::undone_by(&mut self.new.session, COMMAND)?;
         let cleaned = !interrupted.is_empty() && self.engine.registry().is_some();
         for dead in interrupted {
             self.report.notice(&format!(
@@ -188,13 +188,13 @@ impl Join {
             let undo = Undo {
                 engine: &*self.engine,
                 journal: &journal,
-                new: &dead.node,
+                subject: &dead.node,
                 name_taken: self.peers.iter().any(|p| p.name == dead.node),
             };
             let own_name = std::mem::replace(&mut self.new.name, dead.node.clone());
             let cleaned = undo.clean_up(
                 dead.run,
-                "undone",
+                RunState::Undone,
                 &mut all(
                     &mut self.source,
                     &mut self.peers,
@@ -350,7 +350,7 @@ impl Join {
             ));
             let step = journal.intend(
                 &Step::new(phase, &self.source.name, Action::ReplicaIdentity { table }),
-                &Effect::Table {
+                &Effect::ReplicaIdentity {
                     undo: unfit.undo.clone(),
                 },
             )?;
@@ -376,7 +376,8 @@ impl Join {
             info: "{}".into(),
             joined_at: self.now()?,
         };
-        create_node(&*self.engine, &identity, &mut self.source, journal, step)?;
+        let effect = (step, &Effect::FirstNode);
+        create_node(&*self.engine, &identity, &mut self.source, journal, effect)?;
         membership::bootstrap(&*self.engine, &mut self.source, &identity)?;
         self.is_member = true;
         journal.done(step)
@@ -577,9 +578,10 @@ impl Join {
     fn provide(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
         let new = self.new.name.clone();
-        let step = journal.announce(&Step::new(phase, &new, Action::Provide))?;
+        let step = journal.announce(&Step::new(phase, &new, Action::CreateNode))?;
         let identity = self.new_identity(known);
-        create_node(&*self.engine, &identity, &mut self.new, journal, step)?;
+        let effect = (step, &Effect::Node);
+        create_node(&*self.engine, &identity, &mut self.new, journal, effect)?;
         journal.passed("the new node provides")?;
         for told in self
             .engine
@@ -935,7 +937,7 @@ impl Join {
         let undo = Undo {
             engine: &*self.engine,
             journal,
-            new: &self.request.new,
+            subject: &self.request.new,
             name_taken: false,
         };
         undo.give_up(
@@ -968,10 +970,10 @@ fn create_node(
     identity: &Identity,
     node: &mut Node,
     journal: &Journal,
-    step: i32,
+    (step, effect): (i32, &Effect),
 ) -> Result<()> {
     let mut statements = engine.create_node(identity).into_iter();
-    journal.make(step, &Effect::Provider, || match statements.next() {
+    journal.make(step, effect, || match statements.next() {
         Some(first) => first.run(node).map(|_| ()),
         None => Ok(()),
     })?;

@@ -14,8 +14,8 @@ use crate::engine::identities::Unfit;
 use crate::engine::{Engine, Path};
 use crate::error::Result;
 use crate::node::{Member, Mode, Node, Reader, Statement, server};
+use crate::run::{Action, Step};
 use crate::settings;
-use crate::step::{Action, Step};
 
 pub const PHASES: usize = 9;
 const SLOTS: usize = 3;
@@ -96,14 +96,14 @@ impl Nodes<'_> {
         if !self.peers.is_empty() {
             add(SNAPSHOT, &source, Action::PauseApply);
         }
-        add(COPY, &new, Action::HoldOffWritesOfNew);
+        add(COPY, &new, Action::BlockWritesOfNew);
         let engines = engine.block_writes(self.new, &known.new.database)?;
         if engines.is_some() {
-            add(COPY, &new, Action::HoldOffWritesByEngine);
+            add(COPY, &new, Action::BlockWritesByEngine);
         }
-        add(COPY, &new, Action::Origin);
+        add(COPY, &new, Action::CreateOrigin);
         add(COPY, &new, Action::Copy);
-        add(ATTACH, &new, Action::Provide);
+        add(ATTACH, &new, Action::CreateNode);
         let readers = || self.readers.iter().map(|reader| reader.name.as_str());
         for subscriber in members().chain(readers()) {
             for slot in slots(&new, subscriber) {

@@ -2,9 +2,9 @@
 
 use super::members;
 use super::membership::{reach, sync_lagging_members};
-use super::poll::{Poll, wait_until};
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
+use crate::libpq::poll::{Poll, wait_until};
 use crate::node::{Member, Node, Statement, ask, server};
 
 const HINT: &str = "End the transactions that hold locks on the table.";

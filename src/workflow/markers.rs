@@ -2,10 +2,10 @@
 //! wherever the marker has been.
 
 use super::lost_wal;
-use super::poll::{Limit, Poll, wait_within};
 use super::refusal::Refusals;
 use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Result, SqlState};
+use crate::libpq::poll::{Limit, Poll, wait_within};
 use crate::lsn::Lsn;
 use crate::node::{Node, Statement, ask_in_turn, check_open};
 use crate::settings;

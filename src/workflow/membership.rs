@@ -5,12 +5,11 @@
 use super::members::{changed_meanwhile, connect_each, with_address};
 use super::removed::end_replication;
 use super::twin::Twin;
-use super::undo::revert;
 use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey};
 use crate::error::{Error, Result, SqlState};
-use crate::journal::Effect;
 use crate::libpq::Dsn;
 use crate::node::{Member, Node, ask};
+use crate::run::Effect;
 use crate::settings;
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -353,7 +352,7 @@ pub fn catch_up(
     let mut reverted: Vec<Effect> = vec![];
     for (gone, effect) in cleanups {
         if !reverted.contains(&effect) {
-            revert(engine, &effect, nodes[behind])?;
+            effect.undo(engine, nodes[behind])?;
             reverted.push(effect);
         }
         removed.insert(gone);

@@ -23,7 +23,6 @@ pub mod node_worker;
 mod own_times;
 mod pause;
 pub mod plan;
-mod poll;
 mod readers;
 pub mod recover;
 pub mod refresh;

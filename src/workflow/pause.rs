@@ -4,13 +4,13 @@
 //! apply worker may cover a transaction that nobody sees yet. A pause counts only if no apply worker was alive from
 //! before the first reading of the progress until after the second, and both readings are the same.
 
-use super::poll::holds_within;
 use super::report::Report;
 use crate::engine::{Engine, Path, subscription_states};
 use crate::error::{Error, Result, SqlState};
-use crate::journal::Journal;
+use crate::libpq::poll::holds_within;
 use crate::lsn::{Lsn, Position};
 use crate::node::Node;
+use crate::run::Journal;
 use crate::settings;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

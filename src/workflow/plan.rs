@@ -2,9 +2,8 @@
 
 use super::estimate::Estimate;
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Interrupted, Journal};
 use crate::node::Mode;
-use crate::step::Step;
+use crate::run::{Command, Interrupted, Step};
 
 /// A step with how much it has to do, where that can be told.
 pub struct Planned {
@@ -28,11 +27,11 @@ pub fn refuse_interrupted(here: &Mode) -> Result<()> {
 
 /// The same before a removal, which goes on with a removal that was interrupted.
 pub fn refuse_interrupted_join(here: &Mode) -> Result<()> {
-    refuse(here, |run| run.command == super::join::COMMAND)
+    refuse(here, |run| run.command == Command::AddNode)
 }
 
 fn refuse(here: &Mode, concerned: impl Fn(&Interrupted) -> bool) -> Result<()> {
-    let runs = Journal::interrupted(&mut here.session())?;
+    let runs = Interrupted::all(&mut here.session())?;
     match runs.iter().find(|run| concerned(run)) {
         None => Ok(()),
         Some(run) => Err(Error::refused(

@@ -4,11 +4,11 @@
 
 use super::members::{connect_each, identity, slots_there};
 use super::membership::removed;
-use super::undo::{drop_slot, run_all};
 use crate::engine::names::{self, Numbered};
 use crate::engine::{Engine, Path, Registry, parse_dsn};
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Member, Node, server};
+use crate::run::effect::{drop_slot, run_all};
 use std::collections::BTreeSet;
 
 /// What the slots may be called that others of the cluster read on member `name`, whose database is called `database`

@@ -6,7 +6,7 @@ use crate::progress;
 use std::time::{Duration, Instant};
 
 /// What a call is, for those who look at it from elsewhere.
-pub struct Subject<'a> {
+pub struct ReportHeader<'a> {
     pub command: &'a str,
     /// The node that it is about.
     pub node: &'a str,
@@ -27,18 +27,18 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(subject: &Subject<'_>, verbose: bool) -> Self {
+    pub fn new(header: &ReportHeader<'_>, verbose: bool) -> Self {
         Self {
             began: Instant::now(),
-            command: subject.command.to_owned(),
-            phases: subject.phases,
+            command: header.command.to_owned(),
+            phases: header.phases,
             verbose,
             phase: 0,
             _told: Some(progress::Call::begin(
-                subject.command,
-                subject.node,
-                subject.phases,
-                subject.long_phase,
+                header.command,
+                header.node,
+                header.phases,
+                header.long_phase,
             )),
         }
     }

@@ -9,17 +9,17 @@
 //! grows with somebody's transaction.
 
 use super::pause::{Pause, Paused, Progress};
-use super::poll::{Attempts, Poll, wait_until};
 use super::report::Report;
 use super::taken;
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Effect, Journal};
 use crate::libpq::Conn;
+use crate::libpq::poll::{Attempts, Poll, wait_until};
 use crate::lsn::Position;
 use crate::node::{Node, server};
+use crate::run::{Action, Step};
+use crate::run::{Effect, Journal};
 use crate::settings;
-use crate::step::{Action, Step};
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -4,11 +4,11 @@
 use super::members::{connect_each, identity, slots_there};
 use super::membership::registry_of;
 use super::removed;
-use super::undo::{drop_slot, run_all};
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Member, Node, Session, Statement, server};
 use crate::place;
+use crate::run::effect::{drop_slot, run_all};
 
 /// A server that claims to be what the registry means by another one.
 pub struct Twin {

@@ -1,15 +1,13 @@
 //! Taking back what a run did, in reverse, wherever a node can be reached.
 
 use super::membership::remove_member;
-use super::poll::{Poll, wait_until};
-use crate::copy;
 use crate::engine::Engine;
 use crate::ereport;
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Begun, Effect, Journal};
 use crate::libpq::Conn;
-use crate::node::{Node, Session, Statement, ask_within, server};
+use crate::node::{Node, Session, ask_within, server};
 use crate::progress;
+use crate::run::{Begun, Effect, Journal, RunState};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -20,8 +18,8 @@ const MARKERS_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Undo<'a> {
     pub engine: &'a dyn Engine,
     pub journal: &'a Journal,
-    /// The node that was to be added.
-    pub new: &'a str,
+    /// The node that the run is about.
+    pub subject: &'a str,
     /// The name has become that of another server since the run was interrupted. What bears it on
     /// the other nodes is that server's.
     pub name_taken: bool,
@@ -72,7 +70,7 @@ impl Undo<'_> {
     }
 
     /// Undoes what the interrupted `run` left, and ends it as `state`; an error if something stays.
-    pub fn clean_up(&self, run: i64, state: &str, nodes: &mut [&mut Node]) -> Result<()> {
+    pub fn clean_up(&self, run: i64, state: RunState, nodes: &mut [&mut Node]) -> Result<()> {
         let left = self.run(nodes)?;
         if left.is_empty() {
             return self.journal.end(state, None);
@@ -94,7 +92,10 @@ impl Undo<'_> {
             // The journal itself could not be read or written: nothing more can be said for sure.
             Err(error) => vec![format!("the rest of the run, because {error}")],
         };
-        let state = if left.is_empty() { "undone" } else { "failed" };
+        let state = match left.is_empty() {
+            true => RunState::Undone,
+            false => RunState::Failed,
+        };
         let ended = self.journal.end(state, Some(&first));
         if left.is_empty() && ended.is_ok() {
             return first;
@@ -126,7 +127,7 @@ impl Undo<'_> {
     }
 
     fn undo_one(&self, begun: &Begun, nodes: &mut [&mut Node]) -> Result<()> {
-        if self.name_taken && begun.node != self.new || begun.effect == Effect::Nothing {
+        if self.name_taken && begun.node != self.subject || begun.effect == Effect::Nothing {
             return Ok(());
         }
         let unknown = || {
@@ -143,7 +144,7 @@ impl Undo<'_> {
             ereport::warning(
                 &format!(
                     "node \"{}\", which only reads, may keep subscription {subscription} to node \"{}\"",
-                    begun.node, self.new
+                    begun.node, self.subject
                 ),
                 &format!(
                     "Run on it: {}",
@@ -173,9 +174,7 @@ impl Undo<'_> {
             remove_member(self.engine, nodes, member, *divided_before, &begun.node)?;
         }
         let node = &mut *nodes[at];
-        // The run made the source the first node of a cluster, and others have joined it since.
-        let bootstrapping = matches!(begun.effect, Effect::Provider | Effect::Table { .. });
-        if bootstrapping && begun.node != self.new && self.has_other_members(node)? {
+        if begun.effect.is_of_bootstrap() && self.has_other_members(node)? {
             return Ok(());
         }
         // Nobody reads what a run was just about to make.
@@ -185,103 +184,13 @@ impl Undo<'_> {
         {
             return Ok(());
         }
-        revert(self.engine, &begun.effect, node)
+        begun.effect.undo(self.engine, node)
     }
 
     fn has_other_members(&self, node: &mut Node) -> Result<bool> {
         let members = self.engine.members().run(node)?;
         Ok(members.iter().any(|m| m.text(0) != node.name))
     }
-}
-
-/// Takes an effect back, on the node that has it.
-pub fn revert(engine: &dyn Engine, effect: &Effect, node: &mut Node) -> Result<()> {
-    match effect {
-        Effect::Slot { slot } => drop_slot(node, slot),
-        Effect::Marker => match engine.forget_markers(&node.name) {
-            Some(statement) => ignore_undefined(statement.run(node)),
-            None => Ok(()),
-        },
-        Effect::Objects {
-            before,
-            preexisting,
-            brought,
-        } => {
-            if !preexisting.is_empty() {
-                server::empty(preexisting).run(node)?;
-            }
-            let others = copy::undo(&mut node.session, before, brought.as_ref())?;
-            if !others.is_empty() {
-                ereport::warning(
-                    &format!(
-                        "node \"{}\" keeps what the copy did not bring: {}",
-                        node.name,
-                        others.join(", ")
-                    ),
-                    "Somebody made it while the node was joining. Drop it if it is not needed.",
-                );
-            }
-            Ok(())
-        }
-        other => run_all(node, &statements(engine, other)),
-    }
-}
-
-/// What takes an effect back, where that is a matter of statements alone.
-pub fn statements(engine: &dyn Engine, effect: &Effect) -> Vec<Statement> {
-    match effect {
-        Effect::Slot { slot } => vec![server::drop_slot(slot)],
-        Effect::Subscription { subscription } | Effect::OfReader { subscription } => {
-            engine.unsubscribe(subscription)
-        }
-        Effect::Provider => engine.drop_node(),
-        Effect::Registration { member, .. } => engine.forget_node(member),
-        Effect::Pause => vec![engine.resume()],
-        Effect::Origin { origin } => vec![server::drop_origin(origin)],
-        Effect::ReadOnly { database, before } => {
-            vec![server::set_database_read_only(database, before.as_deref())]
-        }
-        Effect::Table { undo } | Effect::Statement { undo } => {
-            vec![Statement::new(undo.as_str(), &[])]
-        }
-        Effect::Nothing | Effect::Marker | Effect::Objects { .. } | Effect::Former { .. } => {
-            vec![]
-        }
-    }
-}
-
-pub fn run_all(node: &mut Node, statements: &[Statement]) -> Result<()> {
-    statements
-        .iter()
-        .try_for_each(|s| ignore_undefined(s.run(node)))
-}
-
-/// "Already gone" is done.
-fn ignore_undefined<T>(answer: Result<T>) -> Result<()> {
-    match answer {
-        Err(error) if !error.is_undefined() => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Drops a slot of ours, ending its user first: a subscriber that lost its subscription a moment
-/// ago may still be connected.
-pub fn drop_slot(node: &mut Node, slot: &str) -> Result<()> {
-    let name = node.name.clone();
-    wait_until(
-        &name,
-        &format!("dropping slot {slot}"),
-        "See who streams from it.",
-        || match server::drop_slot(slot).run(node) {
-            Ok(_) => Ok(Poll::Ready(())),
-            Err(error) if error.is_undefined() => Ok(Poll::Ready(())),
-            Err(error) if error.sqlstate() == SqlState::OBJECT_IN_USE => {
-                server::end_slot_user(slot).run(node)?;
-                Ok(Poll::Pending(error.to_string()))
-            }
-            Err(error) => Err(error),
-        },
-    )
 }
 
 /// A session that broke is replaced once: the node may be back.

@@ -320,7 +320,7 @@ impl Recovery {
         }
     }
 
-    /// What is to be brought over, from whom to whom.
+    /// What is to be repaired, from whom to whom.
     pub fn plan(&mut self) -> Result<Vec<MissingRange>> {
         let failed = self.request.failed.clone();
         let states = self.inbound(&failed)?;

@@ -7,14 +7,14 @@
 use super::judge::{Doubt, Verdict};
 use super::{MissingRange, Recovery, Repair};
 use crate::error::{Error, Result, SqlState};
-use crate::journal::Journal;
 use crate::node::{Node, server};
 use crate::quote::qualified;
 use crate::replay::content::{Compared, relations};
 use crate::replay::pgoutput::{Message, Relation};
 use crate::replay::share::{Kinds, ORIGIN, Share};
 use crate::replay::{Applier, Catalog, Rendering};
-use crate::step::{Action, Step};
+use crate::run::Journal;
+use crate::run::{Action, Step};
 use crate::workflow::verify;
 use std::collections::{BTreeMap, BTreeSet};
 

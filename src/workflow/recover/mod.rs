@@ -1,5 +1,5 @@
 //! Survivors are made equal after a node died: what one of them has of the dead node and another has not
-//! is brought over, each transaction once, in its order.
+//! is replayed, each transaction once, in its order.
 
 mod authors;
 mod connect;
@@ -19,18 +19,18 @@ use super::undo::Undo;
 use super::verify;
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Journal, Subject};
 use crate::libpq::Dsn;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Local, Member, Mode, Node, Reader, server};
 use crate::progress::Work;
-use crate::step::{Action, Step};
+use crate::run::{Action, Command, Step};
+use crate::run::{Journal, RunHeader};
 use connect::Failed;
 use open_runs::Open;
 use std::time::Instant;
 use streams::Stream;
 
-pub const COMMAND: &str = "spock.recover_run";
+const COMMAND: Command = Command::RecoverRun;
 const PHASES: usize = 3;
 /// Keys that are told of rows that differ.
 const MAX_KEYS_SHOWN: usize = 5;
@@ -46,11 +46,11 @@ pub struct Request {
     /// `None` for every survivor that lacks something.
     pub target: Option<String>,
     pub target_dsn: Option<Dsn>,
-    /// The last position of the failed node that is brought over.
+    /// The last position of the failed node that is replayed.
     pub stop_lsn: Option<Lsn>,
     /// What the failed node committed up to there is given up.
     pub skip_lsn: Option<Lsn>,
-    /// What it committed after that, in microseconds since 2000, is not brought over.
+    /// What it committed after that, in microseconds since 2000, is not replayed.
     pub stop_timestamp: Option<i64>,
     pub verbose: bool,
     pub force: bool,
@@ -59,11 +59,11 @@ pub struct Request {
 }
 
 fn of(command: &str, phases: usize, request: &Request) -> Report {
-    let subject = report::Subject {
+    let subject = report::ReportHeader {
         command,
         node: &request.failed,
         phases,
-        // To bring over what is missing is the last.
+        // To replay what is missing is the last.
         long_phase: phases,
     };
     Report::new(&subject, request.verbose)
@@ -72,7 +72,7 @@ fn of(command: &str, phases: usize, request: &Request) -> Report {
 /// Brings over what the targets lack of the failed node.
 pub fn recover_run(local: Local, request: Request) -> Result<()> {
     let begun = Instant::now();
-    let mut report = of(COMMAND, PHASES, &request);
+    let mut report = of(COMMAND.name(), PHASES, &request);
     report.phase(&format!(
         "lock the membership of the cluster that \"{}\" was in",
         request.failed
@@ -228,7 +228,7 @@ pub enum Method {
     Comparison(Error),
 }
 
-/// How a missing is going to be filled.
+/// How a missing range is repaired.
 pub struct Repair {
     missing: MissingRange,
     method: Method,
@@ -268,7 +268,7 @@ pub struct Recovery {
     /// Those that do not.
     away: Vec<String>,
     failed: Member,
-    /// What has been brought over, of what there is to bring over.
+    /// What has been replayed, of what there is to replay.
     done: Work,
 }
 
@@ -291,7 +291,7 @@ impl Recovery {
             })
     }
 
-    /// How each missing is going to be filled.
+    /// How each missing range is repaired.
     fn methods(&mut self, missing_ranges: Vec<MissingRange>) -> Result<Vec<Repair>> {
         let mut all = vec![];
         for missing in missing_ranges {
@@ -327,7 +327,7 @@ impl Recovery {
             }
             let bring = match repair.method {
                 Method::Slot(_) => {
-                    add(&missing.target, Action::NoteRecovery);
+                    add(&missing.target, Action::RecordRecovery);
                     Action::Replay { failed, source }
                 }
                 Method::Comparison(_) => Action::Compare { failed, source },
@@ -346,7 +346,7 @@ impl Recovery {
         let source = repairs.first().map_or("", |f| &f.missing.source);
         let journal = Journal::begin(
             local,
-            &Subject {
+            &RunHeader {
                 command: COMMAND,
                 engine: self.engine.label(),
                 source,
@@ -426,7 +426,7 @@ impl Recovery {
         let undo = Undo {
             engine: &*self.engine,
             journal,
-            new: &self.request.failed,
+            subject: &self.request.failed,
             name_taken: false,
         };
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();

@@ -1,11 +1,10 @@
 //! Recoveries that have no end: what they hold is let go by the next call that is about the same node.
 
-use super::COMMAND;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::journal::Journal;
 use crate::libpq::Conn;
 use crate::node::{Mode, Node, Session, server};
+use crate::run::{Command, Interrupted, Journal, RunState};
 use crate::workflow::report::Report;
 use crate::workflow::undo::Undo;
 
@@ -40,28 +39,30 @@ pub fn let_go(
             Some((name, dsn)) => Conn::open(name, dsn).map(Session::Remote),
             None => Ok(session.session()),
         };
-        for dead in Journal::interrupted(&mut session()?)? {
-            if dead.command != COMMAND || failed.is_some_and(|failed| failed != dead.node) {
+        for dead in Interrupted::all(&mut session()?)? {
+            let other = failed.is_some_and(|failed| failed != dead.node);
+            if dead.command != Command::RecoverRun || other {
                 continue;
             }
             let (run, node) = (format!("run {}{place}", dead.run), &dead.node);
             report.notice(&match open {
                 Open::Finalized => format!("releasing slot and subscriptions of {run}, the recovery of node \"{node}\""),
                 Open::Interrupted => format!(
-                    "cleaning up after the CALL {COMMAND} for node \"{node}\" that was interrupted ({run})"
+                    "cleaning up after the CALL {} for node \"{node}\" that was interrupted ({run})",
+                    dead.command
                 ),
             });
             let journal = Journal::reopen(session()?, dead.run);
             let undo = Undo {
                 engine,
                 journal: &journal,
-                new: &dead.node,
+                subject: &dead.node,
                 name_taken: false,
             };
             let mut nodes: Vec<&mut Node> = survivors.iter_mut().collect();
             let state = match open {
-                Open::Finalized => "done",
-                Open::Interrupted => "undone",
+                Open::Finalized => RunState::Done,
+                Open::Interrupted => RunState::Undone,
             };
             undo.clean_up(dead.run, state, &mut nodes)?;
         }

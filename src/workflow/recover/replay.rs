@@ -4,18 +4,18 @@
 use super::{Method, MissingRange, Recovery, Repair};
 use crate::engine::{Path, names};
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Effect, Journal};
 use crate::libpq::Conn;
+use crate::libpq::poll::{Poll, wait_until};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Session, Statement, server};
 use crate::progress::{self, Work};
 use crate::replay::{Applier, Catalog, Rendering, Transactions, pgoutput::Message};
-use crate::step::{Action, Step};
+use crate::run::effect;
+use crate::run::{Action, Step};
+use crate::run::{Effect, Journal};
 use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
-use crate::workflow::poll::{Poll, wait_until};
-use crate::workflow::undo;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -240,7 +240,7 @@ impl Recovery {
         )?;
         let source = self.survivor(&missing.source)?;
         // Left by a CALL on a node that is gone, with its journal.
-        undo::drop_slot(source, &clone)?;
+        effect::drop_slot(source, &clone)?;
         wait_until(
             &missing.source,
             &format!("copying slot {slot}"),
@@ -397,7 +397,11 @@ impl Recovery {
     /// whichever node, repeats what others did to it, and no recovery slot gives that up before.
     fn note_begin(&mut self, missing: &MissingRange, journal: &mut Journal) -> Result<()> {
         let failed = self.request.failed.clone();
-        let step = Step::new(self.report.current(), &missing.target, Action::NoteRecovery);
+        let step = Step::new(
+            self.report.current(),
+            &missing.target,
+            Action::RecordRecovery,
+        );
         let step = journal.go_on(&step)?;
         let target = self.survivor(&missing.target)?;
         server::note_recovery(&failed, missing.since.lsn()).run(target)?;
@@ -609,7 +613,7 @@ impl Recovery {
                 .ok_or_else(|| Error::internal("a node was not connected"))?;
             let what = format!("{} on {}", begun.description, begun.node);
             journal.passed(&format!("the release, before {what}"))?;
-            undo::revert(&*self.engine, &begun.effect, node)?;
+            begun.effect.undo(&*self.engine, node)?;
             journal.passed(&format!("the release, after {what}"))?;
             journal.undone(begun.step)?;
         }

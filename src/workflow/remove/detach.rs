@@ -3,12 +3,12 @@
 use super::{Hold, Removal};
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Effect, Journal};
 use crate::node::{Node, Statement, server};
-use crate::step::{Action, Step};
+use crate::run::effect::drop_slot;
+use crate::run::{Action, Step};
+use crate::run::{Effect, Journal};
 use crate::workflow::members::{each_in_turn, recovery_slot, slots_there};
 use crate::workflow::membership::{now, publish_registry};
-use crate::workflow::undo::drop_slot;
 
 impl Removal {
     /// Every part of it may have been done by a run before this one. The registries come last: they
@@ -36,7 +36,7 @@ impl Removal {
             });
         }
         if self.leaving.is_some() {
-            steps.push(journal.go_on(&Step::new(phase, &self.target, Action::Leave))?);
+            steps.push(journal.go_on(&Step::new(phase, &self.target, Action::DropNode))?);
         }
         self.record_cleanup()?;
         journal.passed("pending cleanup is recorded")?;

@@ -3,16 +3,16 @@
 use super::{Hold, Inbound, Removal};
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Effect, Journal};
+use crate::libpq::poll::{Poll, wait_until};
 use crate::libpq::{Rows, wait};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, server};
+use crate::run::{Action, Step};
+use crate::run::{Effect, Journal};
 use crate::settings;
-use crate::step::{Action, Step};
 use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
-use crate::workflow::poll::{Poll, wait_until};
 use crate::workflow::unfinished::unfinished;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ impl Removal {
             database: hold.database.clone(),
             before: hold.read_only.clone(),
         };
-        let step = Step::new(phase, &target, Action::HoldOffWrites);
+        let step = Step::new(phase, &target, Action::BlockWrites);
         let step = journal.intend(&step, &effect)?;
         server::set_database_read_only(&hold.database, Some("on")).run(leaving)?;
         journal.done(step)?;

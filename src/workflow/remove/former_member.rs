@@ -7,12 +7,12 @@ use crate::engine::{self, Engine, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Member, Mode, Node, server};
+use crate::run::effect::run_all;
 use crate::workflow::members;
 use crate::workflow::membership::reach;
 use crate::workflow::removed::{by_members, by_successor, end_replication};
 use crate::workflow::report::Report;
 use crate::workflow::twin::{self, Twin};
-use crate::workflow::undo::run_all;
 
 /// A node that the cluster goes on without.
 struct FormerMember {

@@ -1,23 +1,22 @@
 //! A node that was half added: its join was interrupted, and nobody wants to run it again.
 
-use super::{COMMAND, Removal, Request};
+use super::{Removal, Request};
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
-use crate::journal::{Effect, Interrupted, Journal};
 use crate::libpq::{Conn, Dsn};
 use crate::node::{Member, Mode, Node, Session, server};
+use crate::run::effect::{drop_slot, run_all};
+use crate::run::{Command, Effect, Interrupted, Journal, RunState};
 use crate::workflow::members::{self, slots_there};
 use crate::workflow::membership::{now, publish_registry, reach, sync_lagging_members};
 use crate::workflow::report::Report;
-use crate::workflow::undo::{Undo, drop_slot, revert, run_all};
-
-const JOIN: &str = "spock.add_node";
+use crate::workflow::undo::Undo;
 
 /// Called on the half-added node itself, its journal knows what there is to take back. False if there
 /// is no such journal.
 pub fn half_added_here(here: &Mode, request: &Request, report: &Report) -> Result<bool> {
     let mut session = here.session();
-    let Some(run) = interrupted(&mut session, JOIN, &request.target)? else {
+    let Some(run) = interrupted(&mut session, Command::AddNode, &request.target)? else {
         return Ok(false);
     };
     let source_dsn = Dsn::parse(&run.source_dsn)
@@ -64,7 +63,7 @@ pub fn former_node(here: &Mode, request: &Request, report: &Report) -> Result<bo
     if engine.local_name(&mut me)?.is_some() {
         return Ok(false);
     }
-    if interrupted(&mut me.session, COMMAND, &request.target)?.is_none() {
+    if interrupted(&mut me.session, Command::RemoveNode, &request.target)?.is_none() {
         return Ok(false);
     }
     end_interrupted(&*engine, here, &mut me)?;
@@ -74,23 +73,26 @@ pub fn former_node(here: &Mode, request: &Request, report: &Report) -> Result<bo
 
 /// Removals of `me` on itself that were interrupted have come to their end: writes are let in again.
 pub fn end_interrupted(engine: &dyn engine::Engine, here: &Mode, me: &mut Node) -> Result<()> {
-    while let Some(run) = interrupted(&mut me.session, COMMAND, &me.name)? {
+    while let Some(run) = interrupted(&mut me.session, Command::RemoveNode, &me.name)? {
         let journal = Journal::reopen(here.session(), run.run);
         for begun in journal.begun()? {
             if let Effect::ReadOnly { .. } = begun.effect {
-                revert(engine, &begun.effect, me)?;
+                begun.effect.undo(engine, me)?;
             }
         }
-        journal.end("done", None)?;
+        journal.end(RunState::Done, None)?;
     }
     Ok(())
 }
 
-fn interrupted(session: &mut Session, command: &str, target: &str) -> Result<Option<Interrupted>> {
-    let runs = Journal::interrupted(session)?;
-    Ok(runs
+fn interrupted(
+    session: &mut Session,
+    command: Command,
+    target: &str,
+) -> Result<Option<Interrupted>> {
+    Ok(Interrupted::of(session, command, target)?
         .into_iter()
-        .find(|run| run.command == command && run.node == target))
+        .next())
 }
 
 fn take_back(
@@ -108,10 +110,10 @@ fn take_back(
     let undo = Undo {
         engine,
         journal: &journal,
-        new: &run.node,
+        subject: &run.node,
         name_taken: false,
     };
-    undo.clean_up(run.run, "undone", nodes)
+    undo.clean_up(run.run, RunState::Undone, nodes)
 }
 
 impl Removal {
@@ -144,7 +146,7 @@ impl Removal {
         };
         let rows = server::has_journal().run(node)?;
         match rows.one()?.bool(0) {
-            true => interrupted(&mut node.session, JOIN, &self.target),
+            true => interrupted(&mut node.session, Command::AddNode, &self.target),
             false => Ok(None),
         }
     }

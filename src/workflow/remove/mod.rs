@@ -14,19 +14,19 @@ use super::plan::{Planned, refuse_interrupted_join};
 use super::recover::open_runs::{self, Open};
 use super::report::{self, Report};
 use super::summary;
-use super::undo::{Undo, revert};
+use super::undo::Undo;
 use crate::engine::{Engine, Path, Registry, SubscriptionState, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::journal::{Effect, Interrupted, Journal, Subject};
 use crate::libpq::{Dsn, wait};
 use crate::node::{Local, Member, Mode, Node, Reader, server};
+use crate::run::{Action, Command, RunState, Step};
+use crate::run::{Effect, Interrupted, Journal, RunHeader};
 use crate::settings;
-use crate::step::{Action, Step};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use target::TargetState;
 
-const COMMAND: &str = "spock.remove_node";
+const COMMAND: Command = Command::RemoveNode;
 const PHASES: usize = 5;
 /// The phase that waits for the others to have all.
 const DRAIN_PHASE: usize = 3;
@@ -44,8 +44,8 @@ pub struct Request {
 /// Removes `request.target` from the cluster that the database of this session is in.
 pub fn remove_node(local: Local, request: Request) -> Result<()> {
     let begun = Instant::now();
-    let subject = report::Subject {
-        command: COMMAND,
+    let subject = report::ReportHeader {
+        command: COMMAND.name(),
         node: &request.target,
         phases: PHASES,
         long_phase: DRAIN_PHASE,
@@ -150,7 +150,7 @@ impl Removal {
         let steps = self.steps()?;
         let mut journal = Journal::begin(
             local,
-            &Subject {
+            &RunHeader {
                 command: COMMAND,
                 engine: self.engine.label(),
                 source: &self.here,
@@ -173,7 +173,7 @@ impl Removal {
             .and_then(|()| self.end_earlier_runs());
         if let Err(first) = ended {
             // If that cannot be written either, the run stays without an end, which is the same.
-            let _ = journal.end("failed", Some(&first));
+            let _ = journal.end(RunState::Failed, Some(&first));
             return Err(Error::Unfinished {
                 first: Box::new(first),
                 hint: "Run the same CALL again: it goes on where this one ended.".into(),
@@ -271,7 +271,7 @@ impl Removal {
             .flat_map(|e| &e.held_back)
         {
             if let Some(survivor) = self.survivors.iter_mut().find(|n| n.name == *node) {
-                match revert(&*self.engine, effect, survivor) {
+                match effect.undo(&*self.engine, survivor) {
                     Err(error) if error.is_undefined() => {}
                     answer => answer?,
                 }
@@ -284,7 +284,7 @@ impl Removal {
     fn steps(&mut self) -> Result<Vec<Step>> {
         let mut steps = vec![];
         if self.leaving.is_some() {
-            for action in [Action::HoldOffWrites, Action::Marker] {
+            for action in [Action::BlockWrites, Action::Marker] {
                 steps.push(Step::new(DRAIN_PHASE, &self.target, action));
             }
         } else {
@@ -301,7 +301,7 @@ impl Removal {
             steps.push(Step::new(DETACH_PHASE, &survivor.name, action));
         }
         if self.leaving.is_some() {
-            steps.push(Step::new(DETACH_PHASE, &self.target, Action::Leave));
+            steps.push(Step::new(DETACH_PHASE, &self.target, Action::DropNode));
         }
         Ok(steps)
     }
@@ -346,7 +346,7 @@ impl Removal {
         let undo = Undo {
             engine: &*self.engine,
             journal,
-            new: &self.target,
+            subject: &self.target,
             name_taken: false,
         };
         let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
@@ -568,7 +568,7 @@ impl Removal {
 
     fn end_earlier_runs(&self) -> Result<()> {
         for run in interrupted_removals(&self.session, &self.target)? {
-            Journal::reopen(self.session.session(), run.run).end("done", None)?;
+            Journal::reopen(self.session.session(), run.run).end(RunState::Done, None)?;
         }
         Ok(())
     }
@@ -593,11 +593,7 @@ impl Inbound {
 
 /// Removals of `target` that were begun on this node and have no end.
 fn interrupted_removals(here: &Mode, target: &str) -> Result<Vec<Interrupted>> {
-    let all = Journal::interrupted(&mut here.session())?;
-    Ok(all
-        .into_iter()
-        .filter(|run| run.command == COMMAND && run.node == target)
-        .collect())
+    Interrupted::of(&mut here.session(), COMMAND, target)
 }
 
 /// A removal of the same node that was interrupted.

@@ -4,11 +4,10 @@
 use super::Removal;
 use crate::engine::PendingCleanup;
 use crate::error::{Error, Result};
-use crate::journal::Effect;
 use crate::node::Member;
+use crate::run::Effect;
 use crate::workflow::members::{self, each};
 use crate::workflow::membership::cleanup_of;
-use crate::workflow::undo::{revert, statements};
 use std::collections::BTreeMap;
 
 impl Removal {
@@ -27,7 +26,7 @@ impl Removal {
                     Some(statement) => {
                         each(&mut self.survivors, |_| statement.clone())?;
                     }
-                    None => told.extend(statements(&*self.engine, effect)),
+                    None => told.extend(effect.statements(&*self.engine)),
                 }
             }
             let what = format!(
@@ -76,7 +75,7 @@ impl Removal {
             let node = self.survivors.iter_mut().find(|n| n.name == name);
             let node = node.ok_or_else(|| Error::internal("a node was not connected"))?;
             for effect in &effects {
-                revert(&*self.engine, effect, node)?;
+                effect.undo(&*self.engine, node)?;
             }
             if let Some(statement) = self.engine.cleaned_up(&self.target, &name) {
                 each(&mut self.survivors, |_| statement.clone())?;

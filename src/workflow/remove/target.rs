@@ -216,7 +216,7 @@ impl Finding<'_> {
                             "does not lead to node \"{}\", which answers by the connection string of the registry: {error}",
                             self.request.target
                         ),
-                        hint: "Removal target_node_dsn null, or correct it.".into(),
+                        hint: "Leave target_node_dsn null, or correct it.".into(),
                         state: error.sqlstate(),
                     }),
                     None => Ok(Found::Unreachable(error)),

@@ -1,79 +1,19 @@
 //! The journal of a run: `zodan.run` and `zodan.step`, written and committed before a side effect
 //! and again after it, so that whoever comes later knows what may have to be undone.
 
+use super::action::{AfterFailure, Step};
+use super::effect::Effect;
+use super::interrupted::Command;
 use crate::copy::Inventory;
 use crate::encoding::shown;
-use crate::engine::SequencePolicy;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::libpq::Rows;
 use crate::node::{Local, Session, Statement};
 use crate::progress;
 use crate::settings;
-use crate::step::Step;
-use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
-
-/// A side effect, as an undo finds it again. Never holds a connection string.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Effect {
-    /// Nothing yet: what is to be made has a name that somebody else may use first.
-    Nothing,
-    /// A replication slot on the node.
-    Slot { slot: String },
-    /// A subscription on the node.
-    Subscription { subscription: String },
-    /// The same on a node that only reads, which no member knows.
-    OfReader { subscription: String },
-    /// The node has been made a provider: publication and registry.
-    Provider,
-    /// A row about `member` in the registry of the node.
-    Registration {
-        member: String,
-        /// How the cluster divided its sequences before, if that changed with it.
-        divided_before: Option<(SequencePolicy, i32)>,
-    },
-    /// Apply is paused on the node.
-    Pause,
-    /// Markers of the node.
-    Marker,
-    /// A replication origin on the node.
-    Origin { origin: String },
-    /// Everything that was copied into the node; the list says what was there before.
-    Objects {
-        before: Inventory,
-        /// Of those, tables that were empty and got rows.
-        #[serde(default)]
-        preexisting: Vec<String>,
-        /// The names of all that may have come; what else is new others have made. `None` in runs of a
-        /// version that did not write it down.
-        #[serde(default)]
-        brought: Option<BTreeSet<String>>,
-    },
-    /// New sessions of the node's database are read-only.
-    ReadOnly {
-        database: String,
-        before: Option<String>,
-    },
-    /// A node of that name has been removed so often: a removal that goes on counts it once.
-    Former { name: String, times: u32 },
-    /// A statement on the node; the one that takes it back.
-    Statement { undo: String },
-    /// A statement on a table of the node, and the statement that takes it back.
-    Table { undo: String },
-}
-
-impl Effect {
-    pub fn to_text(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|e| Error::internal(format!("zodan.step.effect: {e}")))
-    }
-
-    pub fn parse(text: &str) -> Result<Self> {
-        serde_json::from_str(text).map_err(|e| Error::internal(format!("zodan.step.effect: {e}")))
-    }
-}
 
 /// A step whose effect may still be there.
 #[derive(Clone, Debug)]
@@ -86,25 +26,52 @@ pub struct Begun {
     pub done: bool,
 }
 
-/// A run that nobody runs any more and that was not ended.
-#[derive(Clone, Debug)]
-pub struct Interrupted {
-    pub run: i64,
-    pub command: String,
-    pub source: String,
-    /// How the source was reached, without secrets.
-    pub source_dsn: String,
-    pub node: String,
-}
-
 /// What a run is about.
-pub struct Subject<'a> {
-    pub command: &'a str,
+pub struct RunHeader<'a> {
+    pub command: Command,
     pub engine: &'a str,
     pub source: &'a str,
     /// How the source is reached, without secrets.
     pub source_dsn: &'a str,
     pub node: &'a str,
+}
+
+/// How a run has ended, as in `zodan.run.state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    Done,
+    /// It failed, and nothing of it is left.
+    Undone,
+    /// It failed, and something of it could not be undone.
+    Failed,
+}
+
+impl RunState {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Undone => "undone",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// How a step has ended, as in `zodan.step.state`.
+#[derive(Clone, Copy)]
+enum StepState {
+    Done,
+    Undone,
+    UndoFailed,
+}
+
+impl StepState {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Undone => "undone",
+            Self::UndoFailed => "undo_failed",
+        }
+    }
 }
 
 /// How a run hangs at a point that a test has named: until the test lets go of the lock.
@@ -122,7 +89,7 @@ pub struct Journal {
 
 impl Journal {
     /// The journal of a run of these steps: it takes no other, and none in another order.
-    pub fn begin(local: &Local, subject: &Subject, plan: Vec<Step>) -> Result<Self> {
+    pub fn begin(local: &Local, header: &RunHeader, plan: Vec<Step>) -> Result<Self> {
         if let Some(days) = settings::history_days() {
             // What failed, or was interrupted, has still to be undone or gone on with.
             local.query(
@@ -136,11 +103,11 @@ impl Journal {
             "INSERT INTO zodan.run (command, engine, source_node, source_dsn, node)
              SELECT $1, $2, $3, $4, $5 FROM zodan.unreplicated() RETURNING id",
             &[
-                subject.command,
-                subject.engine,
-                subject.source,
-                subject.source_dsn,
-                subject.node,
+                header.command.name(),
+                header.engine,
+                header.source,
+                header.source_dsn,
+                header.node,
             ],
         )?;
         let run = rows.one()?.parse(0)?;
@@ -163,26 +130,6 @@ impl Journal {
             plan: VecDeque::new(),
             refused: RefCell::default(),
         }
-    }
-
-    /// Runs without an end. The caller holds the membership lock of the node, so nobody runs them.
-    pub fn interrupted(session: &mut Session) -> Result<Vec<Interrupted>> {
-        let rows = session.query(
-            "SELECT id, command, source_node, source_dsn, node FROM zodan.run
-              WHERE state IN ('running', 'failed') ORDER BY id DESC",
-            &[],
-        )?;
-        rows.iter()
-            .map(|row| {
-                Ok(Interrupted {
-                    run: row.parse(0)?,
-                    command: row.text(1).to_owned(),
-                    source: row.text(2).to_owned(),
-                    source_dsn: row.text(3).to_owned(),
-                    node: row.text(4).to_owned(),
-                })
-            })
-            .collect()
     }
 
     /// The number of the run.
@@ -227,13 +174,12 @@ impl Journal {
 
     /// Writes down what is about to be done, and commits that.
     pub fn intend(&mut self, step: &Step, effect: &Effect) -> Result<i32> {
-        self.write(step, &effect.to_text()?)
+        self.write(step, Some(effect))
     }
 
-    /// Writes down what is about to be done and is not taken back: a run that is interrupted there is
-    /// gone on with.
+    /// Writes down what is about to be done and is not undone: a run that is interrupted there is continued.
     pub fn go_on(&mut self, step: &Step) -> Result<i32> {
-        self.write(step, "")
+        self.write(step, None)
     }
 
     /// Writes down what is about to be made where somebody else may make something of that name first. Nothing is
@@ -273,13 +219,20 @@ impl Journal {
         made
     }
 
-    fn write(&mut self, intended: &Step, effect: &str) -> Result<i32> {
+    fn write(&mut self, intended: &Step, effect: Option<&Effect>) -> Result<i32> {
         let planned = self.plan.pop_front();
         if planned.as_ref() != Some(intended) {
             return Err(Error::internal(format!(
                 "{intended:?} was to be done, but {planned:?} was planned"
             )));
         }
+        let stays = matches!(intended.action.after_failure(), AfterFailure::Stays(_));
+        if stays && effect.is_some_and(|effect| !effect.is_record()) || !stays && effect.is_none() {
+            return Err(Error::internal(format!(
+                "{intended:?} has {effect:?} to undo, against its plan"
+            )));
+        }
+        let effect = effect.map_or(Ok(String::new()), Effect::to_text)?;
         let step = self.next;
         let Step {
             phase,
@@ -298,7 +251,7 @@ impl Journal {
                 &phase.to_string(),
                 node,
                 &description,
-                effect,
+                &effect,
             ],
         )?;
         self.next += 1;
@@ -308,7 +261,7 @@ impl Journal {
 
     pub fn done(&self, step: i32) -> Result<()> {
         self.reached(|| self.name_after(step))?;
-        self.set(step, "done", "")
+        self.set(step, StepState::Done, "")
     }
 
     /// A step of several side effects, or a stretch between steps, has come to here.
@@ -331,11 +284,11 @@ impl Journal {
     }
 
     pub fn undone(&self, step: i32) -> Result<()> {
-        self.set(step, "undone", "")
+        self.set(step, StepState::Undone, "")
     }
 
     pub fn not_undone(&self, step: i32, why: &str) -> Result<()> {
-        self.set(step, "undo_failed", why)
+        self.set(step, StepState::UndoFailed, why)
     }
 
     /// More was there before the copy than what its step says.
@@ -351,12 +304,12 @@ impl Journal {
         Ok(())
     }
 
-    fn set(&self, step: i32, state: &str, message: &str) -> Result<()> {
+    fn set(&self, step: i32, state: StepState, message: &str) -> Result<()> {
         self.query(
             "UPDATE zodan.step SET state = $3, ended_at = clock_timestamp(), message = nullif($4, '')
                FROM zodan.unreplicated()
               WHERE run_id = $1::bigint AND step = $2::integer",
-            &[&self.run.to_string(), &step.to_string(), state, &shown(message)],
+            &[&self.run.to_string(), &step.to_string(), state.text(), &shown(message)],
         )?;
         Ok(())
     }
@@ -395,18 +348,18 @@ impl Journal {
     /// transaction: they hold if and only if the run can no longer be undone.
     pub fn finish_with(&self, last: &[Statement]) -> Result<()> {
         match self.plan.front() {
-            None => self.end_with(last, "done", None),
+            None => self.end_with(last, RunState::Done, None),
             Some(left) => Err(Error::internal(format!(
                 "{left:?} was planned and not done"
             ))),
         }
     }
 
-    pub fn end(&self, state: &str, error: Option<&Error>) -> Result<()> {
+    pub fn end(&self, state: RunState, error: Option<&Error>) -> Result<()> {
         self.end_with(&[], state, error)
     }
 
-    fn end_with(&self, last: &[Statement], state: &str, error: Option<&Error>) -> Result<()> {
+    fn end_with(&self, last: &[Statement], state: RunState, error: Option<&Error>) -> Result<()> {
         let sqlstate = error.map_or(String::new(), |e| e.sqlstate().to_string());
         let message = error.map_or(String::new(), |e| crate::libpq::scrub(&e.to_string()));
         // What others say may hold characters that this database has not.
@@ -419,45 +372,8 @@ impl Journal {
                     message = coalesce(nullif($4, ''), message)
                FROM zodan.unreplicated() WHERE id = $1::bigint"
             ),
-            &[&self.run.to_string(), state, &sqlstate, &message],
+            &[&self.run.to_string(), state.text(), &sqlstate, &message],
         )?;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn effects_survive_the_journal() {
-        for effect in [
-            Effect::Slot { slot: "s".into() },
-            Effect::Nothing,
-            Effect::Provider,
-            Effect::ReadOnly {
-                database: "d\"b".into(),
-                before: None,
-            },
-            Effect::Objects {
-                before: Inventory::default(),
-                preexisting: vec!["s.t".into()],
-                brought: Some(["table s.t".to_owned()].into()),
-            },
-        ] {
-            let text = serde_json::to_string(&effect).unwrap();
-            assert_eq!(serde_json::from_str::<Effect>(&text).unwrap(), effect);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_makes_the_journal_fall_over(text in any::<String>(), kind in "[a-z_]{0,12}", slot in any::<String>()) {
-            prop_assert!(Effect::parse(&text).is_err() || text.contains("kind"));
-            let effect = Effect::Slot { slot };
-            prop_assert_eq!(Effect::parse(&effect.to_text().unwrap()).unwrap(), effect);
-            let _ = Effect::parse(&format!("{{\"kind\": \"{kind}\"}}"));
-        }
     }
 }

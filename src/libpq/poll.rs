@@ -1,7 +1,7 @@
 //! Waiting for something that happens elsewhere, for as long as it makes progress.
 
+use super::wait;
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::wait;
 use crate::progress;
 use crate::settings;
 use std::time::{Duration, Instant};
