@@ -33,6 +33,13 @@ REVOKE ALL ON FUNCTION zodan.become_standalone() FROM PUBLIC;
 COMMENT ON FUNCTION zodan.become_standalone() IS
     'Makes a database that was copied from a node an ordinary one, without touching the node or its slots on others; 55000 on the node itself and where there is none';
 
+CREATE FUNCTION zodan.keep_place() RETURNS void
+LANGUAGE c VOLATILE
+SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'keep_place_wrapper';
+REVOKE ALL ON FUNCTION zodan.keep_place() FROM PUBLIC;
+COMMENT ON FUNCTION zodan.keep_place() IS
+    'Notes in the data directory that this database is a node here, so that a copy of the server can be told from it; a join calls it on the first node of a cluster';
+
 CREATE FUNCTION zodan.start_node_worker() RETURNS integer
 LANGUAGE c STRICT
 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'start_node_worker_wrapper';

@@ -1,8 +1,10 @@
 //! Where a node lives: host, port and data directory, noted in a file for each database that is a node. A base backup,
 //! a copy of the files and a snapshot take the file along, so a server that finds another place in it than its own was
-//! moved or copied. Which of the two it was, its node worker finds out; until then the apply workers of the database end
-//! before they connect, since they would read what the original is to get.
+//! moved or copied. So may be one that finds none although its database is a node: a standby gets the rows of a node that
+//! has joined since by replication, and not the file. Which of them it was, the node worker finds out; until then the apply
+//! workers of the database end before they connect, since they would read what the original is to get.
 
+use crate::error::{Error, Result};
 use crate::settings;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -13,6 +15,9 @@ use std::path::PathBuf;
 
 /// In the data directory.
 const NOTES: &str = "zodan";
+
+/// The place in a note that an apply worker has made.
+const UNKNOWN: &str = "an unknown place";
 
 /// Workers that apply, of PostgreSQL and of Spock.
 const APPLY_WORKERS: [&str; 5] = [
@@ -60,24 +65,37 @@ pub fn noted_elsewhere(database: pg_sys::Oid) -> Option<String> {
 }
 
 /// Notes that the database is a node in this place.
-pub fn keep(database: pg_sys::Oid) -> io::Result<()> {
+pub fn keep(database: pg_sys::Oid) -> Result<()> {
     if is_noted(database) && noted_elsewhere(database).is_none() {
         return Ok(());
     }
+    write(database, &here()).map_err(|e| failed(&e))
+}
+
+/// Notes that it is not known whether this is the place: the launcher starts a node worker where there is a note.
+fn ask(database: pg_sys::Oid) -> Result<()> {
+    write(database, UNKNOWN).map_err(|e| failed(&e))
+}
+
+fn write(database: pg_sys::Oid, place: &str) -> io::Result<()> {
     std::fs::create_dir_all(NOTES)?;
     let new = note(database).with_extension("new");
     let mut file = std::fs::File::create(&new)?;
-    file.write_all(here().as_bytes())?;
+    file.write_all(place.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(new, note(database))
 }
 
-/// The database is no node any more.
-pub fn forget(database: pg_sys::Oid) -> io::Result<()> {
+/// The database is not a cluster node any more.
+pub fn forget(database: pg_sys::Oid) -> Result<()> {
     match std::fs::remove_file(note(database)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&error)),
         _ => Ok(()),
     }
+}
+
+fn failed(error: &io::Error) -> Error {
+    Error::internal(format!("the note of where the node is: {error}"))
 }
 
 /// Has apply workers ask, where the library is being preloaded.
@@ -114,15 +132,47 @@ unsafe extern "C-unwind" fn before_commit(event: pg_sys::XactEvent::Type, _argum
     }
     // SAFETY: backend state.
     let database = unsafe { pg_sys::MyDatabaseId };
+    // SAFETY: the transaction is still in progress.
+    if !is_noted(database) && unsafe { is_node() } {
+        ask(database).unwrap_or_else(|error| pgrx::error!("{error}"));
+    }
     if let Some(noted) = noted_elsewhere(database) {
         ereport!(
             ERROR,
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!(
-                "the database was a node on {noted}, and is on {} now",
-                here()
-            ),
+            match noted == UNKNOWN {
+                true =>
+                    "it is not known whether this server is the node or a copy of it".to_owned(),
+                false => format!(
+                    "the database was a node on {noted}, and is on {} now",
+                    here()
+                ),
+            },
             "Apply waits until the node worker of the node knows whether it was moved or copied; see the log."
         );
     }
+}
+
+/// Whether the database is a node, by the tables of Spock and of the native engine. An apply worker may run as a role that
+/// must not read them.
+///
+/// # Safety
+/// In a transaction.
+unsafe fn is_node() -> bool {
+    [c"spock", c"zodan"].iter().any(|schema| unsafe {
+        // SAFETY: looks up names in the catalogs, and scans a table whose lock it holds.
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        let table = pg_sys::get_relname_relid(c"local_node".as_ptr(), schema);
+        if table == pg_sys::InvalidOid {
+            return false;
+        }
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let table = pg_sys::table_open(table, lock);
+        let scan = pg_sys::table_beginscan_catalog(table, 0, std::ptr::null_mut());
+        let row = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+        let found = !row.is_null();
+        pg_sys::heap_endscan(scan);
+        pg_sys::table_close(table, lock);
+        found
+    })
 }

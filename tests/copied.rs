@@ -5,7 +5,9 @@ mod common;
 
 use common::plan::slot;
 use common::{assert_failed, quick, wait_mesh};
-use lab::{Cluster, Server, ServerOptions, assert_same_content, quote_literal, wait_quiet};
+use lab::{
+    Cluster, Server, ServerOptions, add_node, assert_same_content, quote_literal, wait_quiet,
+};
 
 const CONTENT: &str = "CREATE TABLE item (id integer PRIMARY KEY, node text NOT NULL)";
 
@@ -175,6 +177,62 @@ fn a_copy_takes_nothing_while_its_node_is_down() {
     assert_ordinary(copy);
     wait_mesh(&cluster.first(3));
     assert_whole(&cluster);
+}
+
+/// The files of a standby that is older than its node have no note of it: only rows are replicated.
+#[test]
+fn a_standby_that_is_promoted_beside_its_node_takes_nothing() {
+    let cluster = Cluster::start_with(4, &keeping());
+    cluster.form_mesh(2, CONTENT);
+    let [n1, n2, n3, standby] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    standby.stop();
+    standby.restore_backup_of(n3);
+    standby.follow(n3);
+    standby.boot();
+    add_node(n3, "n3", n1, "n1").unwrap_or_else(|e| panic!("{e}"));
+    let members = cluster.first(3);
+    wait_mesh(&members);
+    for node in &members {
+        node.sql(&format!(
+            "INSERT INTO item VALUES ({}, 'before')",
+            node.port()
+        ));
+    }
+    wait_quiet(&members);
+    standby.wait_for("SELECT count(*) FROM item", "3");
+    standby.sql("SELECT pg_promote()");
+    for _ in 0..3 {
+        n3.restart();
+        n2.sql("INSERT INTO item SELECT max(id) + 1, 'of n2' FROM item");
+    }
+    standby.wait_for("SELECT bool_or(subenabled) FROM pg_subscription", "f");
+    wait_logged(standby, &claim(standby, n3));
+    wait_quiet(&members);
+    assert_same_content(&members);
+    assert_eq!(standby.value("SELECT count(*) FROM item"), "3");
+}
+
+/// Its node worker has not been started yet.
+#[test]
+fn a_copy_of_a_node_that_has_just_joined_takes_nothing() {
+    let options = keeping().set("zodan.recovery_slots", "off");
+    let cluster = Cluster::start_with(4, &options);
+    cluster.form_mesh(3, CONTENT);
+    let [n1, n2, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    wait_quiet(&cluster.first(3));
+    n3.stop();
+    copy.stop();
+    copy.copy_files_of(n3);
+    copy.configure("zodan.recovery_slots", "on");
+    copy.boot();
+    n1.sql("INSERT INTO item VALUES (1, 'of n1')");
+    wait_logged(copy, "the database was a node on ");
+    n3.boot();
+    copy.wait_for("SELECT bool_or(subenabled) FROM pg_subscription", "f");
+    n2.sql("INSERT INTO item VALUES (2, 'of n2')");
+    wait_quiet(&cluster.first(3));
+    assert_same_content(&cluster.first(3));
+    assert_eq!(copy.value("SELECT count(*) FROM item"), "0");
 }
 
 #[test]

@@ -384,6 +384,13 @@ impl Server {
         self.write_place();
     }
 
+    /// Makes this server, which does not run and has a base backup of `primary`, its standby.
+    pub fn follow(&self, primary: &Server) {
+        self.configure("primary_conninfo", &primary.dsn());
+        let signal = self.data_dir().join("standby.signal");
+        File::create(&signal).unwrap_or_else(|e| panic!("cannot write {}: {e}", signal.display()));
+    }
+
     fn remove_files(&self) {
         let dir = self.data_dir();
         fs::remove_dir_all(&dir).unwrap_or_else(|e| panic!("cannot remove {}: {e}", dir.display()));

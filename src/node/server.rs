@@ -919,7 +919,7 @@ pub fn note_comparison(failed: &str, lane: usize, had: Option<i64>) -> Statement
     )
 }
 
-/// `lane, had` of a comparison with `failed` that the node has been in and that is not finished; null where it had
+/// `stream, had` of a comparison with `failed` that the node has been in and that is not finished; null where it had
 /// nothing.
 pub fn unfinished_comparison(failed: &str) -> Statement {
     Statement::new(
@@ -1025,6 +1025,11 @@ pub fn backend_pid() -> Statement {
 }
 
 /// Whether the database has a journal.
+/// Notes on the server where its node is.
+pub fn keep_place() -> Statement {
+    Statement::new("SELECT zodan.keep_place()", &[])
+}
+
 pub fn has_journal() -> Statement {
     Statement::new("SELECT to_regclass('zodan.run') IS NOT NULL", &[])
 }

@@ -174,9 +174,8 @@ fn keep() -> Result<()> {
     let own = BackgroundWorker::transaction(own)?;
     // SAFETY: backend state.
     let database = unsafe { pg_sys::MyDatabaseId };
-    let note = |done: std::io::Result<()>| done.map_err(|e| note_failed(&e));
     let Some(own) = own else {
-        return note(place::forget(database));
+        return place::forget(database);
     };
     let mut here: Node = match own_session(&own) {
         Ok(here) => here,
@@ -190,7 +189,7 @@ fn keep() -> Result<()> {
     let ours = BackgroundWorker::transaction(|| two_texts(&identity))?;
     if ours != Some(members::identity(&mut here)?) {
         if end_if_removed(&own, &mut here)? {
-            return note(place::forget(database));
+            return place::forget(database);
         }
         stop_if_copied(&own, &mut here)?;
         return Err(Error::refused(
@@ -203,7 +202,7 @@ fn keep() -> Result<()> {
         ));
     }
     let engine = engine::detect(&mut here)?;
-    note(place::keep(database))?;
+    place::keep(database)?;
     let mut worker = NodeWorker::new(engine, here)?;
     for look in 1.. {
         worker::reload();
@@ -213,11 +212,11 @@ fn keep() -> Result<()> {
         }
         match worker.look()? {
             Outcome::Yes => {}
-            Outcome::NoNode => return note(place::forget(database)),
+            Outcome::NoNode => return place::forget(database),
             Outcome::Removed(what) => {
                 pgrx::log!("zodan: {what}");
                 // It has nothing any more that could apply.
-                return note(place::forget(database));
+                return place::forget(database);
             }
             Outcome::GivenUp(why) | Outcome::WentBack(why) => pgrx::warning!("zodan: {why}"),
             Outcome::CaughtUp(what) | Outcome::Resumed(what) => pgrx::log!("zodan: {what}"),
@@ -309,6 +308,14 @@ fn in_use(name: &str) -> Error {
     )
 }
 
+/// Notes where this database is a node.
+#[pg_extern(sql = "")]
+fn keep_place() -> std::result::Result<(), ErrorReport> {
+    arguments::superuser_for("zodan.keep_place()")?;
+    // SAFETY: backend state.
+    Ok(place::keep(unsafe { pg_sys::MyDatabaseId })?)
+}
+
 /// Makes a database that was copied from a node an ordinary one.
 #[pg_extern(sql = "")]
 fn become_standalone() -> std::result::Result<(), ErrorReport> {
@@ -336,16 +343,12 @@ fn become_standalone() -> std::result::Result<(), ErrorReport> {
     }
     // SAFETY: backend state.
     let database = unsafe { pg_sys::MyDatabaseId };
-    place::forget(database).map_err(|e| note_failed(&e))?;
+    place::forget(database)?;
     crate::ereport::notice(&format!(
         "the database is not a copy of node \"{}\" any more: its data is kept, and nobody gets what is written in it",
         own.name
     ));
     Ok(())
-}
-
-fn note_failed(error: &std::io::Error) -> Error {
-    Error::internal(format!("the note of where the node is: {error}"))
 }
 
 fn no_node() -> Error {

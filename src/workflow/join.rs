@@ -28,6 +28,7 @@ use crate::node::{
     Local, Member, Mode, Node, Session, Statement, ask, ask_in_turn, ask_within, own_database,
     server,
 };
+use crate::place;
 use crate::quote;
 use crate::replay::content::Compared;
 use crate::run::{Action, Command, Effect, Interrupted, Journal, RunHeader, RunState, Step};
@@ -379,6 +380,7 @@ impl Join {
         let effect = (step, &Effect::FirstNode);
         create_node(&*self.engine, &identity, &mut self.source, journal, effect)?;
         membership::bootstrap(&*self.engine, &mut self.source, &identity)?;
+        server::keep_place().run(&mut self.source)?;
         self.is_member = true;
         journal.done(step)
     }
@@ -582,6 +584,7 @@ impl Join {
         let identity = self.new_identity(known);
         let effect = (step, &Effect::Node);
         create_node(&*self.engine, &identity, &mut self.new, journal, effect)?;
+        place::keep(own_database().into())?;
         journal.passed("the new node provides")?;
         for told in self
             .engine
