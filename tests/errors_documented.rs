@@ -274,13 +274,14 @@ struct Source<'s> {
 
 /// How an error is made: what the call begins with, which argument or field has the SQLSTATE and which the
 /// message, and what stands around the message, `_` for what differs.
-const CONSTRUCTORS: [(&str, Part, Part, [&str; 2]); 9] = {
+const CONSTRUCTORS: [(&str, Part, Part, [&str; 2]); 10] = {
     use Part::{Field, None, Nth};
     const STATE: Part = Field("state");
     const MESSAGE: Part = Field("message");
     [
         ("Error::refused(", Nth(0), Nth(1), ["", ""]),
         ("Finding::new(", Nth(1), Nth(2), ["", ""]),
+        ("ereport!(", None, Nth(2), ["", ""]),
         ("Error::Refused {", STATE, MESSAGE, ["", ""]),
         ("Error::Local {", STATE, MESSAGE, ["", ""]),
         ("Error::Interrupted {", STATE, MESSAGE, ["", ""]),
