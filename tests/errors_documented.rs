@@ -82,8 +82,12 @@ fn every_documented_error_is_in_the_code_or_postgresqls_own() {
             let text: String = row.text.iter().collect();
             let known = POSTGRESQL.iter().any(|own| text.contains(own))
                 || raised.iter().any(|error| row.is_of(error));
-            let words = text.split([ANY, '`']).map(str::trim);
-            let longest = words.max_by_key(|w| w.len()).unwrap_or_default();
+            // The name of an argument is not in the same string as what is wrong with it.
+            let of_argument = text.strip_prefix("argument ");
+            let said = of_argument.and_then(|rest| rest.split_once(' '));
+            let said = said.map_or(text.as_str(), |(_, problem)| problem);
+            let longest = said.split(ANY).max_by_key(|part| part.len());
+            let longest = longest.unwrap_or_default();
             let said = longest.trim_matches(|c: char| !c.is_alphanumeric());
             (!known && said.len() >= 8 && !code.contains(said)).then(|| shown(&row.text))
         })
