@@ -153,16 +153,17 @@ unsafe extern "C-unwind" fn before_commit(event: pg_sys::XactEvent::Type, _argum
     }
 }
 
-/// Whether the database is a node, by the tables of Spock and of the native engine. An apply worker may run as a role that
-/// must not read them.
+/// Whether the database is a node, by Spock's table and by the registry of the native engine, which a node gets near the
+/// end of its join. An apply worker may run as a role that must not read them.
 ///
 /// # Safety
 /// In a transaction.
 unsafe fn is_node() -> bool {
-    [c"spock", c"zodan"].iter().any(|schema| unsafe {
+    let tables = [(c"spock", c"local_node"), (c"zodan", c"node")];
+    tables.iter().any(|(schema, table)| unsafe {
         // SAFETY: looks up names in the catalogs, and scans a table whose lock it holds.
         let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
-        let table = pg_sys::get_relname_relid(c"local_node".as_ptr(), schema);
+        let table = pg_sys::get_relname_relid(table.as_ptr(), schema);
         if table == pg_sys::InvalidOid {
             return false;
         }

@@ -455,3 +455,33 @@ fn who_is_behind_is_shown() {
     assert!(report("failed").is_empty());
     assert_eq!(n4.value("SELECT count(*) FROM zodan.membership"), "0");
 }
+
+/// A firewall turns everybody away, and the node itself goes on reading.
+#[test]
+fn a_node_that_reads_from_members_is_not_removed_as_dead() {
+    let network = Network::start(3, |_| alert());
+    let [n1, n2, n3] = [1, 2, 3].map(|i| network.cluster.n(i));
+    network.cluster.create_extension();
+    n1.sql(CONTENT);
+    network.add_node(n2, n1).unwrap_or_else(|e| panic!("{e}"));
+    network.add_node(n3, n1).unwrap_or_else(|e| panic!("{e}"));
+    wait_mesh(&network.cluster.all());
+    network.shield("n3");
+    n3.sql("INSERT INTO item VALUES (1, 'n3')");
+    let before = fingerprint(&[n1, n2]);
+    for (call, why) in [
+        ("CALL spock.remove_node('n3')", " streams from slot sub_"),
+        ("CALL spock.recover_run('n3')", "node \"n3\" is alive: "),
+    ] {
+        let failed = n1.sql_error(call);
+        assert_eq!(failed.code(), "55006", "{failed}");
+        let told = failed.to_string();
+        assert!(told.contains(why), "{told}");
+    }
+    before.assert_same_now(&[n1, n2]);
+    network.heal();
+    wait_mesh(&network.cluster.all());
+    n1.call("CALL spock.remove_node('n3')")
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(n2.value("SELECT node FROM item"), "n3");
+}

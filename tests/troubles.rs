@@ -68,7 +68,13 @@ fn a_network_that_stalls_is_noticed_and_told() {
     };
     for (stalled, point, code, message, left) in [
         // Nothing is on n1 yet.
-        (1, "4 before marker on n2", "08006", lost("n1"), ["", ""]),
+        (
+            1,
+            "4 before commit a marker on n2",
+            "08006",
+            lost("n1"),
+            ["", ""],
+        ),
         (
             1,
             "6 before block application writes on the new node on n3",
@@ -119,7 +125,7 @@ fn a_stall_that_ends_in_time_does_no_harm() {
         _ => quick(),
     });
     let (n1, n3) = (cluster.n(1), cluster.n(3));
-    let (hang, running) = Hang::start(n3, "", "4 before marker on n2", &join_of(&cluster));
+    let (hang, running) = Hang::start(n3, "", "4 before commit a marker on n2", &join_of(&cluster));
     n1.cut();
     hang.release();
     n3.wait_for(
@@ -236,7 +242,12 @@ fn a_source_that_falls_behind_its_peers_is_named() {
     let cluster = scene(2, 3, |_| quick());
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let before = structure(&cluster.all());
-    let (hang, running) = Hang::start(n3, IMPATIENT, "4 before marker on n2", &join_of(&cluster));
+    let (hang, running) = Hang::start(
+        n3,
+        IMPATIENT,
+        "4 before commit a marker on n2",
+        &join_of(&cluster),
+    );
     let mut locker = n1.client_named("locker");
     locker
         .batch_execute("BEGIN; LOCK TABLE item IN EXCLUSIVE MODE")
@@ -478,4 +489,30 @@ fn fingerprint_of_locks(cluster: &Cluster) -> Vec<String> {
         .iter()
         .map(|server| server.value(locks))
         .collect()
+}
+
+/// A lock that a session of somebody else holds on a table of ours is no reason to wait for ever.
+#[test]
+fn a_lock_that_others_hold_ends_the_wait() {
+    let cluster = Cluster::start_with(3, &quick());
+    cluster.form_mesh(3, "CREATE TABLE item (id integer PRIMARY KEY)");
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let mut holder = n2.client();
+    holder
+        .batch_execute("BEGIN; LOCK TABLE zodan.marker IN ACCESS EXCLUSIVE MODE")
+        .expect("lock the markers");
+    let call = "CALL spock.remove_node('n3')";
+    let failed = Running::start_after(n1, "SET zodan.no_progress_timeout = '4s'", call)
+        .join()
+        .expect_err("it waits for a lock");
+    assert_failed(
+        &failed,
+        "55000",
+        "node \"n2\": waiting for a lock made no progress for 4 s",
+        "End that transaction",
+    );
+    let told = failed.to_string();
+    assert!(told.contains("It is held by pid "), "{told}");
+    holder.batch_execute("ROLLBACK").expect("let go");
+    n1.call(call).unwrap_or_else(|e| panic!("{e}"));
 }

@@ -84,6 +84,15 @@ impl Network {
         }
     }
 
+    /// Nobody can connect to the named server any more, which can connect to all others.
+    pub fn shield(&self, name: &str) {
+        for ((_, to), (_, proxy)) in &self.links {
+            if to == name {
+                proxy.cut();
+            }
+        }
+    }
+
     /// The network is whole again.
     pub fn heal(&self) {
         for (_, proxy) in self.links.values() {

@@ -405,17 +405,23 @@ impl Conn {
     }
 
     /// Nothing has come on this session for long. That is no harm while the server works on the
-    /// statement, which a session beside this one finds out. Where another server answers there, as behind a
-    /// proxy, nothing is known.
-    pub(super) fn check_stalled(&mut self, within: Duration) -> Result<()> {
+    /// statement, which a session beside this one finds out; if it waits for a lock, the answer is who holds that. Where
+    /// another server answers there, as behind a proxy, nothing is known.
+    pub(super) fn check_stalled(&mut self, within: Duration) -> Result<Option<String>> {
         let Some(mut beside) = probe(&self.node, &self.dsn, Some(self.place()), within)? else {
-            return Ok(());
+            return Ok(None);
         };
         let pid = self.server_pid().to_string();
         let found = beside.query_within(
             &format!(
-                "SELECT ({}), (SELECT state FROM pg_catalog.pg_stat_activity
-                                WHERE pid OPERATOR(pg_catalog.=) $1::pg_catalog.int4)",
+                "SELECT ({}), a.state,
+                        (SELECT pg_catalog.string_agg(CASE WHEN b.pid IS NULL THEN 'a prepared transaction'
+                                    ELSE pg_catalog.format('pid %s (user %s, application %s)',
+                                    b.pid, b.usename, b.application_name) END, ', ')
+                           FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(a.pid)) AS blocking (pid)
+                           LEFT JOIN pg_catalog.pg_stat_activity b ON b.pid OPERATOR(pg_catalog.=) blocking.pid)
+                   FROM (VALUES (0)) AS one (row)
+                   LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) $1::pg_catalog.int4",
                 environment::SERVER
             ),
             &[&pid],
@@ -423,17 +429,17 @@ impl Conn {
         )?;
         let found = found.one()?;
         if found.text(0) != self.server {
-            return Ok(());
+            return Ok(None);
         }
         let reason = match found.get(1) {
             None => "the server has ended the session",
             Some("idle") => "the statement finished on the server, but no result was received",
-            Some(_) => return Ok(()),
+            Some(_) => return Ok(found.get(2).map(str::to_owned)),
         };
         // It may have been on its way meanwhile.
         let ready = wait::on_fds(&[(self.socket(), Interest::READ)], Some(within / 4))?;
         match ready[0] {
-            true => Ok(()),
+            true => Ok(None),
             false => Err(Error::Lost {
                 node: self.node.clone(),
                 reason: reason.into(),
@@ -578,6 +584,17 @@ impl Conn {
     }
 
     /// For what a node has sent.
+    /// Others have held a lock that `sql` needs for as long as the no-progress timeout.
+    pub(super) fn blocked(&self, holders: String, sql: &str) -> Error {
+        Error::Stalled {
+            node: self.node.clone(),
+            what: "waiting for a lock".into(),
+            seconds: settings::no_progress_timeout().map_or(0, |limit| limit.as_secs()),
+            detail: format!("It is held by {holders}. Statement: {}", one_line(sql)),
+            hint: "End that transaction, then run the CALL again.".into(),
+        }
+    }
+
     pub(super) fn no_memory(message: String) -> Error {
         Error::Local {
             state: SqlState::OUT_OF_MEMORY,
@@ -703,7 +720,10 @@ fn run_batch_until(jobs: Vec<Job<'_>>, limit: Option<Duration>, brief: bool) -> 
                 .conn
                 .check_stalled(idle_limit.unwrap_or_default() / 2)
             {
-                Ok(()) => all[i].heard = Instant::now(),
+                Ok(holders) => {
+                    all[i].heard = Instant::now();
+                    all[i].waits_for(holders, idle_limit.unwrap_or_default());
+                }
                 Err(error @ Error::Interrupted { .. }) => interrupt(&mut all, &waiting, &error),
                 Err(error) => {
                     all[i].conn.broken = true;
@@ -770,6 +790,8 @@ struct Running<'a> {
     sql: &'a str,
     /// When something came last.
     heard: Instant,
+    /// Since when it was seen to wait for a lock.
+    blocked: Option<Instant>,
     rows: Rows,
     error: Option<Error>,
     finished: bool,
@@ -783,6 +805,7 @@ impl<'a> Running<'a> {
             conn: job.conn,
             sql: job.sql,
             heard: Instant::now(),
+            blocked: None,
             rows: Rows::default(),
             finished: error.is_some(),
             error,
@@ -822,6 +845,19 @@ impl<'a> Running<'a> {
             }
         }
         None
+    }
+
+    /// A lock that others hold for as long as the no-progress timeout ends the statement.
+    fn waits_for(&mut self, holders: Option<String>, limit: Duration) {
+        let Some(holders) = holders else {
+            self.blocked = None;
+            return;
+        };
+        if self.blocked.get_or_insert_with(Instant::now).elapsed() >= limit {
+            self.conn.cancel_and_drain();
+            let error = self.conn.blocked(holders, self.sql);
+            self.finish_with(error);
+        }
     }
 
     fn finish_with(&mut self, error: Error) {

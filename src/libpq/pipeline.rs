@@ -44,6 +44,8 @@ pub struct Pipeline<'a, T> {
     unasked: usize,
     /// When something came last.
     heard: Instant,
+    /// Since when a statement was seen to wait for a lock.
+    blocked: Option<Instant>,
 }
 
 struct Sent<T> {
@@ -62,6 +64,7 @@ impl<'a, T> Pipeline<'a, T> {
             ahead: 0,
             unasked: 0,
             heard: Instant::now(),
+            blocked: None,
         })
     }
 
@@ -206,9 +209,16 @@ impl<'a, T> Pipeline<'a, T> {
         let idle_limit = idle_limit();
         let left = idle_limit.map(|s| s.saturating_sub(self.heard.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
-            self.conn
-                .check_stalled(idle_limit.unwrap_or_default() / 2)?;
+            let limit = idle_limit.unwrap_or_default();
             self.heard = Instant::now();
+            let Some(holders) = self.conn.check_stalled(limit / 2)? else {
+                self.blocked = None;
+                return Ok(());
+            };
+            if self.blocked.get_or_insert_with(Instant::now).elapsed() >= limit {
+                let sql = self.sent.front().map_or("", |sent| &sent.sql);
+                return Err(self.conn.blocked(holders, sql));
+            }
             return Ok(());
         }
         if self.conn.wait_within(interest, left)? {

@@ -175,7 +175,10 @@ fn keep() -> Result<()> {
     // SAFETY: backend state.
     let database = unsafe { pg_sys::MyDatabaseId };
     let Some(own) = own else {
-        return place::forget(database);
+        return match BackgroundWorker::transaction(is_joining)? {
+            true => Ok(()),
+            false => place::forget(database),
+        };
     };
     let mut here: Node = match own_session(&own) {
         Ok(here) => here,
@@ -374,6 +377,12 @@ fn run(statement: &Statement) -> Result<()> {
 fn has_table(name: &str) -> Result<bool> {
     let question = format!("SELECT '', '' WHERE to_regclass('{name}') IS NOT NULL");
     Ok(two_texts(&question)?.is_some())
+}
+
+/// Whether a join has made this database a node that has no registry yet.
+fn is_joining() -> Result<bool> {
+    Ok(has_table("zodan.local_node")?
+        && two_texts("SELECT name, name FROM zodan.local_node")?.is_some())
 }
 
 /// Which member this database is, and how it reaches itself.

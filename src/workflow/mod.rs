@@ -15,6 +15,7 @@ mod hold;
 pub mod join;
 pub mod join_plan;
 pub mod last_update;
+mod liveness;
 mod lost_wal;
 mod markers;
 pub mod members;

@@ -76,7 +76,7 @@ impl Way {
     fn last_undone(self) -> &'static str {
         match self {
             Way::Join => "within all is done",
-            Way::Removal | Way::OwnRemoval => "3 after marker on n4",
+            Way::Removal | Way::OwnRemoval => "3 after commit a marker on n4",
         }
     }
 }

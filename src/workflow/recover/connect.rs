@@ -9,6 +9,7 @@ use crate::node::{Member, Mode, Node, server};
 use crate::settings;
 use crate::workflow::clocks;
 use crate::workflow::findings::Status;
+use crate::workflow::liveness::{SlotReader, still_reads};
 use crate::workflow::lost_wal::{LostWal, end_of_wal};
 use crate::workflow::members::each;
 use crate::workflow::membership::{reach, sync_lagging_members};
@@ -176,6 +177,11 @@ impl Recovery {
                 .is_empty()
             {
                 hint = super::stay_away(&failed.name, &node.name);
+            } else if unfinished(node)?.contains_key(&failed.name) {
+                hint = format!(
+                    "An interrupted recovery of it holds the recovery slots: CALL spock.recover_run({}, force := true) comes to its end, also beside the node.",
+                    crate::quote::literal(&failed.name)
+                );
             }
         }
         let refused = |why: String| {
@@ -205,8 +211,13 @@ impl Recovery {
             }
             _ => {}
         }
-        match self.still_connected(&failed.name, true)?.first() {
-            Some(name) => refused(format!("node \"{name}\" is connected to it")),
+        if let Some(name) = self.still_connected(&failed.name, true)?.first() {
+            return refused(format!("node \"{name}\" is connected to it"));
+        }
+        match still_reads(&*self.engine, &mut self.survivors, &failed.name)? {
+            Some(SlotReader { provider, slot }) => refused(format!(
+                "it streams from slot {slot} of node \"{provider}\""
+            )),
             None => Ok(()),
         }
     }

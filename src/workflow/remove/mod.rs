@@ -9,6 +9,7 @@ mod pending_cleanup;
 mod target;
 
 use super::hold;
+use super::liveness::{SlotReader, still_reads};
 use super::membership::{Quorum, no_majority};
 use super::plan::{Planned, refuse_interrupted_join};
 use super::recover::open_runs::{self, Open};
@@ -415,6 +416,24 @@ impl Removal {
                 SqlState::OBJECT_IN_USE,
                 format!("it answers, so it is not dead, and what the others have not had of it yet would be lost: {error}"),
                 "Make it reachable, or stop its server if it is to be given up. With force := true it is removed as it is.",
+            ));
+        }
+        if self.leaving.is_none()
+            && !resumed
+            && let Some(reader) = still_reads(&*self.engine, &mut self.survivors, &self.target)?
+        {
+            findings.push(Finding::new(
+                &reader.provider,
+                SqlState::OBJECT_IN_USE,
+                format!(
+                    "node \"{}\" streams from slot {} of it, so it is not dead, and cannot be reached from here: {}",
+                    self.target,
+                    reader.slot,
+                    self.unreachable
+                        .as_ref()
+                        .map_or(String::new(), Error::to_string)
+                ),
+                format!("{} With force := true it is removed as it is.", SlotReader::HINT),
             ));
         }
         let connected = self.still_connected()?;
