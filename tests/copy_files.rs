@@ -377,6 +377,12 @@ fn names_and_files_of_whole_tables() {
             "ALTER TABLE narrow REPLICA IDENTITY DEFAULT",
         ),
         (
+            "within every member has a subscription",
+            "CREATE TABLE fresh (id integer PRIMARY KEY)",
+            "table \"public\".\"fresh\" of node \"n1\" was created since",
+            "DROP TABLE fresh",
+        ),
+        (
             "within rows are copied",
             "ALTER TABLE narrow SET UNLOGGED; UPDATE narrow SET v = -1 WHERE id = 3; ALTER TABLE narrow SET LOGGED",
             "rows of \"public\".\"narrow\" on node \"n1\" have not come to node \"n2\"",

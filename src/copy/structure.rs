@@ -34,8 +34,8 @@ impl Structure {
     }
 
     /// Fails if a name means another table than it did, a table belongs to another one than it did or has other
-    /// columns, or one that was not logged is now. One that is just gone does no harm, and one that is new is no table
-    /// of the copy. Returns the tables that have got another file: nothing but their contents tells what was done.
+    /// columns, one that was not logged is now, or one is new: members may replicate it by now, and the new node never had
+    /// it. One that is just gone does no harm. Returns the tables that have got another file: nothing but their contents tells what was done.
     pub fn check(&self, source: &mut Session, node: &str) -> Result<Vec<String>> {
         let now = source.query(TABLES, &[&array(OURS)])?;
         let pairs = pairs(&self.0, &now);
@@ -80,9 +80,15 @@ fn changed(pairs: &[(&Row, Option<&Row>)], now: &Rows) -> Vec<(String, &'static 
         Some(is) if is.text(5) != was.text(5) => Some("given other columns or another identity"),
         Some(_) => None,
     };
+    let known: HashSet<&str> = pairs.iter().map(|(was, _)| was.text(0)).collect();
+    let created = now
+        .iter()
+        .filter(|is| is.text(3) == "p" && !known.contains(is.text(0)))
+        .map(|is| (name(is), "created"));
     pairs
         .iter()
         .filter_map(|(was, is)| Some((name(was), what(was, *is)?)))
+        .chain(created)
         .collect()
 }
 

@@ -119,12 +119,29 @@ pub fn former_member_here(here: &Mode, request: &Request, report: &Report) -> Re
         .and_then(|()| run_all(&mut me, &engine.drop_node()));
     server::membership_unlock().run(&mut me)?;
     ended?;
+    warn_if_read_only(&mut me, report)?;
     report.notice(&why.told(&request.target));
     report.notice(&format!(
         "node \"{}\" has left: its subscriptions, slots and origins are dropped, its data is kept, and nobody gets what is written in it",
         request.target
     ));
     Ok(true)
+}
+
+/// A copy that was made while its node was being removed has the write block, and nobody who knows what was before.
+fn warn_if_read_only(me: &mut Node, report: &Report) -> Result<()> {
+    let setting = server::database_read_only().run(me)?;
+    if setting.first().is_some_and(|row| row.text(0) == "on") {
+        let database = members::identity(me)?.1;
+        report.warn(
+            &format!("new sessions of database \"{database}\" are read-only"),
+            &format!(
+                "Where that is not meant: ALTER DATABASE {} RESET default_transaction_read_only;",
+                crate::quote::ident(&database)
+            ),
+        );
+    }
+    Ok(())
 }
 
 pub fn refuse_plan(here: &Mode, request: &Request) -> Result<()> {
