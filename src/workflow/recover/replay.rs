@@ -9,7 +9,7 @@ use crate::libpq::poll::{Poll, wait_until};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Session, Statement, server};
 use crate::progress::{self, Work};
-use crate::replay::{Applier, Catalog, Rendering, Transactions, pgoutput::Message};
+use crate::replay::{Applier, Catalog, Rendering, Transactions};
 use crate::run::effect;
 use crate::run::{Action, Step};
 use crate::run::{Effect, Journal};
@@ -18,6 +18,7 @@ use crate::workflow::markers;
 use crate::workflow::members;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
+use zodan_core::decoding::Message;
 
 /// The transaction under way at the source.
 #[derive(Clone, Copy)]
