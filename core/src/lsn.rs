@@ -50,6 +50,11 @@ impl Position {
         self.lsn
     }
 
+    /// Another position of the same node.
+    pub fn at(&self, lsn: Lsn) -> Self {
+        Self::new(&self.node, lsn)
+    }
+
     /// The later of two positions of the same node.
     pub fn max(self, other: &Self) -> Result<Self> {
         Ok(if self.reaches(other)? {
