@@ -10,6 +10,7 @@ pub mod pace;
 pub mod quorum;
 pub mod quote;
 pub mod registry;
+pub mod samples;
 pub mod selection;
 pub mod sequences;
 pub mod sqlstate;
