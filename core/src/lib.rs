@@ -14,6 +14,7 @@ pub mod samples;
 pub mod selection;
 pub mod sequences;
 pub mod sqlstate;
+pub mod subscription;
 pub mod topology;
 
 pub use error::{Error, Result};

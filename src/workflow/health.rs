@@ -18,6 +18,7 @@ use crate::run::Interrupted;
 use crate::settings;
 use std::collections::BTreeMap;
 use zodan_core::sequences::Ahead;
+use zodan_core::subscription::SubscriptionStatus;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
@@ -476,7 +477,7 @@ fn paths(engine: &dyn Engine, mesh: &Mesh) -> Vec<Outcome> {
             link.state,
             last_error.unwrap_or_default()
         );
-        let broken = (link.state != "replicating").then(|| {
+        let broken = (link.state != SubscriptionStatus::Replicating).then(|| {
             let hint = match link.left_out {
                 true => {
                     "Compare the nodes, spock.verify_nodes(), and mend what differs: spock.sub_resync_table brings a table anew. Entries of spock.exception_log that are settled can be deleted."
@@ -491,8 +492,8 @@ fn paths(engine: &dyn Engine, mesh: &Mesh) -> Vec<Outcome> {
                 found.as_str(),
                 hint,
             );
-            match (link.state.as_str(), &link.subscription) {
-                ("disabled", Some(name)) => {
+            match (link.state, &link.subscription) {
+                (SubscriptionStatus::Disabled, Some(name)) => {
                     let path = Path {
                         subscription: name.clone(),
                         ..Path::by_rule(provider, subscriber)
