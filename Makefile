@@ -1,7 +1,7 @@
 # Every target works from a fresh clone: tools/setup installs what is missing, tools/env finds it.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-spock test-faults test-setup demo demo-down demo-crash bench-join bench-recover lint typecheck clean
+.PHONY: help setup build install test test-core test-spock test-faults test-setup demo demo-down demo-crash bench-join bench-recover lint typecheck clean
 
 export RUST_TEST_THREADS ?= 2
 
@@ -25,6 +25,9 @@ install: build ## Install the extension into that PostgreSQL
 test: install ## Run all tests; ARGS="--test NAME" for some
 	@tools/test --workspace $(ARGS)
 
+test-core: ## Test what needs no server, in seconds
+	@cargo test -p zodan-core $(ARGS)
+
 test-spock: install ## Run the suites for pgEdge Spock against a PostgreSQL that has it
 	@tools/test $(patsubst tests/%.rs,--test %,$(wildcard tests/spock_*.rs)) $(ARGS) -- --nocapture
 
@@ -47,7 +50,7 @@ bench-recover: install ## Time a recovery beside PostgreSQL's own apply worker; 
 bench-join: install ## Time a join; SCALE=N for N times 100 MB
 	@. tools/env; cargo run --release -p lab -- bench-join $(ARGS)
 
-lint: setup ## Check the formatting, and run clippy
+lint: setup ## Check the formatting, and run clippy, on core/ and lab/ too
 	@cargo fmt --version >/dev/null && cargo clippy --version >/dev/null || rustup component add rustfmt clippy
 	@. tools/env; cargo fmt --all --check; \
 		for more in "" "--features faults"; do cargo clippy --workspace --all-targets $$features $$more -- -D warnings; done
@@ -55,7 +58,7 @@ lint: setup ## Check the formatting, and run clippy
 test-setup: ## Test where set-up gets its PostgreSQL from, without a network
 	@tests/setup/run
 
-typecheck: setup ## Check that it compiles for PostgreSQL 15 to 18
+typecheck: setup ## Check that it compiles for PostgreSQL 15 to 18, core/ with it
 	@tools/typecheck
 
 clean: ## Remove what was built in this checkout

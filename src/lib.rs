@@ -1,6 +1,7 @@
 //! zodan adds, removes and recovers nodes of a running multi-master cluster, from SQL.
 
 use pgrx::prelude::*;
+use zodan_core::{lsn, quote};
 
 mod copy;
 mod encoding;
@@ -10,11 +11,9 @@ mod ereport;
 mod error;
 mod failpoint;
 mod libpq;
-mod lsn;
 mod node;
 mod place;
 mod progress;
-mod quote;
 mod replay;
 mod run;
 mod settings;

@@ -22,7 +22,6 @@ mod objects;
 mod on_exit;
 mod origin;
 mod pin;
-mod plan;
 mod privileges;
 mod program;
 mod pulse;
@@ -57,6 +56,7 @@ use crate::libpq::{Conn, Dsn, Rows};
 use crate::node::{Session, Statement};
 use crate::quote::literal;
 use std::collections::BTreeSet;
+use zodan_core::copy_plan as plan;
 
 /// Schemas of zodan and of Spock. What is in them is the business of those extensions on each node.
 const OURS: [&str; 2] = ["spock", "zodan"];

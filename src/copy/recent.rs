@@ -4,9 +4,9 @@ use super::tables::Table;
 use super::{Source, snapshot_session};
 use crate::error::{Error, Result};
 use crate::node::Statement;
-use crate::replay::pgoutput::{Column, Relation, Tuple, Value};
 use crate::replay::share::{IDENTITY_INDEX, ORIGIN, WRITTEN};
 use std::collections::{BTreeMap, BTreeSet};
+use zodan_core::decoding::{Column, Relation, Tuple, Value};
 
 /// So many transactions back rows are looked at in any case: the clock of who committed them may have been ahead.
 const FURTHER_BACK: i64 = 100_000;

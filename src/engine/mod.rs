@@ -3,13 +3,13 @@
 
 pub mod division;
 pub mod identities;
-pub mod names;
 mod native;
 pub mod questions;
 mod registry;
 mod spock;
 
-pub use registry::{Registry, SequencePolicy, parse_dsn};
+pub use registry::{Registry, SequencePolicy, parse_dsn, registered_members};
+pub use zodan_core::names;
 
 use self::names::Numbered;
 use crate::copy;

@@ -2,18 +2,17 @@
 //! for, and of a copy what is done of what there is to do. Kept in shared memory, since the commits of a
 //! run are for what an undo needs and far between.
 
-mod pace;
 mod shared;
 
 pub use shared::read;
 
-use pace::Pace;
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 use shared::Published;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
+use zodan_core::pace::Pace;
 
 /// What is told of a call. Times are in microseconds since 2000.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

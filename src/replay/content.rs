@@ -3,13 +3,13 @@
 //! What is held in memory has a bound: buckets are split until few rows share one with a row that differs, and
 //! those that differ are looked at in parts.
 
-use super::pgoutput::{Column, Relation, Tuple, Value};
 use super::share::{IDENTITY_INDEX, Share};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Rows;
 use crate::node::{Node, Statement, ask};
 use crate::quote::{ident, literal, qualified};
 use std::collections::{BTreeMap, BTreeSet};
+use zodan_core::decoding::{Column, Relation, Tuple, Value};
 
 /// Buckets of a table at the first look, and at most that are asked for at once.
 const FEWEST_BUCKETS: u64 = 1 << 10;

@@ -4,13 +4,8 @@ mod applier;
 pub mod as_owner;
 pub mod commit_position;
 pub mod content;
-pub mod pgoutput;
-#[cfg(test)]
-mod properties;
-mod reader;
 pub mod share;
 mod source;
-mod spock_output;
 mod statements;
 
 pub use applier::Applier;

@@ -1,10 +1,9 @@
 //! Decodes the transactions of a node from a slot, in the order in which they were committed there.
 
-use super::pgoutput::{self, Malformed, Message};
-use super::spock_output;
 use crate::error::{Error, Result};
 use crate::libpq::{Conn, CopyOut};
 use crate::quote::literal;
+use zodan_core::decoding::{Malformed, Message, pgoutput, spock_output};
 
 /// What begins the binary format of COPY.
 const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";

@@ -3,7 +3,6 @@
 //! A transaction that comes late meets rows that other nodes have changed since. With commit timestamps
 //! the newer value stays, as under last-update-wins; without them nothing is known, and the late one wins.
 
-use super::pgoutput::{Column, Message, Relation, Tuple, Value};
 use super::share::IDENTITY_INDEX;
 use crate::error::{Error, Result};
 use crate::libpq::Param;
@@ -14,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use zodan_core::decoding::{Column, Message, Relation, Tuple, Value};
 
 /// What has to be known of the tables of the node that the statements are for.
 #[derive(Clone, Debug, Default)]

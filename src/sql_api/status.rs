@@ -102,7 +102,7 @@ fn cluster_status() -> std::result::Result<
         (
             from.registered.name.clone(),
             to.registered.name.clone(),
-            c.state.clone(),
+            c.state.to_string(),
             slot.and_then(|s| s.lag_bytes),
             slot.and_then(|s| s.lag_us).map(Interval::from_micros),
             slot.and_then(|s| s.retained_bytes),
@@ -184,7 +184,7 @@ fn show_all_subscription_status() -> std::result::Result<
         (
             to.registered.name.clone(),
             c.subscription.clone(),
-            c.state.clone(),
+            c.state.to_string(),
             from.registered.name.clone(),
             c.slot_name.clone(),
             c.replication_sets.clone(),

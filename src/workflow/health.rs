@@ -9,15 +9,16 @@ use super::gather::{Party, Wanted, gather};
 use super::lost_wal::{LostWal, end_of_wal};
 use super::members;
 use super::report::table;
-use super::sequences::Ahead;
 use super::status::{Link, MemberStatus, Mesh, look_from};
 use crate::engine::{self, Engine, Path, Registry, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Rows, scrub};
+use crate::libpq::{Row, Rows, scrub};
 use crate::node::{Member, Node, Reader, Session, Statement, query_with_deadline, server};
 use crate::run::Interrupted;
 use crate::settings;
 use std::collections::BTreeMap;
+use zodan_core::sequences::Ahead;
+use zodan_core::subscription::SubscriptionStatus;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
@@ -324,13 +325,20 @@ fn ask_again(mesh: &Mesh, question: &Statement) -> Result<Vec<(String, Result<Ro
         .collect()
 }
 
+/// A row of `server::sequences`.
+fn ahead(row: &Row) -> Result<Ahead> {
+    let limits = (row.parse(3)?, row.parse(4)?);
+    let (next, step) = (row.parse(1)?, row.parse(2)?);
+    Ok(Ahead::new(row.text(0), next, step, limits, row.bool(5)))
+}
+
 /// Sequences that give the same values on several members. Whether rows meet by that, only the application
 /// knows, so it is no failure.
 fn sequences(mesh: &Mesh) -> Result<Vec<Outcome>> {
     let mut check = Check::new("sequences", "no value that another member gives too");
     let mut all: Vec<(String, Vec<Ahead>)> = vec![];
     for (member, answer) in ask_again(mesh, &server::sequences())? {
-        let parsed = answer.and_then(|rows| rows.iter().map(Ahead::parse).collect::<Result<_>>());
+        let parsed = answer.and_then(|rows| rows.iter().map(ahead).collect::<Result<_>>());
         match parsed {
             Ok(sequences) => all.push((member, sequences)),
             Err(error) => check.warned(&member, error.to_string(), "Check again."),
@@ -469,7 +477,7 @@ fn paths(engine: &dyn Engine, mesh: &Mesh) -> Vec<Outcome> {
             link.state,
             last_error.unwrap_or_default()
         );
-        let broken = (link.state != "replicating").then(|| {
+        let broken = (link.state != SubscriptionStatus::Replicating).then(|| {
             let hint = match link.left_out {
                 true => {
                     "Compare the nodes, spock.verify_nodes(), and mend what differs: spock.sub_resync_table brings a table anew. Entries of spock.exception_log that are settled can be deleted."
@@ -484,8 +492,8 @@ fn paths(engine: &dyn Engine, mesh: &Mesh) -> Vec<Outcome> {
                 found.as_str(),
                 hint,
             );
-            match (link.state.as_str(), &link.subscription) {
-                ("disabled", Some(name)) => {
+            match (link.state, &link.subscription) {
+                (SubscriptionStatus::Disabled, Some(name)) => {
                     let path = Path {
                         subscription: name.clone(),
                         ..Path::by_rule(provider, subscriber)

@@ -5,7 +5,7 @@
 use super::members::{changed_meanwhile, connect_each, with_address};
 use super::removed::end_replication;
 use super::twin::Twin;
-use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey};
+use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey, registered_members};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Member, Node, ask};
@@ -13,6 +13,8 @@ use crate::run::Effect;
 use crate::settings;
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use zodan_core::quorum::Quorum;
 
 /// The members, found from one node on.
 pub struct ReachableMembers {
@@ -66,7 +68,7 @@ pub fn reach(
         }
         let Some(newest) = &mut registry else { break };
         confirmed = look(engine, newest, &mut answers)?;
-        let found = newest.members()?;
+        let found = registered_members(newest)?;
         let same =
             found.len() == members.len() && found.iter().zip(&members).all(|(a, b)| as_known(a, b));
         if same {
@@ -201,24 +203,6 @@ pub fn removed(name: &str, own: &Registry, newest: &Registry, ended: bool) -> Er
     }
 }
 
-/// What `reached` of some members are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quorum {
-    Majority,
-    Half,
-    Minority,
-}
-
-impl Quorum {
-    pub fn of(reached: usize, members: usize) -> Self {
-        match (2 * reached).cmp(&members) {
-            std::cmp::Ordering::Greater => Self::Majority,
-            std::cmp::Ordering::Equal => Self::Half,
-            std::cmp::Ordering::Less => Self::Minority,
-        }
-    }
-}
-
 pub fn no_majority<'a>(
     reached: usize,
     members: usize,
@@ -246,7 +230,7 @@ pub fn registries(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Vec<Result<Op
         .zip(names)
         .map(|(answer, name)| match answer {
             Ok(rows) => match rows.first() {
-                Some(row) if row.text(0) == name => Registry::parse(row.text(1)).map(Some),
+                Some(row) if row.text(0) == name => Ok(Some(Registry::parse(row.text(1))?)),
                 _ => Ok(None),
             },
             // The extension is not there any more.
@@ -486,19 +470,4 @@ pub fn now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_micros() as i64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Quorum;
-
-    #[test]
-    fn half_is_no_majority() {
-        assert_eq!(Quorum::of(1, 1), Quorum::Majority);
-        assert_eq!(Quorum::of(1, 2), Quorum::Half);
-        assert_eq!(Quorum::of(2, 3), Quorum::Majority);
-        assert_eq!(Quorum::of(2, 4), Quorum::Half);
-        assert_eq!(Quorum::of(2, 5), Quorum::Minority);
-        assert_eq!(Quorum::of(3, 5), Quorum::Majority);
-    }
 }

@@ -31,7 +31,6 @@ mod refusal;
 pub mod remove;
 pub mod removed;
 mod report;
-mod sequences;
 mod snapshot;
 pub mod status;
 mod summary;

@@ -1,11 +1,6 @@
 //! Keeps the recovery slot of a node: it holds what some other member may still lack of a third, and
 //! no more. It has sessions on all members anyway, so it also sees when the membership changed while the
 //! node was away, and lets it catch up.
-//!
-//! A sample is a place in this node's WAL, and how far each provider had been applied when everything before
-//! that place was finished. So what a provider committed after that is behind the place, and once every
-//! other member has applied as much, the slot can be moved there. Reading both at once would not do: progress
-//! is moved after the commit is in the WAL.
 
 use super::lost_wal::{LostWal, end_of_wal};
 use super::members::{connect_each, recovery_slot};
@@ -19,25 +14,14 @@ use crate::error::{Error, Finding, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, server};
 use crate::settings;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// More samples than this are thinned out: the slot then moves in larger steps.
-const MOST_SAMPLES: usize = 512;
+use std::collections::{BTreeMap, BTreeSet};
+use zodan_core::samples::{Progress, Sample, Samples};
 
 /// What the servers show of its sessions.
 const SESSION: &str = "zodan node worker";
 
 /// At one of so many looks it asks the members whether they still know the node, where no registry tells.
 const LOOKS_AT_MEMBERS: u64 = 10;
-
-/// How far each provider has been applied.
-type Progress = BTreeMap<String, Lsn>;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Sample {
-    place: Lsn,
-    progress: Progress,
-}
 
 /// What a look found.
 pub enum Outcome {
@@ -62,8 +46,8 @@ pub struct NodeWorker {
     peers: BTreeMap<String, Node>,
     /// Peers that may still have records of a pending cleanup of this node.
     untold: BTreeSet<String>,
-    samples: VecDeque<Sample>,
-    /// A place, and the transaction id from which on none had begun when it was noted.
+    samples: Samples,
+    /// A position, and the transaction id from which on none had begun when it was noted.
     open: Option<(Lsn, u64)>,
     /// The slot was moved since it held too much, and still does.
     bounded: bool,
@@ -81,7 +65,7 @@ impl NodeWorker {
             here,
             peers: BTreeMap::new(),
             untold: BTreeSet::new(),
-            samples: VecDeque::new(),
+            samples: Samples::default(),
             open: None,
             bounded: false,
             went_back: BTreeSet::new(),
@@ -140,26 +124,14 @@ impl NodeWorker {
         self.sample()?;
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         server::keep_recovery_of(&names).run(&mut self.here)?;
-        if let Some(oldest) = self.samples.front().cloned() {
+        if let Some(oldest) = self.samples.oldest() {
             // Behind the slot's start, whatever the others have.
             server::protect(&oldest.progress, false).run(&mut self.here)?;
         }
         let applied = self.applied_by_others(&members)?;
-        let needed_by_none = |sample: &Sample| {
-            sample.progress.iter().all(|(provider, lsn)| {
-                names
-                    .iter()
-                    .filter(|n| *n != provider && **n != self.here.name)
-                    .all(|peer| {
-                        let of_peer = applied.get(peer).and_then(|a| a.get(provider));
-                        of_peer.is_some_and(|has| has >= lsn)
-                    })
-            })
-        };
-        let released = self.samples.iter().rposition(needed_by_none);
-        if let Some(last) = released {
-            self.samples.drain(..last);
-            let sample = self.samples[0].clone();
+        let others = names.iter().filter(|n| **n != self.here.name);
+        let others: Vec<&str> = others.map(String::as_str).collect();
+        if let Some(sample) = self.samples.release(&others, &applied) {
             self.advance(&slot, &sample)?;
             if self.samples.len() == 1 {
                 server::clear_gap().run(&mut self.here)?;
@@ -192,14 +164,14 @@ impl NodeWorker {
 
     fn sample(&mut self) -> Result<()> {
         match self.open {
-            // Two statements: the place first.
+            // Two statements: the position first.
             None => {
-                let place = server::wal_position().run(&mut self.here)?;
-                let place = server::parse_lsn(place.one()?, 0)?;
+                let position = server::wal_position().run(&mut self.here)?;
+                let position = server::parse_lsn(position.one()?, 0)?;
                 let next = server::next_transaction().run(&mut self.here)?;
-                self.open = Some((place, next.one()?.parse(0)?));
+                self.open = Some((position, next.one()?.parse(0)?));
             }
-            Some((place, next)) => {
+            Some((position, next)) => {
                 let oldest = server::oldest_transaction().run(&mut self.here)?;
                 if oldest.one()?.parse::<u64>(0)? < next {
                     return Ok(());
@@ -216,7 +188,7 @@ impl NodeWorker {
                         progress.insert(member.name, applied);
                     }
                 }
-                push(&mut self.samples, Sample { place, progress });
+                self.samples.add(Sample { position, progress });
             }
         }
         Ok(())
@@ -395,12 +367,12 @@ impl NodeWorker {
         let state = server::slot_state(slot).run(&mut self.here)?;
         let row = state.one()?;
         let confirmed = server::parse_lsn(row, 1)?;
-        if row.bool(4) || sample.place <= confirmed {
+        if row.bool(4) || sample.position <= confirmed {
             return Ok(()); // being copied, or there already
         }
         // Said before it is done: to promise less than there is does no harm.
         server::protect(&sample.progress, true).run(&mut self.here)?;
-        server::advance_slot(slot, sample.place).run(&mut self.here)?;
+        server::advance_slot(slot, sample.position).run(&mut self.here)?;
         Ok(())
     }
 
@@ -412,20 +384,21 @@ impl NodeWorker {
         let state = server::slot_state(slot).run(&mut self.here)?;
         let row = state.one()?;
         let kept: f64 = row.parse(2)?;
-        let Some(sample) = self.samples.back().cloned() else {
-            return Ok(Outcome::Yes);
-        };
-        let too_much = kept > limit as f64;
-        self.bounded &= too_much;
-        if !too_much || self.samples.len() < 2 && sample.place <= server::parse_lsn(row, 1)? {
+        if self.samples.is_empty() {
             return Ok(Outcome::Yes);
         }
-        self.samples.clear();
-        self.samples.push_back(sample.clone());
+        let too_much = kept > limit as f64;
+        self.bounded &= too_much;
+        if !too_much {
+            return Ok(Outcome::Yes);
+        }
+        let Some(sample) = self.samples.give_up(server::parse_lsn(row, 1)?) else {
+            return Ok(Outcome::Yes);
+        };
         let why = format!(
             "slot {slot} held {} MB of WAL, more than zodan.recovery_slot_max_wal: it has been moved, and a node that lacks transactions from before {} cannot be recovered from node \"{}\"",
             kept as u64 >> 20,
-            sample.place,
+            sample.position,
             self.here.name
         );
         server::record_gap(&why).run(&mut self.here)?;
@@ -442,57 +415,4 @@ impl NodeWorker {
 fn locked(node: &mut Node) -> Result<bool> {
     let lock = server::try_membership_lock(SESSION).run(node)?;
     Ok(lock.one()?.bool(0))
-}
-
-/// Adds a sample. While nothing is applied the newest place is the best.
-fn push(samples: &mut VecDeque<Sample>, sample: Sample) {
-    let idle = samples.len() > 1
-        && samples
-            .back()
-            .is_some_and(|l| l.progress == sample.progress);
-    if idle {
-        samples.pop_back();
-    }
-    samples.push_back(sample);
-    if samples.len() > MOST_SAMPLES {
-        let mut i = 0;
-        samples.retain(|_| {
-            i += 1;
-            i % 2 == 1
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sample(place: u64, n1: u64) -> Sample {
-        Sample {
-            place: Lsn(place),
-            progress: [("n1".to_owned(), Lsn(n1))].into(),
-        }
-    }
-
-    #[test]
-    fn idle_samples_do_not_pile_up() {
-        let mut samples = VecDeque::new();
-        push(&mut samples, sample(1, 10));
-        for place in 2..100 {
-            push(&mut samples, sample(place, 10));
-        }
-        assert_eq!(samples, [sample(1, 10), sample(99, 10)]);
-        push(&mut samples, sample(100, 11));
-        assert_eq!(samples.back(), Some(&sample(100, 11)));
-    }
-
-    #[test]
-    fn many_samples_are_thinned_out_from_the_oldest_on() {
-        let mut samples = VecDeque::new();
-        for i in 0..2000 {
-            push(&mut samples, sample(i, i));
-        }
-        assert!(samples.len() <= MOST_SAMPLES);
-        assert_eq!(samples.front(), Some(&sample(0, 0)));
-    }
 }

@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::libpq::Conn;
 use crate::lsn::Lsn;
 use crate::node::{Node, Session, Statement, ask_all, server};
-use crate::replay::pgoutput::Message;
 use crate::replay::{Applier, Catalog, Rendering};
+use zodan_core::decoding::Message;
 
 /// Commits take their time a moment before their place in the WAL, and clocks are set back now and then; in
 /// microseconds.

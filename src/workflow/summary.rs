@@ -6,6 +6,7 @@ use crate::engine::{Engine, subscription_states};
 use crate::error::Result;
 use crate::libpq::Dsn;
 use crate::node::Node;
+use zodan_core::subscription::{Answer, AtSubscriber, SubscriptionStatus, assess};
 
 /// Tells what `members` are now, and how they get on with those who are `away`. The first of them is asked for the
 /// list of nodes.
@@ -55,17 +56,20 @@ fn show_subscriptions(
         let providers = names.iter().chain(away).filter(|p| *p != subscriber);
         let paths = providers.flat_map(|provider| engine.paths(provider, subscriber));
         for path in paths {
-            let status = match states.iter().find(|s| s.name == path.subscription) {
-                None => "missing",
-                Some(state) if !state.enabled => "disabled",
+            let own = states.iter().find(|s| s.name == path.subscription);
+            let own = own.map(|state| AtSubscriber {
+                status: SubscriptionStatus::of(state.enabled, state.working),
                 // The worker of one that is away is there for a moment with every new try.
-                Some(state) if state.working && !away.contains(&path.provider) => "replicating",
-                Some(_) => "down",
-            };
+                received: away.contains(&path.provider).then_some(false),
+                other_tables: false,
+                left_out: false,
+            });
+            let own = own.map_or(Answer::None, Answer::Some);
+            let (status, _) = assess(own, Answer::Silent, false);
             rows.push(vec![
                 subscriber.clone(),
                 path.subscription,
-                status.to_owned(),
+                status.to_string(),
                 path.provider,
             ]);
         }

@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::quote::qualified;
 use crate::replay::content::{self, Compared, Difference, Part, Version, differences, relations};
-use crate::replay::pgoutput::Relation;
 use crate::replay::share::Share;
 use std::collections::BTreeMap;
+use zodan_core::decoding::Relation;
 
 /// How often rows that change while they are compared are looked at again.
 const LOOKS: usize = 5;

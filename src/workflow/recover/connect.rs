@@ -488,10 +488,3 @@ pub fn unknown(argument: &'static str, name: &str) -> Error {
         state: SqlState::UNDEFINED_OBJECT,
     }
 }
-
-impl Request {
-    /// Whether a transaction at that time comes after what is wanted.
-    pub fn is_too_late(&self, timestamp: i64) -> bool {
-        self.stop_timestamp.is_some_and(|stop| timestamp > stop)
-    }
-}

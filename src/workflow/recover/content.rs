@@ -10,13 +10,13 @@ use crate::error::{Error, Result, SqlState};
 use crate::node::{Node, server};
 use crate::quote::qualified;
 use crate::replay::content::{Compared, relations};
-use crate::replay::pgoutput::{Message, Relation};
 use crate::replay::share::{Kinds, ORIGIN, Share};
 use crate::replay::{Applier, Catalog, Rendering};
 use crate::run::Journal;
 use crate::run::{Action, Step};
 use crate::workflow::verify;
 use std::collections::{BTreeMap, BTreeSet};
+use zodan_core::decoding::{Message, Relation};
 
 /// So many keys of what is left alone are told.
 const TOLD: usize = 20;

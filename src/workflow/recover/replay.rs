@@ -9,74 +9,25 @@ use crate::libpq::poll::{Poll, wait_until};
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Session, Statement, server};
 use crate::progress::{self, Work};
-use crate::replay::{Applier, Catalog, Rendering, Transactions, pgoutput::Message};
+use crate::replay::{Applier, Catalog, Rendering, Transactions};
 use crate::run::effect;
 use crate::run::{Action, Step};
 use crate::run::{Effect, Journal};
 use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
+use zodan_core::decoding::Message;
+use zodan_core::selection::{Decision, Origins, Selection, Wanted};
 
-/// The transaction under way at the source.
-#[derive(Clone, Copy)]
-enum Under {
-    /// One of the failed node that the target lacks.
-    Missing,
-    /// One of the failed node that it has.
-    Had,
-    /// Somebody else's that the target has got. About a row of the failed node's that it did not have, it
-    /// could do nothing with it then; where it could, doing it again changes nothing.
-    Repeatable,
-    /// One of those, of which a change is done again.
-    Repeated,
-    /// It is not to get it, or will by itself.
-    Unwanted,
-}
-
-/// How the transactions of the source are told apart.
-struct Origins {
-    /// What those of the failed node bear on the source.
-    failed: String,
-    /// What the source's own bear, where they bear anything.
-    source: Option<String>,
-    /// How far the target has applied the failed node, and the source.
+/// What tells a replay what there is to do.
+struct Marks {
+    origins: Origins,
+    /// How far the target has applied the failed node.
     of_failed: Option<Lsn>,
-    of_source: Option<Lsn>,
-    /// By what they bear on the source, how far it has applied the others.
-    others: BTreeMap<String, Lsn>,
     /// Whether progress is moved by commits alone.
     exact: bool,
-}
-
-impl Origins {
-    fn target_has(&self, mark: &str, end: Lsn) -> bool {
-        self.others.get(mark).is_some_and(|applied| end <= *applied)
-    }
-}
-
-/// What the failed node's transactions were about.
-#[derive(Default)]
-struct Touched {
-    rows: HashSet<u64>,
-    /// Of these any row: one that had come to the source behind the TRUNCATE went with it on the target, if it
-    /// had been written before.
-    truncated: HashSet<u32>,
-}
-
-impl Touched {
-    fn add(&mut self, change: &Message, rows: Vec<u64>) {
-        self.rows.extend(rows);
-        if let Message::Truncate { relations } = change {
-            self.truncated.extend(relations);
-        }
-    }
-
-    fn has(&self, change: &Message, rows: &[u64]) -> bool {
-        let truncated = change.tables().iter().any(|t| self.truncated.contains(t));
-        rows.iter().any(|row| self.rows.contains(row) || truncated)
-    }
 }
 
 /// What a replay brought.
@@ -267,9 +218,13 @@ impl Recovery {
         self.send_to_source(repair, journal)?;
         let ours = self.origin_of_target(missing)?;
         let mut session = self.hold(repair, &ours, journal)?;
-        let origins = self.origins(missing)?;
+        let Marks {
+            origins,
+            of_failed,
+            exact,
+        } = self.marks(missing)?;
         // A session of a call that was killed may have gone on for a while.
-        let from = match origins.of_failed {
+        let from = match of_failed {
             Some(applied) => missing
                 .from
                 .clone()
@@ -294,68 +249,36 @@ impl Recovery {
         let mut rendering = Rendering::new(Catalog::read(&mut session)?, own_schemas);
         let mut applier = Applier::begin(&mut session)?;
         let mut transactions = Transactions::peek(&mut reader, &missing.source, clone, &decoding)?;
-        let mut touched = Touched::default();
-        let mut at = from.clone();
-        let (mut time, mut under) = (0, Under::Unwanted);
+        let wanted = Wanted {
+            from,
+            to: missing.to.clone(),
+            until: request.stop_timestamp,
+        };
+        let mut selection = Selection::new(origins, wanted, rendering.has_timestamps());
         while let Some(message) = transactions.next()? {
-            match message {
-                Message::Begin { timestamp, lsn } => {
-                    time = timestamp;
-                    under = match origins.of_source.is_some_and(|applied| lsn < applied) {
-                        true => Under::Repeatable,
-                        false => Under::Unwanted,
-                    };
+            match selection.next(&message, |change| rendering.rows_of(change))? {
+                Decision::Begin => {
+                    rendering.begin_watched(selection.position().lsn(), selection.time());
+                    brought.transactions += 1;
                 }
-                Message::Origin { name, end } if name == origins.failed => {
-                    let end = Position::new(&request.failed, end);
-                    under = if from.reaches(&end)? {
-                        Under::Had
-                    } else if missing.to.reaches(&end)? && !request.is_too_late(time) {
-                        rendering.begin_watched(end.lsn(), time);
-                        brought.transactions += 1;
-                        at = end;
-                        Under::Missing
-                    } else {
-                        Under::Unwanted
-                    };
+                Decision::Apply => {
+                    rendering.change(&message)?;
+                    brought.changes += 1;
                 }
-                Message::Origin { name, .. } if Some(&name) == origins.source.as_ref() => {}
-                Message::Origin { name, end } => {
-                    under = match origins.target_has(&name, end) {
-                        true => Under::Repeatable,
-                        false => Under::Unwanted,
-                    };
-                }
-                Message::Relation(relation) => rendering.describe(relation),
-                Message::Commit => {
-                    if matches!(under, Under::Missing | Under::Repeated) {
-                        rendering.commit()?;
-                        self.tell(missing, &at, &brought);
+                Decision::Repeat { first } => {
+                    if first {
+                        rendering.begin(selection.position().lsn(), selection.time());
                     }
+                    rendering.change(&message)?;
                 }
-                Message::Other => {}
-                change => {
-                    let rows = rendering.rows_of(&change);
-                    match under {
-                        Under::Missing => {
-                            touched.add(&change, rows);
-                            rendering.change(&change)?;
-                            brought.changes += 1;
-                        }
-                        Under::Had => touched.add(&change, rows),
-                        Under::Repeatable | Under::Repeated
-                            if rendering.has_timestamps() && touched.has(&change, &rows) =>
-                        {
-                            if let Under::Repeatable = under {
-                                rendering.begin(at.lsn(), time);
-                                under = Under::Repeated;
-                            }
-                            touched.rows.extend(rows);
-                            rendering.change(&change)?;
-                        }
-                        _ => {}
-                    }
+                Decision::Commit => {
+                    rendering.commit()?;
+                    self.tell(missing, selection.position(), &brought);
                 }
+                Decision::Skip => {}
+            }
+            if let Message::Relation(relation) = message {
+                rendering.describe(relation);
             }
             applier.send(&mut rendering)?;
         }
@@ -364,7 +287,8 @@ impl Recovery {
         journal.passed("the last change is applied")?;
         server::end_replay().run(&mut session)?;
         // Where progress is moved by commits alone, the last of them has to be there.
-        if origins.exact && missing.whole && !request.force && at != missing.to {
+        let at = selection.position();
+        if exact && missing.whole && !request.force && *at != missing.to {
             return Err(Error::refused(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 format!(
@@ -468,7 +392,7 @@ impl Recovery {
 
     /// How the source's transactions are told apart, and how far the target, whose subscriptions are
     /// held, has got those of each node.
-    fn origins(&mut self, missing: &MissingRange) -> Result<Origins> {
+    fn marks(&mut self, missing: &MissingRange) -> Result<Marks> {
         let engine = &*self.engine;
         let failed = self.request.failed.clone();
         // Also of those that are away both may have got something.
@@ -517,12 +441,14 @@ impl Recovery {
             };
             others.extend(has.map(|has| (row.text(0).to_owned(), has)));
         }
-        Ok(Origins {
-            failed,
-            source: own,
+        Ok(Marks {
+            origins: Origins {
+                failed,
+                source: own,
+                of_source,
+                others,
+            },
             of_failed,
-            of_source,
-            others,
             exact,
         })
     }

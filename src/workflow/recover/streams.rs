@@ -9,9 +9,9 @@ use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Statement, server};
 use crate::quote::qualified;
 use crate::replay::content::Compared;
-use crate::replay::pgoutput::Relation;
 use crate::replay::share::{ORIGIN, WRITTEN};
 use std::collections::BTreeMap;
+use zodan_core::decoding::Relation;
 
 /// One of several subscriptions of the target to the failed node, by which it lacks something.
 pub struct Stream {

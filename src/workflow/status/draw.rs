@@ -3,6 +3,7 @@
 use super::{Link, MemberStatus, Mesh};
 use crate::workflow::report::table;
 use std::str::FromStr;
+use zodan_core::subscription::SubscriptionStatus;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -35,7 +36,7 @@ pub fn draw(mesh: &Mesh, format: Format) -> Vec<String> {
 fn text(mesh: &Mesh) -> Vec<String> {
     let names: Vec<&str> = mesh.members.iter().map(name).collect();
     let cell = |provider: usize, subscriber: usize| match find(mesh, provider, subscriber) {
-        Some(link) => link.state.clone(),
+        Some(link) => link.state.to_string(),
         None => "-".into(),
     };
     let mut rows = vec![];
@@ -87,16 +88,16 @@ fn dot(mesh: &Mesh) -> Vec<String> {
         ));
     }
     for link in &mesh.links {
-        let style = match link.state.as_str() {
-            "replicating" => "color=darkgreen",
-            "unknown" => "color=gray, style=dotted",
+        let style = match link.state {
+            SubscriptionStatus::Replicating => "color=darkgreen",
+            SubscriptionStatus::Unknown => "color=gray, style=dotted",
             _ => "color=red, style=dashed",
         };
         lines.push(format!(
             "    {} -> {} [label={}, {style}];",
             quoted(name(&mesh.members[link.provider])),
             quoted(name(&mesh.members[link.subscriber])),
-            quoted(&link.state)
+            quoted(link.state.label())
         ));
     }
     lines.push("}".into());
@@ -119,8 +120,8 @@ fn mermaid(mesh: &Mesh) -> Vec<String> {
         lines.push(format!("    m{i}[{label}]"));
     }
     for link in &mesh.links {
-        let arrow = match link.state.as_str() {
-            "replicating" => "-->",
+        let arrow = match link.state {
+            SubscriptionStatus::Replicating => "-->",
             _ => "-.->",
         };
         lines.push(format!(
@@ -207,12 +208,12 @@ mod tests {
         }
     }
 
-    fn link(provider: usize, subscriber: usize, state: &str) -> Link {
+    fn link(provider: usize, subscriber: usize, state: SubscriptionStatus) -> Link {
         Link {
             provider,
             subscriber,
             subscription: None,
-            state: state.into(),
+            state,
             replication_sets: None,
             slot_name: None,
             slot: None,
@@ -226,7 +227,10 @@ mod tests {
         Mesh {
             engine: "native",
             members: vec![member("n1", true), member("a \"b\" #1", false)],
-            links: vec![link(1, 0, "down"), link(0, 1, "unknown")],
+            links: vec![
+                link(1, 0, SubscriptionStatus::Down),
+                link(0, 1, SubscriptionStatus::Unknown),
+            ],
         }
     }
 

@@ -17,6 +17,7 @@ use crate::workflow::members;
 use crate::workflow::report::table;
 use crate::workflow::twin;
 use std::collections::BTreeSet;
+use zodan_core::subscription::{Answer, AtProvider, AtSubscriber, SubscriptionStatus, assess};
 
 /// A member as the registry of this node has it.
 pub struct Registered {
@@ -83,7 +84,7 @@ struct Inbound {
     subscription: String,
     provider: Option<String>,
     slot: Option<String>,
-    status: String,
+    status: SubscriptionStatus,
     received: Option<bool>,
     replication_sets: Option<Vec<String>>,
     last_error: Option<String>,
@@ -101,8 +102,7 @@ pub struct Link {
     pub provider: usize,
     pub subscriber: usize,
     pub subscription: Option<String>,
-    /// `replicating`, `incomplete`, `down`, `disabled`, `missing`, `unknown`, or how far its own copy is.
-    pub state: String,
+    pub state: SubscriptionStatus,
     pub replication_sets: Option<Vec<String>>,
     pub slot_name: Option<String>,
     pub slot: Option<Slot>,
@@ -206,7 +206,7 @@ fn mark_lost_wal(members: &[MemberStatus], links: &mut [Link]) -> Result<()> {
                 continue;
             };
             if applied > end {
-                link.state = "down".into();
+                link.state = SubscriptionStatus::Down;
                 prepend(
                     &lost_wal::told(&member.name, applied, end),
                     &mut link.last_error,
@@ -342,9 +342,6 @@ fn links(engine: &dyn Engine, members: &[MemberStatus]) -> Vec<Link> {
     all
 }
 
-const OTHER_TABLES: &str =
-    "its tables are not those that its provider sends (see spock.health_report)";
-
 /// Whether the subscription leaves out tables of its provider, or has some that it never gets anything of.
 fn other_tables(provider: &MemberStatus, inbound: &Inbound) -> bool {
     let sent = provider.report.as_ref().ok();
@@ -384,41 +381,30 @@ fn link(engine: &dyn Engine, members: &[MemberStatus], provider: usize, subscrib
     let mut last_error = left_out
         .clone()
         .or(inbound.and_then(|i| i.last_error.clone()));
-    let state = match (&to.report, inbound) {
-        (Err(_), _) => "unknown",
-        (Ok(_), None) => "missing",
-        (Ok(_), Some(i)) if i.status != "disabled" && slots.is_some() => {
-            // A worker that fails and starts again is there most of the time: whether one streams, the
-            // provider knows.
-            let problem = match slot {
-                None => Some("its slot does not exist on the provider"),
-                Some(s) if s.wal_status.as_deref() == Some("lost") => {
-                    Some("its slot has lost WAL that it needs")
-                }
-                Some(s) if !s.active && i.status == "replicating" => {
-                    Some("its replication slot is inactive")
-                }
-                Some(_) => None,
-            };
-            match problem {
-                Some(problem) => {
-                    prepend(problem, &mut last_error);
-                    "down"
-                }
-                None if i.status == "replicating" && other_tables(from, i) => {
-                    prepend(OTHER_TABLES, &mut last_error);
-                    "incomplete"
-                }
-                None if i.status == "replicating" && left_out.is_some() => "incomplete",
-                None => i.status.as_str(),
-            }
-        }
-        // Where the provider cannot be asked either, it is the subscriber's word alone.
-        (Ok(_), Some(i)) if i.status == "replicating" && i.received == Some(false) => "down",
-        (Ok(_), Some(i)) => &i.status,
-    };
     let compared = |s: &MemberReport| s.compared.contains(&from.registered.name);
     let half_compared = to.report.as_ref().is_ok_and(compared);
+    let at_subscriber = |i: &Inbound| AtSubscriber {
+        status: i.status,
+        received: i.received,
+        other_tables: other_tables(from, i),
+        left_out: i.left_out.is_some(),
+    };
+    let at_provider = |s: &Slot| AtProvider {
+        active: s.active,
+        lost: s.wal_status.as_deref() == Some("lost"),
+    };
+    let subscriber_says = match &to.report {
+        Err(_) => Answer::Silent,
+        Ok(_) => inbound.map_or(Answer::None, |i| Answer::Some(at_subscriber(i))),
+    };
+    let provider_says = match slots {
+        None => Answer::Silent,
+        Some(_) => slot.map_or(Answer::None, |s| Answer::Some(at_provider(s))),
+    };
+    let (state, problem) = assess(subscriber_says, provider_says, half_compared);
+    if let Some(problem) = problem {
+        prepend(&problem.to_string(), &mut last_error);
+    }
     if half_compared {
         let again = format!(
             "a recovery by comparison was interrupted: stop \"{0}\" and CALL spock.recover_run({1}) before it sends again what was brought",
@@ -427,10 +413,6 @@ fn link(engine: &dyn Engine, members: &[MemberStatus], provider: usize, subscrib
         );
         prepend(&again, &mut last_error);
     }
-    let state = match state {
-        "replicating" if half_compared => "incomplete",
-        state => state,
-    };
     // Spock moves them about.
     let mut replication_sets = inbound.and_then(|i| i.replication_sets.clone());
     replication_sets.iter_mut().for_each(|sets| sets.sort());
@@ -442,7 +424,7 @@ fn link(engine: &dyn Engine, members: &[MemberStatus], provider: usize, subscrib
             (Err(_), None) => Some(rule.subscription),
             (Ok(_), None) => None,
         },
-        state: state.to_owned(),
+        state,
         replication_sets,
         slot_name: match inbound {
             Some(inbound) => inbound.slot.clone(),
@@ -500,7 +482,7 @@ pub fn format_subscriptions(mesh: &Mesh) -> Vec<String> {
     let rows: Vec<Vec<String>> = mesh.links.iter().map(row).collect();
     let heading = ["node_name", "subscription_name", "status", "provider_node"];
     let mut lines = table(&heading, &rows);
-    let working = |c: &&Link| c.state == "replicating";
+    let working = |c: &&Link| c.state == SubscriptionStatus::Replicating;
     let working = mesh.links.iter().filter(working).count();
     lines.push(format!(
         "{} subscriptions, {working} replicating",

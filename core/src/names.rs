@@ -85,7 +85,7 @@ pub struct Numbered<'a> {
 }
 
 /// `sub_<provider>_<subscriber>_<database>_<hash>`: the slot in the provider's `database`. The hash is of these, of
-/// the cluster, which is made up when it is is_member, and of both numbers: a server that was removed and comes back
+/// the cluster, which is made up with its first member, and of both numbers: a server that was removed and comes back
 /// finds no slot of its successor, and nobody takes it for its successor, whatever they are called and wherever they
 /// answer.
 pub fn slot(cluster: &str, provider: Numbered, subscriber: Numbered, database: &str) -> String {

@@ -50,6 +50,11 @@ impl Position {
         self.lsn
     }
 
+    /// Another position of the same node.
+    pub fn at(&self, lsn: Lsn) -> Self {
+        Self::new(&self.node, lsn)
+    }
+
     /// The later of two positions of the same node.
     pub fn max(self, other: &Self) -> Result<Self> {
         Ok(if self.reaches(other)? {
@@ -62,9 +67,7 @@ impl Position {
     /// True when everything before `other` is also before this position.
     pub fn reaches(&self, other: &Self) -> Result<bool> {
         if self.node != other.node {
-            return Err(Error::internal(format!(
-                "position {self} was about to be compared with {other}"
-            )));
+            return Err(Error::OtherNode(self.clone(), other.clone()));
         }
         Ok(self.lsn >= other.lsn)
     }
@@ -98,7 +101,10 @@ mod tests {
     fn positions_of_two_nodes_cannot_be_mixed() {
         let a = Position::new("n1", Lsn(10));
         let b = Position::new("n2", Lsn(20));
-        assert_eq!(a.reaches(&b).unwrap_err().sqlstate().as_str(), "XX000");
+        assert_eq!(
+            a.reaches(&b).unwrap_err().to_string(),
+            "position 0/A on \"n1\" was about to be compared with 0/14 on \"n2\""
+        );
         assert!(a.clone().max(&b).is_err());
         let later = Position::new("n1", Lsn(11));
         assert_eq!(a.clone().max(&later).unwrap(), later);

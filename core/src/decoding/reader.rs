@@ -1,6 +1,6 @@
 //! Numbers and texts of messages in the byte order of networks.
 
-use super::pgoutput::{Malformed, Result};
+use super::{Malformed, Result};
 use crate::lsn::Lsn;
 
 pub struct Reader<'a> {

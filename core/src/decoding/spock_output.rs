@@ -1,8 +1,8 @@
 //! The messages of Spock's output plugin, protocol version 4, which its versions 5.0 and 6 both speak, with
 //! values as text. Read off `spock_proto_native.c` of Spock 5.0.11 and 6.0.0.
 
-use super::pgoutput::{Column, Malformed, Message, Relation, Result, Tuple, Value};
 use super::reader::Reader;
+use super::{Column, Malformed, Message, Relation, Result, Tuple, Value};
 
 /// Reads one message.
 pub fn parse(bytes: &[u8]) -> Result<Message> {

@@ -1,8 +1,5 @@
 //! Whether sequences of different members give the same values.
 
-use crate::error::Result;
-use crate::libpq::Row;
-
 /// The values that a sequence may still give.
 #[derive(Clone, Debug)]
 pub struct Ahead {
@@ -14,23 +11,22 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// A row of `server::sequences`.
-    pub fn parse(row: &Row) -> Result<Self> {
-        let (next, step) = (row.parse(1)?, row.parse::<i128>(2)?);
-        let (mut low, mut high) = (row.parse(3)?, row.parse(4)?);
-        if !row.bool(5) {
+    /// Of a sequence that gives `next`, then goes on by `step` between `low` and `high`.
+    pub fn new(name: &str, next: i128, step: i128, limits: (i128, i128), cycles: bool) -> Self {
+        let (mut low, mut high) = limits;
+        if !cycles {
             match step > 0 {
                 true => low = next,
                 false => high = next,
             }
         }
-        Ok(Self {
-            name: row.text(0).to_owned(),
+        Self {
+            name: name.to_owned(),
             next,
             step,
             low,
             high,
-        })
+        }
     }
 
     /// Whether some value is ahead of both.
@@ -48,15 +44,15 @@ fn gcd(a: i128, b: i128) -> i128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libpq::Rows;
 
     fn ahead(next: i64, step: i64, low: i64, high: i64, cycles: bool) -> Ahead {
-        let cycles = if cycles { "t" } else { "f" };
-        let numbers = [next, step, low, high].map(|n| Some(n.to_string()));
-        let mut row = vec![Some("s".into())];
-        row.extend(numbers);
-        row.push(Some(cycles.into()));
-        Ahead::parse(Rows::new(vec![row], 0).one().unwrap()).unwrap()
+        Ahead::new(
+            "s",
+            next.into(),
+            step.into(),
+            (low.into(), high.into()),
+            cycles,
+        )
     }
 
     #[test]
