@@ -595,13 +595,16 @@ pub fn detect(source: &mut Node) -> Result<Box<dyn Engine>> {
     })
 }
 
-/// As they are before they know a cluster.
+/// The checks that the engines make before a join.
 #[cfg(test)]
-pub fn all() -> [Box<dyn Engine>; 2] {
-    [
-        Box::new(spock::Spock::default()),
-        Box::new(native::Native::default()),
-    ]
+pub fn all_checks() -> [&'static [EngineCheck]; 2] {
+    [&spock::CHECKS, &native::CHECKS]
+}
+
+/// And on every member.
+#[cfg(test)]
+pub fn all_member_checks() -> Vec<MemberCheck> {
+    spock::member_checks()
 }
 
 /// Parses the answer of [`Engine::subscriptions`].

@@ -18,7 +18,7 @@ const SERVER: &str = "server of the engine";
 const PUBLICATION: &str = "publication zodan";
 const EXTENSION: &str = "extension zodan";
 
-const CHECKS: [EngineCheck; 3] = [
+pub(super) const CHECKS: [EngineCheck; 3] = [
     EngineCheck {
         name: SERVER,
         wanted: "PostgreSQL 16 or newer",

@@ -9,6 +9,7 @@ mod sets;
 mod strangers;
 mod ways;
 
+pub(super) use self::checks::{BEFORE_A_JOIN as CHECKS, of_members as member_checks};
 use super::{
     ByTable, CopyPlan, Engine, EngineCheck, EngineFindings, Excluded, Identity, MemberCheck, Path,
     PathTables, Provider, SetDifference, Survey, names, no_reader, questions, subscription_states,
@@ -401,7 +402,7 @@ impl Engine for Spock {
     }
 
     fn checks(&self) -> &'static [EngineCheck] {
-        &checks::BEFORE_A_JOIN
+        &CHECKS
     }
 
     fn run_checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<EngineFindings> {
@@ -495,7 +496,7 @@ impl Engine for Spock {
     }
 
     fn member_checks(&self) -> Vec<MemberCheck> {
-        checks::of_members()
+        member_checks()
     }
 
     fn origin_wanted<'p>(&self, path: &'p Path) -> Option<&'p str> {

@@ -1,7 +1,7 @@
 //! The health of a cluster, before a node joins and afterwards: what the checks have found, good and bad.
 //! Nothing is changed.
 
-use super::checks::{self, Checks, Cluster};
+use super::checks::{self, Checks, Cluster, Stage};
 use super::findings::{Check, Outcome, Severity, Status, failures};
 use super::gather::{Party, Wanted, gather};
 use super::report::table;
@@ -41,13 +41,13 @@ pub fn check(reader: &Reader, request: Request) -> Result<Vec<Outcome>> {
 /// Exactly what `add_node` checks, in its order, and as far as it would come.
 fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outcome>) -> Result<()> {
     let (new_name, source_name) = (new.name.clone(), source.name.clone());
-    let mut connection = checks::CONNECTION.begin();
+    let mut connection = checks::begin(Stage::Gathering, "connection");
     let mut here = Node {
         name: new.name,
         dsn: new.dsn,
         session: Session::Reader(reader.clone()),
     };
-    let mut interrupted = checks::INTERRUPTED.begin();
+    let mut interrupted = checks::begin(Stage::Gathering, "interrupted runs");
     match Interrupted::all(&mut here.session)?.first() {
         None => interrupted.pass(&new_name, "none"),
         Some(dead) => interrupted.warn(Finding::warning(
@@ -143,7 +143,7 @@ fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Re
     match Cluster::look(source, new) {
         Ok(cluster) => outcomes.extend(cluster.outcomes()?),
         Err(error) => {
-            let mut connection = checks::ANSWERS.begin();
+            let mut connection = checks::begin(Stage::Cluster, "connection");
             connection.record_all([], findings_of(error, &name)?);
             outcomes.extend(connection.outcomes());
         }

@@ -264,7 +264,7 @@ pub(super) const EXTENSIONS: &str = "reserved extensions";
 pub(super) const NODE: &str = "number of the node";
 
 /// In the order in which they are made.
-pub(super) const BEFORE_A_JOIN: [EngineCheck; 11] = {
+pub(in crate::engine) const BEFORE_A_JOIN: [EngineCheck; 11] = {
     const fn of(name: &'static str, on: On, wanted: &'static str) -> EngineCheck {
         EngineCheck { name, wanted, on }
     }
@@ -300,7 +300,7 @@ pub(super) const BEFORE_A_JOIN: [EngineCheck; 11] = {
 };
 
 /// What every member is asked, before a join and afterwards.
-pub(super) fn of_members() -> Vec<MemberCheck> {
+pub(in crate::engine) fn of_members() -> Vec<MemberCheck> {
     vec![
         MemberCheck {
             name: "spock.readonly",

@@ -31,17 +31,17 @@ use super::findings::{Check, Outcome, Severity, failures};
 use crate::error::{Error, Result};
 
 /// A check as the table has it.
-pub struct CheckDefinition {
-    pub name: &'static str,
+struct CheckDefinition {
+    name: &'static str,
     /// In general: where it depends on the nodes, the health report has it exactly.
-    pub wanted: &'static str,
-    pub stage: Stage,
-    pub severity: Severity,
+    wanted: &'static str,
+    stage: Stage,
+    severity: Severity,
     run: Run,
 }
 
 impl CheckDefinition {
-    pub fn begin(&self) -> Check {
+    fn begin(&self) -> Check {
         Check::new(self.name, self.wanted, self.severity)
     }
 }
@@ -75,132 +75,83 @@ enum Run {
     Cluster(fn(&Cluster, &mut Check) -> Result<()>),
 }
 
-use Severity::{Failure, Warning};
-use Stage::{Membership, Requirements, Warnings};
+/// Makes the table, and for tests, which are linked without a server, the same without the functions.
+macro_rules! checks {
+    ($($stage:ident $severity:ident $name:literal, $wanted:expr, $kind:ident $(($run:path))?;)+) => {
+        /// Every check, in the order in which they are made. Those of the engine come behind the others of their stage:
+        /// [`Engine::checks`](crate::engine::Engine::checks) before a join,
+        /// [`Engine::member_checks`](crate::engine::Engine::member_checks) on every member.
+        const CHECKS: &[CheckDefinition] = &[$(CheckDefinition {
+            name: $name,
+            wanted: $wanted,
+            stage: Stage::$stage,
+            severity: Severity::$severity,
+            run: Run::$kind $(($run))?,
+        }),+];
 
-/// The connection of each node, as far as it is needed before a join.
-pub const CONNECTION: CheckDefinition = CheckDefinition {
-    name: "connection",
-    wanted: "every node is reached, as a superuser, and nobody else changes the membership",
-    stage: Stage::Gathering,
-    severity: Failure,
-    run: Run::Gathering,
-};
-
-/// What an earlier CALL on the new node has left.
-pub const INTERRUPTED: CheckDefinition = CheckDefinition {
-    name: "interrupted runs",
-    wanted: "none",
-    stage: Stage::Gathering,
-    severity: Warning,
-    run: Run::Gathering,
-};
-
-/// The connection of each node of a cluster.
-pub const ANSWERS: CheckDefinition = cluster(
-    Failure,
-    "connection",
-    "the node answers",
-    cluster::connection,
-);
-
-/// Every check, in the order in which they are made. Those of the engine come behind the others of their stage:
-/// [`Engine::checks`](crate::engine::Engine::checks), [`Engine::member_checks`](crate::engine::Engine::member_checks).
-#[rustfmt::skip] // a row for each
-pub const CHECKS: &[CheckDefinition] = &[
-    INTERRUPTED,
-    CONNECTION,
-    join(Membership, Failure, "membership", "every node a database of its own, the new one in no cluster", nodes::membership),
-    join(Requirements, Failure, "role", "primary", servers::role),
-    join(Requirements, Failure, "wal_level", "logical", servers::wal_level),
-    join(Requirements, Failure, "output_plugin_libraries", "lists the plugin of the engine, or *", servers::output_plugins),
-    join(Requirements, Failure, "version", "the major version of PostgreSQL that the source has, or a newer one", servers::version),
-    join(Requirements, Failure, "encoding", "that of the source", servers::encoding),
-    join(Requirements, Failure, "collation", "that of the source", servers::collation),
-    join(Requirements, Failure, "max_replication_slots", "as many more as the run needs; before PostgreSQL 18 for origins too", capacity::slots),
-    join(Requirements, Failure, "max_active_replication_origins", "as many more as the run needs", capacity::origins),
-    join(Requirements, Failure, "max_wal_senders", "as many more as the run needs", capacity::wal_senders),
-    join(Requirements, Failure, "max_logical_replication_workers", "as many more as the run needs", capacity::logical_workers),
-    join(Requirements, Failure, "max_worker_processes", "as many more as the run needs", capacity::worker_processes),
-    join(Requirements, Failure, "disk space", "as much as the source's database has", capacity::disk_space),
-    join(Requirements, Failure, "subscriptions", "one from every other member, which replicates", mesh::subscriptions),
-    join(Requirements, Failure, "names", "free: of the node, its subscriptions, their slots and origins", names::free),
-    join(Requirements, Failure, "sequence policy", "the cluster's, and a part for the new node", nodes::sequence_policy),
-    join(Requirements, Failure, "reachability", "reaches the new node by new_node_dsn", reachability::from_members),
-    join(Requirements, Failure, "readers", "can subscribe to the new node", readers::fit),
-    join(Requirements, Failure, "empty", "no tables, and nothing of the names that the source has", structure::empty),
-    join(Requirements, Failure, "row counters", "on for all sessions", defaults::counters),
-    join(Requirements, Failure, "structure", "what the structure of the source needs is there", structure::requirements),
-    ANSWERS,
-    cluster(Failure, "membership", "is a member of the cluster", cluster::membership),
-    cluster(Failure, "registry", "as on the source", cluster::registry),
-    cluster(Warning, "sequences", "no value that another member gives too", cluster::sequences),
-    cluster(Warning, "clock", clocks::WANTED, cluster::clock),
-    cluster(Failure, "subscriptions", "replicating", paths::replicating),
-    cluster(Failure, "slots", "reserved: within max_wal_size", paths::slots),
-    cluster(Warning, "lag", "less than 59 s, or 0 bytes", paths::lag),
-    cluster(Failure, "positions", "within the WAL of the provider", cluster::positions),
-    every_member(Failure, "replica identity", "something to tell the rows of every table by", identities::check),
-    every_member(Failure, "owners", "the owner of every table may do what applying its rows takes", owners::check),
-    every_member(Failure, "tables", "the same tables, columns and types on every member", tables::check),
-    every_member(Failure, "subscribed tables", "all that the provider has", subscribed::check),
-    every_member(Failure, "publications", "none of others sends zodan's own records", outsiders::publications),
-    every_member(Warning, "subscriptions of others", "none: what they bring is not sent on", outsiders::subscriptions),
-    join(Warnings, Warning, "large objects", "none", warnings::large_objects),
-    join(Warnings, Warning, "database itself", "as that of the source", structure::database_itself),
-    join(Warnings, Warning, "other sessions", "none", warnings::other_sessions),
-    join(Warnings, Warning, "max_slot_wal_keep_size", "-1", warnings::slot_wal),
-    join(Warnings, Warning, "idle_replication_slot_timeout", "0", warnings::idle_slots),
-    join(Warnings, Warning, "clock", clocks::WANTED, warnings::clock),
-    join(Warnings, Warning, "replication", "of all that the source has", warnings::replication),
-    join(Warnings, Warning, "event triggers", "none that fire for what zodan does", defaults::event_triggers),
-    join(Warnings, Warning, "login triggers", "none", defaults::login_triggers),
-    join(Warnings, Warning, "settings of apply workers", "as values are sent", defaults::apply_settings),
-];
-
-const fn join(
-    stage: Stage,
-    severity: Severity,
-    name: &'static str,
-    wanted: &'static str,
-    run: fn(&mut Checks, &Known, &mut Check) -> Result<()>,
-) -> CheckDefinition {
-    CheckDefinition {
-        name,
-        wanted,
-        stage,
-        severity,
-        run: Run::Join(run),
-    }
+        #[cfg(test)]
+        const DEFINED: &[(&str, Stage, Severity)] = &[$(($name, Stage::$stage, Severity::$severity)),+];
+    };
 }
 
-const fn every_member(
-    severity: Severity,
-    name: &'static str,
-    wanted: &'static str,
-    run: fn(&mut EveryMember, &mut Check) -> Result<()>,
-) -> CheckDefinition {
-    CheckDefinition {
-        name,
-        wanted,
-        stage: Stage::EveryMember,
-        severity,
-        run: Run::EveryMember(run),
-    }
+// Stage, severity, name, what is wanted, what makes the check.
+checks! {
+    Gathering Warning "interrupted runs", "none", Gathering;
+    Gathering Failure "connection", "every node is reached, as a superuser, and nobody else changes the membership", Gathering;
+    Membership Failure "membership", "every node a database of its own, the new one in no cluster", Join(nodes::membership);
+    Requirements Failure "role", "primary", Join(servers::role);
+    Requirements Failure "wal_level", "logical", Join(servers::wal_level);
+    Requirements Failure "output_plugin_libraries", "lists the plugin of the engine, or *", Join(servers::output_plugins);
+    Requirements Failure "version", "the major version of PostgreSQL that the source has, or a newer one", Join(servers::version);
+    Requirements Failure "encoding", "that of the source", Join(servers::encoding);
+    Requirements Failure "collation", "that of the source", Join(servers::collation);
+    Requirements Failure "max_replication_slots", "as many more as the run needs; before PostgreSQL 18 for origins too", Join(capacity::slots);
+    Requirements Failure "max_active_replication_origins", "as many more as the run needs", Join(capacity::origins);
+    Requirements Failure "max_wal_senders", "as many more as the run needs", Join(capacity::wal_senders);
+    Requirements Failure "max_logical_replication_workers", "as many more as the run needs", Join(capacity::logical_workers);
+    Requirements Failure "max_worker_processes", "as many more as the run needs", Join(capacity::worker_processes);
+    Requirements Failure "disk space", "as much as the source's database has", Join(capacity::disk_space);
+    Requirements Failure "subscriptions", "one from every other member, which replicates", Join(mesh::subscriptions);
+    Requirements Failure "names", "free: of the node, its subscriptions, their slots and origins", Join(names::free);
+    Requirements Failure "sequence policy", "the cluster's, and a part for the new node", Join(nodes::sequence_policy);
+    Requirements Failure "reachability", "reaches the new node by new_node_dsn", Join(reachability::from_members);
+    Requirements Failure "readers", "can subscribe to the new node", Join(readers::fit);
+    Requirements Failure "empty", "no tables, and nothing of the names that the source has", Join(structure::empty);
+    Requirements Failure "row counters", "on for all sessions", Join(defaults::counters);
+    Requirements Failure "structure", "what the structure of the source needs is there", Join(structure::requirements);
+    Cluster Failure "connection", "the node answers", Cluster(cluster::connection);
+    Cluster Failure "membership", "is a member of the cluster", Cluster(cluster::membership);
+    Cluster Failure "registry", "as on the source", Cluster(cluster::registry);
+    Cluster Warning "sequences", "no value that another member gives too", Cluster(cluster::sequences);
+    Cluster Warning "clock", clocks::WANTED, Cluster(cluster::clock);
+    Cluster Failure "subscriptions", "replicating", Cluster(paths::replicating);
+    Cluster Failure "slots", "reserved: within max_wal_size", Cluster(paths::slots);
+    Cluster Warning "lag", "less than 59 s, or 0 bytes", Cluster(paths::lag);
+    Cluster Failure "positions", "within the WAL of the provider", Cluster(cluster::positions);
+    EveryMember Failure "replica identity", "something to tell the rows of every table by", EveryMember(identities::check);
+    EveryMember Failure "owners", "the owner of every table may do what applying its rows takes", EveryMember(owners::check);
+    EveryMember Failure "tables", "the same tables, columns and types on every member", EveryMember(tables::check);
+    EveryMember Failure "subscribed tables", "all that the provider has", EveryMember(subscribed::check);
+    EveryMember Failure "publications", "none of others sends zodan's own records", EveryMember(outsiders::publications);
+    EveryMember Warning "subscriptions of others", "none: what they bring is not sent on", EveryMember(outsiders::subscriptions);
+    Warnings Warning "large objects", "none", Join(warnings::large_objects);
+    Warnings Warning "database itself", "as that of the source", Join(structure::database_itself);
+    Warnings Warning "other sessions", "none", Join(warnings::other_sessions);
+    Warnings Warning "max_slot_wal_keep_size", "-1", Join(warnings::slot_wal);
+    Warnings Warning "idle_replication_slot_timeout", "0", Join(warnings::idle_slots);
+    Warnings Warning "clock", clocks::WANTED, Join(warnings::clock);
+    Warnings Warning "replication", "of all that the source has", Join(warnings::replication);
+    Warnings Warning "event triggers", "none that fire for what zodan does", Join(defaults::event_triggers);
+    Warnings Warning "login triggers", "none", Join(defaults::login_triggers);
+    Warnings Warning "settings of apply workers", "as values are sent", Join(defaults::apply_settings);
 }
 
-const fn cluster(
-    severity: Severity,
-    name: &'static str,
-    wanted: &'static str,
-    run: fn(&Cluster, &mut Check) -> Result<()>,
-) -> CheckDefinition {
-    CheckDefinition {
-        name,
-        wanted,
-        stage: Stage::Cluster,
-        severity,
-        run: Run::Cluster(run),
+/// Begins a check of whoever gathers the nodes.
+pub fn begin(stage: Stage, name: &'static str) -> Check {
+    let named = |check: &&CheckDefinition| check.stage == stage && check.name == name;
+    match CHECKS.iter().find(named) {
+        Some(check) => check.begin(),
+        None => Check::new(name, "", Severity::Failure),
     }
 }
 
@@ -279,7 +230,7 @@ impl Checks<'_> {
                 continue;
             };
             let (_, findings) = found.swap_remove(place);
-            let mut check = Check::new(made.name, made.wanted, Failure);
+            let mut check = Check::new(made.name, made.wanted, Severity::Failure);
             check.record_all(made.on.of(&members, &new), findings);
             outcomes.extend(check.outcomes());
         }
@@ -319,8 +270,27 @@ fn asked_of_every_member(mut every: EveryMember) -> Result<Vec<Outcome>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{self, Engine};
+    use crate::engine;
     use std::collections::BTreeSet;
+
+    const BEFORE_A_JOIN: [Stage; 4] = [
+        Stage::Gathering,
+        Stage::Membership,
+        Stage::Requirements,
+        Stage::Warnings,
+    ];
+    const CLUSTER: [Stage; 2] = [Stage::Cluster, Stage::EveryMember];
+
+    fn named(stages: &[Stage]) -> BTreeSet<(&'static str, &'static str)> {
+        let of_stages = DEFINED
+            .iter()
+            .filter(|(_, stage, _)| stages.contains(stage));
+        let told = of_stages.map(|(name, _, severity)| match severity {
+            Severity::Failure => (*name, "failure"),
+            Severity::Warning => (*name, "warning"),
+        });
+        told.collect()
+    }
 
     /// Names and severities in the tables of the reference about the health report: before a join, of a cluster.
     fn documented() -> [BTreeSet<(&'static str, &'static str)>; 2] {
@@ -342,57 +312,25 @@ mod tests {
 
     #[test]
     fn the_reference_names_every_check_and_no_other() {
-        let severity = |severity: Severity| match severity {
-            Failure => "failure",
-            Warning => "warning",
-        };
-        let in_table = |stages: &[Stage]| -> BTreeSet<(&str, &str)> {
-            let checks = CHECKS.iter().filter(|check| stages.contains(&check.stage));
-            checks.map(|c| (c.name, severity(c.severity))).collect()
-        };
-        let [mut before, mut cluster] = [
-            in_table(&[Stage::Gathering, Membership, Requirements, Warnings]),
-            in_table(&[Stage::Cluster, Stage::EveryMember]),
-        ];
-        for engine in engine::all() {
-            before.extend(engine.checks().iter().map(|c| (c.name, "failure")));
-            for check in engine.member_checks() {
-                let told = documented()[1]
-                    .iter()
-                    .copied()
-                    .find(|(name, _)| *name == check.name);
-                cluster.insert(told.unwrap_or((check.name, "not in the reference")));
-            }
-        }
-        assert_eq!(documented(), [before, cluster]);
+        let [before, of_cluster] = documented();
+        let mut defined = named(&BEFORE_A_JOIN);
+        let of_engines = engine::all_checks().into_iter().flatten();
+        defined.extend(of_engines.map(|check| (check.name, "failure")));
+        assert_eq!(before, defined);
+        let (defined, of_engines) = (named(&CLUSTER), engine::all_member_checks());
+        let without = of_cluster.difference(&defined).map(|(name, _)| *name);
+        let names: BTreeSet<&str> = of_engines.into_iter().map(|check| check.name).collect();
+        assert_eq!(without.collect::<BTreeSet<_>>(), names);
+        assert!(defined.is_subset(&of_cluster));
     }
 
     #[test]
     fn a_name_stands_for_one_check_at_a_time() {
-        for stages in [
-            &[Stage::Cluster, Stage::EveryMember][..],
-            &[
-                Stage::Gathering,
-                Membership,
-                Requirements,
-                Stage::EveryMember,
-                Warnings,
-            ],
-        ] {
-            let of_engine = |engine: &dyn Engine| -> Vec<&'static str> {
-                let own = engine.checks().iter().map(|check| check.name);
-                let of_members = engine.member_checks().into_iter().map(|check| check.name);
-                own.chain(of_members).collect()
-            };
-            for engine in engine::all() {
-                let checks = CHECKS.iter().filter(|check| stages.contains(&check.stage));
-                let mut names: Vec<&str> = checks.map(|check| check.name).collect();
-                names.extend(of_engine(&*engine));
-                let several = names.len();
-                names.sort_unstable();
-                names.dedup();
-                assert_eq!(names.len(), several, "{names:?}");
-            }
+        for stages in [&BEFORE_A_JOIN[..], &CLUSTER] {
+            let of_stages = DEFINED
+                .iter()
+                .filter(|(_, stage, _)| stages.contains(stage));
+            assert_eq!(named(stages).len(), of_stages.count());
         }
     }
 }
