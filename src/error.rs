@@ -31,6 +31,17 @@ impl Finding {
         }
     }
 
+    /// What is told, and refuses nothing.
+    pub fn warning(node: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(node, SqlState::OK, message, hint)
+    }
+
+    /// That a node does not answer what it is asked.
+    pub fn unanswered(node: &str, error: &Error) -> Self {
+        let hint = error.hint().unwrap_or_default();
+        Self::new(node, error.sqlstate(), error.to_string(), hint)
+    }
+
     pub fn fixed_by(mut self, statement: impl Into<String>) -> Self {
         self.statement = Some(statement.into());
         self

@@ -24,71 +24,39 @@ mod workflow;
 
 ::pgrx::pg_module_magic!(name, version);
 
-extension_sql_file!("../sql/schema.sql", name = "schema", bootstrap);
-extension_sql_file!("../sql/native.sql", name = "native", requires = ["schema"]);
-extension_sql_file!(
-    "../sql/progress.sql",
-    name = "progress",
-    requires = ["schema"]
-);
-extension_sql_file!(
-    "../sql/membership.sql",
-    name = "membership",
-    requires = ["native"]
-);
-extension_sql_file!(
-    "../sql/sequences.sql",
-    name = "sequences",
-    requires = ["membership"]
-);
-extension_sql_file!(
-    "../sql/add_node.sql",
-    name = "add_node",
-    requires = ["sequences", "progress"]
-);
-extension_sql_file!(
-    "../sql/remove_node.sql",
-    name = "remove_node",
-    requires = ["add_node"]
-);
-extension_sql_file!(
-    "../sql/status.sql",
-    name = "status",
-    requires = ["remove_node"]
-);
-extension_sql_file!("../sql/health.sql", name = "health", requires = ["status"]);
-extension_sql_file!(
-    "../sql/recovery.sql",
-    name = "recovery",
-    requires = ["remove_node", "health"]
-);
-extension_sql_file!(
-    "../sql/former_node.sql",
-    name = "former_node",
-    requires = ["schema"]
-);
-extension_sql_file!(
-    "../sql/own_tables.sql",
-    name = "own_tables",
-    requires = ["recovery", "former_node"]
-);
-extension_sql_file!("../sql/plan.sql", name = "plan", requires = ["own_tables"]);
-extension_sql_file!(
-    "../sql/last_update.sql",
-    name = "last_update",
-    requires = ["recovery"]
-);
-extension_sql_file!(
-    "../sql/refresh.sql",
-    name = "refresh",
-    requires = ["last_update"]
-);
-extension_sql_file!(
-    "../sql/verify.sql",
-    name = "verify",
-    requires = ["refresh", "plan"],
-    finalize
-);
+/// The SQL of the extension, each file after the one before it.
+macro_rules! sql_files {
+    ($file:literal as $name:literal, $($rest:tt)+) => {
+        extension_sql_file!($file, name = $name, bootstrap);
+        sql_files!(after $name: $($rest)+);
+    };
+    (after $before:literal: $file:literal as $name:literal,) => {
+        extension_sql_file!($file, name = $name, requires = [$before], finalize);
+    };
+    (after $before:literal: $file:literal as $name:literal, $($rest:tt)+) => {
+        extension_sql_file!($file, name = $name, requires = [$before]);
+        sql_files!(after $name: $($rest)+);
+    };
+}
+
+sql_files! {
+    "../sql/schema.sql" as "schema",
+    "../sql/native.sql" as "native",
+    "../sql/progress.sql" as "progress",
+    "../sql/membership.sql" as "membership",
+    "../sql/sequences.sql" as "sequences",
+    "../sql/add_node.sql" as "add_node",
+    "../sql/remove_node.sql" as "remove_node",
+    "../sql/status.sql" as "status",
+    "../sql/health.sql" as "health",
+    "../sql/recovery.sql" as "recovery",
+    "../sql/former_node.sql" as "former_node",
+    "../sql/own_tables.sql" as "own_tables",
+    "../sql/plan.sql" as "plan",
+    "../sql/last_update.sql" as "last_update",
+    "../sql/refresh.sql" as "refresh",
+    "../sql/verify.sql" as "verify",
+}
 
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {

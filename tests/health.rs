@@ -6,6 +6,7 @@ mod common;
 use common::plan::{planned_slot, slot};
 use common::{Call, Fingerprint, assert_failed, fingerprint, quick, wait_mesh};
 use lab::{CallFailed, Cluster, Server, quote_literal};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 const SECRET: &str = "correct-horse";
@@ -88,6 +89,40 @@ fn assert_one_truth(source: &Server, new: &Server, checks: &[&str]) -> CallFaile
     refused
 }
 
+/// The checks that one of the two tables of the reference has, before a join and of a cluster, as far as the native
+/// engine makes them and the report does.
+fn documented(table: usize) -> BTreeSet<String> {
+    let reference = include_str!("../docs/reference.md");
+    let section = reference.split("\n### spock.health_report(").nth(1);
+    let mut tables = section
+        .expect("a section")
+        .split("\n| check | | wanted |\n");
+    let rows = tables.nth(1 + table).expect("a table").lines().skip(1);
+    let names = rows.map_while(|row| {
+        let mut cells = row.strip_prefix("| `")?.splitn(3, " | ");
+        let (name, _, wanted) = (cells.next()?, cells.next()?, cells.next()?);
+        let made = !wanted.starts_with("Spock: ")
+            && !wanted.contains("Only in a CALL")
+            && (lab::pg::major() >= 18 || !wanted.contains("since PostgreSQL 18"));
+        Some((name.trim_end_matches('`').to_owned(), made))
+    });
+    names
+        .filter(|(_, made)| *made)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// The names of all checks that the report has.
+fn reported(server: &Server, arguments: &str) -> BTreeSet<String> {
+    let query = format!("SELECT DISTINCT \"check\" FROM spock.health_report({arguments})");
+    server
+        .rows(&query)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .collect()
+}
+
 fn state(cluster: &Cluster) -> Fingerprint {
     fingerprint(&cluster.all())
 }
@@ -165,6 +200,18 @@ fn what_the_report_finds_is_what_the_join_refuses_with() {
     ] {
         assert!(ok.contains(&known.map(String::from)), "{known:?} in {ok:?}");
     }
+    // What is made of a cluster too, the reference has with the cluster.
+    let of_both = [
+        "replica identity",
+        "owners",
+        "tables",
+        "subscribed tables",
+        "publications",
+        "subscriptions of others",
+    ];
+    let mut before_a_join = documented(0);
+    before_a_join.extend(of_both.map(String::from));
+    assert_eq!(reported(n3, &arguments), before_a_join);
     let called = n3
         .call(&format!("CALL spock.health_check({arguments}, true)"))
         .unwrap_or_else(|failed| panic!("{failed}"));
@@ -219,7 +266,7 @@ fn what_ends_the_checks_early_is_reported_too() {
         "{on_member:?}"
     );
     n3.sql("CREATE PUBLICATION zodan");
-    let refused = early(&["engine"]);
+    let refused = early(&["publication zodan"]);
     assert!(
         refused
             .message()
@@ -258,6 +305,7 @@ fn afterwards_the_mesh_is_checked() {
             "0",
         );
     }
+    assert_eq!(reported(n2, &post), documented(1));
     let ok = found(n2, &post, "ok");
     for known in [
         ["n3", "membership", "is a member"],

@@ -172,6 +172,38 @@ pub struct PathTables {
     pub known: bool,
 }
 
+/// What an engine needs before a join, beyond what every engine needs.
+pub struct EngineCheck {
+    pub name: &'static str,
+    pub wanted: &'static str,
+    pub on: On,
+}
+
+/// The nodes that an [`EngineCheck`] looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    Every,
+    Members,
+    Source,
+    New,
+}
+
+impl On {
+    /// Those of `members`, the source first, and `new`.
+    pub fn of<'n>(self, members: &'n [String], new: &'n str) -> impl Iterator<Item = &'n str> {
+        let (members, new) = match self {
+            Self::Every => (members, Some(new)),
+            Self::Members => (members, None),
+            Self::Source => (&members[..members.len().min(1)], None),
+            Self::New => (&members[..0], Some(new)),
+        };
+        members.iter().map(String::as_str).chain(new)
+    }
+}
+
+/// What an engine's checks have found, by their names.
+pub type EngineFindings = Vec<(&'static str, Vec<Finding>)>;
+
 /// What an engine wants every member to be like, before a join and afterwards.
 pub struct MemberCheck {
     pub name: &'static str,
@@ -280,7 +312,10 @@ pub trait Engine {
     }
 
     /// What this engine needs beyond what every engine needs.
-    fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>>;
+    fn checks(&self) -> &'static [EngineCheck];
+    /// Makes these checks, the source being the first of `members`. One that needs what another has not found is left
+    /// out.
+    fn run_checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<EngineFindings>;
 
     /// What every member is looked at for, beside what every engine looks at.
     fn member_checks(&self) -> Vec<MemberCheck> {
@@ -558,6 +593,18 @@ pub fn detect(source: &mut Node) -> Result<Box<dyn Engine>> {
         true => Box::new(spock::Spock::default()),
         false => Box::new(native::Native::default()),
     })
+}
+
+/// The checks that the engines make before a join.
+#[cfg(test)]
+pub fn all_checks() -> [&'static [EngineCheck]; 2] {
+    [&spock::CHECKS, &native::CHECKS]
+}
+
+/// And on every member.
+#[cfg(test)]
+pub fn all_member_checks() -> Vec<MemberCheck> {
+    spock::member_checks()
 }
 
 /// Parses the answer of [`Engine::subscriptions`].

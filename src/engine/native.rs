@@ -3,8 +3,8 @@
 use super::names::{self, Numbered};
 use super::registry::parse_dsn;
 use super::{
-    CopyPlan, Engine, Excluded, Identity, Path, PendingCleanup, Registry, Survey, identities,
-    questions,
+    CopyPlan, Engine, EngineCheck, EngineFindings, Excluded, Identity, On, Path, PendingCleanup,
+    Registry, Survey, identities, questions,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
@@ -13,6 +13,28 @@ use crate::lsn::Lsn;
 use crate::node::{Member, Node, Statement, ask_all, own_database, server};
 use crate::replay::{Decoding, Protocol};
 use std::collections::BTreeMap;
+
+const SERVER: &str = "server of the engine";
+const PUBLICATION: &str = "publication zodan";
+const EXTENSION: &str = "extension zodan";
+
+pub(super) const CHECKS: [EngineCheck; 3] = [
+    EngineCheck {
+        name: SERVER,
+        wanted: "PostgreSQL 16 or newer",
+        on: On::Every,
+    },
+    EngineCheck {
+        name: PUBLICATION,
+        wanted: "zodan's own, or none",
+        on: On::Every,
+    },
+    EngineCheck {
+        name: EXTENSION,
+        wanted: "installed, in the version of the new node",
+        on: On::Every,
+    },
+];
 
 #[derive(Default)]
 pub struct Native {
@@ -146,8 +168,12 @@ impl Engine for Native {
         }
     }
 
-    fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>> {
-        let mut findings = vec![];
+    fn checks(&self) -> &'static [EngineCheck] {
+        &CHECKS
+    }
+
+    fn run_checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<EngineFindings> {
+        let (mut servers, mut publications, mut extensions) = (vec![], vec![], vec![]);
         let mut nodes: Vec<&mut Node> = members.iter_mut().map(|n| &mut **n).collect();
         nodes.push(new);
         let answers = ask_all(
@@ -161,7 +187,7 @@ impl Engine for Native {
         for (node, rows) in nodes.iter_mut().zip(&answers) {
             let row = rows.one()?;
             if row.parse::<u32>(0)? < OLDEST_SERVER {
-                findings.push(Finding::new(
+                servers.push(Finding::new(
                     &node.name,
                     SqlState::FEATURE_NOT_SUPPORTED,
                     format!(
@@ -172,7 +198,7 @@ impl Engine for Native {
                 ));
             }
             if row.bool(2) && row.get(1).is_some() && self.members().run(node)?.is_empty() {
-                findings.push(Finding::new(
+                publications.push(Finding::new(
                     &node.name,
                     SqlState::DUPLICATE_OBJECT,
                     "publication zodan exists already, and the database is not a cluster node",
@@ -180,14 +206,14 @@ impl Engine for Native {
                 ));
             }
             match row.get(1) {
-                None => findings.push(extension_missing(&node.name)),
+                None => extensions.push(extension_missing(&node.name)),
                 Some(version) => versions.push(version.to_owned()),
             }
         }
         let ours = versions.last().cloned().unwrap_or_default();
         for (node, version) in nodes.iter().zip(&versions) {
             if *version != ours {
-                findings.push(Finding::new(
+                extensions.push(Finding::new(
                     &node.name,
                     SqlState::NOT_IN_PREREQUISITE_STATE,
                     format!("the extension zodan is {version} here and {ours} on the new node"),
@@ -195,7 +221,11 @@ impl Engine for Native {
                 ));
             }
         }
-        Ok(findings)
+        Ok(vec![
+            (SERVER, servers),
+            (PUBLICATION, publications),
+            (EXTENSION, extensions),
+        ])
     }
 
     fn local_name(&self, node: &mut Node) -> Result<Option<String>> {

@@ -9,9 +9,10 @@ mod sets;
 mod strangers;
 mod ways;
 
+pub(super) use self::checks::{BEFORE_A_JOIN as CHECKS, of_members as member_checks};
 use super::{
-    ByTable, CopyPlan, Engine, Excluded, Identity, MemberCheck, Path, PathTables, Provider,
-    SetDifference, Survey, names, no_reader, questions, subscription_states,
+    ByTable, CopyPlan, Engine, EngineCheck, EngineFindings, Excluded, Identity, MemberCheck, Path,
+    PathTables, Provider, SetDifference, Survey, names, no_reader, questions, subscription_states,
 };
 use crate::copy;
 use crate::error::{Error, Finding, Result, SqlState};
@@ -400,8 +401,12 @@ impl Engine for Spock {
         strangers::unclaimed_slots(&self.paths, node)
     }
 
-    fn checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<Vec<Finding>> {
-        let mut findings = vec![];
+    fn checks(&self) -> &'static [EngineCheck] {
+        &CHECKS
+    }
+
+    fn run_checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<EngineFindings> {
+        let (mut installed, mut timestamps) = (vec![], vec![]);
         let mut nodes: Vec<&mut Node> = members.iter_mut().map(|n| &mut **n).collect();
         nodes.push(new);
         let answers = ask_all(
@@ -416,32 +421,31 @@ impl Engine for Spock {
         for (node, rows) in nodes.iter().zip(&answers) {
             let row = rows.one()?;
             let Some(version) = row.get(0) else {
-                findings.push(not_installed(&node.name));
+                installed.push(not_installed(&node.name));
                 continue;
             };
-            let mut found = |state, message: String, hint: &str| {
-                findings.push(Finding::new(&node.name, state, message, hint));
-            };
+            let finding =
+                |state, message: String, hint: &str| Finding::new(&node.name, state, message, hint);
             if row.text(1) != "on" {
-                found(
+                timestamps.push(finding(
                     SqlState::NOT_IN_PREREQUISITE_STATE,
                     "track_commit_timestamp is off".into(),
                     "Set track_commit_timestamp = on and restart the server.",
-                );
+                ));
             }
             if !row.bool(2) {
-                found(
+                installed.push(finding(
                     SqlState::NOT_IN_PREREQUISITE_STATE,
                     "spock is not in shared_preload_libraries".into(),
                     "Add it and restart the server.",
-                );
+                ));
             }
             if !row.bool(3) {
-                found(
+                installed.push(finding(
                     SqlState::FEATURE_NOT_SUPPORTED,
                     format!("Spock {version} cannot pause its apply workers"),
                     "Upgrade Spock to 5.0.7 or newer on every node.",
-                );
+                ));
             }
             versions.push((node.name.clone(), Version::parse(version)));
         }
@@ -453,37 +457,46 @@ impl Engine for Spock {
                 .iter()
                 .map(|(n, v)| format!("\"{n}\" {}", v.text))
                 .collect();
-            findings.push(Finding::new(
+            installed.push(Finding::new(
                 nodes.last().map_or("", |n| &n.name),
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 format!("Spock versions are not compatible: {}", list.join(", ")),
                 "Install the same major and minor version of Spock everywhere.",
             ));
         }
+        let mut found = vec![
+            (checks::INSTALLED, installed),
+            (checks::TIMESTAMPS, timestamps),
+        ];
         if let Some((new, members)) = nodes.split_last_mut() {
-            self.check_groups(&mut findings);
+            let [mut groups, mut slots, mut extensions, mut ids] = [(); 4].map(|()| vec![]);
+            self.check_groups(&mut groups);
+            found.push((checks::GROUPS, groups));
             if versions.len() == members.len() + 1 {
-                checks::before_the_first_change(self, members, new, &mut findings)?;
+                found.extend(checks::before_the_first_change(self, members, new)?);
             }
-            self.check_slots(members, &mut findings)?;
+            self.check_slots(members, &mut slots)?;
+            found.push((checks::SLOTS, slots));
             if let Some(source) = members.first_mut() {
-                self.check_extensions(source, new, &mut findings)?;
+                self.check_extensions(source, new, &mut extensions)?;
+                found.push((checks::EXTENSIONS, extensions));
             }
-            check_node_ids(members, new, &mut findings)?;
+            check_node_ids(members, new, &mut ids)?;
             if is_node(new)? {
-                findings.push(Finding::new(
+                ids.push(Finding::new(
                     &new.name,
                     SqlState::OBJECT_IN_USE,
                     "the database is a Spock node already",
                     "Remove it from its cluster first.",
                 ));
             }
+            found.push((checks::NODE, ids));
         }
-        Ok(findings)
+        Ok(found)
     }
 
     fn member_checks(&self) -> Vec<MemberCheck> {
-        checks::of_members()
+        member_checks()
     }
 
     fn origin_wanted<'p>(&self, path: &'p Path) -> Option<&'p str> {

@@ -1,16 +1,14 @@
 //! `CALL spock.add_node(...)`.
 
 use super::arguments;
-use super::call::called;
+use super::entry::{self, raised};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::workflow::join::{self, Request};
 use pgrx::JsonB;
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 #[pg_extern(sql = "")]
-#[allow(clippy::too_many_arguments)] // the interface is given
 fn add_node(
     src_node_name: Option<&str>,
     src_dsn: Option<&str>,
@@ -23,8 +21,8 @@ fn add_node(
     verify: Option<bool>,
     readers: Option<Vec<Option<String>>>,
     fcinfo: pg_sys::FunctionCallInfo,
-) -> std::result::Result<(), ErrorReport> {
-    called(fcinfo, "spock.add_node", |local| {
+) -> raised::Result<()> {
+    entry::procedure(fcinfo, "spock.add_node", |local| {
         let request = Request {
             verbose: verb.unwrap_or(false),
             location: new_node_location.unwrap_or_default().to_owned(),

@@ -18,23 +18,6 @@ fn refused(
     }
 }
 
-/// Slots, subscriptions and the settings of databases are for superusers.
-pub fn superuser(procedure: &str) -> Result<()> {
-    superuser_for(&format!("CALL {procedure}"))
-}
-
-pub fn superuser_for(what: &str) -> Result<()> {
-    // SAFETY: reads the current user's catalog row.
-    if unsafe { pgrx::pg_sys::superuser() } {
-        return Ok(());
-    }
-    Err(Error::refused(
-        SqlState::INSUFFICIENT_PRIVILEGE,
-        format!("only a superuser can run {what}"),
-        "Connect as a superuser.",
-    ))
-}
-
 /// The value of an argument that must be given.
 pub fn given<T>(argument: &'static str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| {
@@ -45,6 +28,15 @@ pub fn given<T>(argument: &'static str, value: Option<T>) -> Result<T> {
             format!("Give a value for {argument}."),
         )
     })
+}
+
+/// The value of an argument that may be left out, for which null stands.
+pub fn optional<T>(
+    argument: &'static str,
+    value: Option<&str>,
+    read: impl FnOnce(&'static str, Option<&str>) -> Result<T>,
+) -> Result<Option<T>> {
+    value.map(|value| read(argument, Some(value))).transpose()
 }
 
 /// A node name: any text of 1 to 63 bytes without control characters.

@@ -1,13 +1,12 @@
 //! `spock.health_report(...)` and `CALL spock.health_check(...)`.
 
 use super::arguments;
+use super::entry::{self, raised};
 use crate::encoding::shown;
+use crate::ereport;
 use crate::error::{Error, Result, SqlState};
-use crate::node::{HiddenContext, Member, Reader, hide_statement};
-use crate::workflow::findings::Outcome;
+use crate::node::Member;
 use crate::workflow::health::{self, Request, When};
-use crate::{ereport, sqlstate};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 fn request(
@@ -43,36 +42,14 @@ fn request(
     Ok(Request { source, new, when })
 }
 
-/// What both have in common: the text hidden, which may hold passwords, and a superuser.
-fn checked(
-    name: &str,
-    request: impl FnOnce() -> Result<Request>,
-    then: impl FnOnce(&[Outcome], When) -> Result<()>,
-) -> std::result::Result<Vec<Outcome>, ErrorReport> {
-    let context = HiddenContext::hide();
-    hide_statement(&format!("{name}(...)"));
-    let outcomes = (|| {
-        arguments::superuser_for(name)?;
-        let request = request()?;
-        let when = request.when;
-        let outcomes = health::check(&Reader::enter(name)?, request)?;
-        then(&outcomes, when)?;
-        Ok(outcomes)
-    })()
-    .inspect_err(|e: &Error| sqlstate::keep(e.sqlstate()))?;
-    context.show();
-    Ok(outcomes)
-}
-
 #[pg_extern(sql = "")]
-#[allow(clippy::type_complexity)] // the columns
 fn health_report(
     src_node_name: Option<&str>,
     src_dsn: Option<&str>,
     new_node_name: Option<&str>,
     new_node_dsn: Option<&str>,
     check_type: Option<&str>,
-) -> std::result::Result<
+) -> raised::Result<
     TableIterator<
         'static,
         (
@@ -85,21 +62,17 @@ fn health_report(
             name!(statement, Option<String>),
         ),
     >,
-    ErrorReport,
 > {
-    let outcomes = checked(
-        "spock.health_report",
-        || {
-            request(
-                src_node_name,
-                src_dsn,
-                new_node_name,
-                new_node_dsn,
-                check_type,
-            )
-        },
-        |_, _| Ok(()),
-    )?;
+    let outcomes = entry::function("spock.health_report", |reader| {
+        let request = request(
+            src_node_name,
+            src_dsn,
+            new_node_name,
+            new_node_dsn,
+            check_type,
+        )?;
+        health::check(reader, request)
+    })?;
     Ok(TableIterator::new(outcomes.into_iter().map(|o| {
         (
             o.node,
@@ -121,24 +94,20 @@ fn health_check(
     new_node_dsn: Option<&str>,
     check_type: Option<&str>,
     verb: Option<bool>,
-) -> std::result::Result<(), ErrorReport> {
-    checked(
-        "CALL spock.health_check",
-        || {
-            request(
-                src_node_name,
-                src_dsn,
-                new_node_name,
-                new_node_dsn,
-                check_type,
-            )
-        },
-        |outcomes, when| {
-            for line in health::lines(outcomes, verb.unwrap_or(false)) {
-                ereport::notice(&line);
-            }
-            health::verdict(outcomes, when)
-        },
-    )?;
-    Ok(())
+) -> raised::Result<()> {
+    entry::function("CALL spock.health_check", |reader| {
+        let request = request(
+            src_node_name,
+            src_dsn,
+            new_node_name,
+            new_node_dsn,
+            check_type,
+        )?;
+        let when = request.when;
+        let outcomes = health::check(reader, request)?;
+        for line in health::lines(&outcomes, verb.unwrap_or(false)) {
+            ereport::notice(&line);
+        }
+        health::verdict(&outcomes, when)
+    })
 }

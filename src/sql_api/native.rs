@@ -1,11 +1,11 @@
 //! What the native engine calls on the members of a cluster.
 
+use super::entry::{self, raised};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
 use crate::node::server;
 use crate::worker;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{PgXactCallbackEvent, register_xact_callback};
 
@@ -39,11 +39,8 @@ fn applying() -> bool {
 #[pg_extern(sql = "")]
 fn probe(
     dsn: &str,
-) -> std::result::Result<
-    TableIterator<'static, (name!(server, String), name!(database, String))>,
-    ErrorReport,
-> {
-    Ok(TableIterator::once(probe_dsn(dsn)?))
+) -> raised::Result<TableIterator<'static, (name!(server, String), name!(database, String))>> {
+    entry::raise(|| probe_dsn(dsn)).map(TableIterator::once)
 }
 
 fn probe_dsn(dsn: &str) -> Result<(String, String)> {
@@ -65,16 +62,16 @@ fn probe_dsn(dsn: &str) -> Result<(String, String)> {
 
 /// Starts the worker that resumes apply when the coordinator of a pause is gone.
 #[pg_extern(sql = "")]
-fn start_pause_watchdog(coordinator: i32, limit_ms: i32) -> std::result::Result<i32, ErrorReport> {
+fn start_pause_watchdog(coordinator: i32, limit_ms: i32) -> raised::Result<i32> {
     // SAFETY: reads backend state.
     let (database, role, pid) =
         unsafe { (pg_sys::MyDatabaseId, pg_sys::GetUserId(), pg_sys::MyProcPid) };
     let none_free = || {
-        ErrorReport::from(Error::refused(
+        Error::refused(
             SqlState::CONFIGURATION_LIMIT_EXCEEDED,
             "no background worker is free to watch over the pause of apply",
             "Raise max_worker_processes on this node.",
-        ))
+        )
     };
     let worker = BackgroundWorkerBuilder::new("zodan pause watchdog")
         .set_type("zodan pause watchdog")
@@ -89,7 +86,7 @@ fn start_pause_watchdog(coordinator: i32, limit_ms: i32) -> std::result::Result<
         .set_notify_pid(pid)
         .load_dynamic()
         .map_err(|_| none_free())?;
-    worker.wait_for_startup().map_err(|_| none_free())
+    Ok(worker.wait_for_startup().map_err(|_| none_free())?)
 }
 
 /// The watchdog: waits for the coordinator's lock in `zodan.watch_pause`, then resumes apply.

@@ -7,7 +7,6 @@ use pgrx::prelude::*;
 
 /// What session `pid` tells in the shared memory `handle`; no row if it has ended.
 #[pg_extern(sql = "")]
-#[allow(clippy::type_complexity)] // the columns
 fn progress_read(
     handle: i64,
     pid: i32,

@@ -1,16 +1,13 @@
 //! `CALL spock.recover_run(...)` and its parts.
 
 use super::arguments;
-use super::call::called;
+use super::entry::{self, raised};
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
 use crate::replay::{as_owner, commit_position as position_of_commit};
 use crate::workflow::recover::{self, Request};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{AnyElement, pg_sys};
-
-type Raised<T> = std::result::Result<T, ErrorReport>;
 
 pub fn nodes(
     failed: Option<&str>,
@@ -19,18 +16,13 @@ pub fn nodes(
     target: Option<&str>,
     target_dsn: Option<&str>,
 ) -> Result<Request> {
-    let optional = |argument, name: Option<&str>| {
-        name.map(|n| arguments::node_name(argument, Some(n)))
-            .transpose()
-    };
-    let dsn =
-        |argument, text: Option<&str>| text.map(|t| arguments::dsn(argument, Some(t))).transpose();
+    use arguments::{dsn, node_name, optional};
     Ok(Request {
-        failed: arguments::node_name("failed_node_name", failed)?,
-        source: optional("source_node_name", source)?,
-        source_dsn: dsn("source_dsn", source_dsn)?,
-        target: optional("target_node_name", target)?,
-        target_dsn: dsn("target_dsn", target_dsn)?,
+        failed: node_name("failed_node_name", failed)?,
+        source: optional("source_node_name", source, node_name)?,
+        source_dsn: optional("source_dsn", source_dsn, dsn)?,
+        target: optional("target_node_name", target, node_name)?,
+        target_dsn: optional("target_dsn", target_dsn, dsn)?,
         ..Request::default()
     })
 }
@@ -41,7 +33,6 @@ pub fn lsn(raw: Option<i64>) -> Option<Lsn> {
 }
 
 #[pg_extern(sql = "")]
-#[allow(clippy::too_many_arguments)] // the interface is given
 fn recover_run(
     failed_node_name: Option<&str>,
     source_node_name: Option<&str>,
@@ -55,8 +46,8 @@ fn recover_run(
     force: Option<bool>,
     verify: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
-) -> Raised<()> {
-    called(fcinfo, "spock.recover_run", |local| {
+) -> raised::Result<()> {
+    entry::procedure(fcinfo, "spock.recover_run", |local| {
         let request = Request {
             stop_lsn: lsn(stop_lsn),
             skip_lsn: lsn(skip_lsn),
@@ -77,7 +68,6 @@ fn recover_run(
 }
 
 #[pg_extern(sql = "")]
-#[allow(clippy::too_many_arguments)] // the interface is given
 fn recover_precheck(
     failed_node_name: Option<&str>,
     source_node_name: Option<&str>,
@@ -86,8 +76,8 @@ fn recover_precheck(
     target_dsn: Option<&str>,
     verb: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
-) -> Raised<Option<AnyElement>> {
-    let needed = called(fcinfo, "spock.recover_precheck", |local| {
+) -> raised::Result<Option<AnyElement>> {
+    let needed = entry::procedure(fcinfo, "spock.recover_precheck", |local| {
         let request = Request {
             verbose: verb.unwrap_or(false),
             ..nodes(
@@ -104,7 +94,6 @@ fn recover_precheck(
 }
 
 #[pg_extern(sql = "")]
-#[allow(clippy::too_many_arguments)] // the interface is given
 fn recover_phase_clone(
     failed_node_name: Option<&str>,
     source_node_name: Option<&str>,
@@ -116,8 +105,8 @@ fn recover_phase_clone(
     stop_timestamp: Option<i64>,
     verb: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
-) -> Raised<Option<AnyElement>> {
-    let clone = called(fcinfo, "spock.recover_phase_clone", |local| {
+) -> raised::Result<Option<AnyElement>> {
+    let clone = entry::procedure(fcinfo, "spock.recover_phase_clone", |local| {
         let request = Request {
             stop_lsn: lsn(stop_lsn),
             skip_lsn: lsn(skip_lsn),
@@ -145,8 +134,8 @@ fn recover_finalize(
     cloned_slot_name: Option<&str>,
     verb: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
-) -> Raised<()> {
-    called(fcinfo, "spock.recover_finalize", |local| {
+) -> raised::Result<()> {
+    entry::procedure(fcinfo, "spock.recover_finalize", |local| {
         let request = Request {
             verbose: verb.unwrap_or(false),
             ..nodes(
@@ -192,29 +181,32 @@ fn out(
 
 /// From here on this session writes as the owners of the tables, and triggers do not fire but zodan's own.
 #[pg_extern(sql = "")]
-fn replay_as_owners() -> Raised<bool> {
-    super::arguments::superuser_for("zodan.replay_as_owners")?;
-    // Without an id of its own the transaction leaves no trace under the origin of the session.
-    let spared = Spi::connect(|client| {
-        let sql = "SELECT pg_catalog.to_regprocedure('zodan.last_update_wins()')::pg_catalog.oid";
-        client.select(sql, None, &[])?.first().get::<pg_sys::Oid>(1)
-    });
-    let spared = spared.map_err(|e: pgrx::spi::Error| Error::internal(e.to_string()))?;
-    as_owner::arm(spared.unwrap_or(pg_sys::InvalidOid));
-    Ok(true)
+fn replay_as_owners() -> raised::Result<bool> {
+    entry::superuser_function("zodan.replay_as_owners", || {
+        // Without an id of its own the transaction leaves no trace under the origin of the session.
+        let spared = Spi::connect(|client| {
+            let sql =
+                "SELECT pg_catalog.to_regprocedure('zodan.last_update_wins()')::pg_catalog.oid";
+            client.select(sql, None, &[])?.first().get::<pg_sys::Oid>(1)
+        });
+        let spared = spared.map_err(|e: pgrx::spi::Error| Error::internal(e.to_string()))?;
+        as_owner::arm(spared.unwrap_or(pg_sys::InvalidOid));
+        Ok(true)
+    })
 }
 
 /// Commits the transaction under way as of that position of the session's origin and that time.
 #[pg_extern(sql = "")]
-fn commit_position(position: i64, at: i64) -> Raised<bool> {
-    super::arguments::superuser_for("zodan.commit_position")?;
-    // SAFETY: reads the session's variable.
-    let origin = unsafe { pg_sys::replorigin_session_origin };
-    if origin == pg_sys::InvalidRepOriginId as pg_sys::RepOriginId {
-        return Err(no_origin("no replication origin is set up in this session").into());
-    }
-    position_of_commit::set(position as u64, at);
-    Ok(true)
+fn commit_position(position: i64, at: i64) -> raised::Result<bool> {
+    entry::superuser_function("zodan.commit_position", || {
+        // SAFETY: reads the session's variable.
+        let origin = unsafe { pg_sys::replorigin_session_origin };
+        if origin == pg_sys::InvalidRepOriginId as pg_sys::RepOriginId {
+            return Err(no_origin("no replication origin is set up in this session"));
+        }
+        position_of_commit::set(position as u64, at);
+        Ok(true)
+    })
 }
 
 fn no_origin(problem: &str) -> Error {
@@ -227,7 +219,7 @@ fn no_origin(problem: &str) -> Error {
 
 /// Marks what this session commits as of `origin`.
 #[pg_extern(sql = "")]
-fn session_origin(origin: i32) -> Raised<bool> {
+fn session_origin(origin: i32) -> raised::Result<bool> {
     let origin = pg_sys::RepOriginId::try_from(origin)
         .map_err(|_| no_origin("the number is none of an origin"))?;
     // SAFETY: the session's variables that commit records take their origin from; with an origin set up,

@@ -1,7 +1,7 @@
 //! The background workers that keep recovery slots: a node worker for each database that is a node. Where the library is
 //! preloaded a launcher starts them.
 
-use super::arguments;
+use super::entry::{self, raised};
 use crate::engine::{self, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
@@ -12,7 +12,6 @@ use crate::workflow::{members, own_session, removed};
 use crate::{place, worker};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::pg_sys;
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -69,30 +68,32 @@ fn builder(database: pg_sys::Oid, notify: Option<i32>) -> BackgroundWorkerBuilde
 
 /// Starts a node worker for this database, unless one runs.
 #[pg_extern(sql = "")]
-fn start_node_worker() -> std::result::Result<i32, ErrorReport> {
-    let running: Option<i32> = Spi::connect(|client| {
-        let rows = client.select(
-            "SELECT pid FROM pg_stat_activity
+fn start_node_worker() -> raised::Result<i32> {
+    entry::raise(|| {
+        let running: Option<i32> = Spi::connect(|client| {
+            let rows = client.select(
+                "SELECT pid FROM pg_stat_activity
               WHERE backend_type = 'zodan node worker' AND datname = current_database()",
-            None,
-            &[],
-        )?;
-        if rows.is_empty() {
-            return Ok(None);
+                None,
+                &[],
+            )?;
+            if rows.is_empty() {
+                return Ok(None);
+            }
+            rows.first().get::<i32>(1)
+        })
+        .map_err(|e: pgrx::spi::Error| Error::internal(e.to_string()))?;
+        if let Some(pid) = running {
+            return Ok(pid);
         }
-        rows.first().get::<i32>(1)
+        if own()?.is_none() {
+            return Err(no_node());
+        }
+        // SAFETY: reads backend state.
+        let (database, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid) };
+        let worker = launch_node_worker(database, Some(pid))?;
+        worker.wait_for_startup().map_err(|_| none_free())
     })
-    .map_err(|e: pgrx::spi::Error| Error::internal(e.to_string()))?;
-    if let Some(pid) = running {
-        return Ok(pid);
-    }
-    if own()?.is_none() {
-        return Err(no_node().into());
-    }
-    // SAFETY: reads backend state.
-    let (database, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid) };
-    let worker = launch_node_worker(database, Some(pid))?;
-    Ok(worker.wait_for_startup().map_err(|_| none_free())?)
 }
 
 /// The node worker of one database. It ends when the database is no node, and when the server stops.
@@ -313,45 +314,47 @@ fn in_use(name: &str) -> Error {
 
 /// Notes where this database is a node.
 #[pg_extern(sql = "")]
-fn keep_place() -> std::result::Result<(), ErrorReport> {
-    arguments::superuser_for("zodan.keep_place()")?;
-    // SAFETY: backend state.
-    Ok(place::keep(unsafe { pg_sys::MyDatabaseId })?)
+fn keep_place() -> raised::Result<()> {
+    entry::superuser_function("zodan.keep_place()", || {
+        // SAFETY: backend state.
+        place::keep(unsafe { pg_sys::MyDatabaseId })
+    })
 }
 
 /// Makes a database that was copied from a node an ordinary one.
 #[pg_extern(sql = "")]
-fn become_standalone() -> std::result::Result<(), ErrorReport> {
+fn become_standalone() -> raised::Result<()> {
     const NAME: &str = "zodan.become_standalone()";
-    arguments::superuser_for(NAME)?;
-    let here = Mode::DryRun(Reader::enter(NAME)?);
-    let Some(own) = own()? else {
-        return Err(no_node().into());
-    };
-    let mut me = members::local(&own.name, &own.dsn, &here);
-    let engine = engine::detect(&mut me)?;
-    twin::require_copy(&*engine, &mut me)?;
-    let slots = twin::own_slots(&*engine, &mut me)?;
-    run(&engine.stop_subscriptions())?;
-    let mut tries = 0..TRIES;
-    while !drop_own_slots(&slots)? {
-        if tries.next().is_none() {
-            return Err(in_use(&own.name).into());
+    entry::superuser_function(NAME, || {
+        let here = Mode::DryRun(Reader::enter(NAME)?);
+        let Some(own) = own()? else {
+            return Err(no_node());
+        };
+        let mut me = members::local(&own.name, &own.dsn, &here);
+        let engine = engine::detect(&mut me)?;
+        twin::require_copy(&*engine, &mut me)?;
+        let slots = twin::own_slots(&*engine, &mut me)?;
+        run(&engine.stop_subscriptions())?;
+        let mut tries = 0..TRIES;
+        while !drop_own_slots(&slots)? {
+            if tries.next().is_none() {
+                return Err(in_use(&own.name));
+            }
+            wait::on_latch(TRY)?;
         }
-        wait::on_latch(TRY)?;
-    }
-    let statements = twin::unsubscribe(&*engine).into_iter();
-    for statement in statements.chain(engine.drop_node()) {
-        run(&statement)?;
-    }
-    // SAFETY: backend state.
-    let database = unsafe { pg_sys::MyDatabaseId };
-    place::forget(database)?;
-    crate::ereport::notice(&format!(
-        "the database is not a copy of node \"{}\" any more: its data is kept, and nobody gets what is written in it",
-        own.name
-    ));
-    Ok(())
+        let statements = twin::unsubscribe(&*engine).into_iter();
+        for statement in statements.chain(engine.drop_node()) {
+            run(&statement)?;
+        }
+        // SAFETY: backend state.
+        let database = unsafe { pg_sys::MyDatabaseId };
+        place::forget(database)?;
+        crate::ereport::notice(&format!(
+            "the database is not a copy of node \"{}\" any more: its data is kept, and nobody gets what is written in it",
+            own.name
+        ));
+        Ok(())
+    })
 }
 
 fn no_node() -> Error {

@@ -1,10 +1,9 @@
 //! `CALL spock.remove_node(...)`.
 
 use super::arguments;
-use super::call::called;
+use super::entry::{self, raised};
 use crate::error::Result;
 use crate::workflow::remove::{self, Request};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 #[pg_extern(sql = "")]
@@ -14,8 +13,8 @@ fn remove_node(
     verbose_mode: Option<bool>,
     force: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
-) -> std::result::Result<(), ErrorReport> {
-    called(fcinfo, "spock.remove_node", |local| {
+) -> raised::Result<()> {
+    entry::procedure(fcinfo, "spock.remove_node", |local| {
         let request = Request {
             verbose: verbose_mode.unwrap_or(true),
             ..request(target_node_name, target_node_dsn, force)?
@@ -31,9 +30,7 @@ pub fn request(
 ) -> Result<Request> {
     Ok(Request {
         target: arguments::node_name("target_node_name", target_node_name)?,
-        target_dsn: target_node_dsn
-            .map(|dsn| arguments::dsn("target_node_dsn", Some(dsn)))
-            .transpose()?,
+        target_dsn: arguments::optional("target_node_dsn", target_node_dsn, arguments::dsn)?,
         verbose: false,
         force: force.unwrap_or(false),
     })

@@ -1,16 +1,15 @@
 //! `spock.cluster_status()` and its sisters: what the cluster is like.
 
 use super::arguments;
-use crate::error::{Error, Result, SqlState};
-use crate::node::{HiddenContext, Reader, hide_statement};
+use super::entry::{self, raised};
+use crate::ereport;
+use crate::error::{Error, SqlState};
 use crate::workflow::status::{self, Format, Link, MemberStatus, Mesh, Registered};
-use crate::{ereport, sqlstate};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-fn look(function: &str) -> Result<Mesh> {
-    status::look(&Reader::enter(function)?)
+fn look(function: &str) -> raised::Result<Mesh> {
+    entry::public_function(function, status::look)
 }
 
 fn dsn(registered: &Registered) -> Option<String> {
@@ -30,8 +29,7 @@ fn role(seen: &MemberStatus) -> Option<&'static str> {
 }
 
 #[pg_extern(sql = "")]
-#[allow(clippy::type_complexity)] // the columns
-fn get_nodes() -> std::result::Result<
+fn get_nodes() -> raised::Result<
     TableIterator<
         'static,
         (
@@ -45,9 +43,8 @@ fn get_nodes() -> std::result::Result<
             name!(is_local, bool),
         ),
     >,
-    ErrorReport,
 > {
-    let (engine, nodes) = status::nodes(&Reader::enter("spock.get_nodes()")?)?;
+    let (engine, nodes) = entry::public_function("spock.get_nodes()", status::nodes)?;
     let row = move |n: Registered| {
         let dsn = dsn(&n);
         let info = n.info.and_then(|i| serde_json::from_str(&i).ok());
@@ -66,8 +63,7 @@ fn get_nodes() -> std::result::Result<
 }
 
 #[pg_extern(sql = "")]
-#[allow(clippy::type_complexity)] // the columns
-fn cluster_status() -> std::result::Result<
+fn cluster_status() -> raised::Result<
     TableIterator<
         'static,
         (
@@ -93,7 +89,6 @@ fn cluster_status() -> std::result::Result<
             name!(wal_status, Option<String>),
         ),
     >,
-    ErrorReport,
 > {
     let mesh = look("spock.cluster_status()")?;
     let row = |c: &Link| {
@@ -127,8 +122,7 @@ fn cluster_status() -> std::result::Result<
 }
 
 #[pg_extern(sql = "")]
-#[allow(clippy::type_complexity)] // the columns
-fn show_all_nodes() -> std::result::Result<
+fn show_all_nodes() -> raised::Result<
     TableIterator<
         'static,
         (
@@ -142,7 +136,6 @@ fn show_all_nodes() -> std::result::Result<
             name!(problem, Option<String>),
         ),
     >,
-    ErrorReport,
 > {
     let mesh = look("spock.show_all_nodes()")?;
     let row = |m: &MemberStatus| {
@@ -162,8 +155,7 @@ fn show_all_nodes() -> std::result::Result<
 }
 
 #[pg_extern(sql = "")]
-#[allow(clippy::type_complexity)] // the columns
-fn show_all_subscription_status() -> std::result::Result<
+fn show_all_subscription_status() -> raised::Result<
     TableIterator<
         'static,
         (
@@ -176,7 +168,6 @@ fn show_all_subscription_status() -> std::result::Result<
             name!(problem, Option<String>),
         ),
     >,
-    ErrorReport,
 > {
     let mesh = look("spock.show_all_subscription_status()")?;
     let row = |c: &Link| {
@@ -198,62 +189,44 @@ fn show_all_subscription_status() -> std::result::Result<
     Ok(TableIterator::new(rows))
 }
 
-/// What the two procedures have in common: the text hidden, which may hold a password, a superuser, and
-/// one line after the other.
-fn told(
+/// Tells one line after the other.
+fn print(
     name: &str,
     cluster_dsn: Option<&str>,
     verb: Option<bool>,
     lines: impl FnOnce(&Mesh) -> Vec<String>,
-) -> std::result::Result<(), ErrorReport> {
-    let context = HiddenContext::hide();
-    hide_statement(&format!("CALL {name}(...)"));
-    (|| {
-        arguments::superuser(name)?;
-        Reader::enter(&format!("CALL {name}"))?;
+) -> raised::Result<()> {
+    entry::function(name, |_| {
         let mesh = status::look_by(&arguments::dsn("cluster_dsn", cluster_dsn)?)?;
         if verb.unwrap_or(true) {
             lines(&mesh).iter().for_each(|line| ereport::notice(line));
         }
         Ok(())
-    })()
-    .inspect_err(|e: &Error| sqlstate::keep(e.sqlstate()))?;
-    context.show();
-    Ok(())
+    })
 }
 
 #[pg_extern(sql = "")]
-fn print_nodes(
-    cluster_dsn: Option<&str>,
-    verb: Option<bool>,
-) -> std::result::Result<(), ErrorReport> {
-    told(
-        "spock.show_all_nodes",
-        cluster_dsn,
-        verb,
-        status::format_nodes,
-    )
+fn print_nodes(cluster_dsn: Option<&str>, verb: Option<bool>) -> raised::Result<()> {
+    let name = "CALL spock.show_all_nodes";
+    print(name, cluster_dsn, verb, status::format_nodes)
 }
 
 #[pg_extern(sql = "")]
-fn print_subscriptions(
-    cluster_dsn: Option<&str>,
-    verb: Option<bool>,
-) -> std::result::Result<(), ErrorReport> {
-    let name = "spock.show_all_subscription_status";
-    told(name, cluster_dsn, verb, status::format_subscriptions)
+fn print_subscriptions(cluster_dsn: Option<&str>, verb: Option<bool>) -> raised::Result<()> {
+    let name = "CALL spock.show_all_subscription_status";
+    print(name, cluster_dsn, verb, status::format_subscriptions)
 }
 
 #[pg_extern(sql = "")]
-fn topology(
-    format: Option<&str>,
-) -> std::result::Result<SetOfIterator<'static, String>, ErrorReport> {
+fn topology(format: Option<&str>) -> raised::Result<SetOfIterator<'static, String>> {
     let format = format.unwrap_or("text");
-    let format: Format = format.parse().map_err(|()| Error::Argument {
-        argument: "format",
-        problem: format!("is \"{format}\", which is not a format of a drawing"),
-        hint: "Give text, dot or mermaid.".into(),
-        state: SqlState::INVALID_PARAMETER_VALUE,
+    let format = entry::raise(|| {
+        format.parse::<Format>().map_err(|()| Error::Argument {
+            argument: "format",
+            problem: format!("is \"{format}\", which is not a format of a drawing"),
+            hint: "Give text, dot or mermaid.".into(),
+            state: SqlState::INVALID_PARAMETER_VALUE,
+        })
     })?;
     let lines = status::draw(&look("spock.topology()")?, format);
     Ok(SetOfIterator::new(lines))

@@ -1,5 +1,6 @@
 //! `spock.verify_nodes(...)`.
 
+use super::entry::{self, raised};
 use super::recovery_slot::own;
 use crate::encoding::shown;
 use crate::engine;
@@ -7,16 +8,14 @@ use crate::error::{Error, Result, SqlState};
 use crate::node::Node;
 use crate::workflow::verify::{self, Of};
 use crate::workflow::{members, own_session};
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 /// Compares the content of all members with that of this one.
 #[pg_extern(sql = "")]
-#[allow(clippy::type_complexity)] // the macro has to see it
 fn verify_nodes(
     key_limit: i32,
     by_design: bool,
-) -> std::result::Result<
+) -> raised::Result<
     TableIterator<
         'static,
         (
@@ -29,14 +28,13 @@ fn verify_nodes(
             name!(keys, Vec<String>),
         ),
     >,
-    ErrorReport,
 > {
-    super::arguments::superuser("spock.verify_nodes")?;
     let of = match by_design {
         true => Of::Design,
         false => Of::Sent,
     };
-    let found = compare(usize::try_from(key_limit).unwrap_or(0), of)?;
+    let keys = usize::try_from(key_limit).unwrap_or(0);
+    let found = entry::superuser_function("spock.verify_nodes", || compare(keys, of))?;
     Ok(TableIterator::new(found.into_iter().map(|m| {
         (
             shown(&m.table).into_owned(),

@@ -1,10 +1,12 @@
 //! Whether the clocks of the nodes are together. Of two writes the later one counts as the right one where a last
 //! update wins, and where a recovery meets rows that somebody has changed since.
 
-use super::findings::Check;
-use crate::error::{Error, Result};
+use super::findings::{Check, Severity};
+use crate::error::{Error, Finding, Result};
 use crate::node::{Node, Statement};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+pub const WANTED: &str = "within 0.5 s of the others";
 
 /// Clocks further apart than that are told, in microseconds.
 const LIMIT: i64 = 500_000;
@@ -53,12 +55,11 @@ fn here() -> i64 {
 }
 
 /// Compares each with the first.
-pub fn check(clocks: &[Clock]) -> Check {
-    let mut check = Check::new("clock", "within 0.5 s of the others");
+pub fn check(clocks: &[Clock], check: &mut Check) {
     let Some(first) = clocks.first() else {
-        return check;
+        return;
     };
-    check.passed(&first.node, "");
+    check.pass(&first.node, "");
     for clock in &clocks[1..] {
         let apart = clock.ahead - first.ahead;
         let told = format!(
@@ -69,15 +70,19 @@ pub fn check(clocks: &[Clock]) -> Check {
         );
         // What the way there and back may have added is no difference of clocks.
         match apart.abs() - clock.error - first.error > LIMIT {
-            false => check.passed(&clock.node, told),
-            true => check.warned(
+            false => check.pass(&clock.node, told),
+            true => check.warn(Finding::warning(
                 &clock.node,
                 format!("its clock is {told}"),
                 "Keep the clocks together with NTP: where a last update wins, and in a recovery, an earlier write of the node that is ahead counts as the later one.",
-            ),
+            )),
         }
     }
-    check
+}
+
+/// The check of them.
+pub fn begin_check() -> Check {
+    Check::new("clock", WANTED, Severity::Warning)
 }
 
 #[cfg(test)]
@@ -92,14 +97,16 @@ mod tests {
             ahead,
             error,
         };
-        let outcomes = check(&[
+        let clocks = [
             clock("n1", -100_000, 1_000),
             clock("n2", 402_000, 1_000),
             clock("n3", 402_001, 1_000),
             clock("n4", -2_100_000, 1_000),
             clock("n5", 3_000_000, 3_000_000),
-        ])
-        .outcomes();
+        ];
+        let mut made = begin_check();
+        check(&clocks, &mut made);
+        let outcomes = made.outcomes();
         let told: Vec<(&str, Status, &str)> = outcomes
             .iter()
             .map(|o| (o.node.as_str(), o.status, o.found.as_str()))

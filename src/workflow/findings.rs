@@ -34,64 +34,81 @@ pub struct Outcome {
     pub finding: Option<Finding>,
 }
 
+/// What a check does with what it finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// It refuses a join, and makes a cluster that is checked an unhealthy one. Where a check takes some of it for
+    /// harmless, it says so itself.
+    Failure,
+    /// It is told.
+    Warning,
+}
+
 /// One check on any number of nodes.
 pub struct Check {
     name: &'static str,
     wanted: String,
+    severity: Severity,
     outcomes: Vec<Outcome>,
 }
 
 impl Check {
-    pub fn new(name: &'static str, wanted: impl Into<String>) -> Self {
+    pub fn new(name: &'static str, wanted: impl Into<String>, severity: Severity) -> Self {
         Self {
             name,
             wanted: wanted.into(),
+            severity,
             outcomes: vec![],
         }
     }
 
+    /// What is wanted of the nodes that are recorded from here on.
+    pub fn want(&mut self, wanted: impl Into<String>) {
+        self.wanted = wanted.into();
+    }
+
     /// The node is as it should be, with what was found there.
-    pub fn passed(&mut self, node: &str, found: impl Into<String>) {
+    pub fn pass(&mut self, node: &str, found: impl Into<String>) {
         self.add(Status::Ok, Finding::new(node, SqlState::OK, found, ""));
     }
 
-    pub fn failed(&mut self, finding: Finding) {
+    /// The node is not as it should be.
+    pub fn find(&mut self, finding: Finding) {
+        match self.severity {
+            Severity::Failure => self.fail(finding),
+            Severity::Warning => self.warn(finding),
+        }
+    }
+
+    pub fn fail(&mut self, finding: Finding) {
         self.add(Status::Failed, finding);
     }
 
-    pub fn warned(&mut self, node: &str, found: impl Into<String>, remedy: impl Into<String>) {
-        self.warned_of(Finding::new(node, SqlState::OK, found, remedy));
-    }
-
-    /// As [`Self::warned`], with more that can be said.
-    pub fn warned_of(&mut self, finding: Finding) {
+    pub fn warn(&mut self, finding: Finding) {
         self.add(Status::Warning, finding);
     }
 
-    /// One look at one node.
-    pub fn look(&mut self, node: &str, found: impl Into<String>, trouble: Option<Finding>) {
+    /// One node: what it has, or what is wrong with it.
+    pub fn record(&mut self, node: &str, found: impl Into<String>, trouble: Option<Finding>) {
         match trouble {
-            Some(finding) => self.failed(finding),
-            None => self.passed(node, found),
+            Some(finding) => self.find(finding),
+            None => self.pass(node, found),
         }
     }
 
     /// All that was found in one go; the other of `nodes` are as they should be.
-    pub fn all<'n>(
-        mut self,
+    pub fn record_all<'n>(
+        &mut self,
         nodes: impl IntoIterator<Item = &'n str>,
         findings: Vec<Finding>,
-    ) -> Self {
+    ) {
         let found: Vec<String> = findings.iter().map(|f| f.node.clone()).collect();
-        for finding in findings {
-            self.failed(finding);
-        }
+        findings.into_iter().for_each(|finding| self.find(finding));
         for node in nodes {
             if !found.iter().any(|f| f == node) {
-                self.passed(node, "");
+                self.pass(node, "");
             }
         }
-        self
     }
 
     pub fn outcomes(self) -> Vec<Outcome> {

@@ -1,7 +1,7 @@
 //! What Spock's settings and tables on a node say against a join, or against the health of its cluster.
 
 use super::{Spock, set_tables};
-use crate::engine::{Judged, MemberCheck};
+use crate::engine::{EngineCheck, EngineFindings, Judged, MemberCheck, On};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Row, Rows, wait};
 use crate::node::{Node, Statement, ask_all};
@@ -251,8 +251,56 @@ fn judge_alike(answers: &[(String, Rows)]) -> Vec<Judged> {
     found
 }
 
+pub(super) const INSTALLED: &str = "Spock";
+pub(super) const TIMESTAMPS: &str = "track_commit_timestamp";
+pub(super) const GROUPS: &str = "groups of slots";
+const WRITING: &str = "apply workers";
+const FORWARDING: &str = "forwarding";
+const RESERVED: &str = "reserved schemas";
+const SYNCHRONIZED: &str = "tables of the source";
+const SENDING: &str = "sent tables";
+pub(super) const SLOTS: &str = "readers of slots";
+pub(super) const EXTENSIONS: &str = "reserved extensions";
+pub(super) const NODE: &str = "number of the node";
+
+/// In the order in which they are made.
+pub(in crate::engine) const BEFORE_A_JOIN: [EngineCheck; 11] = {
+    const fn of(name: &'static str, on: On, wanted: &'static str) -> EngineCheck {
+        EngineCheck { name, wanted, on }
+    }
+    [
+        of(
+            INSTALLED,
+            On::Every,
+            "installed and preloaded, its major and minor version the same everywhere",
+        ),
+        of(TIMESTAMPS, On::Every, "on"),
+        of(
+            GROUPS,
+            On::Members,
+            "none among the subscriptions between two members",
+        ),
+        of(WRITING, On::Every, "may write"),
+        of(
+            FORWARDING,
+            On::Members,
+            "no subscription brings changes of others than its provider",
+        ),
+        of(RESERVED, On::Source, "nothing that is replicated is in one"),
+        of(SYNCHRONIZED, On::Source, "synchronized"),
+        of(
+            SENDING,
+            On::Source,
+            "their rows come from nodes that send them",
+        ),
+        of(SLOTS, On::Members, "every slot of a member is read by it"),
+        of(EXTENSIONS, On::New, "those of the source are installed"),
+        of(NODE, On::Every, "free, and the new node is none yet"),
+    ]
+};
+
 /// What every member is asked, before a join and afterwards.
-pub(super) fn of_members() -> Vec<MemberCheck> {
+pub(in crate::engine) fn of_members() -> Vec<MemberCheck> {
     vec![
         MemberCheck {
             name: "spock.readonly",
@@ -295,17 +343,29 @@ pub(super) fn before_the_first_change(
     spock: &Spock,
     members: &mut [&mut Node],
     new: &mut Node,
-    findings: &mut Vec<Finding>,
-) -> Result<()> {
-    check_readonly(members, new, findings)?;
-    check_forwarding(members, findings)?;
+) -> Result<EngineFindings> {
+    let [
+        mut writing,
+        mut forwarding,
+        mut reserved,
+        mut synchronized,
+        mut sending,
+    ] = [(); 5].map(|()| vec![]);
+    check_readonly(members, new, &mut writing)?;
+    check_forwarding(members, &mut forwarding)?;
     if let Some(source) = members.first_mut() {
-        check_reserved(spock, source, new, findings)?;
-        check_synchronized(source, findings)?;
+        check_reserved(spock, source, new, &mut reserved)?;
+        check_synchronized(source, &mut synchronized)?;
         let sent = set_tables(source)?;
-        spock.check_filled_twice(members, &sent, findings)?;
+        spock.check_filled_twice(members, &sent, &mut sending)?;
     }
-    Ok(())
+    Ok(vec![
+        (WRITING, writing),
+        (FORWARDING, forwarding),
+        (RESERVED, reserved),
+        (SYNCHRONIZED, synchronized),
+        (SENDING, sending),
+    ])
 }
 
 fn check_readonly(

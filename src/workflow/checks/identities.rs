@@ -1,22 +1,18 @@
 //! Whether updates and deletes of every table can be told to others.
 
-use super::everybody::Everybody;
+use super::every_member::EveryMember;
 use crate::engine::identities::Unfit;
 use crate::error::{Finding, Result, SqlState};
 use crate::workflow::findings::Check;
 
 /// A source that becomes a node is given what is missing, so there only what cannot be mended fails. In a cluster
 /// it fails where updates would stop those who apply them; where updates fail by themselves, applications know.
-pub fn check(all: &mut Everybody) -> Result<Check> {
-    let mut check = Check::new(
-        "replica identity",
-        "something to tell the rows of every table by",
-    );
+pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
     let (unsent, mixed) = all.unsent();
     let Some(question) = all.engine.unfit_identities(unsent) else {
-        return Ok(check);
+        return Ok(());
     };
-    for (node, rows) in all.answers(&mut check, &question, false)? {
+    for (node, rows) in all.answers(check, &question, false)? {
         let mut fit = true;
         for unfit in Unfit::all(&rows) {
             let table = &unfit.table;
@@ -43,13 +39,13 @@ pub fn check(all: &mut Everybody) -> Result<Check> {
             };
             fit = false;
             match all.bootstrapping || unfit.stops_apply || mixed && unfit.generated {
-                true => check.failed(finding),
-                false => check.warned_of(finding),
+                true => check.fail(finding),
+                false => check.warn(finding),
             }
         }
         if fit {
-            check.passed(&node, "");
+            check.pass(&node, "");
         }
     }
-    Ok(check)
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Replication with the world outside of the cluster.
 
-use super::everybody::Everybody;
+use super::every_member::EveryMember;
 use crate::engine::{names, questions};
 use crate::error::{Finding, Result, SqlState};
 use crate::node::server;
@@ -9,9 +9,11 @@ use crate::workflow::findings::Check;
 
 /// Publications of others that would send zodan's own records, and who may read them. The records hold connection
 /// strings, and a reader that has no such tables stops at the first of their rows.
-pub fn publications(all: &mut Everybody) -> Result<Check> {
-    let mut check = Check::new("publications", "none of others sends zodan's own records");
-    for (node, rows) in all.answers(&mut check, &questions::publications(), true)? {
+pub fn publications(all: &mut EveryMember, check: &mut Check) -> Result<()> {
+    if !all.engine.uses_logical_workers() {
+        return Ok(());
+    }
+    for (node, rows) in all.answers(check, &questions::publications(), true)? {
         let own = |slot: &str| {
             let paths = all.paths.iter().filter(|p| p.provider == node);
             slot.starts_with(names::RECOVERY_SLOTS) || paths.into_iter().any(|p| p.slot == slot)
@@ -28,7 +30,7 @@ pub fn publications(all: &mut Everybody) -> Result<Check> {
             }
         }
         if sending.is_empty() && unfiltered.is_empty() {
-            check.passed(&node, "");
+            check.pass(&node, "");
         }
         for (name, all_tables) in sending {
             let publication = ident(&name);
@@ -49,54 +51,50 @@ pub fn publications(all: &mut Everybody) -> Result<Check> {
                 )
             };
             match reading.is_empty() {
-                true => check.warned_of(finding(format!(
+                true => check.warn(finding(format!(
                     "publication {publication} {what}: who reads it is sent {told}"
                 ))),
-                false => check.failed(finding(format!(
+                false => check.fail(finding(format!(
                     "publication {publication} {what}: the reader of slot {} may be sent {told}, and stop for lack of such tables",
                     reading.join(", ")
                 ))),
             }
         }
         if !unfiltered.is_empty() {
-            check.warned(
+            check.warn(Finding::warning(
                 &node,
                 format!(
                     "slot {} is sent all tables, also zodan's own records, which hold connection strings",
                     unfiltered.join(", ")
                 ),
                 "Have its reader leave out schema zodan.",
-            );
+            ));
         }
     }
-    Ok(check)
+    Ok(())
 }
 
 /// Subscriptions that are not the cluster's. What they bring stays where it arrives: members send on only what was
 /// written on them.
-pub fn subscriptions(all: &mut Everybody) -> Result<Check> {
-    let mut check = Check::new(
-        "subscriptions of others",
-        "none: what they bring is not sent on",
-    );
+pub fn subscriptions(all: &mut EveryMember, check: &mut Check) -> Result<()> {
     let question = server::subscriptions();
-    for (node, rows) in all.answers(&mut check, &question, true)? {
+    for (node, rows) in all.answers(check, &question, true)? {
         let own = |name: &str| {
             let mut paths = all.paths.iter().filter(|p| p.subscriber == node);
             paths.any(|p| p.subscription == name)
         };
         let names: Vec<&str> = rows.iter().map(|r| r.text(0)).filter(|n| !own(n)).collect();
         match names.is_empty() {
-            true => check.passed(&node, "none"),
-            false => check.warned(
+            true => check.pass(&node, "none"),
+            false => check.warn(Finding::warning(
                 &node,
                 format!(
                     "subscription {} brings rows from outside of the cluster, which no other member gets",
                     names.join(", ")
                 ),
                 "Give every member such a subscription of its own, or end it.",
-            ),
+            )),
         }
     }
-    Ok(check)
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Whether rows can be applied with the rights of the owners of their tables, which is how PostgreSQL's apply
 //! workers do it.
 
-use super::everybody::Everybody;
+use super::every_member::EveryMember;
 use crate::engine::questions;
 use crate::error::{Finding, Result, SqlState};
 use crate::libpq::Row;
@@ -9,43 +9,42 @@ use crate::quote::{ident, qualified};
 use crate::workflow::findings::Check;
 use std::collections::{BTreeMap, BTreeSet};
 
-pub fn check(all: &mut Everybody) -> Result<Check> {
-    let mut check = Check::new(
-        "owners",
-        "the owner of every table may do what applying its rows takes",
-    );
+pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
+    if !all.engine.uses_logical_workers() {
+        return Ok(());
+    }
     let mut exempt = BTreeMap::new();
-    for (node, rows) in all.answers(&mut check, &questions::owners(), false)? {
+    for (node, rows) in all.answers(check, &questions::owners(), false)? {
         let mut found = false;
         for row in &rows {
             if row.bool(7) {
                 let key = [0, 1, 3, 5].map(|column| row.text(column).to_owned());
                 exempt.insert(key, row.clone());
             } else {
-                check.failed(finding(&node, row));
+                check.fail(finding(&node, row));
                 found = true;
             }
         }
         if !found {
-            check.passed(&node, "");
+            check.pass(&node, "");
         }
     }
     if exempt.is_empty() {
-        return Ok(check);
+        return Ok(());
     }
     let roles: BTreeSet<&str> = exempt.values().map(|row| row.text(2)).collect();
     let question = questions::attributes(roles);
-    for (node, rows) in all.answers(&mut check, &question, true)? {
+    for (node, rows) in all.answers(check, &question, true)? {
         for row in exempt.values() {
             let column = if row.text(3) == "security" { 2 } else { 1 };
             // A role that is not there yet is told of elsewhere.
             let lacks = |role: &Row| role.text(0) == row.text(2) && !role.bool(column);
             if rows.iter().any(lacks) {
-                check.failed(finding(&node, row));
+                check.fail(finding(&node, row));
             }
         }
     }
-    Ok(check)
+    Ok(())
 }
 
 fn finding(node: &str, row: &Row) -> Finding {

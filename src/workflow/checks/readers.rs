@@ -1,6 +1,8 @@
 //! Nodes that only read: what the subscription to the new node needs there.
 
-use super::{Checks, Known, SLOTS, cannot_reach, too_few};
+use super::capacity::{SLOTS, too_few};
+use super::reachability::cannot_reach;
+use super::{Checks, Known};
 use crate::engine::{Path, subscription_states};
 use crate::error::{Finding, Result, SqlState};
 use crate::node::Node;
@@ -8,76 +10,75 @@ use crate::node::server::{self, Facts};
 use crate::workflow::findings::Check;
 use crate::workflow::taken;
 
-impl Checks<'_> {
-    pub(super) fn check_readers(&mut self, known: &Known) -> Result<Check> {
-        let (engine, new) = (self.engine, self.new.name.clone());
-        let members = self.member_names();
-        let mut findings = vec![];
-        let names: Vec<String> = self.readers.iter().map(|r| r.name.clone()).collect();
-        for reader in self.readers.iter_mut() {
-            let name = reader.name.clone();
-            let paths = engine.paths(&new, &name);
-            let states = subscription_states(&engine.subscriptions().run(reader)?)?;
-            for path in members.iter().flat_map(|m| engine.paths(m, &name)) {
-                if let Some(state) = states.iter().find(|s| s.name == path.subscription)
-                    && !state.working
-                {
-                    findings.push(Finding::new(
-                        &name,
-                        SqlState::NOT_IN_PREREQUISITE_STATE,
-                        format!(
-                            "subscription {} from node \"{}\" does not replicate",
-                            path.subscription, path.provider
-                        ),
-                        "Make it replicate first; the log of that server says why it does not.",
-                    ));
-                }
-            }
-            let there = |path: &&Path| states.iter().find(|s| s.name == path.subscription);
-            let taken_names = paths.iter().filter_map(|p| there(&p));
-            findings.extend(taken_names.map(|s| taken::subscription(&name, &s.name, s.working)));
-            let slots: Vec<String> = paths.iter().map(|p| p.slot.clone()).collect();
-            for row in &server::origins_there(&slots).run(reader)? {
-                let path = paths.iter().find(|p| p.slot == row.text(0));
-                if let Some(path) = path.filter(|p| there(p).is_none()) {
-                    findings.push(taken::origin(&name, &path.subscription, row));
-                }
-            }
-            for row in &server::slots_named(&slots).run(self.new)? {
-                findings.push(taken::slot(&new, row));
-            }
-            let facts = Facts::parse(server::facts().run(reader)?.one()?)?;
-            let count = paths.len() as i64;
-            findings.extend(
-                [
-                    (facts.origins_setting.as_str(), facts.origins),
-                    ("max_worker_processes", facts.worker_processes),
-                ]
-                .into_iter()
-                .filter_map(|(setting, budget)| too_few(&name, setting, budget, count)),
-            );
-        }
-        let mut readers: Vec<&mut Node> = self.readers.iter_mut().collect();
-        let unreached = cannot_reach(engine, &mut readers, &self.new.dsn, known, "every node")?;
-        findings.extend(unreached);
-        let more: i64 = names
-            .iter()
-            .map(|n| engine.paths(&new, n).len() as i64)
-            .sum();
-        let members = members.len() as i64;
-        for (setting, budget) in [
-            (SLOTS, known.new.replication_slots),
-            ("max_wal_senders", known.new.wal_senders),
-        ] {
-            // Without them it is told with what the members need.
-            if more > 0 && budget.free() >= members {
-                findings.extend(too_few(&new, setting, budget, members + more));
-            }
-        }
-        let check = Check::new("readers", "can subscribe to the new node");
-        Ok(check.all(
-            names.iter().map(String::as_str).chain([new.as_str()]),
-            findings,
-        ))
+pub fn fit(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+    if nodes.readers.is_empty() {
+        return Ok(());
     }
+    let (engine, new) = (nodes.engine, nodes.new.name.clone());
+    let members = nodes.member_names();
+    let mut findings = vec![];
+    let names: Vec<String> = nodes.readers.iter().map(|r| r.name.clone()).collect();
+    for reader in nodes.readers.iter_mut() {
+        let name = reader.name.clone();
+        let paths = engine.paths(&new, &name);
+        let states = subscription_states(&engine.subscriptions().run(reader)?)?;
+        for path in members.iter().flat_map(|m| engine.paths(m, &name)) {
+            if let Some(state) = states.iter().find(|s| s.name == path.subscription)
+                && !state.working
+            {
+                findings.push(Finding::new(
+                    &name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "subscription {} from node \"{}\" does not replicate",
+                        path.subscription, path.provider
+                    ),
+                    "Make it replicate first; the log of that server says why it does not.",
+                ));
+            }
+        }
+        let there = |path: &&Path| states.iter().find(|s| s.name == path.subscription);
+        let taken_names = paths.iter().filter_map(|p| there(&p));
+        findings.extend(taken_names.map(|s| taken::subscription(&name, &s.name, s.working)));
+        let slots: Vec<String> = paths.iter().map(|p| p.slot.clone()).collect();
+        for row in &server::origins_there(&slots).run(reader)? {
+            let path = paths.iter().find(|p| p.slot == row.text(0));
+            if let Some(path) = path.filter(|p| there(p).is_none()) {
+                findings.push(taken::origin(&name, &path.subscription, row));
+            }
+        }
+        for row in &server::slots_named(&slots).run(nodes.new)? {
+            findings.push(taken::slot(&new, row));
+        }
+        let facts = Facts::parse(server::facts().run(reader)?.one()?)?;
+        let count = paths.len() as i64;
+        findings.extend(
+            [
+                (facts.origins_setting.as_str(), facts.origins),
+                ("max_worker_processes", facts.worker_processes),
+            ]
+            .into_iter()
+            .filter_map(|(setting, budget)| too_few(&name, setting, budget, count)),
+        );
+    }
+    let mut readers: Vec<&mut Node> = nodes.readers.iter_mut().collect();
+    let unreached = cannot_reach(engine, &mut readers, &nodes.new.dsn, known, "every node")?;
+    findings.extend(unreached);
+    let more: i64 = names
+        .iter()
+        .map(|n| engine.paths(&new, n).len() as i64)
+        .sum();
+    let members = members.len() as i64;
+    for (setting, budget) in [
+        (SLOTS, known.new.replication_slots),
+        ("max_wal_senders", known.new.wal_senders),
+    ] {
+        // Without them it is told with what the members need.
+        if more > 0 && budget.free() >= members {
+            findings.extend(too_few(&new, setting, budget, members + more));
+        }
+    }
+    let all = names.iter().map(String::as_str).chain([new.as_str()]);
+    check.record_all(all, findings);
+    Ok(())
 }

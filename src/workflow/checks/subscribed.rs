@@ -1,20 +1,19 @@
 //! Whether every subscription knows every table that its provider sends: what it does not know it leaves out
 //! without a word. A table or partition that was created on all members is not known before a refresh.
 
-use super::everybody::{Everybody, some};
+use super::every_member::{EveryMember, some};
 use crate::engine::{Engine, Path, questions};
 use crate::error::{Finding, Result, SqlState};
 use crate::libpq::Rows;
 use crate::workflow::findings::Check;
 use std::collections::BTreeSet;
 
-pub fn check(all: &mut Everybody) -> Result<Check> {
-    let mut check = Check::new("subscribed tables", "all that the provider has");
-    if all.paths.is_empty() {
-        return Ok(check);
+pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
+    if all.paths.is_empty() || !all.engine.uses_logical_workers() {
+        return Ok(());
     }
     // Only where the digests differ anybody asks for more.
-    let digests = all.answers(&mut check, &questions::subscribed_digest(), false)?;
+    let digests = all.answers(check, &questions::subscribed_digest(), false)?;
     let digest = |node: &str, subscription: &str| -> Option<&str> {
         let (_, rows) = digests.iter().find(|(name, _)| name == node)?;
         let row = rows.iter().find(|row| row.text(0) == subscription)?;
@@ -29,7 +28,7 @@ pub fn check(all: &mut Everybody) -> Result<Check> {
     let suspect: Vec<Path> = all.paths.iter().filter(|p| differ(p)).cloned().collect();
     let mut findings = vec![];
     if !suspect.is_empty() {
-        let lines = all.answers(&mut check, &questions::subscribed(), false)?;
+        let lines = all.answers(check, &questions::subscribed(), false)?;
         let of = |name: &str| {
             lines
                 .iter()
@@ -42,7 +41,8 @@ pub fn check(all: &mut Everybody) -> Result<Check> {
             }
         }
     }
-    Ok(check.all(digests.iter().map(|(node, _)| node.as_str()), findings))
+    check.record_all(digests.iter().map(|(node, _)| node.as_str()), findings);
+    Ok(())
 }
 
 fn look(engine: &dyn Engine, path: &Path, there: &Rows, here: &Rows, findings: &mut Vec<Finding>) {

@@ -1,39 +1,39 @@
 //! Whether the members have the same tables, columns and types: a row that a member has no place for stops its
 //! replication, and the new node gets what the source has.
 
-use super::everybody::{Everybody, some};
+use super::every_member::{EveryMember, some};
 use crate::engine::questions;
 use crate::error::{Finding, Result, SqlState};
 use crate::libpq::Rows;
 use crate::workflow::findings::Check;
 use std::collections::BTreeMap;
 
-pub fn check(all: &mut Everybody) -> Result<Check> {
-    let mut check = Check::new(
-        "tables",
-        "the same tables, columns and types on every member",
-    );
+pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
+    if !all.engine.uses_logical_workers() {
+        return Ok(());
+    }
     // Only where the digests differ anybody asks for more.
-    let digests = all.answers(&mut check, &questions::tables_digest(), false)?;
+    let digests = all.answers(check, &questions::tables_digest(), false)?;
     let digest = |rows: &Rows| rows.first().map(|row| row.text(0).to_owned());
     if digests
         .windows(2)
         .all(|two| digest(&two[0].1) == digest(&two[1].1))
     {
         for (node, _) in &digests {
-            check.passed(node, "");
+            check.pass(node, "");
         }
-        return Ok(check);
+        return Ok(());
     }
-    let lines = all.answers(&mut check, &questions::tables(), false)?;
+    let lines = all.answers(check, &questions::tables(), false)?;
     let Some(((first, there), others)) = lines.split_first() else {
-        return Ok(check);
+        return Ok(());
     };
     let mut findings = vec![];
     for (node, here) in others {
         differences((first, there), (node, here), &mut findings);
     }
-    Ok(check.all(lines.iter().map(|(node, _)| node.as_str()), findings))
+    check.record_all(lines.iter().map(|(node, _)| node.as_str()), findings);
+    Ok(())
 }
 
 /// What the name of a key begins with.

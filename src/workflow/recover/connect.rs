@@ -151,8 +151,9 @@ impl Recovery {
             failed,
             done: Default::default(),
         };
-        let clocks = clocks::check(&clocks::read(&mut recovery.survivors)?);
-        for outcome in clocks.outcomes() {
+        let mut check = clocks::begin_check();
+        clocks::check(&clocks::read(&mut recovery.survivors)?, &mut check);
+        for outcome in check.outcomes() {
             if outcome.status == Status::Warning {
                 let what = format!("node \"{}\": {}", outcome.node, outcome.found);
                 recovery.report.warn(&what, &outcome.remedy);

@@ -1,16 +1,15 @@
 //! What is checked on every member: before a join, and in the same words afterwards.
 
-use super::{identities, outsiders, owners, subscribed, tables};
 use crate::engine::{Engine, Judged, MemberCheck, Path};
 use crate::error::{Error, Finding, Result};
 use crate::libpq::Rows;
 use crate::node::Statement;
-use crate::workflow::findings::{Check, Outcome};
+use crate::workflow::findings::{Check, Outcome, Severity};
 
 /// What a node answers, or why it does not.
 pub type Answers = Vec<(String, Result<Rows>)>;
 
-pub struct Everybody<'a> {
+pub struct EveryMember<'a> {
     pub engine: &'a dyn Engine,
     /// Asks every member the same, and where the second argument says so also a node that is to join. The source of
     /// a join is the first.
@@ -26,42 +25,28 @@ pub struct Everybody<'a> {
 /// Since this major version a server refuses updates that are told by columns it does not send.
 pub const REFUSES_UNSENT: u32 = 18;
 
-impl Everybody<'_> {
-    pub fn outcomes(mut self) -> Result<Vec<Outcome>> {
-        let mut checks = vec![identities::check(&mut self)?];
-        if self.engine.uses_logical_workers() {
-            checks.push(owners::check(&mut self)?);
-            checks.push(tables::check(&mut self)?);
-            checks.push(subscribed::check(&mut self)?);
-            checks.push(outsiders::publications(&mut self)?);
-        }
-        checks.push(outsiders::subscriptions(&mut self)?);
-        for wanted in self.engine.member_checks() {
-            checks.push(self.of_the_engine(wanted)?);
-        }
-        Ok(checks.into_iter().flat_map(Check::outcomes).collect())
-    }
-
-    fn of_the_engine(&mut self, wanted: MemberCheck) -> Result<Check> {
-        let mut check = Check::new(wanted.name, wanted.wanted);
+impl EveryMember<'_> {
+    /// What the engine wants of every member.
+    pub fn of_the_engine(&mut self, wanted: MemberCheck) -> Result<Vec<Outcome>> {
+        let mut check = Check::new(wanted.name, wanted.wanted, Severity::Failure);
         let answers = self.answers(&mut check, &wanted.question, wanted.with_new)?;
         let mut told = vec![];
         for judged in (wanted.judge)(&answers) {
             match judged {
                 Judged::Failed(finding) => {
                     told.push(finding.node.clone());
-                    check.failed(finding);
+                    check.fail(finding);
                 }
                 Judged::Warned(finding) => {
                     told.push(finding.node.clone());
-                    check.warned_of(finding);
+                    check.warn(finding);
                 }
             }
         }
         for (node, _) in answers.iter().filter(|(node, _)| !told.contains(node)) {
-            check.passed(node, "");
+            check.pass(node, "");
         }
-        Ok(check)
+        Ok(check.outcomes())
     }
 
     /// The answers of those who give one; that the others do not has its place in the check.
@@ -76,12 +61,7 @@ impl Everybody<'_> {
             match answer {
                 Ok(rows) => answers.push((node, rows)),
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
-                Err(error) => check.failed(Finding::new(
-                    &node,
-                    error.sqlstate(),
-                    error.to_string(),
-                    error.hint().unwrap_or_default(),
-                )),
+                Err(error) => check.fail(Finding::unanswered(&node, &error)),
             }
         }
         Ok(answers)

@@ -1,0 +1,139 @@
+//! Whether the servers have room for what a join makes.
+
+use super::{Checks, Known};
+use crate::error::{Finding, Result, SqlState};
+use crate::node::server::{self, Budget, Facts};
+use crate::workflow::findings::Check;
+
+/// It limits the origins too, before PostgreSQL 18.
+pub const SLOTS: &str = "max_replication_slots";
+
+/// What a setting limits on one node, and how many more are needed.
+type Need = (Budget, i64);
+
+/// Records of every node that `need` gives something for.
+fn record(
+    nodes: &Checks,
+    known: &Known,
+    check: &mut Check,
+    setting: &str,
+    need: impl Fn(&str, &Facts) -> Option<Need>,
+) {
+    for (name, facts) in nodes.all(known) {
+        if let Some((budget, count)) = need(name, facts) {
+            check.want(format!("{count} more"));
+            let found = format!("{} of {} are in use", budget.used, budget.limit);
+            check.record(name, found, too_few(name, setting, budget, count));
+        }
+    }
+}
+
+/// How many paths begin at a node, and as many end there.
+fn paths(nodes: &Checks, name: &str) -> i64 {
+    match name == nodes.new.name {
+        true => 1 + nodes.peers.len() as i64,
+        false => 1,
+    }
+}
+
+/// The new node marks copied rows with one origin more.
+fn origins_of(nodes: &Checks, name: &str) -> i64 {
+    paths(nodes, name) + i64::from(name == nodes.new.name)
+}
+
+/// Where the setting limits the origins too, what is scarcer.
+pub fn slots(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+    record(nodes, known, check, SLOTS, |name, facts| {
+        let slots = (facts.replication_slots, paths(nodes, name));
+        let origins = (facts.origins, origins_of(nodes, name));
+        let in_use = |(budget, count): &Need| budget.used + count;
+        let both = facts.origins_setting == SLOTS;
+        Some(match both && in_use(&slots) <= in_use(&origins) {
+            true => origins,
+            false => slots,
+        })
+    });
+    Ok(())
+}
+
+pub fn origins(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+    let setting = "max_active_replication_origins";
+    record(nodes, known, check, setting, |name, facts| {
+        let apart = facts.origins_setting != SLOTS;
+        apart.then(|| (facts.origins, origins_of(nodes, name)))
+    });
+    Ok(())
+}
+
+pub fn wal_senders(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+    record(nodes, known, check, "max_wal_senders", |name, facts| {
+        Some((facts.wal_senders, paths(nodes, name)))
+    });
+    Ok(())
+}
+
+pub fn logical_workers(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+    let setting = "max_logical_replication_workers";
+    record(nodes, known, check, setting, |name, facts| {
+        let used = nodes.engine.uses_logical_workers();
+        used.then(|| (facts.logical_workers, paths(nodes, name)))
+    });
+    Ok(())
+}
+
+/// The source also runs the watchdog of the pause, the new node the copy's workers.
+pub fn worker_processes(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+    record(
+        nodes,
+        known,
+        check,
+        "max_worker_processes",
+        |name, facts| {
+            let watchdog = i64::from(name == nodes.source.name);
+            Some((facts.worker_processes, paths(nodes, name) + watchdog))
+        },
+    );
+    Ok(())
+}
+
+pub fn disk_space(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+    let free = server::free_disk_space()? >> 20;
+    let needed = known.source.database_size >> 20;
+    let new = &nodes.new.name;
+    check.want(format!("{needed} MB, which the source's database has"));
+    let short = (free < needed).then(|| {
+        let message = format!(
+            "{free} MB are free for the data directory, the source's database has {needed} MB"
+        );
+        let hint = "Make room on the new node; the copy also writes WAL.";
+        Finding::new(new, SqlState::DISK_FULL, message, hint)
+    });
+    check.record(new, format!("{free} MB are free"), short);
+    Ok(())
+}
+
+/// That the node has not `count` more of what `setting` limits.
+pub fn too_few(name: &str, setting: &str, budget: Budget, count: i64) -> Option<Finding> {
+    let wanted = (budget.used + count).to_string();
+    let what = match setting {
+        "max_replication_slots" => "replication slots",
+        "max_wal_senders" => "WAL senders",
+        "max_active_replication_origins" => "replication origins",
+        "max_logical_replication_workers" => "logical replication workers",
+        _ => "background workers",
+    };
+    let finding = || {
+        Finding::new(
+            name,
+            SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+            format!(
+                "not enough {what}: {count} needed, {} free ({setting} = {})",
+                budget.free().max(0),
+                budget.limit
+            ),
+            format!("Set {setting} to at least {wanted} on node \"{name}\" and restart it."),
+        )
+        .fixed_by(server::set_server_setting(setting, &wanted).inlined())
+    };
+    (budget.free() < count).then(finding)
+}

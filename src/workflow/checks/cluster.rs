@@ -1,0 +1,319 @@
+//! Whether the members of a cluster agree, and what each of them is like.
+
+use super::Check;
+use super::every_member::EveryMember;
+use crate::engine::{self, Engine, Path, Registry, subscription_states};
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::{Row, Rows};
+use crate::node::{Member, Statement, query_with_deadline, server};
+use crate::settings;
+use crate::workflow::clocks;
+use crate::workflow::lost_wal::{LostWal, end_of_wal};
+use crate::workflow::members;
+use crate::workflow::status::{Link, MemberStatus, Mesh, look_from};
+use std::collections::BTreeMap;
+use zodan_core::sequences::Ahead;
+
+/// A cluster as one of its nodes knows it and all of them answer.
+pub struct Cluster {
+    pub engine: Box<dyn Engine>,
+    pub mesh: Mesh,
+    /// The node that was asked, and its registry.
+    source: String,
+    registry: Rows,
+    /// Who is to be a member.
+    new: Option<Member>,
+}
+
+impl Cluster {
+    /// The cluster that `source` is in.
+    pub fn look(source: Member, new: Option<Member>) -> Result<Self> {
+        let mut node = members::own_session(&source)?;
+        members::require_superuser([&mut node])?;
+        let engine = engine::detect(&mut node)?;
+        let survey = engine.survey(&mut node)?;
+        if !survey.is_member {
+            return Err(Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                "the database is not a cluster node",
+                "Give the connection string of a node.",
+            ));
+        }
+        let mesh = look_from(&*engine, &mut node)?;
+        let registry = engine.members().run(&mut node)?;
+        Ok(Self {
+            engine,
+            mesh,
+            source: source.name,
+            registry,
+            new,
+        })
+    }
+
+    /// Has every member looked at, as before a join.
+    pub(super) fn every_member<T>(&self, look: impl FnOnce(EveryMember) -> Result<T>) -> Result<T> {
+        let (engine, mesh) = (&*self.engine, &self.mesh);
+        let name = |member: usize| mesh.members[member].registered.name.clone();
+        let path = |link: &Link| {
+            let by_rule = engine.path(&name(link.provider), &name(link.subscriber));
+            Path {
+                subscription: link.subscription.clone().unwrap_or(by_rule.subscription),
+                slot: link.slot_name.clone().unwrap_or(by_rule.slot),
+                ..by_rule
+            }
+        };
+        let report = mesh.members.iter().filter_map(|m| m.report.as_ref().ok());
+        let major = |version: &str| {
+            let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().ok()
+        };
+        look(EveryMember {
+            engine,
+            ask: &mut |question, _| self.ask(question),
+            paths: mesh.links.iter().map(path).collect(),
+            bootstrapping: false,
+            versions: report.filter_map(|s| major(&s.version)).collect(),
+        })
+    }
+
+    /// Asks those that have answered already.
+    fn ask(&self, question: &Statement) -> Result<Vec<(String, Result<Rows>)>> {
+        let asked: Vec<Member> = self.mesh.members.iter().filter_map(answering).collect();
+        let members: Vec<&Member> = asked.iter().collect();
+        let answers = query_with_deadline(&members, question, settings::status_timeout());
+        let names = asked.into_iter().map(|m| m.name);
+        names
+            .zip(answers)
+            .map(|(name, answer)| match answer {
+                Err(error @ Error::Interrupted { .. }) => Err(error),
+                answer => Ok((name, answer)),
+            })
+            .collect()
+    }
+}
+
+pub fn connection(cluster: &Cluster, check: &mut Check) -> Result<()> {
+    for member in &cluster.mesh.members {
+        let name = &member.registered.name;
+        match &member.report {
+            Ok(report) => check.pass(name, format!("PostgreSQL {}", report.version)),
+            Err(why) => check.fail(Finding::new(
+                name,
+                SqlState::UNABLE_TO_CONNECT,
+                why,
+                format!(
+                    "Bring the node back, or remove it: CALL spock.remove_node. Its address is that of {}.",
+                    cluster.engine.addresses(&cluster.source)
+                ),
+            )),
+        }
+    }
+    Ok(())
+}
+
+pub fn membership(cluster: &Cluster, check: &mut Check) -> Result<()> {
+    let (Some(new), name) = (&cluster.new, &cluster.source) else {
+        return Ok(());
+    };
+    let known = cluster
+        .mesh
+        .members
+        .iter()
+        .any(|m| m.registered.name == new.name);
+    let missing = (!known).then(|| {
+        Finding::new(
+            &new.name,
+            SqlState::UNDEFINED_OBJECT,
+            format!("is not a member of the cluster of node \"{name}\""),
+            "Add it: CALL spock.add_node.",
+        )
+    });
+    check.record(&new.name, "is a member", missing);
+    Ok(())
+}
+
+/// The registries of all that answer say the same as that of the source.
+pub fn registry(cluster: &Cluster, check: &mut Check) -> Result<()> {
+    check.want(format!("as on node \"{}\"", cluster.source));
+    let registry = &cluster.registry;
+    let generations = generations(cluster)?;
+    let newest = generations.values().copied().max();
+    for (member, answer) in cluster.ask(&cluster.engine.members())? {
+        let mut differences = match answer {
+            Ok(rows) => differences(registry, &rows),
+            Err(error) => vec![error.to_string()],
+        };
+        let behind = generations.get(&member).filter(|g| newest > Some(**g));
+        if let (Some(own), Some(newest)) = (behind, newest) {
+            differences.push(format!("has generation {own} of {newest}"));
+        }
+        let wrong = (!differences.is_empty()).then(|| {
+            Finding::new(
+                &member,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                differences.join(", "),
+                match behind {
+                    Some(_) => {
+                        "It was away, and catches up with the next CALL or by its own node worker."
+                    }
+                    None => "Find out which of the two is right, and correct the other.",
+                },
+            )
+        });
+        check.record(&member, format!("{} members", registry.len()), wrong);
+    }
+    Ok(())
+}
+
+/// The generations of the registries of all that answer, where the engine has such.
+fn generations(cluster: &Cluster) -> Result<BTreeMap<String, i64>> {
+    let Some(question) = cluster.engine.registry() else {
+        return Ok(BTreeMap::new());
+    };
+    let mut all = BTreeMap::new();
+    for (member, answer) in cluster.ask(&question)? {
+        // Who does not answer any more is told of with its registry.
+        let Ok(rows) = answer else { continue };
+        if let Some(row) = rows.first() {
+            all.insert(member, Registry::parse(row.text(1))?.generation);
+        }
+    }
+    Ok(all)
+}
+
+/// What the registry `here` says otherwise than the one `there`. Where an engine keeps who a node is, that
+/// and the connection string are compared too.
+fn differences(there: &Rows, here: &Rows) -> Vec<String> {
+    let mut all = vec![];
+    for row in there {
+        match here.iter().find(|h| h.text(0) == row.text(0)) {
+            None => all.push(format!("lacks \"{}\"", row.text(0))),
+            Some(h) if !row.text(4).is_empty() && (3..6).any(|c| h.text(c) != row.text(c)) => {
+                all.push(format!("has another entry for \"{}\"", row.text(0)));
+            }
+            Some(_) => {}
+        }
+    }
+    for row in here {
+        if !there.iter().any(|t| t.text(0) == row.text(0)) {
+            all.push(format!("also has \"{}\"", row.text(0)));
+        }
+    }
+    all
+}
+
+/// A row of `server::sequences`.
+fn ahead(row: &Row) -> Result<Ahead> {
+    let limits = (row.parse(3)?, row.parse(4)?);
+    let (next, step) = (row.parse(1)?, row.parse(2)?);
+    Ok(Ahead::new(row.text(0), next, step, limits, row.bool(5)))
+}
+
+/// Sequences that give the same values on several members. Whether rows meet by that, only the application
+/// knows, so it is no failure.
+pub fn sequences(cluster: &Cluster, check: &mut Check) -> Result<()> {
+    let mut all: Vec<(String, Vec<Ahead>)> = vec![];
+    for (member, answer) in cluster.ask(&server::sequences())? {
+        let parsed = answer.and_then(|rows| rows.iter().map(ahead).collect::<Result<_>>());
+        match parsed {
+            Ok(sequences) => all.push((member, sequences)),
+            Err(error) => check.warn(Finding::warning(&member, error.to_string(), "Check again.")),
+        }
+    }
+    for (member, sequences) in &all {
+        let mut meeting: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (other, theirs) in all.iter().filter(|(other, _)| other != member) {
+            for sequence in sequences {
+                let same = theirs.iter().find(|t| t.name == sequence.name);
+                if same.is_some_and(|t| t.meets(sequence)) {
+                    meeting.entry(&sequence.name).or_default().push(other);
+                }
+            }
+        }
+        let told: Vec<String> = meeting
+            .iter()
+            .take(5)
+            .map(|(name, others)| format!("{name} (also on {})", others.join(", ")))
+            .collect();
+        let more = match meeting.len() - told.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        match told.is_empty() {
+            true => check.pass(member, format!("{} sequences", sequences.len())),
+            false => check.warn(Finding::warning(
+                member,
+                format!(
+                    "gives values that others give too: {}{more}",
+                    told.join(", ")
+                ),
+                "Give each member values of its own: see docs/operations.md, Sequences.",
+            )),
+        }
+    }
+    Ok(())
+}
+
+/// Nobody has more of a member than the member itself.
+pub fn positions(cluster: &Cluster, check: &mut Check) -> Result<()> {
+    let mesh = &cluster.mesh;
+    // In this order: what has been applied had been flushed before.
+    let mut states = BTreeMap::new();
+    for (member, answer) in cluster.ask(&cluster.engine.subscriptions())? {
+        match answer.and_then(|rows| subscription_states(&rows)) {
+            Ok(found) => drop(states.insert(member, found)),
+            Err(error) => check.warn(Finding::warning(&member, error.to_string(), "Check again.")),
+        }
+    }
+    let mut ends = BTreeMap::new();
+    for (member, answer) in cluster.ask(&server::wal_flushed())? {
+        match answer.and_then(|rows| end_of_wal(&rows)) {
+            Ok(end) => drop(ends.insert(member, end)),
+            Err(error) => check.warn(Finding::warning(&member, error.to_string(), "Check again.")),
+        }
+    }
+    for link in &mesh.links {
+        let name = |member: usize| mesh.members[member].registered.name.as_str();
+        let (provider, subscriber) = (name(link.provider), name(link.subscriber));
+        let Some(subscription) = &link.subscription else {
+            continue;
+        };
+        let path = Path {
+            subscription: subscription.clone(),
+            ..Path::by_rule(provider, subscriber)
+        };
+        let state = states.get(subscriber).into_iter().flatten();
+        let state = state.into_iter().find(|s| s.name == *subscription);
+        let (Some(state), Some(end)) = (state, ends.get(provider).copied().flatten()) else {
+            continue;
+        };
+        let lost = LostWal::find(&path, Some(state), Some(end));
+        let found = format!("of \"{provider}\": within {end}");
+        check.record(subscriber, found, lost.map(|lost| lost.finding()));
+    }
+    Ok(())
+}
+
+/// The clocks of those that answer, in sessions of their own: to connect takes longer than to ask.
+pub fn clock(cluster: &Cluster, check: &mut Check) -> Result<()> {
+    let asked: Vec<Member> = cluster.mesh.members.iter().filter_map(answering).collect();
+    let mut nodes = vec![];
+    for answer in members::connect_each(&asked) {
+        match answer {
+            Ok(node) => nodes.push(node),
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            // That it does not answer any more is told with its registry.
+            Err(_) => {}
+        }
+    }
+    clocks::check(&clocks::read(&mut nodes)?, check);
+    Ok(())
+}
+
+fn answering(member: &MemberStatus) -> Option<Member> {
+    member.report.as_ref().ok()?;
+    Some(Member {
+        name: member.registered.name.clone(),
+        dsn: member.registered.dsn.clone().ok()?,
+    })
+}

@@ -1,0 +1,139 @@
+//! What the checks before a join look at.
+
+use super::every_member::{Answers, EveryMember, REFUSES_UNSENT};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::libpq::Rows;
+use crate::node::server::{self, Facts};
+use crate::node::{Node, Statement, ask};
+use crate::workflow::members::each;
+
+/// The nodes of a join.
+pub struct Checks<'a> {
+    pub engine: &'a dyn Engine,
+    pub source: &'a mut Node,
+    pub peers: &'a mut [Node],
+    pub new: &'a mut Node,
+    /// Nodes that only read, and are to read from the new node too.
+    pub readers: &'a mut [Node],
+    pub is_member: bool,
+    pub registered_as: &'a [String],
+}
+
+/// What the checks learnt and the join needs.
+pub struct Known {
+    pub source: Facts,
+    pub peers: Vec<Facts>,
+    pub new: Facts,
+}
+
+impl Known {
+    /// Major versions of the members, then of the new node.
+    pub fn versions(&self) -> Vec<u32> {
+        let members = std::iter::once(&self.source).chain(&self.peers);
+        members
+            .chain(std::iter::once(&self.new))
+            .map(|facts| facts.version / 10_000)
+            .collect()
+    }
+
+    /// Whether some node refuses updates that are told by columns which it does not send.
+    pub fn unsent(&self) -> bool {
+        self.versions().iter().any(|v| *v >= REFUSES_UNSENT)
+    }
+}
+
+impl Checks<'_> {
+    pub(super) fn known(&mut self) -> Result<Known> {
+        let mut nodes: Vec<&mut Node> = vec![&mut *self.source, &mut *self.new];
+        nodes.extend(self.peers.iter_mut());
+        let mut facts = each(nodes, |_| server::facts())?
+            .iter()
+            .map(|rows| Facts::parse(rows.one()?))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter();
+        let mut next = || {
+            facts
+                .next()
+                .ok_or_else(|| Error::internal("a node gave no facts"))
+        };
+        Ok(Known {
+            source: next()?,
+            new: next()?,
+            peers: facts.collect(),
+        })
+    }
+
+    /// Every node with its facts, the new one last.
+    pub(super) fn all<'k>(
+        &'k self,
+        known: &'k Known,
+    ) -> impl Iterator<Item = (&'k str, &'k Facts)> {
+        std::iter::once((self.source.name.as_str(), &known.source))
+            .chain(self.peers.iter().map(|n| n.name.as_str()).zip(&known.peers))
+            .chain(std::iter::once((self.new.name.as_str(), &known.new)))
+    }
+
+    pub(super) fn member_names(&self) -> Vec<String> {
+        let names = std::iter::once(&*self.source).chain(self.peers.iter());
+        names.map(|n| n.name.clone()).collect()
+    }
+
+    /// The new one last.
+    pub(super) fn names(&self) -> Vec<String> {
+        let mut names = self.member_names();
+        names.push(self.new.name.clone());
+        names
+    }
+
+    /// The source first.
+    pub(super) fn members(&mut self) -> Vec<&mut Node> {
+        self.members_and_new().0
+    }
+
+    pub(super) fn members_and_new(&mut self) -> (Vec<&mut Node>, &mut Node) {
+        let members = [&mut *self.source].into_iter().chain(&mut *self.peers);
+        (members.collect(), self.new)
+    }
+
+    /// The new one last.
+    pub(super) fn everyone(&mut self) -> Vec<&mut Node> {
+        let (mut nodes, new) = self.members_and_new();
+        nodes.push(new);
+        nodes
+    }
+
+    /// Has every member looked at, as it is afterwards too.
+    pub(super) fn every_member<T>(
+        &mut self,
+        known: &Known,
+        look: impl FnOnce(EveryMember) -> Result<T>,
+    ) -> Result<T> {
+        let names = self.member_names();
+        let mut paths = vec![];
+        for subscriber in names.iter().filter(|_| self.is_member) {
+            for provider in names.iter().filter(|p| *p != subscriber) {
+                paths.extend(self.engine.paths(provider, subscriber));
+            }
+        }
+        let (engine, bootstrapping) = (self.engine, !self.is_member);
+        let mut ask_them = |question: &Statement, with_new: bool| -> Result<Answers> {
+            let nodes = match with_new {
+                true => self.everyone(),
+                false => self.members(),
+            };
+            let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+            let questions = nodes.into_iter().map(|n| question.clone().on(n)).collect();
+            let answers = ask(questions).into_iter().map(|rows| rows.map(Ok));
+            let answers: Result<Vec<Result<Rows>>> = answers.collect();
+            Ok(names.into_iter().zip(answers?).collect())
+        };
+        look(EveryMember {
+            engine,
+            ask: &mut ask_them,
+            paths,
+            bootstrapping,
+            versions: known.versions(),
+        })
+    }
+}

@@ -1,0 +1,86 @@
+//! Whether the new node has room for what the source has, and what it has otherwise.
+
+use super::{Checks, Known};
+use crate::copy;
+use crate::error::{Finding, Result, SqlState};
+use crate::node::server;
+use crate::workflow::findings::Check;
+
+/// Tables of the new node would be published to members that do not have them, and what has the
+/// name of something on the source would stop the copy half-way.
+pub fn empty(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+    let mut findings = vec![];
+    let new = nodes.new.name.clone();
+    let mut named = |what: &str, names: Vec<String>, hint: &str| {
+        let (shown, more) = names.split_at(names.len().min(10));
+        if !shown.is_empty() {
+            let more = match more.len() {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            findings.push(Finding::new(
+                &new,
+                SqlState::DUPLICATE_OBJECT,
+                format!("{what}: {}{more}", shown.join(", ")),
+                hint,
+            ));
+        }
+    };
+    let tables = server::user_tables().run(nodes.new)?;
+    let tables: Vec<String> = tables.iter().map(|r| r.text(0).to_owned()).collect();
+    let collisions: Vec<String> =
+        copy::collisions(&mut nodes.source.session, &mut nodes.new.session)?
+            .into_iter()
+            // A table of the same name is told as a table.
+            .filter(|c| !tables.iter().any(|t| c.ends_with(t.as_str())))
+            .collect();
+    named(
+        "the database is not empty, it has tables",
+        tables,
+        "Drop them, or use an empty database.",
+    );
+    named(
+        "objects of the source exist here already",
+        collisions,
+        "Drop them on the new node.",
+    );
+    check.record_all([new.as_str()], findings);
+    Ok(())
+}
+
+pub fn requirements(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+    let findings = copy::requirements(nodes.source, nodes.new)?;
+    check.record_all([nodes.new.name.as_str()], findings);
+    Ok(())
+}
+
+/// What the database of the new node has otherwise than that of the source, and no copy of its structure brings.
+pub fn database_itself(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+    let there = server::database_itself().run(nodes.source)?;
+    let here = server::database_itself().run(nodes.new)?;
+    let (there, here) = (there.one()?, here.one()?);
+    let what = ["privileges", "limit of connections", "comment"];
+    let others: Vec<String> = (0..what.len())
+        .filter(|column| there.text(*column) != here.text(*column))
+        .map(|column| {
+            format!(
+                "{} \"{}\", not \"{}\"",
+                what[column],
+                here.text(column),
+                there.text(column)
+            )
+        })
+        .collect();
+    let new = &nodes.new.name;
+    let other = (!others.is_empty()).then(|| {
+        let message = format!(
+            "the database has other attributes than that of node \"{}\": {}",
+            nodes.source.name,
+            others.join(", ")
+        );
+        let hint = "They are not copied: GRANT and REVOKE ON DATABASE, ALTER DATABASE, COMMENT ON DATABASE.";
+        Finding::warning(new, message, hint)
+    });
+    check.record(new, "", other);
+    Ok(())
+}
