@@ -159,7 +159,7 @@ fn origins_that_are_left_over() {
              SELECT pg_replication_origin_advance('{origin}', 'F/0')"
         ));
     }
-    // Of no concern.
+    // Of no concern to n3.
     n2.sql("SELECT pg_replication_origin_create('spk_postgres_n9_sub_n9_n2')");
     for (node, origin) in &left {
         let message = format!("replication origin {origin} exists already, at position F/0");
@@ -171,6 +171,12 @@ fn origins_that_are_left_over() {
             "{failed}"
         );
     }
+    n1.call("CALL spock.remove_node('n9')")
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        n2.value("SELECT count(*) FROM pg_replication_origin WHERE roname LIKE '%n9%'"),
+        "0"
+    );
     mend(&cluster, n3);
     joins(n3, n1);
     n3.sql("INSERT INTO t VALUES (2, 'two')");

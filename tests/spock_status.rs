@@ -114,3 +114,36 @@ fn the_cluster_before_and_after_a_join() {
     // The slots of the dead are known from their providers.
     assert_eq!(states, ["n1|n3|unknown|t", "n2|n3|unknown|t"]);
 }
+
+/// Two nodes may have several subscriptions to each other, and each has a row.
+#[test]
+fn each_subscription_of_a_pair_has_its_state() {
+    let Some(cluster) = spock::mesh(2, CONTENT) else {
+        return;
+    };
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    for node in [n1, n2] {
+        node.sql("CREATE TABLE big (id integer PRIMARY KEY, v text)");
+        node.sql("SELECT spock.repset_create('bigset')");
+        node.sql("SELECT spock.repset_add_table('bigset', 'big')");
+    }
+    n1.sql(&format!(
+        "SELECT spock.sub_create('sub_n2_n1_big', {}, ARRAY['bigset'], false, false)",
+        quote_literal(&n2.dsn())
+    ));
+    let states = "SELECT string_agg(subscription || ' ' || state, ', ' ORDER BY subscription)
+                    FROM spock.cluster_status() WHERE subscriber = 'n1'";
+    n1.wait_for(states, "sub_n2_n1 replicating, sub_n2_n1_big replicating");
+    n1.sql("SELECT spock.sub_disable('sub_n2_n1_big', true)");
+    n1.wait_for(states, "sub_n2_n1 replicating, sub_n2_n1_big disabled");
+    let failed = format!(
+        "SELECT found FROM spock.health_report('n1', {}, 'n2', {}, 'post') WHERE status = 'failed' AND \"check\" = 'subscriptions'",
+        quote_literal(&n1.dsn()),
+        quote_literal(&n2.dsn())
+    );
+    let told = table(n1, &failed);
+    assert!(
+        told.len() == 1 && told[0].contains("sub_n2_n1_big is disabled"),
+        "{told:?}"
+    );
+}

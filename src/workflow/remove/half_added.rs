@@ -135,6 +135,14 @@ impl Removal {
             if !slots_there(node, &[slot])?.is_empty() {
                 return Ok(true);
             }
+            let path = self.engine.path(&self.target, &node.name);
+            if let Some(origin) = self.engine.origin_wanted(&path)
+                && !server::origins_there(&[origin.to_owned()])
+                    .run(node)?
+                    .is_empty()
+            {
+                return Ok(true);
+            }
         }
         Ok(false)
     }
@@ -200,6 +208,9 @@ impl Removal {
                 ));
             }
             run_all(node, &self.engine.unsubscribe(&from.subscription))?;
+            if let Some(origin) = self.engine.origin_wanted(&from) {
+                run_all(node, &[server::drop_origin(origin)])?;
+            }
             drop_slot(node, &slot)?;
             run_all(node, &self.engine.forget_node(&self.target))?;
             if let Some(statement) = self.engine.forget_markers(&node.name) {

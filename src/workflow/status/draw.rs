@@ -166,9 +166,13 @@ fn release(version: &str) -> &str {
     version.split(' ').next().unwrap_or(version)
 }
 
+/// Of several subscriptions one that does not replicate.
 fn find(mesh: &Mesh, provider: usize, subscriber: usize) -> Option<&Link> {
     let is = |c: &&Link| (c.provider, c.subscriber) == (provider, subscriber);
-    mesh.links.iter().find(is)
+    let all = || mesh.links.iter().filter(is);
+    all()
+        .find(|link| link.state != SubscriptionStatus::Replicating)
+        .or_else(|| all().next())
 }
 
 #[cfg(test)]

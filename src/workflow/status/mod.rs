@@ -336,7 +336,7 @@ fn links(engine: &dyn Engine, members: &[MemberStatus]) -> Vec<Link> {
     let mut all = vec![];
     for subscriber in 0..members.len() {
         for provider in (0..members.len()).filter(|p| *p != subscriber) {
-            all.push(link(engine, members, provider, subscriber));
+            all.extend(links_between(engine, members, provider, subscriber));
         }
     }
     all
@@ -349,7 +349,13 @@ fn other_tables(provider: &MemberStatus, inbound: &Inbound) -> bool {
     sent.is_some() && inbound.tables.is_some() && sent != inbound.tables.as_ref()
 }
 
-fn link(engine: &dyn Engine, members: &[MemberStatus], provider: usize, subscriber: usize) -> Link {
+/// Each subscription of one member to another one; where there is none, that.
+fn links_between(
+    engine: &dyn Engine,
+    members: &[MemberStatus],
+    provider: usize,
+    subscriber: usize,
+) -> Vec<Link> {
     let (from, to) = (&members[provider], &members[subscriber]);
     let Registered { name, database, .. } = &from.registered;
     let rule = engine.path(name, &to.registered.name);
@@ -366,77 +372,83 @@ fn link(engine: &dyn Engine, members: &[MemberStatus], provider: usize, subscrib
         // Somebody may have given it another name.
         None => i.subscription == rule.subscription || i.slot.as_ref().is_some_and(by_rule),
     };
-    let inbound = to.report.as_ref().ok();
-    let inbound = inbound.and_then(|s| s.inbound.iter().find(leads_here));
-    // Of a subscriber that cannot be asked the provider still has the slot, by whose name it is known if
-    // that was given by rule: Spock's ends with that of the subscription.
-    let spock_slot = format!("_{}", rule.subscription);
-    let is_slot = |s: &&Slot| match inbound {
-        Some(inbound) => inbound.slot.as_ref() == Some(&s.name),
-        None => by_rule(&s.name) || names::generation(&s.name).0.ends_with(&spock_slot),
-    };
-    let slots = from.report.as_ref().ok().map(|s| &s.slots);
-    let slot = slots.and_then(|all| all.iter().find(is_slot));
-    let left_out = inbound.and_then(|i| i.left_out.clone());
-    let mut last_error = left_out
-        .clone()
-        .or(inbound.and_then(|i| i.last_error.clone()));
-    let compared = |s: &MemberReport| s.compared.contains(&from.registered.name);
-    let half_compared = to.report.as_ref().is_ok_and(compared);
-    let at_subscriber = |i: &Inbound| AtSubscriber {
-        status: i.status,
-        received: i.received,
-        other_tables: other_tables(from, i),
-        left_out: i.left_out.is_some(),
-    };
-    let at_provider = |s: &Slot| AtProvider {
-        active: s.active,
-        lost: s.wal_status.as_deref() == Some("lost"),
-    };
-    let subscriber_says = match &to.report {
-        Err(_) => Answer::Silent,
-        Ok(_) => inbound.map_or(Answer::None, |i| Answer::Some(at_subscriber(i))),
-    };
-    let provider_says = match slots {
-        None => Answer::Silent,
-        Some(_) => slot.map_or(Answer::None, |s| Answer::Some(at_provider(s))),
-    };
-    let (state, problem) = assess(subscriber_says, provider_says, half_compared);
-    if let Some(problem) = problem {
-        prepend(&problem.to_string(), &mut last_error);
+    let all = to.report.iter().flat_map(|s| &s.inbound);
+    let mut subscriptions: Vec<Option<&Inbound>> = all.filter(leads_here).map(Some).collect();
+    if subscriptions.is_empty() {
+        subscriptions.push(None);
     }
-    if half_compared {
-        let again = format!(
-            "a recovery by comparison was interrupted: stop \"{0}\" and CALL spock.recover_run({1}) before it sends again what was brought",
-            from.registered.name,
-            crate::quote::literal(&from.registered.name)
-        );
-        prepend(&again, &mut last_error);
-    }
-    // Spock moves them about.
-    let mut replication_sets = inbound.and_then(|i| i.replication_sets.clone());
-    replication_sets.iter_mut().for_each(|sets| sets.sort());
-    Link {
-        provider,
-        subscriber,
-        subscription: match (&to.report, inbound) {
-            (_, Some(inbound)) => Some(inbound.subscription.clone()),
-            (Err(_), None) => Some(rule.subscription),
-            (Ok(_), None) => None,
-        },
-        state,
-        replication_sets,
-        slot_name: match inbound {
-            Some(inbound) => inbound.slot.clone(),
-            None => slot.map(|s| s.name.clone()),
-        },
-        slot: slot.cloned(),
-        last_error: last_error.map(|t| scrub(&t)),
-        left_out: left_out.is_some(),
-        applied: inbound
-            .and_then(|i| i.applied.as_ref())
-            .and_then(|lsn| lsn.parse().ok()),
-    }
+    let link = |inbound: Option<&Inbound>| {
+        // Of a subscriber that cannot be asked the provider still has the slot, by whose name it is known if
+        // that was given by rule: Spock's ends with that of the subscription.
+        let spock_slot = format!("_{}", rule.subscription);
+        let is_slot = |s: &&Slot| match inbound {
+            Some(inbound) => inbound.slot.as_ref() == Some(&s.name),
+            None => by_rule(&s.name) || names::generation(&s.name).0.ends_with(&spock_slot),
+        };
+        let slots = from.report.as_ref().ok().map(|s| &s.slots);
+        let slot = slots.and_then(|all| all.iter().find(is_slot));
+        let left_out = inbound.and_then(|i| i.left_out.clone());
+        let mut last_error = left_out
+            .clone()
+            .or(inbound.and_then(|i| i.last_error.clone()));
+        let compared = |s: &MemberReport| s.compared.contains(&from.registered.name);
+        let half_compared = to.report.as_ref().is_ok_and(compared);
+        let at_subscriber = |i: &Inbound| AtSubscriber {
+            status: i.status,
+            received: i.received,
+            other_tables: other_tables(from, i),
+            left_out: i.left_out.is_some(),
+        };
+        let at_provider = |s: &Slot| AtProvider {
+            active: s.active,
+            lost: s.wal_status.as_deref() == Some("lost"),
+        };
+        let subscriber_says = match &to.report {
+            Err(_) => Answer::Silent,
+            Ok(_) => inbound.map_or(Answer::None, |i| Answer::Some(at_subscriber(i))),
+        };
+        let provider_says = match slots {
+            None => Answer::Silent,
+            Some(_) => slot.map_or(Answer::None, |s| Answer::Some(at_provider(s))),
+        };
+        let (state, problem) = assess(subscriber_says, provider_says, half_compared);
+        if let Some(problem) = problem {
+            prepend(&problem.to_string(), &mut last_error);
+        }
+        if half_compared {
+            let again = format!(
+                "a recovery by comparison was interrupted: stop \"{0}\" and CALL spock.recover_run({1}) before it sends again what was brought",
+                from.registered.name,
+                crate::quote::literal(&from.registered.name)
+            );
+            prepend(&again, &mut last_error);
+        }
+        // Spock moves them about.
+        let mut replication_sets = inbound.and_then(|i| i.replication_sets.clone());
+        replication_sets.iter_mut().for_each(|sets| sets.sort());
+        Link {
+            provider,
+            subscriber,
+            subscription: match (&to.report, inbound) {
+                (_, Some(inbound)) => Some(inbound.subscription.clone()),
+                (Err(_), None) => Some(rule.subscription.clone()),
+                (Ok(_), None) => None,
+            },
+            state,
+            replication_sets,
+            slot_name: match inbound {
+                Some(inbound) => inbound.slot.clone(),
+                None => slot.map(|s| s.name.clone()),
+            },
+            slot: slot.cloned(),
+            last_error: last_error.map(|t| scrub(&t)),
+            left_out: left_out.is_some(),
+            applied: inbound
+                .and_then(|i| i.applied.as_ref())
+                .and_then(|lsn| lsn.parse().ok()),
+        }
+    };
+    subscriptions.into_iter().map(link).collect()
 }
 
 /// The members as a person reads them, and how many there are.
