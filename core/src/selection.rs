@@ -491,7 +491,7 @@ mod tests {
             let expected: Vec<usize> = (0..transactions.len())
                 .filter(|i| {
                     let one = &transactions[*i];
-                    let in_time = case.until.is_none_or(|until| *i as i64 + 1 <= until);
+                    let in_time = case.until.is_none_or(|until| (*i as i64) < until);
                     one.of == Of::Failed && case.from < one.end && one.end <= case.to && in_time
                 })
                 .collect();
