@@ -623,8 +623,9 @@ pub fn is_standby() -> Statement {
     Statement::new("SELECT pg_is_in_recovery()", &[])
 }
 
-/// One row: `version, standby, slots, subscriptions, sent, flushed, compared`, the third, the fourth and the last, members that a
-/// comparison with has not come to its end, as JSON, the fifth an expression. The slots
+/// One row: `version, standby, slots, subscriptions, sent, flushed, compared, server, place, recovering`. As JSON the slots, the
+/// subscriptions, the members that a comparison with has not come to its end, and those of which a recovery has not; `sent` is an
+/// expression. The slots
 /// of this database each with `name, active, wal_status, retained_bytes, lag_bytes, lag_us`; the subscriptions as
 /// `inbound` has them.
 pub fn member_report(inbound: &Statement, sent: Option<&str>) -> Statement {
@@ -651,7 +652,8 @@ pub fn member_report(inbound: &Statement, sent: Option<&str>) -> Statement {
                     (SELECT coalesce(json_agg(i), '[]') FROM ({}) i),
                     {sent}, {END_OF_WAL},
                     (SELECT coalesce(json_agg(failed), '[]') FROM {COMPARED}),
-                    (SELECT {SERVER} FROM pg_control_system()), {PLACE}",
+                    (SELECT {SERVER} FROM pg_control_system()), {PLACE},
+                    (SELECT coalesce(json_agg(failed), '[]') FROM {UNFINISHED})",
             inbound.sql
         ),
         &[],

@@ -603,9 +603,17 @@ pub fn interrupted_and_it_came_back(on: On) {
         &failed,
         "55006",
         "node \"n1\" is alive: it answers",
-        "With force := true",
+        "CALL spock.recover_run('n1', force := true) comes to its end, also beside the node",
     );
     on.resume(n2, n1);
+    wait_quiet(&[n1, n2, n3]);
+    assert_same_content(&[n1, n2, n3]);
+    let told = "SELECT count(*) FROM spock.cluster_status()
+                 WHERE provider = 'n1' AND subscriber = 'n2' AND last_error LIKE 'a recovery of \"n1\" for it is not finished%'";
+    assert_eq!(n3.value(told), "1");
+    n3.call("CALL spock.recover_run('n1', force := true)")
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(n3.value(told), "0");
     wait_quiet(&[n1, n2, n3]);
     assert_same_content(&[n1, n2, n3]);
     let slots =

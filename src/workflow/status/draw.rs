@@ -206,6 +206,7 @@ mod tests {
                     sent: None,
                     end: None,
                     compared: vec![],
+                    recovering: vec![],
                 }),
                 false => Err("no connection: refused".into()),
             },

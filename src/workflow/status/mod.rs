@@ -55,6 +55,8 @@ pub struct MemberReport {
     end: Option<Lsn>,
     /// Nodes that it has been given a part of by a comparison that was interrupted.
     compared: Vec<String>,
+    /// Nodes of which a recovery for it has been begun and not finished.
+    recovering: Vec<String>,
     /// Which running server it is.
     server: String,
     /// Where on its machine.
@@ -316,6 +318,7 @@ fn report(rows: &Rows) -> Result<MemberReport> {
         compared: serde_json::from_str(row.text(6)).map_err(bad)?,
         server: row.text(7).to_owned(),
         place: row.text(8).to_owned(),
+        recovering: serde_json::from_str(row.text(9)).map_err(bad)?,
         end: row.get(5).and_then(|lsn| lsn.parse().ok()),
     })
 }
@@ -414,6 +417,15 @@ fn links_between(
         let (state, problem) = assess(subscriber_says, provider_says, half_compared);
         if let Some(problem) = problem {
             prepend(&problem.to_string(), &mut last_error);
+        }
+        let recovering = |s: &MemberReport| s.recovering.contains(&from.registered.name);
+        if to.report.as_ref().is_ok_and(recovering) {
+            let unfinished = format!(
+                "a recovery of \"{0}\" for it is not finished, and recovery slots keep WAL until then: unless one runs, CALL spock.recover_run({1}, force := true)",
+                from.registered.name,
+                crate::quote::literal(&from.registered.name)
+            );
+            prepend(&unfinished, &mut last_error);
         }
         if half_compared {
             let again = format!(
