@@ -171,6 +171,7 @@ fn origins_that_are_left_over() {
             "{failed}"
         );
     }
+    n1.sql("CREATE EXTENSION zodan");
     n1.call("CALL spock.remove_node('n9')")
         .unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(
