@@ -35,7 +35,8 @@ impl Structure {
 
     /// Fails if a name means another table than it did, a table belongs to another one than it did or has other
     /// columns, one that was not logged is now, or one is new: members may replicate it by now, and the new node never had
-    /// it. One that is just gone does no harm. Returns the tables that have got another file: nothing but their contents tells what was done.
+    /// it. One that is just gone does no harm. Returns the tables that have got another file: nothing but their contents
+    /// tells what was done.
     pub fn check(&self, source: &mut Session, node: &str) -> Result<Vec<String>> {
         let now = source.query(TABLES, &[&array(OURS)])?;
         let pairs = pairs(&self.0, &now);

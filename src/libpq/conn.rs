@@ -44,6 +44,8 @@ pub struct Conn {
     server: String,
     busy: bool,
     broken: bool,
+    /// Since when its statement has been seen to wait for a lock.
+    blocked: Option<Instant>,
     notices: Box<Notices>,
 }
 
@@ -356,6 +358,7 @@ impl Conn {
     pub(super) fn consume(&mut self) {
         // SAFETY: an open connection. A failure shows in the next PQgetResult.
         unsafe { pq::PQconsumeInput(self.raw()) };
+        self.blocked = None;
         self.relay_notices();
     }
 
@@ -404,10 +407,23 @@ impl Conn {
         result
     }
 
-    /// Nothing has come on this session for long. That is no harm while the server works on the
-    /// statement, which a session beside this one finds out; if it waits for a lock, the answer is who holds that. Where
-    /// another server answers there, as behind a proxy, nothing is known.
-    pub(super) fn check_stalled(&mut self, within: Duration) -> Result<Option<String>> {
+    /// Nothing has come on this session for `limit`. That is no harm while the server works on `sql`, which a session beside
+    /// this one finds out. If it is seen to wait for a lock twice in a row, it is cancelled. Where another server answers
+    /// there, as behind a proxy, nothing is known.
+    pub(super) fn check_stalled(&mut self, limit: Duration, sql: &str) -> Result<()> {
+        let Some(holders) = self.lock_holders(limit / 2)? else {
+            self.blocked = None;
+            return Ok(());
+        };
+        if self.blocked.get_or_insert_with(Instant::now).elapsed() < limit {
+            return Ok(());
+        }
+        self.cancel_and_drain();
+        Err(self.blocked_by(holders, sql))
+    }
+
+    /// Who holds the lock that the statement of this session waits for; an error if nothing will come any more.
+    fn lock_holders(&mut self, within: Duration) -> Result<Option<String>> {
         let Some(mut beside) = probe(&self.node, &self.dsn, Some(self.place()), within)? else {
             return Ok(None);
         };
@@ -585,7 +601,7 @@ impl Conn {
 
     /// For what a node has sent.
     /// Others have held a lock that `sql` needs for as long as the no-progress timeout.
-    pub(super) fn blocked(&self, holders: String, sql: &str) -> Error {
+    fn blocked_by(&self, holders: String, sql: &str) -> Error {
         Error::Stalled {
             node: self.node.clone(),
             what: "waiting for a lock".into(),
@@ -716,18 +732,17 @@ fn run_batch_until(jobs: Vec<Job<'_>>, limit: Option<Duration>, brief: bool) -> 
         let time_left = |job: &Running| idle_limit.map(|s| s.saturating_sub(job.heard.elapsed()));
         let silent = |i: &usize| time_left(&all[*i]).is_some_and(|left| left.is_zero());
         if let Some(i) = waiting.iter().map(|(i, _)| *i).find(silent) {
-            match all[i]
+            let job = &mut all[i];
+            match job
                 .conn
-                .check_stalled(idle_limit.unwrap_or_default() / 2)
+                .check_stalled(idle_limit.unwrap_or_default(), job.sql)
             {
-                Ok(holders) => {
-                    all[i].heard = Instant::now();
-                    all[i].waits_for(holders, idle_limit.unwrap_or_default());
-                }
+                Ok(()) => job.heard = Instant::now(),
                 Err(error @ Error::Interrupted { .. }) => interrupt(&mut all, &waiting, &error),
                 Err(error) => {
-                    all[i].conn.broken = true;
-                    all[i].finish_with(error);
+                    // What waited for a lock has been cancelled, and its session is as before.
+                    job.conn.broken |= !matches!(error, Error::Stalled { .. });
+                    job.finish_with(error);
                 }
             }
             continue;
@@ -790,8 +805,6 @@ struct Running<'a> {
     sql: &'a str,
     /// When something came last.
     heard: Instant,
-    /// Since when it was seen to wait for a lock.
-    blocked: Option<Instant>,
     rows: Rows,
     error: Option<Error>,
     finished: bool,
@@ -805,7 +818,6 @@ impl<'a> Running<'a> {
             conn: job.conn,
             sql: job.sql,
             heard: Instant::now(),
-            blocked: None,
             rows: Rows::default(),
             finished: error.is_some(),
             error,
@@ -845,19 +857,6 @@ impl<'a> Running<'a> {
             }
         }
         None
-    }
-
-    /// A lock that others hold for as long as the no-progress timeout ends the statement.
-    fn waits_for(&mut self, holders: Option<String>, limit: Duration) {
-        let Some(holders) = holders else {
-            self.blocked = None;
-            return;
-        };
-        if self.blocked.get_or_insert_with(Instant::now).elapsed() >= limit {
-            self.conn.cancel_and_drain();
-            let error = self.conn.blocked(holders, self.sql);
-            self.finish_with(error);
-        }
     }
 
     fn finish_with(&mut self, error: Error) {
@@ -975,6 +974,7 @@ impl Connecting {
             server: String::new(),
             busy: false,
             broken: false,
+            blocked: None,
             notices: Box::default(),
         };
         // SAFETY: the box outlives the connection: both are fields of `Conn`, which closes first.

@@ -44,8 +44,6 @@ pub struct Pipeline<'a, T> {
     unasked: usize,
     /// When something came last.
     heard: Instant,
-    /// Since when a statement was seen to wait for a lock.
-    blocked: Option<Instant>,
 }
 
 struct Sent<T> {
@@ -64,7 +62,6 @@ impl<'a, T> Pipeline<'a, T> {
             ahead: 0,
             unasked: 0,
             heard: Instant::now(),
-            blocked: None,
         })
     }
 
@@ -209,16 +206,10 @@ impl<'a, T> Pipeline<'a, T> {
         let idle_limit = idle_limit();
         let left = idle_limit.map(|s| s.saturating_sub(self.heard.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
-            let limit = idle_limit.unwrap_or_default();
+            let sql = self.sent.front().map_or("", |sent| &sent.sql);
+            self.conn
+                .check_stalled(idle_limit.unwrap_or_default(), sql)?;
             self.heard = Instant::now();
-            let Some(holders) = self.conn.check_stalled(limit / 2)? else {
-                self.blocked = None;
-                return Ok(());
-            };
-            if self.blocked.get_or_insert_with(Instant::now).elapsed() >= limit {
-                let sql = self.sent.front().map_or("", |sent| &sent.sql);
-                return Err(self.conn.blocked(holders, sql));
-            }
             return Ok(());
         }
         if self.conn.wait_within(interest, left)? {

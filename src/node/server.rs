@@ -1026,12 +1026,12 @@ pub fn backend_pid() -> Statement {
     Statement::new("SELECT pg_backend_pid()", &[])
 }
 
-/// Whether the database has a journal.
 /// Notes on the server where its node is.
 pub fn keep_place() -> Statement {
     Statement::new("SELECT zodan.keep_place()", &[])
 }
 
+/// Whether the database has a journal.
 pub fn has_journal() -> Statement {
     Statement::new("SELECT to_regclass('zodan.run') IS NOT NULL", &[])
 }

@@ -2,8 +2,7 @@
 
 use super::arguments;
 use super::entry::{self, raised};
-use super::recovery_slot::own;
-use crate::error::{Error, SqlState};
+use super::recovery_slot::require_own;
 use crate::node::Reader;
 use crate::workflow::last_update;
 use pgrx::pg_sys;
@@ -24,13 +23,7 @@ fn set(name: &str, relation: Option<pg_sys::Oid>, wanted: bool) -> raised::Resul
         let relation = arguments::given("relation", relation)?;
         // The members are changed in sessions of their own, which may have to wait for the caller's locks.
         Reader::enter(name)?;
-        let own = own()?.ok_or_else(|| {
-            Error::refused(
-                SqlState::NOT_IN_PREREQUISITE_STATE,
-                "the database is not a cluster node",
-                "Run it in the database of any node of the cluster.",
-            )
-        })?;
+        let own = require_own("Run it in the database of any node of the cluster.")?;
         last_update::set(&own, relation.to_u32(), name, wanted)
     })
 }

@@ -86,9 +86,7 @@ fn start_node_worker() -> raised::Result<i32> {
         if let Some(pid) = running {
             return Ok(pid);
         }
-        if own()?.is_none() {
-            return Err(no_node());
-        }
+        require_own("Add it to one first.")?;
         // SAFETY: reads backend state.
         let (database, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid) };
         let worker = launch_node_worker(database, Some(pid))?;
@@ -327,9 +325,7 @@ fn become_standalone() -> raised::Result<()> {
     const NAME: &str = "zodan.become_standalone()";
     entry::superuser_function(NAME, || {
         let here = Mode::DryRun(Reader::enter(NAME)?);
-        let Some(own) = own()? else {
-            return Err(no_node());
-        };
+        let own = require_own("Add it to one first.")?;
         let mut me = members::local(&own.name, &own.dsn, &here);
         let engine = engine::detect(&mut me)?;
         twin::require_copy(&*engine, &mut me)?;
@@ -357,12 +353,15 @@ fn become_standalone() -> raised::Result<()> {
     })
 }
 
-fn no_node() -> Error {
-    Error::refused(
-        SqlState::NOT_IN_PREREQUISITE_STATE,
-        "the database is not a cluster node",
-        "Add it to one first.",
-    )
+/// As [`own`], where it has to be one; `hint` says what to do else.
+pub fn require_own(hint: &'static str) -> Result<Member> {
+    own()?.ok_or_else(|| {
+        Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            "the database is not a cluster node",
+            hint,
+        )
+    })
 }
 
 /// Ends who reads them and drops them, with the recovery slots. False if some are left for the next try.

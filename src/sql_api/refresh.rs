@@ -1,9 +1,8 @@
 //! `spock.refresh_subscriptions()`.
 
 use super::entry::{self, raised};
-use super::recovery_slot::own;
+use super::recovery_slot::require_own;
 use crate::ereport;
-use crate::error::{Error, SqlState};
 use crate::node::Reader;
 use crate::workflow::refresh;
 use pgrx::prelude::*;
@@ -14,13 +13,7 @@ fn refresh_subscriptions() -> raised::Result<()> {
     entry::superuser_function(NAME, || {
         // Subscriptions of this server are refreshed too, which may wait for what the transaction has locked.
         Reader::enter(NAME)?;
-        let Some(own) = own()? else {
-            return Err(Error::refused(
-                SqlState::NOT_IN_PREREQUISITE_STATE,
-                "the database is not a cluster node",
-                "Run it in the database of any node of the cluster.",
-            ));
-        };
+        let own = require_own("Run it in the database of any node of the cluster.")?;
         refresh::refresh(&own, ereport::notice)
     })
 }

@@ -1,10 +1,10 @@
 //! `spock.verify_nodes(...)`.
 
 use super::entry::{self, raised};
-use super::recovery_slot::own;
+use super::recovery_slot::require_own;
 use crate::encoding::shown;
 use crate::engine;
-use crate::error::{Error, Result, SqlState};
+use crate::error::Result;
 use crate::node::Node;
 use crate::workflow::verify::{self, Of};
 use crate::workflow::{members, own_session};
@@ -49,13 +49,7 @@ fn verify_nodes(
 }
 
 fn compare(most_keys: usize, of: Of) -> Result<Vec<verify::Mismatch>> {
-    let Some(own) = own()? else {
-        return Err(Error::refused(
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            "the database is not a cluster node",
-            "Ask in the database of a node.",
-        ));
-    };
+    let own = require_own("Ask in the database of a node.")?;
     let mut here = own_session(&own)?;
     let mut engine = engine::detect(&mut here)?;
     let survey = engine.survey(&mut here)?;

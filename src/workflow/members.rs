@@ -1,6 +1,6 @@
 //! The members a run works with: sessions, the membership lock, answers from all of them at once.
 
-use crate::engine::names;
+use crate::engine::{self, Engine, names};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Conn, Dsn, Row};
 use crate::node::{Member, Mode, Node, Session, Statement, ask, server};
@@ -117,6 +117,23 @@ pub fn local(name: &str, dsn: &Dsn, here: &Mode) -> Node {
         name: name.to_owned(),
         dsn: dsn.clone(),
         session: here.session(),
+    }
+}
+
+/// The node that the CALL runs on, by its name in the cluster, and the engine of that. `hint` says where to run it else.
+pub fn own_node(here: &Mode, hint: &'static str) -> Result<(Box<dyn Engine>, Node)> {
+    let mut me = local("", &Dsn::nowhere(), here);
+    let engine = engine::detect(&mut me)?;
+    match engine.local_name(&mut me)? {
+        Some(name) => {
+            me.name = name;
+            Ok((engine, me))
+        }
+        None => Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            "the database that the CALL runs in is not a cluster node",
+            hint,
+        )),
     }
 }
 

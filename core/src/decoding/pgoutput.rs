@@ -2,7 +2,7 @@
 //! <https://www.postgresql.org/docs/17/protocol-logicalrep-message-formats.html>
 
 use super::reader::Reader;
-use super::{Column, Malformed, Message, Relation, Result, Tuple, Value};
+use super::{Column, Malformed, Message, Relation, Result, Tuple};
 
 /// Reads one message.
 pub fn parse(bytes: &[u8]) -> Result<Message> {
@@ -104,23 +104,13 @@ fn relation(reader: &mut Reader) -> Result<Relation> {
 }
 
 fn tuple(reader: &mut Reader) -> Result<Tuple> {
-    let count = reader.u16()?;
-    (0..count)
-        .map(|_| match reader.u8()? {
-            b'n' => Ok(Value::Null),
-            b'u' => Ok(Value::Unchanged),
-            b't' => {
-                let length = reader.u32()?;
-                Ok(Value::Text(reader.counted(length as usize)?))
-            }
-            other => Err(Malformed::unexpected("value", other)),
-        })
-        .collect()
+    reader.tuple(Reader::counted)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoding::Value;
     use crate::lsn::Lsn;
 
     fn message(parts: &[&[u8]]) -> Vec<u8> {

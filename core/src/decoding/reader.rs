@@ -1,6 +1,6 @@
 //! Numbers and texts of messages in the byte order of networks.
 
-use super::{Malformed, Result};
+use super::{Malformed, Result, Tuple, Value};
 use crate::lsn::Lsn;
 
 pub struct Reader<'a> {
@@ -73,6 +73,22 @@ impl<'a> Reader<'a> {
     /// A string of `n` bytes.
     pub fn counted(&mut self, n: usize) -> Result<String> {
         self.take(n).and_then(utf8)
+    }
+
+    /// The values of a row; `text` reads one of so many bytes.
+    pub fn tuple(&mut self, text: impl Fn(&mut Self, usize) -> Result<String>) -> Result<Tuple> {
+        let count = self.u16()?;
+        (0..count)
+            .map(|_| match self.u8()? {
+                b'n' => Ok(Value::Null),
+                b'u' => Ok(Value::Unchanged),
+                b't' => {
+                    let length = self.u32()?;
+                    Ok(Value::Text(text(self, length as usize)?))
+                }
+                other => Err(Malformed::unexpected("value", other)),
+            })
+            .collect()
     }
 
     /// Nothing may be left.

@@ -2,7 +2,7 @@
 //! values as text. Read off `spock_proto_native.c` of Spock 5.0.11 and 6.0.0.
 
 use super::reader::Reader;
-use super::{Column, Malformed, Message, Relation, Result, Tuple, Value};
+use super::{Column, Malformed, Message, Relation, Result, Tuple};
 
 /// Reads one message.
 pub fn parse(bytes: &[u8]) -> Result<Message> {
@@ -106,23 +106,13 @@ fn relation(reader: &mut Reader) -> Result<Relation> {
 
 fn tuple(reader: &mut Reader) -> Result<Tuple> {
     reader.expect(b'T')?;
-    let count = reader.u16()?;
-    (0..count)
-        .map(|_| match reader.u8()? {
-            b'n' => Ok(Value::Null),
-            b'u' => Ok(Value::Unchanged),
-            b't' => {
-                let length = reader.u32()?;
-                Ok(Value::Text(reader.ended(length as usize)?))
-            }
-            other => Err(Malformed::unexpected("value", other)),
-        })
-        .collect()
+    reader.tuple(Reader::ended)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoding::Value;
     use crate::lsn::Lsn;
 
     #[test]

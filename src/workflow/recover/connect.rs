@@ -1,7 +1,7 @@
 //! Who has what of the failed node, and who can give it to whom.
 
 use super::{MissingRange, Recovery, Request, members};
-use crate::engine::{self, Path, SubscriptionState, subscription_states};
+use crate::engine::{Path, SubscriptionState, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::lsn::{Lsn, Position};
@@ -43,16 +43,9 @@ impl Recovery {
         report: Report,
         whose: Failed,
     ) -> Result<Self> {
-        let mut me = members::local("", &Dsn::nowhere(), &session);
-        let mut engine = engine::detect(&mut me)?;
-        let Some(here) = engine.local_name(&mut me)? else {
-            return Err(Error::refused(
-                SqlState::NOT_IN_PREREQUISITE_STATE,
-                "the database that the CALL runs in is not a cluster node",
-                "Run it in the database of a survivor.",
-            ));
-        };
-        me.name = here.clone();
+        let (mut engine, mut me) =
+            members::own_node(&session, "Run it in the database of a survivor.")?;
+        let here = me.name.clone();
         let mut reached = reach(&*engine, &mut me, Some(&request.failed))?;
         reached.require_own(&*engine, &mut me, session.changes())?;
         reached.set_apart(&*engine, &mut me, false)?;

@@ -39,9 +39,8 @@ pub fn let_go(
             Some((name, dsn)) => Conn::open(name, dsn).map(Session::Remote),
             None => Ok(session.session()),
         };
-        for dead in Interrupted::all(&mut session()?)? {
-            let other = failed.is_some_and(|failed| failed != dead.node);
-            if dead.command != Command::RecoverRun || other {
+        for dead in Interrupted::undone_by(&mut session()?, Command::RecoverRun)? {
+            if failed.is_some_and(|failed| failed != dead.node) {
                 continue;
             }
             let (run, node) = (format!("run {}{place}", dead.run), &dead.node);

@@ -3,7 +3,7 @@
 
 use super::obstacles::no_member;
 use super::{Removal, Request, interrupted_removals};
-use crate::engine::{self, Engine};
+use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Member, Mode, Node};
@@ -27,16 +27,11 @@ pub enum TargetState {
 
 impl Removal {
     pub fn connect(session: Mode, request: &Request, report: Report) -> Result<Self> {
-        let mut me = members::local("", &Dsn::nowhere(), &session);
-        let mut engine = engine::detect(&mut me)?;
-        let Some(here) = engine.local_name(&mut me)? else {
-            return Err(Error::refused(
-                SqlState::NOT_IN_PREREQUISITE_STATE,
-                "the database that the CALL runs in is not a cluster node",
-                "Run it in the database of any node of the cluster.",
-            ));
-        };
-        me.name = here.clone();
+        let (mut engine, mut me) = members::own_node(
+            &session,
+            "Run it in the database of any node of the cluster.",
+        )?;
+        let here = me.name.clone();
         let own = members::identity(&mut me)?;
         let mut reached = reach(&*engine, &mut me, None)?;
         if here != request.target {
