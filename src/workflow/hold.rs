@@ -39,7 +39,7 @@ pub fn stop(
     Ending::of(engine).wait(subscriber)
 }
 
-/// Disables it with `idle`, as of [`Engine::disable_if_idle`].
+/// Disables it with `idle`, as of [`Subscriptions::disable_if_idle`](crate::engine::Subscriptions::disable_if_idle).
 pub fn stop_idle(
     idle: &Statement,
     path: &Path,

@@ -30,9 +30,9 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Tables of a source that becomes a node, whose replica identities have to be others then.
     pub to_prepare: Vec<Unfit>,
-    /// As of [`Engine::block_writes`].
+    /// As of [`CopyRules::block_writes`](crate::engine::CopyRules::block_writes).
     pub engines: Option<[Statement; 2]>,
-    /// As of [`Engine::apply_runs_statements`].
+    /// As of [`CopyRules::apply_runs_statements`](crate::engine::CopyRules::apply_runs_statements).
     pub apply_writes: bool,
 }
 

@@ -29,7 +29,7 @@ SELECT DISTINCT n.nspname, c.relname
 #[derive(Clone)]
 pub struct Kept {
     since: Since,
-    /// As of [`Engine::origins_of_copied_rows`].
+    /// As of [`CopyRules::origins_of_copied_rows`](crate::engine::CopyRules::origins_of_copied_rows).
     authors: Vec<(u32, Statement)>,
 }
 

@@ -1,637 +1,379 @@
-//! What Spock's settings and tables on a node say against a join, or against the health of its cluster.
+//! What has to hold before a join, and on every member.
 
-use super::{Spock, set_tables};
-use crate::engine::{EngineCheck, EngineFindings, Judged, MemberCheck, On};
-use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Row, Rows, wait};
-use crate::node::{Node, Statement, ask_all};
-use crate::quote::{ident, literal};
-use crate::settings;
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use super::copy_rules::extension_tables;
+use super::sets::SetTable;
+use super::{Spock, conditions, is_node, naming, set_tables, strangers};
+use crate::engine::{
+    Checks, EngineCheck, EngineFindings, MemberCheck, Monitoring, subscription_states,
+};
+use crate::error::{Finding, Result, SqlState};
+use crate::node::{Node, ask_all};
+use std::collections::BTreeSet;
 
-/// Settings by which members do different things with the same change, beside `spock.readonly`.
-const ALIKE: [&str; 6] = [
-    "spock.exception_behaviour",
-    "spock.exception_logging",
-    "spock.conflict_resolution",
-    "spock.check_all_uc_indexes",
-    "spock.enable_ddl_replication",
-    "spock.include_ddl_repset",
-];
-
-/// Where Spock does not know when a subscription was made, entries of its log count for so long.
-const LOG_DAYS: u32 = 30;
-
-/// `name, value, reset`: settings as an apply worker begins with them, which runs as the bootstrap superuser, and the
-/// statement that resets each where it is set.
-fn effective(names: &[&str]) -> Statement {
-    let names: Vec<String> = names.iter().copied().map(literal).collect();
-    Statement::new(
-        format!(
-            "SELECT g.name,
-                    lower(coalesce(o.option_value,
-                                   CASE WHEN g.source IN ('default', 'configuration file', 'command line', 'environment variable')
-                                        THEN g.reset_val END,
-                                   (SELECT f.setting FROM pg_file_settings f WHERE lower(f.name) = g.name AND f.applied
-                                     ORDER BY f.seqno DESC LIMIT 1),
-                                   g.boot_val)),
-                    CASE WHEN o.setrole IS NULL THEN format('ALTER SYSTEM SET %s = %L', g.name, g.boot_val)
-                         WHEN o.setrole = 0 AND o.setdatabase = 0 THEN format('ALTER ROLE ALL RESET %s', g.name)
-                         WHEN o.setrole = 0 THEN format('ALTER DATABASE %I RESET %s', current_database(), g.name)
-                         WHEN o.setdatabase = 0 THEN format('ALTER ROLE %s RESET %s', o.setrole::regrole, g.name)
-                         ELSE format('ALTER ROLE %s IN DATABASE %I RESET %s', o.setrole::regrole, current_database(), g.name) END
-               FROM pg_settings g
-               LEFT JOIN LATERAL (
-                    SELECT s.setrole, s.setdatabase, t.option_value
-                      FROM pg_db_role_setting s, pg_options_to_table(s.setconfig) t
-                     WHERE lower(t.option_name) = g.name AND s.setrole IN (0, 10)
-                       AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-                     ORDER BY s.setrole DESC, s.setdatabase DESC LIMIT 1) o ON true
-              WHERE g.name IN ({}) ORDER BY 1",
-            names.join(", ")
-        ),
-        &[],
-    )
-}
-
-fn readonly() -> Statement {
-    effective(&["spock.readonly"])
-}
-
-/// A node on which apply workers write nothing.
-fn judge_readonly(node: &str, rows: &Rows) -> Option<Finding> {
-    let row = rows.iter().find(|row| row.text(1) == "all")?;
-    let reset = row.text(2);
-    let (statement, then) = match reset.starts_with("ALTER SYSTEM") {
-        true => (reset.to_owned(), ", and reload"),
-        // Before 6.0 nobody else can do that.
-        false => (format!("SET spock.readonly = 'off'; {reset}"), ""),
-    };
-    Some(
-        Finding::new(
-            node,
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            "spock.readonly is all, so apply workers write nothing there",
-            format!(
-                "{statement}{then}. Applications alone are kept from writing by the value local, user before Spock 6."
-            ),
-        )
-        .fixed_by(statement),
-    )
-}
-
-/// `subscription, table, status, resync, wait`: tables of the node that one of its subscriptions is bringing, or has
-/// failed to bring. Meanwhile the subscription passes over their changes.
-pub(super) fn unsynced() -> Statement {
-    Statement::new(
-        "SELECT s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname), y.sync_status,
-                format('SELECT spock.sub_resync_table(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname)),
-                format('SELECT spock.table_wait_for_sync(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname))
-           FROM spock.local_sync_status y JOIN spock.subscription s ON s.sub_id = y.sync_subid
-           JOIN pg_namespace n ON n.nspname = y.sync_nspname
-           JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = y.sync_relname
-          WHERE y.sync_status <> 'r' AND s.sub_enabled
-          ORDER BY 1, 2",
-        &[],
-    )
-}
-
-const FAILED: &str = "f";
-
-fn unsynced_table(node: &str, row: &Row) -> Finding {
-    let (subscription, table) = (row.text(0), row.text(1));
-    let finding = |message: String, hint: String| {
-        Finding::new(node, SqlState::NOT_IN_PREREQUISITE_STATE, message, hint)
-    };
-    match row.text(2) {
-        FAILED => finding(
-            format!(
-                "subscription {subscription} has failed to synchronize table {table}, and passes over what is written to it"
-            ),
-            format!(
-                "{}; it empties the table first. The log of that server says what it failed of.",
-                row.text(3)
-            ),
-        ),
-        status => finding(
-            format!("subscription {subscription} is synchronizing table {table} (status {status})"),
-            format!("Wait for its end: {}", row.text(4)),
-        )
-        .fixed_by(row.text(4)),
+impl Checks for Spock {
+    fn checks(&self) -> &'static [EngineCheck] {
+        &conditions::BEFORE_A_JOIN
     }
-}
 
-fn judge_unsynced(answers: &[(String, Rows)]) -> Vec<Judged> {
-    let all = answers
-        .iter()
-        .flat_map(|(node, rows)| rows.iter().map(move |row| (node, row)));
-    all.map(|(node, row)| {
-        let finding = unsynced_table(node, row);
-        match row.text(2) {
-            FAILED => Judged::Failed(finding),
-            _ => Judged::Warned(finding),
+    fn run_checks(&self, members: &mut [&mut Node], new: &mut Node) -> Result<EngineFindings> {
+        let (mut installed, mut timestamps) = (vec![], vec![]);
+        let mut nodes: Vec<&mut Node> = members.iter_mut().map(|n| &mut **n).collect();
+        nodes.push(new);
+        let answers = ask_all(
+            nodes.iter_mut().map(|n| &mut **n),
+            "SELECT (SELECT extversion FROM pg_extension WHERE extname = 'spock'),
+                    current_setting('track_commit_timestamp'),
+                    current_setting('shared_preload_libraries') ~ '\\yspock\\y',
+                    to_regprocedure('spock.pause_apply_workers()') IS NOT NULL",
+            &[],
+        )?;
+        let mut versions: Vec<(String, Version)> = vec![];
+        for (node, rows) in nodes.iter().zip(&answers) {
+            let row = rows.one()?;
+            let Some(version) = row.get(0) else {
+                installed.push(not_installed(&node.name));
+                continue;
+            };
+            let finding =
+                |state, message: String, hint: &str| Finding::new(&node.name, state, message, hint);
+            if row.text(1) != "on" {
+                timestamps.push(finding(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    "track_commit_timestamp is off".into(),
+                    "Set track_commit_timestamp = on and restart the server.",
+                ));
+            }
+            if !row.bool(2) {
+                installed.push(finding(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    "spock is not in shared_preload_libraries".into(),
+                    "Add it and restart the server.",
+                ));
+            }
+            if !row.bool(3) {
+                installed.push(finding(
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    format!("Spock {version} cannot pause its apply workers"),
+                    "Upgrade Spock to 5.0.7 or newer on every node.",
+                ));
+            }
+            versions.push((node.name.clone(), Version::parse(version)));
         }
-    })
-    .collect()
-}
-
-/// Refuses a snapshot in which the source has but a part of a table.
-pub(super) fn in_sync(source: &str, unsynced: &Rows) -> Result<()> {
-    let findings: Vec<Finding> = unsynced
-        .iter()
-        .map(|row| unsynced_table(source, row))
-        .collect();
-    match findings.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Checks(findings)),
+        let ours = versions.last().map(|(_, v)| v.clone());
+        if let Some(ours) = ours
+            && versions.iter().any(|(_, v)| !v.fits(&ours))
+        {
+            let list: Vec<String> = versions
+                .iter()
+                .map(|(n, v)| format!("\"{n}\" {}", v.text))
+                .collect();
+            installed.push(Finding::new(
+                nodes.last().map_or("", |n| &n.name),
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!("Spock versions are not compatible: {}", list.join(", ")),
+                "Install the same major and minor version of Spock everywhere.",
+            ));
+        }
+        let mut found = vec![
+            (conditions::INSTALLED, installed),
+            (conditions::TIMESTAMPS, timestamps),
+        ];
+        if let Some((new, members)) = nodes.split_last_mut() {
+            let [mut groups, mut slots, mut extensions, mut ids] = [(); 4].map(|()| vec![]);
+            self.check_groups(&mut groups);
+            found.push((conditions::GROUPS, groups));
+            if versions.len() == members.len() + 1 {
+                found.extend(conditions::before_the_first_change(self, members, new)?);
+            }
+            self.check_slots(members, &mut slots)?;
+            found.push((conditions::SLOTS, slots));
+            if let Some(source) = members.first_mut() {
+                self.check_extensions(source, new, &mut extensions)?;
+                found.push((conditions::EXTENSIONS, extensions));
+            }
+            check_node_ids(members, new, &mut ids)?;
+            if is_node(new)? {
+                ids.push(Finding::new(
+                    &new.name,
+                    SqlState::OBJECT_IN_USE,
+                    "the database is a Spock node already",
+                    "Remove it from its cluster first.",
+                ));
+            }
+            found.push((conditions::NODE, ids));
+        }
+        Ok(found)
     }
-}
 
-/// Entry `e` of the log belongs to subscription `s` as it is now, and no later synchronization has brought the table
-/// anew.
-pub(super) fn counts() -> String {
-    format!(
-        "(e.remote_origin = s.sub_origin
-          OR e.remote_origin = 0 AND e.operation = 'SUB_DISABLE'
-             AND strpos(e.error_message, format(' %s ', s.sub_name)) > 0)
-         AND e.retry_errored_at >= coalesce((to_jsonb(s) ->> 'sub_created_at')::timestamptz, now() - interval '{LOG_DAYS} days')
-         AND NOT EXISTS (SELECT FROM spock.local_sync_status y
-                          WHERE y.sync_nspname = e.table_schema AND y.sync_relname = e.table_name
-                            AND y.sync_status = 'r'
-                            AND CASE WHEN current_setting('track_commit_timestamp')::boolean
-                                     THEN pg_xact_commit_timestamp(y.xmin) > e.retry_errored_at END)"
-    )
-}
+    fn member_checks(&self) -> Vec<MemberCheck> {
+        conditions::of_members()
+    }
 
-/// What was left out for good of what `s` brings: not an update of a row that is gone, which every member leaves out
-/// by itself, nor what other versions log beside the change that failed.
-const LEFT_OUT: &str = "e.operation <> 'SUB_DISABLE' AND e.error_message !~ '^unavailable|did not find row to be updated'";
-
-/// An expression: how many changes `s` has left out for good, since when, and the last that has a reason of its own; null
-/// for none.
-pub(super) fn left_out_of() -> String {
-    format!(
-        "(SELECT format('%s %s left out since %s, the last: %s', count(*), CASE count(*) WHEN 1 THEN 'change' ELSE 'changes' END,
-                        min(e.retry_errored_at)::timestamptz(0),
-                        (max(ARRAY[(e.error_message !~ '^transdiscard:')::text || to_char(e.retry_errored_at, 'YYYYMMDDHH24MISSUS'),
-                                   concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || nullif(e.table_name, '')), ''),
-                                             e.error_message)]))[2])
-            FROM spock.exception_log e WHERE {} AND {LEFT_OUT} HAVING count(*) > 0)",
-        counts()
-    )
-}
-
-/// `count, since, statement`: what stands in the log of exceptions.
-fn exceptions() -> Statement {
-    Statement::new(
-        format!(
-            "SELECT count(*), min(e.retry_errored_at)::timestamptz(0),
-                    format('DELETE FROM spock.exception_log WHERE retry_errored_at <= %L', max(e.retry_errored_at))
-               FROM spock.exception_log e
-              WHERE EXISTS (SELECT FROM spock.subscription s WHERE {})
-             HAVING count(*) > 0",
-            counts()
-        ),
-        &[],
-    )
-}
-
-fn judge_exceptions(answers: &[(String, Rows)]) -> Vec<Judged> {
-    let logged = |(node, rows): &(String, Rows)| {
-        let row = rows.first()?;
-        let message = format!(
-            "spock.exception_log has {} entries since {}: changes that its apply workers did not apply as they were sent",
-            row.text(0),
-            row.text(1)
-        );
-        // To forget them is for a person to decide.
-        let hint = format!(
-            "Compare the nodes, spock.verify_nodes(), and mend what differs. Then: {}",
-            row.text(2)
-        );
-        let finding = Finding::new(node, SqlState::OK, message, hint);
-        Some(Judged::Warned(finding))
-    };
-    answers.iter().filter_map(logged).collect()
-}
-
-/// The settings have one value on all members, and what a worker leaves out is logged.
-fn judge_alike(answers: &[(String, Rows)]) -> Vec<Judged> {
-    let Some((first, theirs)) = answers.first() else {
-        return vec![];
-    };
-    let mut found = vec![];
-    for (node, rows) in answers {
-        let silent = |r: &&Row| (r.text(0), r.text(1)) == ("spock.exception_logging", "none");
-        if let Some(row) = rows.iter().find(silent) {
-            found.push(Judged::Warned(Finding::new(
-                node,
+    fn warnings(&self, members: &mut [&mut Node]) -> Result<Vec<Finding>> {
+        let Some(source) = members.first_mut() else {
+            return Ok(vec![]);
+        };
+        let untaken = self.sets.untaken_of(&source.name);
+        let tables = set_tables(source)?;
+        let named = |t: &SetTable| crate::quote::qualified(&t.schema, &t.name);
+        let taken: BTreeSet<String> = tables
+            .iter()
+            .filter(|t| !untaken.contains(&t.set))
+            .chain(self.peers_tables(&source.name))
+            .map(named)
+            .collect();
+        let mut findings = vec![];
+        for set in &untaken {
+            let alone = tables.iter().filter(|t| t.set == *set).map(named);
+            let alone: Vec<String> = alone.filter(|t| !taken.contains(t)).collect();
+            if alone.is_empty() {
+                continue;
+            }
+            let (shown, more) = alone.split_at(alone.len().min(10));
+            let more = match more.len() {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            findings.push(Finding::new(
+                &source.name,
                 SqlState::OK,
-                "spock.exception_logging is none: what its apply workers leave out is told nowhere",
-                format!("{}, and reload.", row.text(2)),
-            )));
+                format!(
+                    "no member subscribes to replication set {set}, so the new node does not either, and gets no rows of {}{more}",
+                    shown.join(", ")
+                ),
+                "Where the rows are wanted, make every member subscribe to the set first: spock.sub_add_repset.",
+            ));
         }
+        let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
+        for member in members.iter_mut() {
+            findings.extend(strangers::sources(member, &names)?);
+            findings.extend(strangers::readers(&self.paths, member)?);
+        }
+        Ok(findings)
     }
-    let theirs: BTreeMap<&str, &str> = theirs.iter().map(|r| (r.text(0), r.text(1))).collect();
-    for (node, rows) in &answers[1..] {
-        for row in rows {
-            let (name, value) = (row.text(0), row.text(1));
-            match theirs.get(name) {
-                Some(other) if *other != value => found.push(Judged::Warned(Finding::new(
-                    node,
-                    SqlState::OK,
-                    format!("{name} is {value}, on node \"{first}\" {other}"),
-                    "Give all members the same: what one applies another may leave out, or resolve otherwise.",
-                ))),
-                _ => {}
+}
+
+impl Spock {
+    /// Tables that the source gets from its peers.
+    pub(super) fn peers_tables(&self, source: &str) -> impl Iterator<Item = &SetTable> {
+        self.of_peers.iter().flat_map(move |(peer, tables)| {
+            let taken = self.sets.subscriptions(peer, source);
+            let taken = move |t: &&SetTable| taken.iter().any(|s| s.sets.contains(&t.set));
+            tables.iter().filter(taken)
+        })
+    }
+
+    /// A subscription beside another one whose worker would wait for ever.
+    fn check_groups(&self, findings: &mut Vec<Finding>) {
+        let several = self
+            .paths
+            .iter()
+            .filter(|(ends, paths)| paths.len() > 1 && !self.to_make.contains_key(*ends));
+        for path in several.flat_map(|(_, paths)| paths) {
+            if naming::is_of_a_group(&path.slot) {
+                findings.push(Finding::new(
+                    &path.subscriber,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "subscription {} is one of several to node \"{}\", and its name ends in an underscore and a digit: Spock lets its worker wait for transactions that the others bring",
+                        path.subscription, path.provider
+                    ),
+                    "Give it another name: drop it and make it anew when both nodes have the same rows of its tables.",
+                ));
             }
         }
     }
-    found
-}
 
-pub(super) const INSTALLED: &str = "Spock";
-pub(super) const TIMESTAMPS: &str = "track_commit_timestamp";
-pub(super) const GROUPS: &str = "groups of slots";
-const WRITING: &str = "apply workers";
-const FORWARDING: &str = "forwarding";
-const RESERVED: &str = "reserved schemas";
-const SYNCHRONIZED: &str = "tables of the source";
-const SENDING: &str = "sent tables";
-pub(super) const SLOTS: &str = "readers of slots";
-pub(super) const EXTENSIONS: &str = "reserved extensions";
-pub(super) const NODE: &str = "number of the node";
-
-/// In the order in which they are made.
-pub(in crate::engine) const BEFORE_A_JOIN: [EngineCheck; 11] = {
-    const fn of(name: &'static str, on: On, wanted: &'static str) -> EngineCheck {
-        EngineCheck { name, wanted, on }
+    /// Somebody streams from the slot of every subscription between the members. The subscriber alone
+    /// cannot tell: a worker that fails and starts again every few seconds looks well from there.
+    fn check_slots(&self, members: &mut [&mut Node], findings: &mut Vec<Finding>) -> Result<()> {
+        let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
+        let streamed = ask_all(
+            members.iter_mut().map(|n| &mut **n),
+            "SELECT slot_name FROM pg_replication_slots WHERE active AND database = current_database()",
+            &[],
+        )?;
+        let subscribed = ask_all(
+            members.iter_mut().map(|n| &mut **n),
+            &self.subscriptions().sql,
+            &[],
+        )?;
+        for (provider, streamed) in names.iter().zip(&streamed) {
+            for (subscriber, rows) in names.iter().zip(&subscribed) {
+                let key = (provider.clone(), subscriber.clone());
+                let working = subscription_states(rows)?.into_iter().filter(|s| s.working);
+                let working: Vec<String> = working.map(|s| s.name).collect();
+                for path in self.paths.get(&key).into_iter().flatten() {
+                    if !working.contains(&path.subscription)
+                        || streamed.iter().any(|r| r.text(0) == path.slot)
+                    {
+                        continue;
+                    }
+                    findings.push(Finding::new(
+                        provider,
+                        SqlState::NOT_IN_PREREQUISITE_STATE,
+                        format!(
+                            "replication slot {} is inactive, but node \"{subscriber}\" subscribes through it",
+                            path.slot
+                        ),
+                        "Make every subscription of the cluster replicate before a node is added; the log of the subscriber says why one does not.",
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
-    [
-        of(
-            INSTALLED,
-            On::Every,
-            "installed and preloaded, its major and minor version the same everywhere",
-        ),
-        of(TIMESTAMPS, On::Every, "on"),
-        of(
-            GROUPS,
-            On::Members,
-            "none among the subscriptions between two members",
-        ),
-        of(WRITING, On::Every, "may write"),
-        of(
-            FORWARDING,
-            On::Members,
-            "no subscription brings changes of others than its provider",
-        ),
-        of(RESERVED, On::Source, "nothing that is replicated is in one"),
-        of(SYNCHRONIZED, On::Source, "synchronized"),
-        of(
-            SENDING,
-            On::Source,
-            "their rows come from nodes that send them",
-        ),
-        of(SLOTS, On::Members, "every slot of a member is read by it"),
-        of(EXTENSIONS, On::New, "those of the source are installed"),
-        of(NODE, On::Every, "free, and the new node is none yet"),
-    ]
-};
 
-/// What every member is asked, before a join and afterwards.
-pub(in crate::engine) fn of_members() -> Vec<MemberCheck> {
-    vec![
-        MemberCheck {
-            name: "spock.readonly",
-            wanted: "not all",
-            with_new: true,
-            question: readonly(),
-            judge: |answers| {
-                let found = answers
-                    .iter()
-                    .filter_map(|(n, rows)| judge_readonly(n, rows));
-                found.map(Judged::Failed).collect()
-            },
-        },
-        MemberCheck {
-            name: "synchronization of tables",
-            wanted: "done",
-            with_new: false,
-            question: unsynced(),
-            judge: judge_unsynced,
-        },
-        MemberCheck {
-            name: "settings of Spock",
-            wanted: "the same on all nodes",
-            with_new: true,
-            question: effective(&ALIKE),
-            judge: judge_alike,
-        },
-        MemberCheck {
-            name: "exceptions",
-            wanted: "none logged",
-            with_new: false,
-            question: exceptions(),
-            judge: judge_exceptions,
-        },
-    ]
-}
-
-/// What makes a join impossible, or its result wrong. The source is the first of `members`.
-pub(super) fn before_the_first_change(
-    spock: &Spock,
-    members: &mut [&mut Node],
-    new: &mut Node,
-) -> Result<EngineFindings> {
-    let [
-        mut writing,
-        mut forwarding,
-        mut reserved,
-        mut synchronized,
-        mut sending,
-    ] = [(); 5].map(|()| vec![]);
-    check_readonly(members, new, &mut writing)?;
-    check_forwarding(members, &mut forwarding)?;
-    if let Some(source) = members.first_mut() {
-        check_reserved(spock, source, new, &mut reserved)?;
-        check_synchronized(source, &mut synchronized)?;
-        let sent = set_tables(source)?;
-        spock.check_filled_twice(members, &sent, &mut sending)?;
+    /// What the structure leaves out must be there already. So must an extension whose own tables are
+    /// replicated, as those of lolor: their rows come, and nobody knows what its script stores itself.
+    fn check_extensions(
+        &self,
+        source: &mut Node,
+        new: &mut Node,
+        findings: &mut Vec<Finding>,
+    ) -> Result<()> {
+        let installed = "SELECT extname FROM pg_extension WHERE extname <> 'spock'";
+        let here = new.query(installed, &[])?;
+        for row in &source.query(installed, &[])? {
+            let name = row.text(0);
+            let left_out = self.excluded.extensions.iter().any(|e| e == name);
+            if left_out && !here.iter().any(|r| r.text(0) == name) {
+                findings.push(Finding::new(
+                    &new.name,
+                    SqlState::UNDEFINED_OBJECT,
+                    format!(
+                        "extension {name} is not installed, which node \"{}\" has and which Spock reserves to each node",
+                        source.name
+                    ),
+                    format!("Run CREATE EXTENSION {} there.", crate::quote::ident(name)),
+                )
+                .fixed_by(format!("CREATE EXTENSION {}", crate::quote::ident(name))));
+            }
+        }
+        for (table, extension) in extension_tables(source)? {
+            let quoted = crate::quote::ident(&extension);
+            let there = "SELECT to_regclass($1) IS NOT NULL";
+            if !new.query(there, &[&table])?.one()?.bool(0) {
+                findings.push(Finding::new(
+                    &new.name,
+                    SqlState::UNDEFINED_TABLE,
+                    format!("table {table} does not exist, which is replicated and belongs to extension {extension}"),
+                    format!("Run CREATE EXTENSION {quoted} there, in the version of node \"{}\".", source.name),
+                ));
+                continue;
+            }
+            let has_rows = format!("SELECT EXISTS (SELECT FROM {table})");
+            if new.query(&has_rows, &[])?.one()?.bool(0) {
+                findings.push(Finding::new(
+                    &new.name,
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!("table {table} of extension {extension} has rows"),
+                    format!(
+                        "Run TRUNCATE {table} there: its rows come from node \"{}\".",
+                        source.name
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
-    Ok(vec![
-        (WRITING, writing),
-        (FORWARDING, forwarding),
-        (RESERVED, reserved),
-        (SYNCHRONIZED, synchronized),
-        (SENDING, sending),
-    ])
 }
 
-fn check_readonly(
+/// Spock numbers a node by 16 bits of a hash of its name, and marks the rows that come from it with that number.
+/// Two of these numbers mean something else to PostgreSQL: no origin, and not to be sent on.
+fn check_node_ids(
     members: &mut [&mut Node],
     new: &mut Node,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
-    let mut nodes: Vec<&mut Node> = members.iter_mut().map(|m| &mut **m).collect();
-    nodes.push(new);
-    let answers = ask_all(nodes.iter_mut().map(|n| &mut **n), &readonly().sql, &[])?;
-    let answers = nodes.iter().zip(&answers);
-    findings.extend(answers.filter_map(|(node, rows)| judge_readonly(&node.name, rows)));
-    Ok(())
-}
-
-/// A subscription that also brings what its provider has from others: what the new node writes would come twice, and
-/// Spock 6 enables no other subscription beside such a one.
-fn check_forwarding(members: &mut [&mut Node], findings: &mut Vec<Finding>) -> Result<()> {
-    let question = "SELECT s.sub_name, n.node_name, array_to_string(s.sub_forward_origins, ', '),
-                           CASE WHEN to_regprocedure('spock.sub_alter_options(name, jsonb)') IS NOT NULL
-                                THEN format('SELECT spock.sub_alter_options(%L, %L)', s.sub_name, '{\"forward_origins\": []}') END
-                      FROM spock.subscription s JOIN spock.node n ON n.node_id = s.sub_origin
-                      JOIN spock.local_node l ON l.node_id = s.sub_target
-                     WHERE s.sub_enabled AND cardinality(s.sub_forward_origins) > 0 ORDER BY 1";
-    let answers = ask_all(members.iter_mut().map(|m| &mut **m), question, &[])?;
-    for (member, rows) in members.iter().zip(&answers) {
-        for row in rows {
-            // In a chain or a star nobody else brings them, so it is not for a statement alone.
-            let clear = match row.get(3) {
-                Some(statement) => statement.to_owned(),
-                None => "drop the subscription, when it has applied all that its provider has, and create it again with forward_origins := '{}'.".into(),
-            };
-            findings.push(Finding::new(
-                &member.name,
-                SqlState::NOT_IN_PREREQUISITE_STATE,
-                format!(
-                    "subscription {} from node \"{}\" forwards changes of other nodes (forward_origins is {}), and every node of a mesh subscribes to those itself",
-                    row.text(0),
-                    row.text(1),
-                    row.text(2)
-                ),
-                format!("Let every node subscribe to every other. Then: {clear}"),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Tables whose rows would come, in schemas whose structure does not; and what else needs such a schema.
-fn check_reserved(
-    spock: &Spock,
-    source: &mut Node,
-    new: &mut Node,
-    findings: &mut Vec<Finding>,
-) -> Result<()> {
-    let reserved = &spock.excluded.schemas;
-    // Tables of extensions that are there have been looked at.
-    let of_extensions = source.query(
-        "SELECT n.nspname, c.relname
-           FROM pg_depend d JOIN pg_class c ON c.oid = d.objid JOIN pg_namespace n ON n.oid = c.relnamespace
-          WHERE d.classid = 'pg_class'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'p')",
-        &[],
-    )?;
-    let own = set_tables(source)?;
-    let taken = spock.subscriptions_of(&source.name, &new.name);
-    let comes = own
-        .iter()
-        .filter(|t| taken.iter().any(|sets| sets.contains(&t.set)));
-    let mut told = BTreeSet::new();
-    for table in comes.chain(spock.peers_tables(&source.name)) {
-        let quoted = crate::quote::qualified(&table.schema, &table.name);
-        let installed = of_extensions
-            .iter()
-            .any(|of| (of.text(0), of.text(1)) == (table.schema.as_str(), table.name.as_str()));
-        if installed || !reserved.contains(&table.schema) || !told.insert(quoted.clone()) {
-            continue;
-        }
+    let id = "hashtext($1::name::text COLLATE \"C\") & 65535";
+    let question = format!(
+        "SELECT {id}, (SELECT node_name FROM spock.node
+                        WHERE node_id = ({id})::oid AND node_name <> $1::name LIMIT 1)"
+    );
+    let name = new.name.clone();
+    for node in members.iter_mut().map(|m| &mut **m).chain([&mut *new]) {
+        let answer = node.query(&question, &[&name])?;
+        let row = answer.one()?;
+        let message = match (row.text(0), row.get(1)) {
+            (id, Some(other)) => format!(
+                "Spock gives the name \"{name}\" the number {id}, which node \"{other}\" has"
+            ),
+            (id @ ("0" | "65535"), None) => format!(
+                "Spock gives the name \"{name}\" the number {id}, which PostgreSQL keeps for itself"
+            ),
+            _ => continue,
+        };
         findings.push(Finding::new(
-            &source.name,
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            format!(
-                "table {quoted} is in replication set {}, but Spock reserves its schema to each node, so its structure is not copied",
-                table.set
-            ),
-            format!(
-                "Decide which: SELECT spock.repset_remove_table({}, {}), on every member that has it in a set; or, since Spock 6, SELECT spock.reserved_object_remove({}, 'schema').",
-                literal(&table.set),
-                literal(&quoted),
-                literal(&table.schema)
-            ),
+            &node.name,
+            SqlState::DUPLICATE_OBJECT,
+            message,
+            "Choose another name for the new node.",
         ));
-    }
-    check_dependents(reserved, source, findings)?;
-    let knows = "SELECT to_regclass('spock.reserved_object') IS NOT NULL";
-    if !new.query(knows, &[])?.one()?.bool(0) {
-        return Ok(());
-    }
-    let blocked = new.query(
-        "SELECT name FROM spock.reserved_object WHERE kind = 'schema' AND block_in_repset",
-        &[],
-    )?;
-    let blocked: BTreeSet<&str> = blocked.iter().map(|row| row.text(0)).collect();
-    for table in own.iter().filter(|t| blocked.contains(t.schema.as_str())) {
-        let quoted = crate::quote::qualified(&table.schema, &table.name);
-        if !told.insert(quoted.clone()) {
-            continue;
-        }
-        let statement = format!(
-            "SELECT spock.reserved_object_remove({}, 'schema')",
-            literal(&table.schema)
-        );
-        findings.push(
-            Finding::new(
-                &new.name,
-                SqlState::NOT_IN_PREREQUISITE_STATE,
-                format!(
-                    "schema {} is reserved here, so table {quoted} cannot be in replication set {} as on node \"{}\"",
-                    ident(&table.schema),
-                    table.set,
-                    source.name
-                ),
-                statement.as_str(),
-            )
-            .fixed_by(statement),
-        );
+        // The others know the same.
+        break;
     }
     Ok(())
 }
 
-/// Objects of other schemas that need one in a reserved schema, which is nowhere in what is restored.
-fn check_dependents(
-    reserved: &[String],
-    source: &mut Node,
-    findings: &mut Vec<Finding>,
-) -> Result<()> {
-    let list: Vec<String> = reserved.iter().map(|s| literal(s)).collect();
-    let list = list.join(", ");
-    if list.is_empty() {
-        return Ok(());
-    }
-    let dependents = source.query(
-        &format!(
-            "WITH inside AS (
-                 SELECT o.classid, o.objid, n.nspname, n.oid AS nsp
-                   FROM pg_namespace n
-                  CROSS JOIN LATERAL (
-                        SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_class WHERE relnamespace = n.oid
-                         UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE typnamespace = n.oid
-                         UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE pronamespace = n.oid
-                         UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oprnamespace = n.oid) o
-                  WHERE n.nspname IN ({list})
-                    AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid
-                                                              AND e.deptype = 'e')),
-             outside AS (
-                 SELECT i.nspname, i.classid AS refclassid, i.objid AS refobjid, x.classid, x.objid
-                   FROM inside i JOIN pg_depend d ON d.refclassid = i.classid AND d.refobjid = i.objid AND d.deptype = 'n'
-                  CROSS JOIN LATERAL (
-                        SELECT CASE WHEN d.classid IN ('pg_rewrite'::regclass, 'pg_attrdef'::regclass, 'pg_trigger'::regclass,
-                                                       'pg_policy'::regclass) THEN 'pg_class'::regclass
-                                    WHEN d.classid = 'pg_constraint'::regclass AND k.conrelid <> 0 THEN 'pg_class'::regclass
-                                    ELSE d.classid END AS classid,
-                               CASE d.classid WHEN 'pg_rewrite'::regclass THEN (SELECT ev_class FROM pg_rewrite WHERE oid = d.objid)
-                                              WHEN 'pg_attrdef'::regclass THEN (SELECT adrelid FROM pg_attrdef WHERE oid = d.objid)
-                                              WHEN 'pg_trigger'::regclass THEN (SELECT tgrelid FROM pg_trigger WHERE oid = d.objid)
-                                              WHEN 'pg_policy'::regclass THEN (SELECT polrelid FROM pg_policy WHERE oid = d.objid)
-                                              WHEN 'pg_constraint'::regclass THEN coalesce(nullif(k.conrelid, 0), d.objid)
-                                              ELSE d.objid END AS objid
-                          FROM (SELECT) one LEFT JOIN pg_constraint k
-                            ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid) x)
-             SELECT DISTINCT nspname, pg_describe_object(classid, objid, 0), pg_describe_object(refclassid, refobjid, 0)
-               FROM outside o
-              WHERE NOT EXISTS (SELECT FROM inside i WHERE i.classid = o.classid AND i.objid = o.objid)
-                AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid AND e.deptype = 'e')
-                AND (o.classid <> 'pg_class'::regclass
-                     OR (SELECT n.nspname NOT IN ({list}, 'pg_toast') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                          WHERE c.oid = o.objid))
-                AND o.classid <> 'pg_default_acl'::regclass
-              ORDER BY 1, 2, 3"
-        ),
-        &[],
-    )?;
-    for row in &dependents {
-        findings.push(Finding::new(
-            &source.name,
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            format!(
-                "{} needs {}, whose schema Spock reserves to each node, so that its structure is not copied",
-                row.text(1),
-                row.text(2)
-            ),
-            format!(
-                "Move one of the two to another schema; or, since Spock 6, take the reservation away: SELECT spock.reserved_object_remove({}, 'schema').",
-                literal(row.text(0))
-            ),
-        ));
-    }
-    Ok(())
-}
-
-/// What the source has of a table that is being synchronized is not all, and its changes are not applied as they come.
-/// A synchronization that is about to end gets the time that a connection may take.
-fn check_synchronized(source: &mut Node, findings: &mut Vec<Finding>) -> Result<()> {
-    let begun = Instant::now();
-    let mut rest = Duration::from_millis(10);
-    loop {
-        let rows = unsynced().run(source)?;
-        let failed = rows.iter().any(|row| row.text(2) == FAILED);
-        if rows.is_empty() {
-            return Ok(());
-        }
-        if failed || begun.elapsed() > settings::connect_timeout() {
-            findings.extend(rows.iter().map(|row| unsynced_table(&source.name, row)));
-            return Ok(());
-        }
-        wait::on_latch(rest)?;
-        rest = (rest * 3 / 2).min(Duration::from_millis(100));
-    }
-}
-
-/// One text: what can be seen on the subscriber of why the worker of `subscription` makes no progress. What its last error
-/// was stands in the log alone, unless it gave a change up.
-pub(super) fn worker_error(subscription: &str) -> Statement {
-    Statement::new(
-        format!(
-            "SELECT concat_ws('; ',
-                    format('Subscription %s is %s by spock.sub_show_status()', s.sub_name, coalesce(t.status, 'unknown')),
-                    CASE WHEN a.pid IS NULL THEN 'no apply worker runs'
-                         ELSE concat_ws(', ', format('its apply worker has pid %s', a.pid),
-                                        'waits for ' || a.wait_event_type || ' ' || a.wait_event,
-                                        (SELECT string_agg(format('is blocked by pid %s (%s, %s)', b.pid,
-                                                                  coalesce(nullif(b.application_name, ''), b.backend_type),
-                                                                  b.state), ', ')
-                                           FROM pg_stat_activity b WHERE b.pid = ANY (pg_blocking_pids(a.pid)))) END,
-                    (SELECT 'spock.readonly is all there: ' || r.reset
-                       FROM ({}) AS r (name, value, reset) WHERE r.value = 'all'),
-                    (SELECT 'applies with a delay of ' || s.sub_apply_delay WHERE s.sub_apply_delay > '0'),
-                    (SELECT string_agg(format('table %s is being synchronized (status %s)', u.tab, u.status), ', ')
-                       FROM ({}) AS u (sub, tab, status, resync, wait) WHERE u.sub = s.sub_name),
-                    (SELECT 'the last that it could not apply: '
-                            || concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || nullif(e.table_name, '')), ''),
-                                         e.error_message)
-                       FROM spock.exception_log e WHERE {} ORDER BY e.retry_errored_at DESC LIMIT 1),
-                    'the log of that server says more' || coalesce(': ' || pg_current_logfile(), ''))
-               FROM spock.subscription s
-               LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name
-               LEFT JOIN pg_stat_activity a
-                 ON a.backend_type = format('spock apply %s:%s', (SELECT oid FROM pg_database WHERE datname = current_database()), s.sub_id)
-              WHERE s.sub_name = $1",
-            readonly().sql,
-            unsynced().sql,
-            counts()
-        ),
-        &[subscription],
+pub(super) fn not_installed(node: &str) -> Finding {
+    Finding::new(
+        node,
+        SqlState::UNDEFINED_OBJECT,
+        "the extension spock is not installed in the database",
+        "Run CREATE EXTENSION spock there.",
     )
+    .fixed_by("CREATE EXTENSION spock")
+}
+
+/// A version of Spock, compared by number: '5.0.10' is newer than '5.0.4'.
+#[derive(Clone, Debug)]
+struct Version {
+    text: String,
+    numbers: (u32, u32),
+}
+
+impl Version {
+    fn parse(text: &str) -> Self {
+        let mut parts = text.split(['.', '-']).map(|p| p.parse().unwrap_or(0));
+        let mut next = || parts.next().unwrap_or(0);
+        Self {
+            text: text.to_owned(),
+            numbers: (next(), next()),
+        }
+    }
+
+    /// Nodes work together where major and minor are the same.
+    fn fits(&self, other: &Self) -> bool {
+        self.numbers == other.numbers
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{ALIKE, of_members};
+    use super::Version;
+    use proptest::prelude::*;
 
     #[test]
-    fn what_members_are_asked_has_no_parameters() {
-        for check in of_members() {
-            assert!(check.question.params.is_empty(), "{}", check.name);
-            assert!(!check.question.sql.contains('$'), "{}", check.name);
+    fn versions_fit_by_major_and_minor() {
+        let fits = |a, b| Version::parse(a).fits(&Version::parse(b));
+        assert!(fits("5.0.10", "5.0.7"));
+        assert!(fits("6.0.0-devel", "6.0.1"));
+        assert!(!fits("5.0.11", "6.0.0"));
+        assert!(!fits("5.1.0", "5.0.9"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_version_is_compared_by_number(major in any::<u32>(), minor in any::<u32>(), rest in "(\\.\\PC{0,8}|-\\PC{0,8})?") {
+            let version = Version::parse(&format!("{major}.{minor}{rest}"));
+            prop_assert_eq!(version.numbers, (major, minor));
         }
-        assert!(ALIKE.iter().all(|name| name.starts_with("spock.")));
+
+        #[test]
+        fn no_text_makes_the_version_fall_over(text in any::<String>()) {
+            let version = Version::parse(&text);
+            prop_assert!(version.fits(&version));
+        }
     }
 }

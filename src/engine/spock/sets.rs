@@ -2,12 +2,16 @@
 //! in a set.
 
 use super::ways::SetKinds;
-use super::{LOCAL_SETS, SetDifference};
+use crate::engine::SetDifference;
 use crate::error::{Error, Result};
 use crate::libpq::{Row, Rows};
 use crate::node::{Node, Statement, ask_all};
 use crate::replay::share::Kinds;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Sets of the local node.
+pub(super) const LOCAL_SETS: &str =
+    "spock.replication_set s JOIN spock.local_node l ON l.node_id = s.set_nodeid";
 
 /// Names of sets, in their order.
 pub(super) type Names = BTreeSet<String>;

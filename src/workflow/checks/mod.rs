@@ -79,8 +79,8 @@ enum Run {
 macro_rules! checks {
     ($($stage:ident $severity:ident $name:literal, $wanted:expr, $kind:ident $(($run:path))?;)+) => {
         /// Every check, in the order in which they are made. Those of the engine come behind the others of their stage:
-        /// [`Engine::checks`](crate::engine::Engine::checks) before a join,
-        /// [`Engine::member_checks`](crate::engine::Engine::member_checks) on every member.
+        /// [`Checks::checks`](crate::engine::Checks::checks) before a join,
+        /// [`Checks::member_checks`](crate::engine::Checks::member_checks) on every member.
         const CHECKS: &[CheckDefinition] = &[$(CheckDefinition {
             name: $name,
             wanted: $wanted,

@@ -221,16 +221,3 @@ pub fn known() -> String {
                    WHERE r.srsubid = s.oid AND r.srsubstate IN ('r', 's') AND NOT {OF_EXTENSION}) AS x (t))"
     )
 }
-
-/// Whether triggers of users fire for what replication brings. What they write has no other origin than what has fired
-/// them.
-pub fn triggers_of_apply() -> Statement {
-    Statement::new(
-        "SELECT EXISTS (SELECT FROM pg_trigger t
-                          JOIN pg_proc p ON p.oid = t.tgfoid
-                          JOIN pg_namespace n ON n.oid = p.pronamespace
-                         WHERE t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal
-                           AND n.nspname NOT IN ('zodan', 'spock'))",
-        &[],
-    )
-}

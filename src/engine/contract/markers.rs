@@ -1,0 +1,20 @@
+//! Commits that are made to be seen elsewhere.
+
+use super::Path;
+use crate::node::Statement;
+
+/// Markers: commits that are made to be seen elsewhere. Whoever has applied one has applied all commits before it.
+pub trait Markers {
+    /// Commits the marker `id` on the node `provider`, one statement after the other; the last answer is its token.
+    fn emit_marker(&self, id: &str, provider: &str) -> Vec<Statement>;
+
+    /// Whether the marker of the token has been applied on the subscriber of `path`, where it is run. Received is not
+    /// applied.
+    fn marker_seen(&self, path: &Path, token: &str) -> Statement;
+
+    /// Removes what markers leave behind on the provider where it is run, if they leave anything.
+    fn forget_markers(&self, provider: &str) -> Option<Statement>;
+
+    /// Removes what the one marker leaves behind.
+    fn forget_marker(&self, token: &str) -> Option<Statement>;
+}

@@ -1,0 +1,71 @@
+//! How subscriptions are made, started, stopped and dropped.
+
+use super::Path;
+use crate::lsn::Lsn;
+use crate::node::{Member, Statement};
+
+/// How subscriptions are made, started, stopped and dropped. Statements are run on the subscriber; the paths are loaded.
+pub trait Subscriptions {
+    /// Creates the subscription of `path` to `provider`, disabled and without copying rows. Its slot is there, and it
+    /// makes none. An error where a subscription of the name is there.
+    fn subscribe(&self, path: &Path, provider: &Member) -> Statement;
+
+    /// Sets the position of the provider from which the subscription applies. It is disabled, and no worker of it is
+    /// alive.
+    fn start_at(&self, path: &Path, lsn: Lsn) -> Statement;
+
+    fn enable(&self, path: &Path) -> Statement;
+
+    /// Enables several of one subscriber, one statement after the other.
+    fn enable_all(&self, paths: &[Path]) -> Vec<Statement> {
+        paths.iter().map(|path| self.enable(path)).collect()
+    }
+
+    /// Makes the subscriber of `idle`, a subscription that is not enabled, start the next of its other workers at once.
+    /// `None` where nothing but its own pace holds it up.
+    fn wake_launcher(&self, _idle: &Path) -> Option<Statement> {
+        None
+    }
+
+    /// Disables the subscription and does not wait for its worker.
+    fn disable(&self, path: &Path) -> Statement;
+
+    /// The same where no worker is applying; no answer otherwise. `None` where a worker that is told to end ends between
+    /// two transactions.
+    fn disable_if_idle(&self, _path: &Path) -> Option<Statement> {
+        None
+    }
+
+    /// How many workers of subscriptions that have been disabled have not ended yet.
+    fn stopping_workers(&self) -> Statement;
+
+    /// Ends those of them that have had nothing from their provider yet: they may try to connect for long. `None` where
+    /// they are ended when a subscription is disabled.
+    fn end_connecting_workers(&self) -> Option<Statement> {
+        None
+    }
+
+    /// Drops the subscription of the name, and leaves the slot on its provider alone; one after the other. The last is
+    /// the one that a DBA would run. No error where it is gone.
+    fn unsubscribe(&self, subscription: &str) -> Vec<Statement>;
+
+    /// Drops every subscription of the node to members of a cluster, without a word to them.
+    fn end_subscriptions(&self) -> Vec<Statement>;
+
+    /// Disables them.
+    fn stop_subscriptions(&self) -> Statement;
+
+    /// Makes the subscription of `path` know the tables that its provider sends by now, without copying any of their
+    /// rows. `None` where the engine has other ways to say what is replicated.
+    fn refresh(&self, _path: &Path) -> Option<Statement> {
+        None
+    }
+
+    /// Makes the provider of `path`, a subscription that is not enabled, send on what it has of others too, or its own
+    /// changes only.
+    fn forward(&self, path: &Path, others_too: bool) -> Statement;
+
+    /// Whether a node that joins can take what the members wrote meanwhile from the source alone: it sends on whatever
+    /// any of them would send. After [`Paths::load_paths_with`](super::Paths::load_paths_with).
+    fn source_sends_all(&self) -> bool;
+}

@@ -1,0 +1,190 @@
+//! How the paths between nodes are called.
+
+use super::Native;
+use crate::engine::names::Numbered;
+use crate::engine::{Path, Paths, names, triggers};
+use crate::error::Result;
+use crate::node::{Member, Node, ask_all, server};
+use std::collections::BTreeMap;
+
+impl Paths for Native {
+    fn load_paths(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
+        let known = members.iter().all(|m| self.databases.contains_key(&m.name));
+        if known && absent.is_empty() {
+            return Ok(());
+        }
+        let found = ask_all(
+            members.iter_mut().map(|m| &mut **m),
+            "SELECT current_database(), s.subname, s.subslotname, to_regclass('zodan.membership') IS NOT NULL,
+                    (SELECT string_agg(r.slot_name, ',') FROM pg_replication_slots r
+                      WHERE r.slot_type = 'logical' AND r.database = current_database())
+               FROM pg_database d
+               LEFT JOIN pg_subscription s ON s.subdbid = d.oid AND s.subslotname IS NOT NULL
+                                          AND 'zodan' = ANY (s.subpublications)
+              WHERE d.datname = current_database()",
+            &[],
+        )?;
+        let mut there: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut with_registry = vec![];
+        for (member, rows) in members.iter_mut().zip(&found) {
+            for row in rows {
+                let database = row.text(0).to_owned();
+                self.databases.insert(member.name.clone(), database);
+                let slots = row.get(4).unwrap_or_default().split(',');
+                there.insert(member.name.clone(), slots.map(str::to_owned).collect());
+                if let (Some(subscription), Some(slot)) = (row.get(1), row.get(2)) {
+                    let key = (member.name.clone(), subscription.to_owned());
+                    self.slots.insert(key, slot.to_owned());
+                }
+            }
+            if rows.first().is_some_and(|row| row.bool(3)) {
+                with_registry.push(&mut **member);
+            }
+        }
+        let registered = self.learn_numbers(&mut with_registry)?;
+        for gone in absent {
+            // As libpq defaults it.
+            let given = gone.dsn.get("dbname").or(gone.dsn.get("user"));
+            let database = registered.get(&gone.name).map(String::as_str).or(given);
+            let database = database.unwrap_or("postgres").to_owned();
+            self.databases.insert(gone.name.clone(), database);
+            // A join that did not come to registering it has used the next number.
+            let number = self.number(&gone.name);
+            self.numbers.insert(gone.name.clone(), number);
+            for (provider, slots) in &there {
+                let databases = [self.databases.get(provider), registered.get(provider)];
+                let databases: Vec<&String> = databases.into_iter().flatten().collect();
+                // One that was left by an interrupted join before others used the next numbers has an older one.
+                let slot = std::iter::once(number)
+                    .chain((0..=self.next_number).rev())
+                    .flat_map(|number| databases.iter().map(move |d| (number, d)))
+                    .map(|(number, database)| self.slot(provider, &gone.name, number, database))
+                    .find(|name| slots.contains(name));
+                let path = Path::by_rule(provider, &gone.name);
+                let key = (path.subscriber, path.subscription);
+                match slot {
+                    Some(slot) => self.slots.insert(key, slot),
+                    None => self.slots.remove(&key),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    fn load_paths_with(&mut self, members: &mut [&mut Node], new: &mut Node) -> Result<()> {
+        self.unload_paths();
+        self.load_paths(members, &[])?;
+        if members.iter().any(|member| member.name == new.name) {
+            return Ok(()); // the checks refuse the name
+        }
+        // A subscription that stands in the way of one to be made is somebody else's.
+        for member in members.iter() {
+            let path = Path::by_rule(&new.name, &member.name);
+            self.slots.remove(&(path.subscriber, path.subscription));
+        }
+        if let Some(source) = members.first_mut() {
+            let rows = triggers::of_apply().run(source)?;
+            self.source_has_triggers = rows.one()?.bool(0);
+        }
+        let database = new.query("SELECT current_database()", &[])?;
+        let database = database.one()?.text(0).to_owned();
+        self.databases.insert(new.name.clone(), database);
+        if self.cluster.is_empty() {
+            self.cluster = server::unique_id().run(new)?.one()?.text(0).to_owned();
+        }
+        // The first member of a cluster is is_member with number 0.
+        if let [first] = members
+            && self.numbers.is_empty()
+        {
+            self.numbers.insert(first.name.clone(), 0);
+        }
+        self.numbers.insert(new.name.clone(), self.next_number);
+        Ok(())
+    }
+
+    fn unload_paths(&mut self) {
+        *self = Self::default();
+    }
+
+    fn path(&self, provider: &str, subscriber: &str) -> Path {
+        let mut path = Path::by_rule(provider, subscriber);
+        let key = (subscriber.to_owned(), path.subscription.clone());
+        path.slot = match self.slots.get(&key) {
+            Some(slot) => slot.clone(),
+            None => {
+                let database = self.databases.get(provider).map_or("", String::as_str);
+                let slot = self.slot(provider, subscriber, self.number(subscriber), database);
+                // Somebody may have given it another name: what it reads tells which one it is.
+                let reads = |((of, _), read): &(&(String, String), &String)| {
+                    of == subscriber && **read == slot
+                };
+                match self.slots.iter().find(reads) {
+                    Some(((_, renamed), read)) => {
+                        path.subscription.clone_from(renamed);
+                        read.clone()
+                    }
+                    None => slot,
+                }
+            }
+        };
+        path
+    }
+
+    fn slot_by_rule(
+        &self,
+        cluster: &str,
+        provider: Numbered,
+        subscriber: Numbered,
+        database: &str,
+    ) -> Option<String> {
+        Some(names::slot(cluster, provider, subscriber, database))
+    }
+}
+
+impl Native {
+    /// That of a node that has not been registered is the next one.
+    fn number(&self, name: &str) -> i32 {
+        self.numbers.get(name).copied().unwrap_or(self.next_number)
+    }
+
+    fn slot(&self, provider: &str, subscriber: &str, number: i32, database: &str) -> String {
+        let provider = Numbered {
+            name: provider,
+            number: self.number(provider),
+        };
+        let subscriber = Numbered {
+            name: subscriber,
+            number,
+        };
+        names::slot(&self.cluster, provider, subscriber, database)
+    }
+
+    /// Learns the numbers of the newest registry of `members`; what the databases of its members were called when they
+    /// joined.
+    fn learn_numbers(&mut self, members: &mut [&mut Node]) -> Result<BTreeMap<String, String>> {
+        let answers = ask_all(
+            members.iter_mut().map(|m| &mut **m),
+            "SELECT m.generation, (extract(epoch FROM m.changed_at) * 1000000)::bigint, m.next_number,
+                    n.name, n.number, n.database, m.cluster
+               FROM zodan.membership m CROSS JOIN zodan.node n",
+            &[],
+        )?;
+        let mut newest = None;
+        for rows in &answers {
+            let Some(row) = rows.first() else { continue };
+            let age: (i64, i64) = (row.parse(0)?, row.parse(1)?);
+            if newest.is_none_or(|(known, _)| age > known) {
+                newest = Some((age, rows));
+            }
+        }
+        self.next_number = self.next_number.max(1);
+        let mut databases = BTreeMap::new();
+        for row in newest.iter().flat_map(|(_, rows)| rows.iter()) {
+            self.next_number = row.parse(2)?;
+            row.text(6).clone_into(&mut self.cluster);
+            self.numbers.insert(row.text(3).to_owned(), row.parse(4)?);
+            databases.insert(row.text(3).to_owned(), row.text(5).to_owned());
+        }
+        Ok(databases)
+    }
+}

@@ -1,0 +1,112 @@
+//! Subscriptions are made, started, stopped and dropped.
+
+use super::Native;
+use crate::engine::{Path, Subscriptions};
+use crate::lsn::Lsn;
+use crate::node::{Member, Statement};
+
+impl Subscriptions for Native {
+    fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
+        Statement::new(
+            "SELECT zodan.create_subscription($1, $2, $3)",
+            &[&path.subscription, &provider.dsn.reveal(), &path.slot],
+        )
+    }
+
+    fn start_at(&self, path: &Path, lsn: Lsn) -> Statement {
+        Statement::new(
+            "SELECT pg_replication_origin_advance('pg_' || s.oid, $2::pg_lsn)
+               FROM pg_subscription s
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+              WHERE s.subname = $1",
+            &[&path.subscription, &lsn.to_string()],
+        )
+    }
+
+    fn enable(&self, path: &Path) -> Statement {
+        Statement::new(
+            format!(
+                "ALTER SUBSCRIPTION {} ENABLE",
+                crate::quote::ident(&path.subscription)
+            ),
+            &[],
+        )
+    }
+
+    fn disable(&self, path: &Path) -> Statement {
+        let name = crate::quote::ident(&path.subscription);
+        Statement::new(format!("ALTER SUBSCRIPTION {name} DISABLE"), &[])
+    }
+
+    fn stopping_workers(&self) -> Statement {
+        Statement::new(
+            "SELECT count(*) FROM pg_stat_subscription w JOIN pg_subscription s ON s.oid = w.subid
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+              WHERE w.pid IS NOT NULL AND NOT s.subenabled",
+            &[],
+        )
+    }
+
+    fn end_connecting_workers(&self) -> Option<Statement> {
+        Some(Statement::new(
+            "SELECT pg_terminate_backend(w.pid) FROM pg_stat_subscription w JOIN pg_subscription s ON s.oid = w.subid
+               JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+              WHERE w.pid IS NOT NULL AND NOT s.subenabled
+                AND w.received_lsn IS NULL AND w.relid IS NULL AND w.leader_pid IS NULL",
+            &[],
+        ))
+    }
+
+    fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {
+        vec![Statement::new(
+            "SELECT zodan.drop_subscription($1)",
+            &[subscription],
+        )]
+    }
+
+    fn end_subscriptions(&self) -> Vec<Statement> {
+        vec![Statement::new(
+            "SELECT zodan.drop_subscription(s.subname)
+               FROM pg_subscription s
+              WHERE s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND 'zodan' = ANY (s.subpublications)",
+            &[],
+        )]
+    }
+
+    fn stop_subscriptions(&self) -> Statement {
+        Statement::new("SELECT zodan.stop_subscriptions()", &[])
+    }
+
+    fn refresh(&self, path: &Path) -> Option<Statement> {
+        let name = crate::quote::ident(&path.subscription);
+        Some(Statement::new(
+            format!("ALTER SUBSCRIPTION {name} REFRESH PUBLICATION WITH (copy_data = false)"),
+            &[],
+        ))
+    }
+
+    fn forward(&self, path: &Path, others_too: bool) -> Statement {
+        let name = crate::quote::ident(&path.subscription);
+        let origin = if others_too { "any" } else { "none" };
+        // Changes of the provider's own zodan tables found no rows: they cast doubt on nothing.
+        let forget = match others_too {
+            true => String::new(),
+            false => format!(
+                "; SELECT pg_stat_reset_subscription_stats(s.oid) FROM pg_subscription s
+                     JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+                    WHERE s.subname = {}",
+                crate::quote::literal(&path.subscription)
+            ),
+        };
+        Statement::new(
+            format!("ALTER SUBSCRIPTION {name} SET (origin = {origin}){forget}"),
+            &[],
+        )
+    }
+
+    fn source_sends_all(&self) -> bool {
+        // Every publication is for all tables.
+        !self.source_has_triggers
+    }
+}

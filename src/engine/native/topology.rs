@@ -1,0 +1,139 @@
+//! Who the members are, and what a node takes of others.
+
+use super::Native;
+use super::checks::extension_missing;
+use crate::engine::{Paths, Survey, Topology, parse_dsn};
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::Row;
+use crate::node::{Member, Node, Statement};
+
+impl Topology for Native {
+    fn local_name(&self, node: &mut Node) -> Result<Option<String>> {
+        let known = node.query("SELECT to_regclass('zodan.local_node') IS NOT NULL", &[])?;
+        if !known.one()?.bool(0) {
+            return Ok(None);
+        }
+        let rows = node.query("SELECT name FROM zodan.local_node", &[])?;
+        Ok(rows.first().map(|row| row.text(0).to_owned()))
+    }
+
+    fn survey(&self, source: &mut Node) -> Result<Survey> {
+        let installed = source.query(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'zodan')",
+            &[],
+        )?;
+        if !installed.one()?.bool(0) {
+            return Err(Error::Checks(vec![extension_missing(&source.name)]));
+        }
+        let rows = source.query(
+            "SELECT n.name, n.dsn, n.name = (SELECT l.name FROM zodan.local_node l)
+               FROM zodan.node n ORDER BY n.joined_at, n.name",
+            &[],
+        )?;
+        if rows.is_empty() {
+            return Ok(Survey {
+                members: vec![source.member()],
+                is_member: false,
+            });
+        }
+        let mut members = vec![];
+        let mut own = None;
+        for row in &rows {
+            let name = row.text(0).to_owned();
+            if row.bool(2) {
+                own = Some(name.clone());
+            }
+            let dsn = parse_dsn(&name, row.text(1))?;
+            members.push(Member { name, dsn });
+        }
+        match own {
+            Some(own) if own == source.name => Ok(Survey {
+                members,
+                is_member: true,
+            }),
+            Some(own) => Err(Error::Argument {
+                argument: "src_node_name",
+                problem: format!(
+                    "is \"{}\", but src_dsn leads to the node \"{own}\"",
+                    source.name
+                ),
+                hint: format!(
+                    "Give \"{own}\", or the connection string of \"{}\".",
+                    source.name
+                ),
+                state: SqlState::INVALID_PARAMETER_VALUE,
+            }),
+            None => Err(Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "the database behind src_dsn has members in zodan.node, but is none of them itself: {}",
+                    members
+                        .iter()
+                        .map(|m| m.name.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ),
+                "See zodan.local_node and zodan.node there, and delete what does not belong to it.",
+            )),
+        }
+    }
+
+    fn members(&self) -> Statement {
+        Statement::new(
+            "SELECT n.name, n.location, n.country, n.dsn, n.system_identifier, n.database, n.info, n.joined_at, NULL,
+                    n.number, m.cluster
+               FROM zodan.node n, zodan.membership m ORDER BY n.joined_at, n.name",
+            &[],
+        )
+    }
+
+    fn strangers(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
+        let found = self.readers(leaving, members)?.into_iter().map(|(slot, who)| {
+            Finding::new(
+                &leaving.name,
+                SqlState::OBJECT_IN_USE,
+                format!("{who} streams from slot {slot} by publication zodan, and is not a member of the cluster"),
+                "The publication goes with the node: drop its subscription first.",
+            )
+        });
+        Ok(found.collect())
+    }
+
+    fn cluster(&self) -> Option<&str> {
+        Some(&self.cluster)
+    }
+
+    fn probe(&self, dsn: &str) -> Vec<Statement> {
+        vec![Statement::new(
+            "SELECT server, database FROM zodan.probe($1)",
+            &[dsn],
+        )]
+    }
+}
+
+impl Native {
+    /// By slot, who streams what the node publishes for its cluster, and is none of `members`.
+    pub(super) fn readers(
+        &self,
+        node: &mut Node,
+        members: &[String],
+    ) -> Result<Vec<(String, String)>> {
+        let rows = node.query(
+            "SELECT s.slot_name, concat_ws(' ', r.application_name, r.client_addr::text)
+               FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
+               JOIN pg_stat_activity a ON a.pid = s.active_pid
+              WHERE s.plugin = 'pgoutput' AND s.database = current_database()
+                AND a.query ~ 'publication_names .*\"zodan\"'
+                AND s.slot_name !~ '^pg_[0-9]+_sync_'
+              ORDER BY 1",
+            &[],
+        )?;
+        let ours: Vec<String> = members
+            .iter()
+            .map(|member| self.path(&node.name, member).slot)
+            .collect();
+        let reader = |row: &Row| (row.text(0).to_owned(), row.text(1).to_owned());
+        let readers = rows.iter().map(reader);
+        Ok(readers.filter(|(slot, _)| !ours.contains(slot)).collect())
+    }
+}

@@ -1,0 +1,637 @@
+//! What Spock's settings and tables on a node say against a join, or against the health of its cluster.
+
+use super::{Spock, set_tables};
+use crate::engine::{EngineCheck, EngineFindings, Judged, MemberCheck, On};
+use crate::error::{Error, Finding, Result, SqlState};
+use crate::libpq::{Row, Rows, wait};
+use crate::node::{Node, Statement, ask_all};
+use crate::quote::{ident, literal};
+use crate::settings;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// Settings by which members do different things with the same change, beside `spock.readonly`.
+const ALIKE: [&str; 6] = [
+    "spock.exception_behaviour",
+    "spock.exception_logging",
+    "spock.conflict_resolution",
+    "spock.check_all_uc_indexes",
+    "spock.enable_ddl_replication",
+    "spock.include_ddl_repset",
+];
+
+/// Where Spock does not know when a subscription was made, entries of its log count for so long.
+const LOG_DAYS: u32 = 30;
+
+/// `name, value, reset`: settings as an apply worker begins with them, which runs as the bootstrap superuser, and the
+/// statement that resets each where it is set.
+fn effective(names: &[&str]) -> Statement {
+    let names: Vec<String> = names.iter().copied().map(literal).collect();
+    Statement::new(
+        format!(
+            "SELECT g.name,
+                    lower(coalesce(o.option_value,
+                                   CASE WHEN g.source IN ('default', 'configuration file', 'command line', 'environment variable')
+                                        THEN g.reset_val END,
+                                   (SELECT f.setting FROM pg_file_settings f WHERE lower(f.name) = g.name AND f.applied
+                                     ORDER BY f.seqno DESC LIMIT 1),
+                                   g.boot_val)),
+                    CASE WHEN o.setrole IS NULL THEN format('ALTER SYSTEM SET %s = %L', g.name, g.boot_val)
+                         WHEN o.setrole = 0 AND o.setdatabase = 0 THEN format('ALTER ROLE ALL RESET %s', g.name)
+                         WHEN o.setrole = 0 THEN format('ALTER DATABASE %I RESET %s', current_database(), g.name)
+                         WHEN o.setdatabase = 0 THEN format('ALTER ROLE %s RESET %s', o.setrole::regrole, g.name)
+                         ELSE format('ALTER ROLE %s IN DATABASE %I RESET %s', o.setrole::regrole, current_database(), g.name) END
+               FROM pg_settings g
+               LEFT JOIN LATERAL (
+                    SELECT s.setrole, s.setdatabase, t.option_value
+                      FROM pg_db_role_setting s, pg_options_to_table(s.setconfig) t
+                     WHERE lower(t.option_name) = g.name AND s.setrole IN (0, 10)
+                       AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+                     ORDER BY s.setrole DESC, s.setdatabase DESC LIMIT 1) o ON true
+              WHERE g.name IN ({}) ORDER BY 1",
+            names.join(", ")
+        ),
+        &[],
+    )
+}
+
+fn readonly() -> Statement {
+    effective(&["spock.readonly"])
+}
+
+/// A node on which apply workers write nothing.
+fn judge_readonly(node: &str, rows: &Rows) -> Option<Finding> {
+    let row = rows.iter().find(|row| row.text(1) == "all")?;
+    let reset = row.text(2);
+    let (statement, then) = match reset.starts_with("ALTER SYSTEM") {
+        true => (reset.to_owned(), ", and reload"),
+        // Before 6.0 nobody else can do that.
+        false => (format!("SET spock.readonly = 'off'; {reset}"), ""),
+    };
+    Some(
+        Finding::new(
+            node,
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            "spock.readonly is all, so apply workers write nothing there",
+            format!(
+                "{statement}{then}. Applications alone are kept from writing by the value local, user before Spock 6."
+            ),
+        )
+        .fixed_by(statement),
+    )
+}
+
+/// `subscription, table, status, resync, wait`: tables of the node that one of its subscriptions is bringing, or has
+/// failed to bring. Meanwhile the subscription passes over their changes.
+pub(super) fn unsynced() -> Statement {
+    Statement::new(
+        "SELECT s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname), y.sync_status,
+                format('SELECT spock.sub_resync_table(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname)),
+                format('SELECT spock.table_wait_for_sync(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname))
+           FROM spock.local_sync_status y JOIN spock.subscription s ON s.sub_id = y.sync_subid
+           JOIN pg_namespace n ON n.nspname = y.sync_nspname
+           JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = y.sync_relname
+          WHERE y.sync_status <> 'r' AND s.sub_enabled
+          ORDER BY 1, 2",
+        &[],
+    )
+}
+
+const FAILED: &str = "f";
+
+fn unsynced_table(node: &str, row: &Row) -> Finding {
+    let (subscription, table) = (row.text(0), row.text(1));
+    let finding = |message: String, hint: String| {
+        Finding::new(node, SqlState::NOT_IN_PREREQUISITE_STATE, message, hint)
+    };
+    match row.text(2) {
+        FAILED => finding(
+            format!(
+                "subscription {subscription} has failed to synchronize table {table}, and passes over what is written to it"
+            ),
+            format!(
+                "{}; it empties the table first. The log of that server says what it failed of.",
+                row.text(3)
+            ),
+        ),
+        status => finding(
+            format!("subscription {subscription} is synchronizing table {table} (status {status})"),
+            format!("Wait for its end: {}", row.text(4)),
+        )
+        .fixed_by(row.text(4)),
+    }
+}
+
+fn judge_unsynced(answers: &[(String, Rows)]) -> Vec<Judged> {
+    let all = answers
+        .iter()
+        .flat_map(|(node, rows)| rows.iter().map(move |row| (node, row)));
+    all.map(|(node, row)| {
+        let finding = unsynced_table(node, row);
+        match row.text(2) {
+            FAILED => Judged::Failed(finding),
+            _ => Judged::Warned(finding),
+        }
+    })
+    .collect()
+}
+
+/// Refuses a snapshot in which the source has but a part of a table.
+pub(super) fn in_sync(source: &str, unsynced: &Rows) -> Result<()> {
+    let findings: Vec<Finding> = unsynced
+        .iter()
+        .map(|row| unsynced_table(source, row))
+        .collect();
+    match findings.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Checks(findings)),
+    }
+}
+
+/// Entry `e` of the log belongs to subscription `s` as it is now, and no later synchronization has brought the table
+/// anew.
+pub(super) fn counts() -> String {
+    format!(
+        "(e.remote_origin = s.sub_origin
+          OR e.remote_origin = 0 AND e.operation = 'SUB_DISABLE'
+             AND strpos(e.error_message, format(' %s ', s.sub_name)) > 0)
+         AND e.retry_errored_at >= coalesce((to_jsonb(s) ->> 'sub_created_at')::timestamptz, now() - interval '{LOG_DAYS} days')
+         AND NOT EXISTS (SELECT FROM spock.local_sync_status y
+                          WHERE y.sync_nspname = e.table_schema AND y.sync_relname = e.table_name
+                            AND y.sync_status = 'r'
+                            AND CASE WHEN current_setting('track_commit_timestamp')::boolean
+                                     THEN pg_xact_commit_timestamp(y.xmin) > e.retry_errored_at END)"
+    )
+}
+
+/// What was left out for good of what `s` brings: not an update of a row that is gone, which every member leaves out
+/// by itself, nor what other versions log beside the change that failed.
+const LEFT_OUT: &str = "e.operation <> 'SUB_DISABLE' AND e.error_message !~ '^unavailable|did not find row to be updated'";
+
+/// An expression: how many changes `s` has left out for good, since when, and the last that has a reason of its own; null
+/// for none.
+pub(super) fn left_out_of() -> String {
+    format!(
+        "(SELECT format('%s %s left out since %s, the last: %s', count(*), CASE count(*) WHEN 1 THEN 'change' ELSE 'changes' END,
+                        min(e.retry_errored_at)::timestamptz(0),
+                        (max(ARRAY[(e.error_message !~ '^transdiscard:')::text || to_char(e.retry_errored_at, 'YYYYMMDDHH24MISSUS'),
+                                   concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || nullif(e.table_name, '')), ''),
+                                             e.error_message)]))[2])
+            FROM spock.exception_log e WHERE {} AND {LEFT_OUT} HAVING count(*) > 0)",
+        counts()
+    )
+}
+
+/// `count, since, statement`: what stands in the log of exceptions.
+fn exceptions() -> Statement {
+    Statement::new(
+        format!(
+            "SELECT count(*), min(e.retry_errored_at)::timestamptz(0),
+                    format('DELETE FROM spock.exception_log WHERE retry_errored_at <= %L', max(e.retry_errored_at))
+               FROM spock.exception_log e
+              WHERE EXISTS (SELECT FROM spock.subscription s WHERE {})
+             HAVING count(*) > 0",
+            counts()
+        ),
+        &[],
+    )
+}
+
+fn judge_exceptions(answers: &[(String, Rows)]) -> Vec<Judged> {
+    let logged = |(node, rows): &(String, Rows)| {
+        let row = rows.first()?;
+        let message = format!(
+            "spock.exception_log has {} entries since {}: changes that its apply workers did not apply as they were sent",
+            row.text(0),
+            row.text(1)
+        );
+        // To forget them is for a person to decide.
+        let hint = format!(
+            "Compare the nodes, spock.verify_nodes(), and mend what differs. Then: {}",
+            row.text(2)
+        );
+        let finding = Finding::new(node, SqlState::OK, message, hint);
+        Some(Judged::Warned(finding))
+    };
+    answers.iter().filter_map(logged).collect()
+}
+
+/// The settings have one value on all members, and what a worker leaves out is logged.
+fn judge_alike(answers: &[(String, Rows)]) -> Vec<Judged> {
+    let Some((first, theirs)) = answers.first() else {
+        return vec![];
+    };
+    let mut found = vec![];
+    for (node, rows) in answers {
+        let silent = |r: &&Row| (r.text(0), r.text(1)) == ("spock.exception_logging", "none");
+        if let Some(row) = rows.iter().find(silent) {
+            found.push(Judged::Warned(Finding::new(
+                node,
+                SqlState::OK,
+                "spock.exception_logging is none: what its apply workers leave out is told nowhere",
+                format!("{}, and reload.", row.text(2)),
+            )));
+        }
+    }
+    let theirs: BTreeMap<&str, &str> = theirs.iter().map(|r| (r.text(0), r.text(1))).collect();
+    for (node, rows) in &answers[1..] {
+        for row in rows {
+            let (name, value) = (row.text(0), row.text(1));
+            match theirs.get(name) {
+                Some(other) if *other != value => found.push(Judged::Warned(Finding::new(
+                    node,
+                    SqlState::OK,
+                    format!("{name} is {value}, on node \"{first}\" {other}"),
+                    "Give all members the same: what one applies another may leave out, or resolve otherwise.",
+                ))),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+pub(super) const INSTALLED: &str = "Spock";
+pub(super) const TIMESTAMPS: &str = "track_commit_timestamp";
+pub(super) const GROUPS: &str = "groups of slots";
+const WRITING: &str = "apply workers";
+const FORWARDING: &str = "forwarding";
+const RESERVED: &str = "reserved schemas";
+const SYNCHRONIZED: &str = "tables of the source";
+const SENDING: &str = "sent tables";
+pub(super) const SLOTS: &str = "readers of slots";
+pub(super) const EXTENSIONS: &str = "reserved extensions";
+pub(super) const NODE: &str = "number of the node";
+
+/// In the order in which they are made.
+pub(in crate::engine) const BEFORE_A_JOIN: [EngineCheck; 11] = {
+    const fn of(name: &'static str, on: On, wanted: &'static str) -> EngineCheck {
+        EngineCheck { name, wanted, on }
+    }
+    [
+        of(
+            INSTALLED,
+            On::Every,
+            "installed and preloaded, its major and minor version the same everywhere",
+        ),
+        of(TIMESTAMPS, On::Every, "on"),
+        of(
+            GROUPS,
+            On::Members,
+            "none among the subscriptions between two members",
+        ),
+        of(WRITING, On::Every, "may write"),
+        of(
+            FORWARDING,
+            On::Members,
+            "no subscription brings changes of others than its provider",
+        ),
+        of(RESERVED, On::Source, "nothing that is replicated is in one"),
+        of(SYNCHRONIZED, On::Source, "synchronized"),
+        of(
+            SENDING,
+            On::Source,
+            "their rows come from nodes that send them",
+        ),
+        of(SLOTS, On::Members, "every slot of a member is read by it"),
+        of(EXTENSIONS, On::New, "those of the source are installed"),
+        of(NODE, On::Every, "free, and the new node is none yet"),
+    ]
+};
+
+/// What every member is asked, before a join and afterwards.
+pub(in crate::engine) fn of_members() -> Vec<MemberCheck> {
+    vec![
+        MemberCheck {
+            name: "spock.readonly",
+            wanted: "not all",
+            with_new: true,
+            question: readonly(),
+            judge: |answers| {
+                let found = answers
+                    .iter()
+                    .filter_map(|(n, rows)| judge_readonly(n, rows));
+                found.map(Judged::Failed).collect()
+            },
+        },
+        MemberCheck {
+            name: "synchronization of tables",
+            wanted: "done",
+            with_new: false,
+            question: unsynced(),
+            judge: judge_unsynced,
+        },
+        MemberCheck {
+            name: "settings of Spock",
+            wanted: "the same on all nodes",
+            with_new: true,
+            question: effective(&ALIKE),
+            judge: judge_alike,
+        },
+        MemberCheck {
+            name: "exceptions",
+            wanted: "none logged",
+            with_new: false,
+            question: exceptions(),
+            judge: judge_exceptions,
+        },
+    ]
+}
+
+/// What makes a join impossible, or its result wrong. The source is the first of `members`.
+pub(super) fn before_the_first_change(
+    spock: &Spock,
+    members: &mut [&mut Node],
+    new: &mut Node,
+) -> Result<EngineFindings> {
+    let [
+        mut writing,
+        mut forwarding,
+        mut reserved,
+        mut synchronized,
+        mut sending,
+    ] = [(); 5].map(|()| vec![]);
+    check_readonly(members, new, &mut writing)?;
+    check_forwarding(members, &mut forwarding)?;
+    if let Some(source) = members.first_mut() {
+        check_reserved(spock, source, new, &mut reserved)?;
+        check_synchronized(source, &mut synchronized)?;
+        let sent = set_tables(source)?;
+        spock.check_filled_twice(members, &sent, &mut sending)?;
+    }
+    Ok(vec![
+        (WRITING, writing),
+        (FORWARDING, forwarding),
+        (RESERVED, reserved),
+        (SYNCHRONIZED, synchronized),
+        (SENDING, sending),
+    ])
+}
+
+fn check_readonly(
+    members: &mut [&mut Node],
+    new: &mut Node,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let mut nodes: Vec<&mut Node> = members.iter_mut().map(|m| &mut **m).collect();
+    nodes.push(new);
+    let answers = ask_all(nodes.iter_mut().map(|n| &mut **n), &readonly().sql, &[])?;
+    let answers = nodes.iter().zip(&answers);
+    findings.extend(answers.filter_map(|(node, rows)| judge_readonly(&node.name, rows)));
+    Ok(())
+}
+
+/// A subscription that also brings what its provider has from others: what the new node writes would come twice, and
+/// Spock 6 enables no other subscription beside such a one.
+fn check_forwarding(members: &mut [&mut Node], findings: &mut Vec<Finding>) -> Result<()> {
+    let question = "SELECT s.sub_name, n.node_name, array_to_string(s.sub_forward_origins, ', '),
+                           CASE WHEN to_regprocedure('spock.sub_alter_options(name, jsonb)') IS NOT NULL
+                                THEN format('SELECT spock.sub_alter_options(%L, %L)', s.sub_name, '{\"forward_origins\": []}') END
+                      FROM spock.subscription s JOIN spock.node n ON n.node_id = s.sub_origin
+                      JOIN spock.local_node l ON l.node_id = s.sub_target
+                     WHERE s.sub_enabled AND cardinality(s.sub_forward_origins) > 0 ORDER BY 1";
+    let answers = ask_all(members.iter_mut().map(|m| &mut **m), question, &[])?;
+    for (member, rows) in members.iter().zip(&answers) {
+        for row in rows {
+            // In a chain or a star nobody else brings them, so it is not for a statement alone.
+            let clear = match row.get(3) {
+                Some(statement) => statement.to_owned(),
+                None => "drop the subscription, when it has applied all that its provider has, and create it again with forward_origins := '{}'.".into(),
+            };
+            findings.push(Finding::new(
+                &member.name,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "subscription {} from node \"{}\" forwards changes of other nodes (forward_origins is {}), and every node of a mesh subscribes to those itself",
+                    row.text(0),
+                    row.text(1),
+                    row.text(2)
+                ),
+                format!("Let every node subscribe to every other. Then: {clear}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Tables whose rows would come, in schemas whose structure does not; and what else needs such a schema.
+fn check_reserved(
+    spock: &Spock,
+    source: &mut Node,
+    new: &mut Node,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let reserved = &spock.excluded.schemas;
+    // Tables of extensions that are there have been looked at.
+    let of_extensions = source.query(
+        "SELECT n.nspname, c.relname
+           FROM pg_depend d JOIN pg_class c ON c.oid = d.objid JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE d.classid = 'pg_class'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'p')",
+        &[],
+    )?;
+    let own = set_tables(source)?;
+    let taken = spock.subscriptions_of(&source.name, &new.name);
+    let comes = own
+        .iter()
+        .filter(|t| taken.iter().any(|sets| sets.contains(&t.set)));
+    let mut told = BTreeSet::new();
+    for table in comes.chain(spock.peers_tables(&source.name)) {
+        let quoted = crate::quote::qualified(&table.schema, &table.name);
+        let installed = of_extensions
+            .iter()
+            .any(|of| (of.text(0), of.text(1)) == (table.schema.as_str(), table.name.as_str()));
+        if installed || !reserved.contains(&table.schema) || !told.insert(quoted.clone()) {
+            continue;
+        }
+        findings.push(Finding::new(
+            &source.name,
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "table {quoted} is in replication set {}, but Spock reserves its schema to each node, so its structure is not copied",
+                table.set
+            ),
+            format!(
+                "Decide which: SELECT spock.repset_remove_table({}, {}), on every member that has it in a set; or, since Spock 6, SELECT spock.reserved_object_remove({}, 'schema').",
+                literal(&table.set),
+                literal(&quoted),
+                literal(&table.schema)
+            ),
+        ));
+    }
+    check_dependents(reserved, source, findings)?;
+    let knows = "SELECT to_regclass('spock.reserved_object') IS NOT NULL";
+    if !new.query(knows, &[])?.one()?.bool(0) {
+        return Ok(());
+    }
+    let blocked = new.query(
+        "SELECT name FROM spock.reserved_object WHERE kind = 'schema' AND block_in_repset",
+        &[],
+    )?;
+    let blocked: BTreeSet<&str> = blocked.iter().map(|row| row.text(0)).collect();
+    for table in own.iter().filter(|t| blocked.contains(t.schema.as_str())) {
+        let quoted = crate::quote::qualified(&table.schema, &table.name);
+        if !told.insert(quoted.clone()) {
+            continue;
+        }
+        let statement = format!(
+            "SELECT spock.reserved_object_remove({}, 'schema')",
+            literal(&table.schema)
+        );
+        findings.push(
+            Finding::new(
+                &new.name,
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "schema {} is reserved here, so table {quoted} cannot be in replication set {} as on node \"{}\"",
+                    ident(&table.schema),
+                    table.set,
+                    source.name
+                ),
+                statement.as_str(),
+            )
+            .fixed_by(statement),
+        );
+    }
+    Ok(())
+}
+
+/// Objects of other schemas that need one in a reserved schema, which is nowhere in what is restored.
+fn check_dependents(
+    reserved: &[String],
+    source: &mut Node,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let list: Vec<String> = reserved.iter().map(|s| literal(s)).collect();
+    let list = list.join(", ");
+    if list.is_empty() {
+        return Ok(());
+    }
+    let dependents = source.query(
+        &format!(
+            "WITH inside AS (
+                 SELECT o.classid, o.objid, n.nspname, n.oid AS nsp
+                   FROM pg_namespace n
+                  CROSS JOIN LATERAL (
+                        SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_class WHERE relnamespace = n.oid
+                         UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE typnamespace = n.oid
+                         UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE pronamespace = n.oid
+                         UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oprnamespace = n.oid) o
+                  WHERE n.nspname IN ({list})
+                    AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid
+                                                              AND e.deptype = 'e')),
+             outside AS (
+                 SELECT i.nspname, i.classid AS refclassid, i.objid AS refobjid, x.classid, x.objid
+                   FROM inside i JOIN pg_depend d ON d.refclassid = i.classid AND d.refobjid = i.objid AND d.deptype = 'n'
+                  CROSS JOIN LATERAL (
+                        SELECT CASE WHEN d.classid IN ('pg_rewrite'::regclass, 'pg_attrdef'::regclass, 'pg_trigger'::regclass,
+                                                       'pg_policy'::regclass) THEN 'pg_class'::regclass
+                                    WHEN d.classid = 'pg_constraint'::regclass AND k.conrelid <> 0 THEN 'pg_class'::regclass
+                                    ELSE d.classid END AS classid,
+                               CASE d.classid WHEN 'pg_rewrite'::regclass THEN (SELECT ev_class FROM pg_rewrite WHERE oid = d.objid)
+                                              WHEN 'pg_attrdef'::regclass THEN (SELECT adrelid FROM pg_attrdef WHERE oid = d.objid)
+                                              WHEN 'pg_trigger'::regclass THEN (SELECT tgrelid FROM pg_trigger WHERE oid = d.objid)
+                                              WHEN 'pg_policy'::regclass THEN (SELECT polrelid FROM pg_policy WHERE oid = d.objid)
+                                              WHEN 'pg_constraint'::regclass THEN coalesce(nullif(k.conrelid, 0), d.objid)
+                                              ELSE d.objid END AS objid
+                          FROM (SELECT) one LEFT JOIN pg_constraint k
+                            ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid) x)
+             SELECT DISTINCT nspname, pg_describe_object(classid, objid, 0), pg_describe_object(refclassid, refobjid, 0)
+               FROM outside o
+              WHERE NOT EXISTS (SELECT FROM inside i WHERE i.classid = o.classid AND i.objid = o.objid)
+                AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid AND e.deptype = 'e')
+                AND (o.classid <> 'pg_class'::regclass
+                     OR (SELECT n.nspname NOT IN ({list}, 'pg_toast') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                          WHERE c.oid = o.objid))
+                AND o.classid <> 'pg_default_acl'::regclass
+              ORDER BY 1, 2, 3"
+        ),
+        &[],
+    )?;
+    for row in &dependents {
+        findings.push(Finding::new(
+            &source.name,
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "{} needs {}, whose schema Spock reserves to each node, so that its structure is not copied",
+                row.text(1),
+                row.text(2)
+            ),
+            format!(
+                "Move one of the two to another schema; or, since Spock 6, take the reservation away: SELECT spock.reserved_object_remove({}, 'schema').",
+                literal(row.text(0))
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// What the source has of a table that is being synchronized is not all, and its changes are not applied as they come.
+/// A synchronization that is about to end gets the time that a connection may take.
+fn check_synchronized(source: &mut Node, findings: &mut Vec<Finding>) -> Result<()> {
+    let begun = Instant::now();
+    let mut rest = Duration::from_millis(10);
+    loop {
+        let rows = unsynced().run(source)?;
+        let failed = rows.iter().any(|row| row.text(2) == FAILED);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        if failed || begun.elapsed() > settings::connect_timeout() {
+            findings.extend(rows.iter().map(|row| unsynced_table(&source.name, row)));
+            return Ok(());
+        }
+        wait::on_latch(rest)?;
+        rest = (rest * 3 / 2).min(Duration::from_millis(100));
+    }
+}
+
+/// One text: what can be seen on the subscriber of why the worker of `subscription` makes no progress. What its last error
+/// was stands in the log alone, unless it gave a change up.
+pub(super) fn worker_error(subscription: &str) -> Statement {
+    Statement::new(
+        format!(
+            "SELECT concat_ws('; ',
+                    format('Subscription %s is %s by spock.sub_show_status()', s.sub_name, coalesce(t.status, 'unknown')),
+                    CASE WHEN a.pid IS NULL THEN 'no apply worker runs'
+                         ELSE concat_ws(', ', format('its apply worker has pid %s', a.pid),
+                                        'waits for ' || a.wait_event_type || ' ' || a.wait_event,
+                                        (SELECT string_agg(format('is blocked by pid %s (%s, %s)', b.pid,
+                                                                  coalesce(nullif(b.application_name, ''), b.backend_type),
+                                                                  b.state), ', ')
+                                           FROM pg_stat_activity b WHERE b.pid = ANY (pg_blocking_pids(a.pid)))) END,
+                    (SELECT 'spock.readonly is all there: ' || r.reset
+                       FROM ({}) AS r (name, value, reset) WHERE r.value = 'all'),
+                    (SELECT 'applies with a delay of ' || s.sub_apply_delay WHERE s.sub_apply_delay > '0'),
+                    (SELECT string_agg(format('table %s is being synchronized (status %s)', u.tab, u.status), ', ')
+                       FROM ({}) AS u (sub, tab, status, resync, wait) WHERE u.sub = s.sub_name),
+                    (SELECT 'the last that it could not apply: '
+                            || concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || nullif(e.table_name, '')), ''),
+                                         e.error_message)
+                       FROM spock.exception_log e WHERE {} ORDER BY e.retry_errored_at DESC LIMIT 1),
+                    'the log of that server says more' || coalesce(': ' || pg_current_logfile(), ''))
+               FROM spock.subscription s
+               LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name
+               LEFT JOIN pg_stat_activity a
+                 ON a.backend_type = format('spock apply %s:%s', (SELECT oid FROM pg_database WHERE datname = current_database()), s.sub_id)
+              WHERE s.sub_name = $1",
+            readonly().sql,
+            unsynced().sql,
+            counts()
+        ),
+        &[subscription],
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ALIKE, of_members};
+
+    #[test]
+    fn what_members_are_asked_has_no_parameters() {
+        for check in of_members() {
+            assert!(check.question.params.is_empty(), "{}", check.name);
+            assert!(!check.question.sql.contains('$'), "{}", check.name);
+        }
+        assert!(ALIKE.iter().all(|name| name.starts_with("spock.")));
+    }
+}
