@@ -220,6 +220,44 @@ fn two_removed_nodes_with_node_workers_end_by_themselves() {
     assert_apart(&cluster);
 }
 
+/// No node worker runs, and nobody calls on n3: what tells it is that n2, which was away too, forgets it.
+#[test]
+fn a_member_that_was_away_ends_who_was_removed_meanwhile() {
+    let cluster = Cluster::start_with(4, &quick());
+    cluster.form_mesh(4, CONTENT);
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    wait_mesh(&[n1, n2, n3, n4]);
+    n2.crash();
+    n3.crash();
+    for node in [n1, n4] {
+        node.wait_for(
+            "SELECT count(*) FROM pg_stat_subscription WHERE received_lsn IS NOT NULL AND pid IS NOT NULL",
+            "1",
+        );
+    }
+    call(n1, "CALL spock.remove_node('n3', force := true)");
+    n3.boot();
+    n2.boot();
+    let done = n1
+        .call(&remove("n3"))
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    let told = "removed node \"n3\" has ended what it had of the cluster";
+    assert!(
+        done.notices.iter().any(|n| n.message.contains(told)),
+        "{:?}",
+        done.notices
+    );
+    assert_ended(n3);
+    n3.sql("INSERT INTO item VALUES (1, 'n3')");
+    call(n3, &remove("n3"));
+    assert_no_node(n3);
+    n2.sql("INSERT INTO item VALUES (2, 'n2')");
+    wait_quiet(&[n1, n2, n4]);
+    for node in [n1, n2, n4] {
+        assert_eq!(node.value("SELECT string_agg(node, ' ') FROM item"), "n2");
+    }
+}
+
 /// Nobody can tell it that it was removed.
 #[test]
 fn who_reaches_no_member_leaves_by_force() {

@@ -161,14 +161,19 @@ pub fn lock<'a>(nodes: impl IntoIterator<Item = &'a mut Node>, purpose: &str) ->
     let mut nodes: Vec<&mut Node> = nodes.into_iter().collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     for node in nodes {
-        let taken = server::try_membership_lock(&format!("zodan {purpose}")).run(node)?;
-        if taken.one()?.bool(0) {
+        if lock_if_free(node, &format!("zodan {purpose}"))? {
             continue;
         }
         let holder = server::membership_lock_holder().run(node)?;
         return Err(locked(&node.name, holder.first()));
     }
     Ok(())
+}
+
+/// Takes the membership lock of the node for `purpose`, if nobody has it.
+pub fn lock_if_free(node: &mut Node, purpose: &str) -> Result<bool> {
+    let lock = server::try_membership_lock(purpose).run(node)?;
+    Ok(lock.one()?.bool(0))
 }
 
 /// Someone else's CALL has ended between the look at the members and the lock on them.

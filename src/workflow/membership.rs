@@ -3,7 +3,7 @@
 //! and nothing of this is done for it.
 
 use super::members::{changed_meanwhile, connect_each, with_address};
-use super::removed::end_replication;
+use super::removed::{end_on, end_replication};
 use super::twin::Twin;
 use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey, registered_members};
 use crate::error::{Error, Result, SqlState};
@@ -248,13 +248,21 @@ pub fn registry_of(engine: &dyn Engine, node: &mut Node) -> Result<Option<Regist
         .map(Option::flatten)
 }
 
-/// Whoever is behind `newest` catches up. The caller holds the membership lock of `nodes`. The members that did,
-/// each with the removed nodes that it has forgotten with that.
+/// What a member that was behind has done about nodes that were removed meanwhile.
+pub struct CaughtUp {
+    pub member: String,
+    /// Those that it has forgotten.
+    pub forgotten: BTreeSet<String>,
+    /// Those that did not know of their removal, and have ended what they had of the cluster.
+    pub ended: Vec<String>,
+}
+
+/// Whoever is behind `newest` catches up. The caller holds the membership lock of `nodes`.
 pub fn sync_lagging_members(
     engine: &mut dyn Engine,
     nodes: &mut [&mut Node],
     newest: Option<&Registry>,
-) -> Result<Vec<(String, BTreeSet<String>)>> {
+) -> Result<Vec<CaughtUp>> {
     let Some(newest) = newest else {
         return Ok(vec![]);
     };
@@ -270,8 +278,7 @@ pub fn sync_lagging_members(
             return Err(changed_meanwhile(&nodes[i].name));
         }
         if newest.is_newer_than(&theirs) && newest.has_same(&nodes[i].name, &theirs) {
-            let forgotten = catch_up(engine, nodes, i, &theirs, newest)?;
-            caught_up.push((nodes[i].name.clone(), forgotten));
+            caught_up.push(catch_up(engine, nodes, i, &theirs, newest)?);
         }
     }
     for node in nodes.iter_mut().filter(|n| members.contains(&n.name)) {
@@ -296,15 +303,15 @@ pub fn cleanup_of(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effec
 }
 
 /// One of `nodes`, which has the registry `old`, was away when the membership changed: it drops what it has of nodes that were removed since,
-/// and takes the registry over. The removed nodes that it has forgotten with that. Who still has it noted is told
-/// with [`forget_done`].
+/// and takes the registry over. Those of them that can be connected to end what they have. Who still has it noted is
+/// told with [`forget_done`].
 pub fn catch_up(
     engine: &mut dyn Engine,
     nodes: &mut [&mut Node],
     behind: usize,
     old: &Registry,
     newest: &Registry,
-) -> Result<BTreeSet<String>> {
+) -> Result<CaughtUp> {
     let name = nodes[behind].name.clone();
     // By its own registry: the name of one that is gone may be that of another one by now.
     let names = old.names().filter(|gone| !newest.has_same(gone, old));
@@ -332,19 +339,23 @@ pub fn catch_up(
         cleanups.extend(effects.into_iter().map(|effect| (gone.clone(), effect)));
     }
     engine.unload_paths();
-    let mut removed = BTreeSet::new();
+    let mut forgotten = BTreeSet::new();
     let mut reverted: Vec<Effect> = vec![];
-    for (gone, effect) in cleanups {
+    for (removed, effect) in cleanups {
         if !reverted.contains(&effect) {
             effect.undo(engine, nodes[behind])?;
             reverted.push(effect);
         }
-        removed.insert(gone);
+        forgotten.insert(removed);
     }
     publish_registry(engine, &mut [&mut *nodes[behind]], newest)?
         .pop()
         .unwrap_or(Ok(()))?;
-    Ok(removed)
+    Ok(CaughtUp {
+        member: name,
+        forgotten,
+        ended: end_on(engine, old, &gone, newest)?,
+    })
 }
 
 /// Deletes the records on `node` of cleanups that `members` have done: they have the registry `newest`, which is taken over after that.

@@ -3,9 +3,9 @@
 //! node was away, and lets it catch up.
 
 use super::lost_wal::{LostWal, end_of_wal};
-use super::members::{connect_each, recovery_slot};
+use super::members::{connect_each, lock_if_free, recovery_slot};
 use super::membership::{catch_up, forget_done, registries};
-use super::removed::{by_members, end_replication, told};
+use super::removed::{by_members, end_replication, ended_on, told};
 use super::taken;
 use super::twin;
 use super::unfinished::unfinished;
@@ -269,25 +269,29 @@ impl NodeWorker {
             return self.tell_paid(&own).map(|()| None);
         }
         // Somebody who changes the membership at this moment sees to it.
-        if !locked(nodes[0])? {
+        if !lock_if_free(nodes[0], SESSION)? {
             return Ok(None);
         }
         let name = nodes[0].name.clone();
         let member = newest.has_same(&name, &own);
         let done = match member {
-            true => catch_up(&mut *self.engine, &mut nodes, 0, &own, &newest).map(|_| ()),
-            false => end_replication(&*self.engine, nodes[0], &own),
+            true => catch_up(&mut *self.engine, &mut nodes, 0, &own, &newest).map(|done| done.ended),
+            false => end_replication(&*self.engine, nodes[0], &own).map(|()| vec![]),
         };
         server::membership_unlock().run(nodes[0])?;
-        done?;
+        let ended = done?;
         if !member {
             return Ok(Some(Outcome::Removed(told(&name, &own, &newest))));
         }
         self.untold = self.peers.keys().cloned().collect();
-        Ok(Some(Outcome::CaughtUp(format!(
+        let mut what = format!(
             "node \"{name}\" has caught up with the membership of generation {}",
             newest.generation
-        ))))
+        );
+        for removed in ended {
+            what += &format!("; {}", ended_on(&removed));
+        }
+        Ok(Some(Outcome::CaughtUp(what)))
     }
 
     /// The same where there is no registry.
@@ -296,7 +300,7 @@ impl NodeWorker {
             return Ok(None);
         }
         // Somebody who changes the membership at this moment sees to it.
-        if !locked(&mut self.here)? {
+        if !lock_if_free(&mut self.here, SESSION)? {
             return Ok(None);
         }
         // Once more, now that nobody changes it.
@@ -411,8 +415,3 @@ impl NodeWorker {
     }
 }
 
-/// Takes the membership lock of the node, if it is free.
-fn locked(node: &mut Node) -> Result<bool> {
-    let lock = server::try_membership_lock(SESSION).run(node)?;
-    Ok(lock.one()?.bool(0))
-}

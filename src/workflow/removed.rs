@@ -2,10 +2,10 @@
 //! ends what it has of the cluster on its own server, and touches nothing on the others: what was its own there they
 //! have dropped, what there is now may be its successor's.
 
-use super::members::{connect_each, identity, slots_there};
-use super::membership::removed;
+use super::members::{connect_each, identity, lock_if_free, slots_there};
+use super::membership::{registry_of, removed};
 use crate::engine::names::{self, Numbered};
-use crate::engine::{Engine, Path, Registry, parse_dsn};
+use crate::engine::{Engine, Path, Registry, parse_dsn, registered_members};
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Member, Node, server};
 use crate::run::effect::{drop_slot, run_all};
@@ -151,6 +151,54 @@ pub fn told(name: &str, own: &Registry, newest: &Registry) -> String {
     let more = [error.detail(), error.hint()];
     let more: Vec<String> = more.into_iter().flatten().collect();
     format!("{error}. {}", more.join(" "))
+}
+
+/// Ends what the nodes `gone`, as the registry `old` of a member knows them, have of the cluster, if they answer and do
+/// not know that they were removed. Those that did; one that cannot be asked ends by its own node worker or CALL.
+pub fn end_on(
+    engine: &dyn Engine,
+    old: &Registry,
+    gone: &[String],
+    newest: &Registry,
+) -> Result<Vec<String>> {
+    let mut members = registered_members(old)?;
+    members.retain(|member| gone.contains(&member.name));
+    let mut ended = vec![];
+    for answer in connect_each(&members) {
+        let answer = answer.and_then(|mut node| {
+            let done = end_unaware(engine, &mut node, newest)?;
+            Ok(done.then_some(node.name))
+        });
+        match answer {
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(_) => {}
+            Ok(name) => ended.extend(name),
+        }
+    }
+    Ok(ended)
+}
+
+/// What [`end_on`] has done to a node.
+pub fn ended_on(removed: &str) -> String {
+    format!("removed node \"{removed}\" has ended what it had of the cluster")
+}
+
+/// Whether `node` took itself for a member of the cluster that `newest` is of, which goes on without it.
+fn end_unaware(engine: &dyn Engine, node: &mut Node, newest: &Registry) -> Result<bool> {
+    let Some(own) = registry_of(engine, node)? else {
+        return Ok(false);
+    };
+    let removed = newest.is_newer_than(&own) && !newest.has_same(&node.name, &own);
+    if own.cluster != newest.cluster || !removed {
+        return Ok(false);
+    }
+    // Somebody who changes the membership on it at this moment finds out.
+    if !lock_if_free(node, "zodan end of a removed node")? {
+        return Ok(false);
+    }
+    let done = end_replication(engine, node, &own);
+    server::membership_unlock().run(node)?;
+    done.map(|()| true)
 }
 
 /// Drops the subscriptions of `me`, which has the registry `own`, with their origins, and the slots on it.

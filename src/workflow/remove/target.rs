@@ -9,7 +9,7 @@ use crate::libpq::Dsn;
 use crate::node::{Member, Mode, Node};
 use crate::workflow::members::{self, each};
 use crate::workflow::membership::{reach, sync_lagging_members};
-use crate::workflow::removed::refuse_succeeded;
+use crate::workflow::removed::{ended_on, refuse_succeeded};
 use crate::workflow::report::Report;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -89,11 +89,14 @@ impl Removal {
         let newest = reached.registry.as_ref().filter(|_| session.changes());
         let caught_up = sync_lagging_members(&mut *engine, &mut all, newest)?;
         let mut forgotten_late = false;
-        for (member, forgotten) in &caught_up {
-            for gone in forgotten {
-                report.notice(&format!("cleaned up \"{gone}\" on node \"{member}\""));
+        for done in &caught_up {
+            for gone in &done.forgotten {
+                report.notice(&format!("cleaned up \"{gone}\" on node \"{}\"", done.member));
             }
-            forgotten_late |= forgotten.contains(&request.target);
+            for gone in &done.ended {
+                report.notice(&ended_on(gone));
+            }
+            forgotten_late |= done.forgotten.contains(&request.target);
         }
         let mut asked: Vec<&mut Node> = survivors.iter_mut().chain(leaving.as_mut()).collect();
         let mut absent: Vec<Member> = away.iter().map(|(member, _)| member.clone()).collect();
