@@ -1,5 +1,6 @@
 //! The new node subscribes to every member, from where the copy ends.
 
+use super::cluster::JoinNodes;
 use super::forwarding::Forwarding;
 use super::join_plan::{self, subscribe};
 use super::markers::{self, Marker};
@@ -87,12 +88,7 @@ pub struct Attached {
 }
 
 pub struct Attaching<'a> {
-    pub engine: &'a dyn Engine,
-    pub source: &'a mut Node,
-    pub peers: &'a mut [Node],
-    pub new: &'a mut Node,
-    /// A session of libpq on the new node.
-    pub loopback: &'a mut Node,
+    pub nodes: JoinNodes<'a>,
     /// The subscriptions by which the source applies its peers.
     pub inbound: &'a [Path],
     pub journal: &'a mut Journal,
@@ -102,9 +98,9 @@ pub struct Attaching<'a> {
 impl Attaching<'_> {
     /// The subscriptions of the new node, from `positions` on.
     pub fn run(mut self, starts: &Starts, positions: &Positions) -> Result<Attached> {
-        let engine = self.engine;
-        let new = self.new.name.clone();
-        let members = std::iter::once(&*self.source).chain(&*self.peers);
+        let engine = self.nodes.engine;
+        let new = self.nodes.new.name.clone();
+        let members = std::iter::once(&*self.nodes.source).chain(&*self.nodes.peers);
         let members: Vec<Member> = members.map(Node::member).collect();
         let mut paths = vec![];
         let mut steps = vec![];
@@ -118,7 +114,7 @@ impl Attaching<'_> {
             // Not through SPI: the context of whatever is said meanwhile would be the statement, and
             // the connection string is in it.
             let subscription = path.subscription.clone();
-            let loopback = &mut *self.loopback;
+            let loopback = &mut *self.nodes.loopback;
             let effect = Effect::Subscription { subscription };
             self.journal.make(*step, &effect, || {
                 engine.subscribe(path, member).run(loopback)
@@ -135,25 +131,25 @@ impl Attaching<'_> {
                 "a subscription has no position to start from",
             ));
         }
-        let catches_up = join_plan::catches_up_from_source(engine, self.peers);
-        let source = &self.source.name;
+        let catches_up = join_plan::catches_up_from_source(engine, self.nodes.peers);
+        let source = &self.nodes.source.name;
         // Those of the peers come when the new node has caught up.
         let first = paths
             .iter()
             .filter(|p| !catches_up || p.provider == *source);
-        start_at(engine, self.new, first, positions, self.report)?;
+        start_at(engine, self.nodes.new, first, positions, self.report)?;
         self.journal.passed("the first positions are set")?;
         let attached = match catches_up {
             true => self.after_catching_up(&paths, starts)?,
             false => {
-                if !self.peers.is_empty() {
+                if !self.nodes.peers.is_empty() {
                     self.report.step("each member sends its own changes of the time of the copy: those of the others do not wait for them");
                 }
                 let steps = self.intend_markers()?;
-                let attached = mark(engine, self.source, self.peers, self.new)?;
+                let attached = mark(engine, self.nodes.source, self.nodes.peers, self.nodes.new)?;
                 self.done(&steps)?;
-                let mut providers = all_members(self.source, self.peers);
-                enable(engine, self.new, &mut providers, &paths)?;
+                let mut providers = all_members(self.nodes.source, self.nodes.peers);
+                enable(engine, self.nodes.new, &mut providers, &paths)?;
                 attached
             }
         };
@@ -163,8 +159,8 @@ impl Attaching<'_> {
 
     /// The new node catches up with the source first, and its peers take over from there.
     fn after_catching_up(&mut self, paths: &[Path], starts: &Starts) -> Result<Attached> {
-        let engine = self.engine;
-        let (source, new) = (self.source.name.clone(), self.new.name.clone());
+        let engine = self.nodes.engine;
+        let (source, new) = (self.nodes.source.name.clone(), self.nodes.new.name.clone());
         let action = Action::CatchUp {
             source: source.clone(),
         };
@@ -176,11 +172,7 @@ impl Attaching<'_> {
         let mut attached = None;
         let (journal, report) = (&*self.journal, self.report);
         Forwarding {
-            engine,
-            source: &mut *self.source,
-            peers: &mut *self.peers,
-            new: &mut *self.new,
-            loopback: &mut *self.loopback,
+            nodes: self.nodes.reborrow(),
             inbound: self.inbound,
             path: &of_source,
             starts,
@@ -214,7 +206,7 @@ impl Attaching<'_> {
 
     fn intend_markers(&mut self) -> Result<Vec<i32>> {
         let mut steps = vec![];
-        for name in [&self.source.name, &self.new.name] {
+        for name in [&self.nodes.source.name, &self.nodes.new.name] {
             let step = Step::new(self.report.current(), name, Action::Marker);
             steps.push(self.journal.intend(&step, &Effect::Marker)?);
         }

@@ -1,5 +1,6 @@
 //! The copy (the sixth move): structure, data, the rest of the structure, what no snapshot holds.
 
+use super::cluster::JoinNodes;
 use super::estimate::time_to_build;
 use super::own_times::{self, Kept};
 use super::report::Report;
@@ -8,7 +9,7 @@ use crate::copy::{
     self, Archive, Broken, CheckConstraints, Excluded, ForeignKeys, Indexes, Inventory, Privileges,
     Source, Structure, Target, Unproved, data, matviews, sequences, settings,
 };
-use crate::engine::{CopyPlan, Engine};
+use crate::engine::CopyPlan;
 use crate::error::Result;
 use crate::libpq::Row;
 use crate::node::{Local, Member, Node, Session, Statement, server};
@@ -28,16 +29,13 @@ const NOTHING: (u64, Duration) = (0, Duration::ZERO);
 
 pub struct Copying<'a> {
     pub local: &'a Local,
-    pub source: &'a mut Node,
-    pub peers: &'a mut [Node],
-    pub new: &'a mut Node,
+    pub nodes: JoinNodes<'a>,
     /// The new node's database.
     pub database: &'a str,
     pub snapshot: &'a str,
     /// The engine's own way of keeping applications from writing, and what takes it back.
     pub engines: Option<[Statement; 2]>,
     pub journal: &'a mut Journal,
-    pub engine: &'a dyn Engine,
     pub report: &'a Report,
     /// Which rows keep their times, if any do.
     pub kept: Option<Kept>,
@@ -153,19 +151,20 @@ impl Copying<'_> {
     /// Copies, with application writes on the new node held off. They stay so: the caller lets them
     /// in when the join is proved, by [`Held`].
     pub fn run(mut self) -> Result<Held> {
-        let mut before = copy::inventory(&mut self.new.session)?;
-        let written = rows_written(self.new)?;
+        let mut before = copy::inventory(&mut self.nodes.new.session)?;
+        let written = rows_written(self.nodes.new)?;
         let read_only = self.block_writes()?;
         let engines = self.hold_off_by_engine()?;
-        let plan = self
-            .engine
-            .copy_plan(self.source, &self.new.name, self.snapshot)?;
+        let plan =
+            self.nodes
+                .engine
+                .copy_plan(self.nodes.source, &self.nodes.new.name, self.snapshot)?;
         tell_structure_only(self.report, &plan.structure_only);
         self.create_origin(&plan.origin)?;
         let effect = Effect::Objects {
             before: before.clone(),
             preexisting: plan.preexisting.clone(),
-            brought: Some(copy::brought(&mut self.source.session)?),
+            brought: Some(copy::brought(&mut self.nodes.source.session)?),
         };
         let step = self.intend(Action::Copy, &effect)?;
         let tables = plan.tables.iter().filter(|table| !table.extension);
@@ -195,7 +194,7 @@ impl Copying<'_> {
         for table in &copied.again {
             self.report.notice(&format!(
                 "table {table} was copied again as a whole: it had got another file on node \"{}\" meanwhile",
-                self.source.name
+                self.nodes.source.name
             ));
         }
         Ok(Held {
@@ -214,20 +213,20 @@ impl Copying<'_> {
     fn copy(&mut self, plan: CopyPlan, step: i32, before: &mut Inventory) -> Result<Stored> {
         let report = self.report;
         let kept = self.kept.take().map(|kept| (kept, plan.tables.clone()));
-        let Member { name, dsn } = self.source.member();
+        let Member { name, dsn } = self.nodes.source.member();
         let source = Source {
             node: &name,
             dsn: &dsn,
             snapshot: self.snapshot,
         };
         let target = Target {
-            node: &self.new.name,
-            dsn: &self.new.dsn,
+            node: &self.nodes.new.name,
+            dsn: &self.nodes.new.dsn,
             settings: &plan.settings,
         };
-        let search_path = settings::search_path(&mut self.source.session)?;
-        let of_queries = settings::of_queries(&mut self.source.session)?;
-        let indexes = Indexes::of(&mut self.source.session)?;
+        let search_path = settings::search_path(&mut self.nodes.source.session)?;
+        let of_queries = settings::of_queries(&mut self.nodes.source.session)?;
+        let indexes = Indexes::of(&mut self.nodes.source.session)?;
         let foreign_keys = ForeignKeys::of(&source)?;
         let structure = match plan.names_follow {
             true => None,
@@ -251,18 +250,18 @@ impl Copying<'_> {
                 extensions: &extensions.iter().map(String::as_str).collect::<Vec<_>>(),
                 ..ours
             };
-            Archive::dump(&source, &mut self.new.session, &excluded)?
+            Archive::dump(&source, &mut self.nodes.new.session, &excluded)?
         };
         report.step(&format!("structure dumped, {} kB", archive.bytes() >> 10));
         self.journal.passed("the structure is dumped")?;
         // What others have made until now is theirs, even if the restore trips over it.
-        if before.add_objects(&mut self.new.session)? {
+        if before.add_objects(&mut self.nodes.new.session)? {
             self.journal.note_inventory(step, before)?;
         }
         report.progress("creating tables");
-        archive.restore_before_data(&target, &mut self.new.session)?;
+        archive.restore_before_data(&target, &mut self.nodes.new.session)?;
         report.step("tables, types and functions created");
-        let files = table_files(&mut self.new.session)?;
+        let files = table_files(&mut self.nodes.new.session)?;
         self.journal.passed("tables are created")?;
 
         let options = data::Options {
@@ -305,11 +304,12 @@ impl Copying<'_> {
                         table.bytes >> 10
                     ));
                 }
-                let members = std::iter::once(&mut *self.source).chain(&mut *self.peers);
-                waiting_slots::check(self.engine, members, &self.new.name)
+                let members =
+                    std::iter::once(&mut *self.nodes.source).chain(&mut *self.nodes.peers);
+                waiting_slots::check(self.nodes.engine, members, &self.nodes.new.name)
             },
         )?;
-        let checks = CheckConstraints::resume(&mut self.new.session, &copied.unchecked)?;
+        let checks = CheckConstraints::resume(&mut self.nodes.new.session, &copied.unchecked)?;
         report.step(&format!(
             "{} rows copied, {} MB",
             copied.rows,
@@ -319,7 +319,7 @@ impl Copying<'_> {
 
         report.progress("building indexes");
         progress::new_pace();
-        let session = &mut self.new.session;
+        let session = &mut self.nodes.new.session;
         let mut done = 0;
         archive.restore_after_data(&target, copy_jobs(), || {
             let built = indexes.built(session)?;
@@ -341,35 +341,39 @@ impl Copying<'_> {
         };
         progress::work(all, NOTHING, vec![]);
         progress::worked();
-        for broken in foreign_keys.mend(&mut self.new.session)? {
+        for broken in foreign_keys.mend(&mut self.nodes.new.session)? {
             let Broken { table, name, rows } = broken;
             let rows = rows.map_or("some".to_owned(), |rows| rows.to_string());
             report.warn(
                 &format!(
                     "foreign key \"{name}\" of table {table} is NOT VALID on node \"{}\": rows that break it, on node \"{}\" as well: {rows}",
-                    self.new.name, self.source.name
+                    self.nodes.new.name, self.nodes.source.name
                 ),
                 &format!(
                     "Mend these rows, then run ALTER TABLE {table} VALIDATE CONSTRAINT {} on node \"{}\".",
-                    ident(&name), self.new.name
+                    ident(&name), self.nodes.new.name
                 ),
             );
         }
-        privileges.carry(&mut self.new.session, before)?;
+        privileges.carry(&mut self.nodes.new.session, before)?;
         archive.restore_last(&target)?;
         report.step("indexes, constraints and triggers created");
         self.journal.passed("indexes are created")?;
         report.progress("setting sequences");
-        let carried = sequences::carry(&mut self.source.session, &mut self.new.session)?;
+        let carried =
+            sequences::carry(&mut self.nodes.source.session, &mut self.nodes.new.session)?;
         report.step(&format!("{carried} sequences carry their values"));
         report.progress("refreshing materialized views");
-        let refreshed =
-            matviews::refresh(&mut self.source.session, &mut self.new.session, &of_queries)?;
+        let refreshed = matviews::refresh(
+            &mut self.nodes.source.session,
+            &mut self.nodes.new.session,
+            &of_queries,
+        )?;
         for (view, error) in &refreshed.unfilled {
             report.warn(
                 &format!(
                     "materialized view {view} of node \"{}\" has no contents: {error}",
-                    self.new.name
+                    self.nodes.new.name
                 ),
                 &format!("Mend that on every node, then run REFRESH MATERIALIZED VIEW {view}."),
             );
@@ -387,18 +391,18 @@ impl Copying<'_> {
         self.journal
             .passed("sequences and materialized views are set")?;
         if let Some(structure) = &structure {
-            structure.check(&mut self.source.session, &self.source.name)?;
+            structure.check(&mut self.nodes.source.session, &self.nodes.source.name)?;
         }
-        let own = settings::read(&mut self.source.session)?;
-        settings::apply(&mut self.new.session, &own)?;
+        let own = settings::read(&mut self.nodes.source.session)?;
+        settings::apply(&mut self.nodes.new.session, &own)?;
         let mut rows_kept = 0;
         if let Some((kept, tables)) = kept {
             report.progress("giving the newest rows their own times");
             let (origin, settings) = (&plan.origin, &plan.settings);
             rows_kept = own_times::keep(
-                self.engine,
+                self.nodes.engine,
                 &source,
-                self.new,
+                self.nodes.new,
                 &tables,
                 kept,
                 origin,
@@ -410,7 +414,7 @@ impl Copying<'_> {
         }
         self.journal.passed("the newest rows have their times")?;
         // The rows are stored: the origin has done its work, and its name may be wanted again.
-        server::drop_origin(&plan.origin).run(self.new)?;
+        server::drop_origin(&plan.origin).run(self.nodes.new)?;
         Ok(Stored {
             copied,
             files,
@@ -420,12 +424,12 @@ impl Copying<'_> {
     }
 
     fn warn_of(&self, check: &Unproved) {
-        let (node, name) = (&self.new.name, &check.name);
+        let (node, name) = (&self.nodes.new.name, &check.name);
         let (why, mend) = match (&check.error, check.rows) {
             (Some(error), _) => (format!("it could not be validated: {error}"), "Mend that"),
             (None, rows) => {
                 let rows = rows.map_or("some".to_owned(), |rows| rows.to_string());
-                let source = &self.source.name;
+                let source = &self.nodes.source.name;
                 let why = format!("rows that break it, on node \"{source}\" as well: {rows}");
                 (why, "Mend these rows")
             }
@@ -450,14 +454,14 @@ impl Copying<'_> {
     /// New sessions of the database cannot write: what an application wrote before the new node's
     /// slots exist would be on no other node.
     fn block_writes(&mut self) -> Result<Option<String>> {
-        let rows = server::database_read_only().run(self.new)?;
+        let rows = server::database_read_only().run(self.nodes.new)?;
         let before = rows.first().map(|r| r.text(0).to_owned());
         let effect = Effect::ReadOnly {
             database: self.database.to_owned(),
             before: before.clone(),
         };
         let step = self.intend(Action::BlockWritesOfNew, &effect)?;
-        server::set_database_read_only(self.database, Some("on")).run(self.new)?;
+        server::set_database_read_only(self.database, Some("on")).run(self.nodes.new)?;
         self.journal.done(step)?;
         Ok(before)
     }
@@ -470,7 +474,7 @@ impl Copying<'_> {
             undo: release.sql.clone(),
         };
         let step = self.intend(Action::BlockWritesByEngine, &effect)?;
-        hold.run(self.new)?;
+        hold.run(self.nodes.new)?;
         self.journal.done(step)?;
         Ok(Some(release))
     }
@@ -481,13 +485,13 @@ impl Copying<'_> {
         };
         let step = self.intend(Action::CreateOrigin, &effect)?;
         // One that an earlier run left is of no use to anyone: positions are not read from it.
-        server::drop_origin(origin).run(self.new)?;
-        server::create_origin(origin).run(self.new)?;
+        server::drop_origin(origin).run(self.nodes.new)?;
+        server::create_origin(origin).run(self.nodes.new)?;
         self.journal.done(step)
     }
 
     fn intend(&mut self, action: Action, effect: &Effect) -> Result<i32> {
-        let step = Step::new(self.report.current(), &self.new.name, action);
+        let step = Step::new(self.report.current(), &self.nodes.new.name, action);
         self.journal.intend(&step, effect)
     }
 }

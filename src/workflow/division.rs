@@ -1,6 +1,7 @@
 //! Sequences of different members never give the same value, where that is wished: their values are divided, on
 //! the members before the new node gets its slots, on the new node before anybody can write there.
 
+use super::cluster::JoinNodes;
 use super::membership;
 use super::report::Report;
 use crate::copy::sequences::next_values;
@@ -96,12 +97,16 @@ impl Division {
     /// Divides the sequences of the members, the source first: beyond what any of them has given.
     pub fn divide_members(
         self,
-        engine: &dyn Engine,
-        source: &mut Node,
-        peers: &mut [Node],
+        nodes: JoinNodes,
         journal: &mut Journal,
         report: &Report,
     ) -> Result<()> {
+        let JoinNodes {
+            engine,
+            source,
+            peers,
+            ..
+        } = nodes;
         let registry = membership::registry_of(engine, source)?;
         let registry = registry.ok_or_else(|| Error::internal("the source has no registry"))?;
         let mut passed = Passed::default();
@@ -152,17 +157,18 @@ impl Division {
 
     /// Gives the new node, which has copies, the part that is its own. Of strides some member may have had it until
     /// there became more of them.
-    pub fn divide_new(self, source: &mut Node, peers: &mut [Node], new: &mut Node) -> Result<()> {
-        let models = divided(source)?;
+    pub fn divide_new(self, mut nodes: JoinNodes) -> Result<()> {
+        let models = divided(nodes.source)?;
         let mut passed = Passed::default();
         if self.policy == SequencePolicy::Stride {
-            for member in std::iter::once(source).chain(peers) {
+            for member in nodes.members() {
                 passed.all(next_values(&mut member.session)?);
             }
         }
         for (name, model) in &models {
             let model = passed.beyond(name, model).to_string();
-            division::divide(name, self.policy, self.parts, self.part, Some(&model)).run(new)?;
+            division::divide(name, self.policy, self.parts, self.part, Some(&model))
+                .run(nodes.new)?;
         }
         Ok(())
     }

@@ -8,11 +8,12 @@
 //! only when they run does the source apply again.
 
 use super::attach::{Positions, Starts};
+use super::cluster::JoinNodes;
 use super::hold;
 use super::markers;
 use super::pause::{self, Pause, Paused, Progress};
 use super::report::Report;
-use crate::engine::{Engine, Path};
+use crate::engine::Path;
 use crate::error::{Error, Result};
 use crate::libpq::poll::{Attempts, holds_within};
 use crate::node::{Node, ask, server};
@@ -21,12 +22,7 @@ use crate::settings;
 use std::time::{Duration, Instant};
 
 pub struct Forwarding<'a> {
-    pub engine: &'a dyn Engine,
-    pub source: &'a mut Node,
-    pub peers: &'a mut [Node],
-    pub new: &'a mut Node,
-    /// A session of libpq on the new node: a worker is not stopped from within a transaction.
-    pub loopback: &'a mut Node,
+    pub nodes: JoinNodes<'a>,
     /// The subscriptions by which the source applies its peers.
     pub inbound: &'a [Path],
     /// The subscription of the new node to the source. It is there, and not enabled.
@@ -43,9 +39,9 @@ impl Forwarding<'_> {
         mut self,
         mut hand_over: impl FnMut(&mut Node, &mut [Node], &mut Node, &Positions) -> Result<()>,
     ) -> Result<()> {
-        let (engine, path) = (self.engine, self.path);
-        engine.forward(path, true).run(self.new)?;
-        engine.enable(path).run(self.new)?;
+        let (engine, path) = (self.nodes.engine, self.path);
+        engine.forward(path, true).run(self.nodes.new)?;
+        engine.enable(path).run(self.nodes.new)?;
         self.journal
             .passed("the source sends on what it has of others")?;
         let mut attempts = Attempts::new();
@@ -60,7 +56,7 @@ impl Forwarding<'_> {
             if let Some(elapsed) = attempts.given_up(&why) {
                 return Err(self.stalled(elapsed, why));
             }
-            engine.enable(path).run(self.new)?;
+            engine.enable(path).run(self.nodes.new)?;
         }
     }
 
@@ -98,7 +94,7 @@ impl Forwarding<'_> {
 
     fn stalled(&self, elapsed: Duration, detail: String) -> Error {
         Error::Stalled {
-            node: self.new.name.clone(),
+            node: self.nodes.new.name.clone(),
             what: "catching up with the source, which sends on what all members write".into(),
             seconds: elapsed.as_secs(),
             detail,
@@ -108,27 +104,31 @@ impl Forwarding<'_> {
 
     /// While a change of a peer is held up on the source, apply there would be paused for nothing.
     fn source_catches_up(&mut self) -> Result<()> {
-        let markers = markers::emit(self.engine, &mut *self.peers)?;
-        let mut peers: Vec<&mut Node> = self.peers.iter_mut().collect();
+        let markers = markers::emit(self.nodes.engine, &mut *self.nodes.peers)?;
+        let mut peers: Vec<&mut Node> = self.nodes.peers.iter_mut().collect();
         markers::wait(
-            self.engine,
-            self.source,
+            self.nodes.engine,
+            self.nodes.source,
             &mut peers,
             &markers,
             self.inbound,
-            &self.new.name,
+            &self.nodes.new.name,
         )?;
-        markers::forget(self.engine, peers, &markers)
+        markers::forget(self.nodes.engine, peers, &markers)
     }
 
     /// What the source has of a peer comes from the source: the new node's slot there need not hold it.
     fn advance_slots(&mut self) -> Result<()> {
-        let (engine, new) = (self.engine, self.new.name.as_str());
-        let progress = pause::progress(engine, self.source, self.inbound)?;
-        let positions =
-            self.starts
-                .behind(engine, &progress, &self.source.name, self.peers, new)?;
-        let questions = self.peers.iter_mut().filter_map(|peer| {
+        let (engine, new) = (self.nodes.engine, self.nodes.new.name.as_str());
+        let progress = pause::progress(engine, self.nodes.source, self.inbound)?;
+        let positions = self.starts.behind(
+            engine,
+            &progress,
+            &self.nodes.source.name,
+            self.nodes.peers,
+            new,
+        )?;
+        let questions = self.nodes.peers.iter_mut().filter_map(|peer| {
             let path = engine.path(&peer.name, new);
             let position = positions.get(&path.subscription)?;
             Some(server::advance_slot(&path.slot, position.lsn()).on(peer))
@@ -139,24 +139,35 @@ impl Forwarding<'_> {
     }
 
     fn new_node_catches_up(&mut self) -> Result<()> {
-        let markers = markers::emit(self.engine, [&mut *self.source])?;
+        let markers = markers::emit(self.nodes.engine, [&mut *self.nodes.source])?;
         let inbound = std::slice::from_ref(self.path);
-        let new = self.new.name.clone();
-        let others = &mut [&mut *self.source];
-        markers::wait(self.engine, self.new, others, &markers, inbound, &new)?;
-        markers::forget(self.engine, [&mut *self.source], &markers)
+        let new = self.nodes.new.name.clone();
+        let others = &mut [&mut *self.nodes.source];
+        markers::wait(
+            self.nodes.engine,
+            self.nodes.new,
+            others,
+            &markers,
+            inbound,
+            &new,
+        )?;
+        markers::forget(self.nodes.engine, [&mut *self.nodes.source], &markers)
     }
 
     fn attempt(
         &mut self,
         hand_over: &mut impl FnMut(&mut Node, &mut [Node], &mut Node, &Positions) -> Result<()>,
     ) -> Result<Paused<()>> {
-        let (engine, path, journal) = (self.engine, self.path, self.journal);
-        let (new, loopback, peers) = (&mut *self.new, &mut *self.loopback, &mut *self.peers);
+        let (engine, path, journal) = (self.nodes.engine, self.path, self.journal);
+        let (new, loopback, peers) = (
+            &mut *self.nodes.new,
+            &mut *self.nodes.loopback,
+            &mut *self.nodes.peers,
+        );
         let starts = self.starts;
         let pause = Pause {
             engine,
-            node: &mut *self.source,
+            node: &mut *self.nodes.source,
             inbound: self.inbound,
             moment: "the handover",
         };

@@ -1,13 +1,13 @@
 //! The health of a cluster, before a node joins and afterwards: what the checks have found, good and bad.
 //! Nothing is changed.
 
-use super::checks::{self, Checks, Cluster, Stage};
+use super::checks::{self, ObservedCluster, Stage};
+use super::cluster::{Cluster, JoinRequest, Locking};
 use super::findings::{Check, Outcome, Severity, Status, failures};
-use super::gather::{Party, Wanted, gather};
 use super::report::table;
 use crate::error::{Error, Finding, Result};
 use crate::libpq::scrub;
-use crate::node::{Member, Node, Reader, Session};
+use crate::node::{Member, Mode, Node, Reader, Session};
 use crate::run::Interrupted;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +57,14 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         )),
     }
     outcomes.extend(interrupted.outcomes());
-    let gathered = gather(Wanted {
+    let mode = Mode::DryRun(reader.clone());
+    let request = JoinRequest {
         source,
         new: here,
         readers: vec![],
-        change: false,
-    });
-    let mut party = match gathered {
-        Ok(party) => party,
+    };
+    let mut cluster = match Cluster::of_join(request, &Locking::for_join(&mode, &new_name)) {
+        Ok(cluster) => cluster,
         Err(error) => {
             connection.record_all([], findings_of(error, &new_name)?);
             outcomes.extend(connection.outcomes());
@@ -73,31 +73,12 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         }
     };
     connection.pass(&source_name, "");
-    for peer in &party.peers {
+    for peer in cluster.peers() {
         connection.pass(&peer.name, "");
     }
     connection.pass(&new_name, "");
     outcomes.extend(connection.outcomes());
-    let Party {
-        engine,
-        source,
-        peers,
-        new,
-        readers,
-        is_member,
-        registered_as,
-        ..
-    } = &mut party;
-    let checks = Checks {
-        engine: &**engine,
-        source,
-        peers,
-        new,
-        readers,
-        is_member: *is_member,
-        registered_as,
-    };
-    match checks.outcomes(outcomes) {
+    match cluster.nodes().outcomes(outcomes) {
         Ok(true) => {}
         Ok(false) => outcomes.push(not_made(&new_name)),
         Err(error) => {
@@ -140,7 +121,7 @@ fn findings_of(error: Error, node: &str) -> Result<Vec<Finding>> {
 /// Whether the mesh of the cluster that `source` is in is whole.
 fn after(source: Member, new: Option<Member>, outcomes: &mut Vec<Outcome>) -> Result<()> {
     let name = source.name.clone();
-    match Cluster::look(source, new) {
+    match ObservedCluster::look(source, new) {
         Ok(cluster) => outcomes.extend(cluster.outcomes()?),
         Err(error) => {
             let mut connection = checks::begin(Stage::Cluster, "connection");

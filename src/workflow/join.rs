@@ -1,12 +1,11 @@
 //! A node joins: every change of every member is applied on it exactly once, from a snapshot on.
 
 use super::attach::{Attaching, Positions, Starts};
-use super::checks::{Checks, Known};
+use super::checks::Known;
+use super::cluster::{Cluster, JoinNodes, JoinRequest, Locking, NewNode};
 use super::copying::{Copying, Held};
 use super::division::Division;
-use super::findings::Status;
-use super::gather::{Party, Wanted, gather};
-use super::join_plan::{self, Nodes};
+use super::join_plan::{self, Plan};
 use super::markers::{self, Marker};
 use super::members::{self, each_beside_others};
 use super::membership::{self, publish_registry};
@@ -56,6 +55,20 @@ pub struct Request {
     pub readers: Vec<Dsn>,
 }
 
+impl Request {
+    /// The nodes that it names.
+    pub fn nodes(&self, mode: &Mode) -> JoinRequest {
+        JoinRequest {
+            source: Member {
+                name: self.source.clone(),
+                dsn: self.source_dsn.clone(),
+            },
+            new: members::local(&self.new, &self.new_dsn, mode),
+            readers: self.readers.clone(),
+        }
+    }
+}
+
 /// Adds the database of this session to the cluster of `request.source`.
 pub fn add_node(local: Local, request: Request) -> Result<()> {
     let begun = Instant::now();
@@ -80,10 +93,10 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
         &join.local,
         &RunHeader {
             command: COMMAND,
-            engine: join.engine.label(),
-            source: &join.source.name,
+            engine: join.cluster.engine.label(),
+            source: &join.cluster.source().name,
             source_dsn: &join.request.source_dsn.without_secrets(),
-            node: &join.new.name,
+            node: join.cluster.new_name(),
         },
         std::mem::take(&mut plan.steps),
     )?;
@@ -95,8 +108,8 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
             join.report.finished();
             join.report.notice(&format!(
                 "node \"{}\" has joined: {} nodes, {:.1} s",
-                join.new.name,
-                join.peers.len() + 2,
+                join.cluster.new_name(),
+                join.cluster.members.len() + 1,
                 begun.elapsed().as_secs_f64()
             ));
             Ok(())
@@ -106,21 +119,10 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
 }
 
 struct Join {
-    engine: Box<dyn Engine>,
     local: Local,
     report: Report,
     request: Request,
-    source: Node,
-    peers: Vec<Node>,
-    new: Node,
-    /// Nodes that only read, and are to read from the new node too.
-    readers: Vec<Node>,
-    /// A session on this server by the new node's connection string: proof that it leads here, and
-    /// holder of the membership lock, which so vanishes with the run however it ends.
-    loopback: Node,
-    is_member: bool,
-    /// Names under which the cluster has the new node's database already.
-    registered_as: Vec<String>,
+    cluster: Cluster<NewNode>,
     /// What was committed before that is on all members when the join has ended; the same in every registry, and not
     /// known before the new node is attached.
     joined_at: String,
@@ -133,41 +135,14 @@ struct Join {
 
 impl Join {
     fn connect(local: Local, request: Request, report: Report) -> Result<Self> {
-        let wanted = Wanted {
-            source: Member {
-                name: request.source.clone(),
-                dsn: request.source_dsn.clone(),
-            },
-            new: members::local(
-                &request.new,
-                &request.new_dsn,
-                &Mode::Execute(local.clone()),
-            ),
-            readers: request.readers.clone(),
-            change: true,
-        };
-        let Party {
-            engine,
-            source,
-            peers,
-            new,
-            readers,
-            loopback,
-            is_member,
-            registered_as,
-        } = gather(wanted)?;
+        let mode = Mode::Execute(local.clone());
+        let locking = Locking::for_join(&mode, &request.new);
+        let cluster = Cluster::of_join(request.nodes(&mode), &locking)?;
         Ok(Self {
-            engine,
             local,
             report,
             request,
-            source,
-            peers,
-            new,
-            readers,
-            loopback,
-            is_member,
-            registered_as,
+            cluster,
             joined_at: String::new(),
             held: Held::default(),
             division: None,
@@ -178,90 +153,59 @@ impl Join {
     /// An earlier CALL that was killed left a journal without an end. It is undone before anything
     /// is checked, since what it left is what the checks would find.
     fn clean_up_interrupted(&mut self) -> Result<()> {
-        let interrupted = Interrupted::undone_by(&mut self.new.session, COMMAND)?;
-        let cleaned = !interrupted.is_empty() && self.engine.registry().is_some();
+        let cluster = &mut self.cluster;
+        let interrupted = Interrupted::undone_by(&mut cluster.subject.local.session, COMMAND)?;
+        let cleaned = !interrupted.is_empty() && cluster.engine.registry().is_some();
         for dead in interrupted {
             self.report.notice(&format!(
                 "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {})",
                 dead.command, dead.node, dead.run
             ));
             let journal = Journal::reopen(Session::Local(self.local.clone()), dead.run);
+            let name_taken = cluster.peers().iter().any(|p| p.name == dead.node);
+            let own_name = std::mem::replace(&mut cluster.subject.local.name, dead.node.clone());
+            let (engine, mut nodes) = cluster.all_and_readers();
             let undo = Undo {
-                engine: &*self.engine,
+                engine,
                 journal: &journal,
                 subject: &dead.node,
-                name_taken: self.peers.iter().any(|p| p.name == dead.node),
+                name_taken,
             };
-            let own_name = std::mem::replace(&mut self.new.name, dead.node.clone());
-            let cleaned = undo.clean_up(
-                dead.run,
-                RunState::Undone,
-                &mut all(
-                    &mut self.source,
-                    &mut self.peers,
-                    &mut self.new,
-                    &mut self.readers,
-                ),
-            );
-            self.new.name = own_name;
+            let cleaned = undo.clean_up(dead.run, RunState::Undone, &mut nodes);
+            cluster.subject.local.name = own_name;
             cleaned?;
         }
-        // It may have been the first member of the cluster that was taken back.
-        let survey = self.engine.survey(&mut self.source)?;
-        self.is_member = survey.is_member;
-        let known = |name: &String| survey.members.iter().any(|m| m.name == *name);
-        self.peers.retain(|p| known(&p.name));
-        self.registered_as.retain(known);
+        cluster.forget_undone()?;
         if !cleaned {
             return Ok(());
         }
         // It may have taken a number.
-        let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
-            .chain(&mut self.peers)
-            .collect();
-        self.engine.load_paths_with(&mut members, &mut self.new)
+        let (members, new) = (&mut cluster.members, &mut cluster.subject.local);
+        let mut members: Vec<&mut Node> = members.iter_mut().collect();
+        cluster.engine.load_paths_with(&mut members, new)
     }
 
     fn check(&mut self) -> Result<Known> {
-        let known = Checks {
-            engine: &*self.engine,
-            source: &mut self.source,
-            peers: &mut self.peers,
-            new: &mut self.new,
-            readers: &mut self.readers,
-            is_member: self.is_member,
-            registered_as: &self.registered_as,
-        }
-        .run(|o| {
-            if o.status == Status::Warning {
-                let what = format!("node \"{}\": {}", o.node, o.found);
-                self.report.warn(&what, &o.remedy);
-            }
-        })?;
-        self.division = Division::wanted(&*self.engine, &mut self.source)?;
+        let report = &self.report;
+        let known = self
+            .cluster
+            .nodes()
+            .check(|outcome| report.warn_of(outcome))?;
+        let nodes = self.cluster.nodes();
+        self.division = Division::wanted(nodes.engine, nodes.source)?;
         Ok(known)
     }
 
-    fn plan(&mut self, known: &Known) -> Result<join_plan::Plan> {
-        Nodes {
-            engine: &*self.engine,
-            source: &mut self.source,
-            peers: &self.peers,
-            new: &mut self.new,
-            readers: &self.readers,
-            is_member: self.is_member,
-            divides: self.division.is_some(),
-        }
-        .plan(known)
+    fn plan(&mut self, known: &Known) -> Result<Plan> {
+        Plan::of(self.cluster.nodes(), known, self.division.is_some())
     }
 
-    fn run(&mut self, known: &Known, plan: &join_plan::Plan, journal: &mut Journal) -> Result<()> {
+    fn run(&mut self, known: &Known, plan: &Plan, journal: &mut Journal) -> Result<()> {
         journal.passed("the run is written down")?;
         self.report.phase("create a replication slot on every peer");
         self.bootstrap_cluster(known, plan, journal)?;
         if let Some(division) = self.division {
-            let (source, peers) = (&mut self.source, &mut self.peers);
-            division.divide_members(&*self.engine, source, peers, journal, &self.report)?;
+            division.divide_members(self.cluster.nodes(), journal, &self.report)?;
         }
         let starts = self.create_slots(journal)?;
 
@@ -270,11 +214,12 @@ impl Join {
         self.barrier(journal)?;
 
         self.report.phase("take the snapshot of the source");
-        let inbound = self.inbound_of_source();
-        let own = self.engine.path(&self.source.name, &self.new.name);
+        let nodes = self.cluster.nodes();
+        let inbound = nodes.inbound_of_source();
+        let own = nodes.engine.path(&nodes.source.name, &nodes.new.name);
         let snapshot = Taking {
-            engine: &*self.engine,
-            source: &mut self.source,
+            engine: nodes.engine,
+            source: nodes.source,
             inbound: &inbound,
             slot: &own.slot,
             journal: &mut *journal,
@@ -297,11 +242,7 @@ impl Join {
             self.let_apply_write(known, journal)?;
         }
         let attached = Attaching {
-            engine: &*self.engine,
-            source: &mut self.source,
-            peers: &mut self.peers,
-            new: &mut self.new,
-            loopback: &mut self.loopback,
+            nodes: self.cluster.nodes(),
             inbound: &inbound,
             journal: &mut *journal,
             report: &self.report,
@@ -322,8 +263,8 @@ impl Join {
         }
         self.finish(&markers)?;
         journal.passed("the markers are removed")?;
-        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
-        summary::show(&*self.engine, &mut all, &[], &self.report)?;
+        let (engine, mut all) = self.cluster.all();
+        summary::show(engine, &mut all, &[], &self.report)?;
         journal.passed("all is done")
     }
 
@@ -331,26 +272,25 @@ impl Join {
     fn bootstrap_cluster(
         &mut self,
         known: &Known,
-        plan: &join_plan::Plan,
+        plan: &Plan,
         journal: &mut Journal,
     ) -> Result<()> {
-        if self.is_member {
+        if self.cluster.subject.source_is_member {
             return Ok(());
         }
+        let name = self.cluster.source().name.clone();
         self.report.notice(&format!(
-            "node \"{}\" becomes the first node of a cluster",
-            self.source.name
+            "node \"{name}\" becomes the first node of a cluster"
         ));
         let phase = self.report.current();
         for unfit in &plan.to_prepare {
             let table = unfit.table.clone();
             self.report.notice(&format!(
-                "table {table} of node \"{}\" has no replica identity: it becomes {}, or updates and deletes would fail",
-                self.source.name,
+                "table {table} of node \"{name}\" has no replica identity: it becomes {}, or updates and deletes would fail",
                 unfit.becomes.as_deref().unwrap_or_default()
             ));
             let step = journal.intend(
-                &Step::new(phase, &self.source.name, Action::ReplicaIdentity { table }),
+                &Step::new(phase, &name, Action::ReplicaIdentity { table }),
                 &Effect::ReplicaIdentity {
                     undo: unfit.undo.clone(),
                 },
@@ -358,18 +298,18 @@ impl Join {
             if let Err(error) = self.prepare_table(&unfit.statement) {
                 // What the server has refused did nothing that an undo could take back.
                 let unknown = matches!(error, Error::Interrupted { .. } | Error::Lost { .. });
-                if !unknown && self.source.session.is_usable() {
+                if !unknown && self.cluster.source().session.is_usable() {
                     journal.undone(step)?;
                 }
                 return Err(error);
             }
             journal.done(step)?;
         }
-        let node = self.source.name.clone();
-        let step = Step::new(phase, &self.source.name, Action::BootstrapCluster { node });
+        let action = Action::BootstrapCluster { node: name.clone() };
+        let step = Step::new(phase, &name, action);
         let step = journal.announce(&step)?;
         let identity = Identity {
-            member: self.source.member(),
+            member: self.cluster.source().member(),
             system_identifier: known.source.system_identifier.clone(),
             database: known.source.database.clone(),
             location: String::new(),
@@ -378,16 +318,17 @@ impl Join {
             joined_at: self.now()?,
         };
         let effect = (step, &Effect::FirstNode);
-        create_node(&*self.engine, &identity, &mut self.source, journal, effect)?;
-        membership::bootstrap(&*self.engine, &mut self.source, &identity)?;
-        server::keep_place().run(&mut self.source)?;
-        self.is_member = true;
+        let nodes = self.cluster.nodes();
+        create_node(nodes.engine, &identity, nodes.source, journal, effect)?;
+        membership::bootstrap(nodes.engine, nodes.source, &identity)?;
+        server::keep_place().run(nodes.source)?;
+        self.cluster.subject.source_is_member = true;
         journal.done(step)
     }
 
     fn new_identity(&self, known: &Known) -> Identity {
         Identity {
-            member: self.new.member(),
+            member: self.cluster.subject.local.member(),
             system_identifier: known.new.system_identifier.clone(),
             database: known.new.database.clone(),
             location: self.request.location.clone(),
@@ -398,14 +339,14 @@ impl Join {
     }
 
     fn now(&mut self) -> Result<String> {
-        let rows = server::now().run(&mut self.new)?;
+        let rows = server::now().run(&mut self.cluster.subject.local)?;
         Ok(rows.one()?.text(0).to_owned())
     }
 
     /// The statement locks a table that is in use, so it must not queue: whoever comes after it
     /// would queue behind it. It gives way at once and is tried again.
     fn prepare_table(&mut self, statement: &str) -> Result<()> {
-        let source = &mut self.source;
+        let source = self.cluster.nodes().source;
         let name = source.name.clone();
         let hint =
             "End the transactions that hold locks on the table, or run the CALL at a quieter time.";
@@ -420,24 +361,20 @@ impl Join {
         })
     }
 
-    /// The subscriptions by which the source applies its peers.
-    fn inbound_of_source(&self) -> Vec<Path> {
-        let source = self.source.name.as_str();
-        let paths = self
-            .peers
-            .iter()
-            .map(|p| self.engine.paths(&p.name, source));
-        paths.flatten().collect()
-    }
-
     /// On every peer the slots that the new node will subscribe with, before anything else: what is
     /// committed there from now on waits for the new node. On the source all but the first, which is made with
     /// the snapshot. Returns where they start, by subscription.
     fn create_slots(&mut self, journal: &mut Journal) -> Result<BTreeMap<String, Position>> {
-        let (engine, new) = (&*self.engine, self.new.name.as_str());
-        let peers = self.peers.iter();
-        let mut wanted: Vec<Path> = peers.flat_map(|p| engine.paths(&p.name, new)).collect();
-        wanted.extend(engine.paths(&self.source.name, new).into_iter().skip(1));
+        let JoinNodes {
+            engine,
+            source,
+            peers,
+            new,
+            ..
+        } = self.cluster.nodes();
+        let to_new = |provider: &Node| engine.paths(&provider.name, &new.name);
+        let mut wanted: Vec<Path> = peers.iter().flat_map(to_new).collect();
+        wanted.extend(to_new(source).into_iter().skip(1));
         let mut steps = vec![];
         for path in &wanted {
             let slot = path.slot.clone();
@@ -445,8 +382,7 @@ impl Join {
             let step = Step::new(self.report.current(), &path.provider, action);
             steps.push(journal.announce(&step)?);
         }
-        let mut providers: Vec<&mut Node> = self.peers.iter_mut().collect();
-        providers.push(&mut self.source);
+        let mut providers: Vec<&mut Node> = peers.iter_mut().chain([source]).collect();
         for path in &wanted {
             if let Some(provider) = providers.iter_mut().find(|n| n.name == path.provider) {
                 taken::refuse_slot(provider, &path.slot)?;
@@ -515,36 +451,38 @@ impl Join {
     /// A real commit on every peer, seen on the source: everything the peers committed before their
     /// slots were made has been applied there. Received would not do: keepalives move that.
     fn barrier(&mut self, journal: &mut Journal) -> Result<()> {
-        if self.peers.is_empty() {
+        let nodes = self.cluster.nodes();
+        if nodes.peers.is_empty() {
             return Ok(());
         }
         let mut steps = vec![];
-        for peer in &self.peers {
+        for peer in &*nodes.peers {
             let step = Step::new(self.report.current(), &peer.name, Action::Marker);
             steps.push(journal.intend(&step, &Effect::Marker)?);
         }
-        self.kept = own_times::from_now_on(&*self.engine, &mut self.source, &mut self.peers)?;
-        let markers = markers::emit(&*self.engine, &mut self.peers)?;
+        let paths = nodes.inbound_of_source();
+        let JoinNodes {
+            engine,
+            source,
+            peers,
+            new,
+            ..
+        } = nodes;
+        self.kept = own_times::from_now_on(engine, source, peers)?;
+        let markers = markers::emit(engine, &mut *peers)?;
         for step in steps {
             journal.done(step)?;
         }
-        let paths = self.inbound_of_source();
-        markers::wait(
-            &*self.engine,
-            &mut self.source,
-            &mut self.peers.iter_mut().collect::<Vec<_>>(),
-            &markers,
-            &paths,
-            &self.new.name,
-        )?;
-        markers::forget(&*self.engine, &mut self.peers, &markers)
+        let mut others: Vec<&mut Node> = peers.iter_mut().collect();
+        markers::wait(engine, source, &mut others, &markers, &paths, &new.name)?;
+        markers::forget(engine, others, &markers)
     }
 
     /// From where each subscription of the new node applies: behind the snapshot, and not before the slot.
     fn positions(&self, starts: &Starts, snapshot: &Snapshot) -> Result<Positions> {
-        let (engine, progress) = (&*self.engine, &snapshot.progress);
-        let (source, new) = (self.source.name.as_str(), self.new.name.as_str());
-        let mut positions = starts.behind(engine, progress, source, &self.peers, new)?;
+        let (cluster, progress) = (&self.cluster, &snapshot.progress);
+        let (engine, source, new) = (&*cluster.engine, &cluster.source().name, cluster.new_name());
+        let mut positions = starts.behind(engine, progress, source, cluster.peers(), new)?;
         positions.extend(starts.of_source(engine, source, new)?);
         Ok(positions)
     }
@@ -552,65 +490,68 @@ impl Join {
     fn copy(
         &mut self,
         known: &Known,
-        plan: &join_plan::Plan,
+        plan: &Plan,
         journal: &mut Journal,
         snapshot: Snapshot,
     ) -> Result<()> {
         self.held = Copying {
             local: &self.local,
-            source: &mut self.source,
-            peers: &mut self.peers,
-            new: &mut self.new,
+            nodes: self.cluster.nodes(),
             database: &known.new.database,
             snapshot: &snapshot.name,
             engines: plan.engines.clone(),
             journal,
-            engine: &*self.engine,
             report: &self.report,
             kept: self.kept.take(),
         }
         .run()?;
         drop(snapshot);
         journal.passed("the snapshot is given back")?;
-        let members = std::iter::once(&mut self.source).chain(&mut self.peers);
-        waiting_slots::check(&*self.engine, members, &self.new.name)
+        let mut nodes = self.cluster.nodes();
+        let (engine, new) = (nodes.engine, nodes.new.name.clone());
+        waiting_slots::check(engine, nodes.members(), &new)
     }
 
     /// The new node provides from here on: slots for all before anything can be written on it.
     fn provide(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
-        let new = self.new.name.clone();
+        let new = self.cluster.new_name().to_owned();
         let step = journal.announce(&Step::new(phase, &new, Action::CreateNode))?;
         let identity = self.new_identity(known);
         let effect = (step, &Effect::Node);
-        create_node(&*self.engine, &identity, &mut self.new, journal, effect)?;
+        let nodes = self.cluster.nodes();
+        create_node(nodes.engine, &identity, nodes.new, journal, effect)?;
         place::keep(own_database().into())?;
         journal.passed("the new node provides")?;
-        for told in self
+        for told in nodes
             .engine
-            .copy_replication_sets(&mut self.source, &mut self.new)?
+            .copy_replication_sets(nodes.source, nodes.new)?
         {
             self.report.step(&told);
         }
         if let Some(division) = self.division {
-            division.divide_new(&mut self.source, &mut self.peers, &mut self.new)?;
+            division.divide_new(nodes)?;
         }
         journal.done(step)?;
-        let members = self.members().into_iter();
-        let subscribers = members.chain(self.readers.iter().map(Node::member));
+        let cluster = &self.cluster;
+        let subscribers = cluster.members.iter().chain(&cluster.subject.readers);
         let paths: Vec<Path> = subscribers
-            .flat_map(|m| self.engine.paths(&new, &m.name))
+            .flat_map(|node| cluster.engine.paths(&new, &node.name))
             .collect();
         for Path { slot, .. } in paths {
             let step = Step::new(phase, &new, Action::CreateSlot { slot: slot.clone() });
             let step = journal.announce(&step)?;
-            taken::refuse_slot(&mut self.loopback, &slot)?;
+            taken::refuse_slot(&mut self.cluster.subject.loopback, &slot)?;
             journal.makes(step, &Effect::Slot { slot: slot.clone() })?;
             if let Err(error) = self.create_own_slot(&slot) {
                 if error.sqlstate() == SqlState::DUPLICATE_OBJECT {
                     journal.refused(step)?;
                 }
-                return Err(taken::whose_slot(error, &mut self.loopback, &slot));
+                return Err(taken::whose_slot(
+                    error,
+                    &mut self.cluster.subject.loopback,
+                    &slot,
+                ));
             }
             journal.done(step)?;
         }
@@ -621,37 +562,40 @@ impl Join {
     /// The statements that apply workers run beside the changes of rows must not be held off with those of the
     /// applications.
     fn let_apply_write(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
-        let rows = self.engine.apply_role().run(&mut self.loopback)?;
+        let nodes = self.cluster.nodes();
+        let rows = nodes.engine.apply_role().run(nodes.loopback)?;
         let role = rows.one()?.text(0).to_owned();
-        let before = server::role_read_only(&role).run(&mut self.new)?;
+        let before = server::role_read_only(&role).run(nodes.new)?;
         let before = before.first().map(|row| row.text(0).to_owned());
         let database = &known.new.database;
         let close = server::set_role_read_only(&role, database, before.as_deref());
-        let step = Step::new(self.report.current(), &self.new.name, Action::LetApplyWrite);
+        let step = Step::new(
+            self.report.current(),
+            &nodes.new.name,
+            Action::LetApplyWrite,
+        );
         let effect = Effect::Statement {
             undo: close.sql.clone(),
         };
         let step = journal.intend(&step, &effect)?;
-        server::set_role_read_only(&role, database, Some("off")).run(&mut self.new)?;
+        server::set_role_read_only(&role, database, Some("off")).run(nodes.new)?;
         self.held.apply = Some(close);
         journal.done(step)
     }
 
-    fn members(&self) -> Vec<Member> {
-        let members = std::iter::once(&self.source).chain(&self.peers);
-        members.map(Node::member).collect()
-    }
-
     /// A slot on the new node itself, over the loopback session so that it can be given up.
     fn create_own_slot(&mut self, slot: &str) -> Result<()> {
+        let JoinNodes {
+            engine, loopback, ..
+        } = self.cluster.nodes();
         loop {
-            let statement = server::create_slot(slot, self.engine.plugin(), self.engine.failover());
-            let question = vec![statement.on(&mut self.loopback)];
+            let statement = server::create_slot(slot, engine.plugin(), engine.failover());
+            let question = vec![statement.on(loopback)];
             match ask_within(question, Some(settings::slot_timeout())).pop() {
                 Some(Err(Error::Deadline { .. })) => {
                     // It may have been made a moment before.
-                    server::drop_slot(slot).run(&mut self.loopback)?;
-                    wait_for_writers(&mut self.loopback, &self.report)?;
+                    server::drop_slot(slot).run(loopback)?;
+                    wait_for_writers(loopback, &self.report)?;
                 }
                 Some(answer) => return answer.map(|_| ()),
                 None => return Err(Error::internal("a node was not asked")),
@@ -674,8 +618,8 @@ impl Join {
     fn look_for_writes(&mut self) -> Result<()> {
         let since = self.now()?;
         let hint = "End these sessions, or their transactions, and keep applications away from the new node until the CALL has ended.";
-        let name = self.new.name.clone();
-        let (new, held) = (&mut self.new, &self.held);
+        let (new, held) = (&mut self.cluster.subject.local, &self.held);
+        let name = new.name.clone();
         let written = wait_until(
             &name,
             "knowing what other sessions have written",
@@ -692,7 +636,7 @@ impl Join {
         if !written {
             return Ok(());
         }
-        let sessions = server::other_sessions().run(&mut self.new)?;
+        let sessions = server::other_sessions().run(&mut self.cluster.subject.local)?;
         Err(Error::Refused {
             state: SqlState::NOT_IN_PREREQUISITE_STATE,
             message: "the new node was written to before it joined".into(),
@@ -705,9 +649,10 @@ impl Join {
 
     fn attach_reverse(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
-        let new = self.new.member();
+        let new = self.cluster.subject.local.member();
+        let engine = &*self.cluster.engine;
         let (mut steps, mut subscribing) = (vec![], vec![]);
-        for member in std::iter::once(&self.source).chain(&self.peers) {
+        for member in &self.cluster.members {
             steps.push(journal.intend(
                 &Step::new(phase, &member.name, Action::Register),
                 &Effect::Registration {
@@ -715,17 +660,17 @@ impl Join {
                     divided_before: self.division.map(|d| d.before),
                 },
             )?);
-            for path in self.engine.paths(&new.name, &member.name) {
-                let action = join_plan::subscribe(&*self.engine, &path);
+            for path in engine.paths(&new.name, &member.name) {
+                let action = join_plan::subscribe(engine, &path);
                 let step = journal.announce(&Step::new(phase, &member.name, action))?;
                 let subscription = path.subscription.clone();
                 subscribing.push((step, path, Effect::Subscription { subscription }));
                 steps.push(step);
             }
         }
-        for reader in &self.readers {
-            for path in self.engine.paths(&new.name, &reader.name) {
-                let action = join_plan::subscribe(&*self.engine, &path);
+        for reader in &self.cluster.subject.readers {
+            for path in engine.paths(&new.name, &reader.name) {
+                let action = join_plan::subscribe(engine, &path);
                 let step = journal.announce(&Step::new(phase, &reader.name, action))?;
                 let subscription = path.subscription.clone();
                 subscribing.push((step, path, Effect::OfReader { subscription }));
@@ -733,11 +678,10 @@ impl Join {
             }
         }
         self.register(known, journal)?;
-        let engine = &*self.engine;
-        let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
-            .chain(&mut self.peers)
-            .chain(&mut self.readers)
-            .collect();
+        let cluster = &mut self.cluster;
+        let engine = &*cluster.engine;
+        let members = cluster.members.iter_mut();
+        let mut members: Vec<&mut Node> = members.chain(&mut cluster.subject.readers).collect();
         for (step, _, effect) in &subscribing {
             journal.makes(*step, effect)?;
         }
@@ -781,27 +725,26 @@ impl Join {
     /// membership lock.
     fn register(&mut self, known: &Known, journal: &Journal) -> Result<()> {
         let next = self.next_registry(known)?;
-        let engine = &*self.engine;
+        let cluster = &mut self.cluster;
+        let engine = &*cluster.engine;
         let tell = |nodes: &mut [&mut Node]| match &next {
             Some(next) => publish_registry(engine, nodes, next)?.into_iter().collect(),
             None => Ok(()),
         };
-        tell(&mut [&mut self.loopback])?;
+        tell(&mut [&mut cluster.subject.loopback])?;
         journal.passed("the new node has the registry")?;
-        let mut members: Vec<&mut Node> = std::iter::once(&mut self.source)
-            .chain(&mut self.peers)
-            .collect();
-        tell(&mut members)?;
+        tell(&mut cluster.members.iter_mut().collect::<Vec<_>>())?;
         journal.passed("every registry has the new node")
     }
 
     /// With the new node; `None` where the engine makes it known by itself.
     fn next_registry(&mut self, known: &Known) -> Result<Option<Registry>> {
-        if self.engine.registry().is_none() {
+        if self.cluster.engine.registry().is_none() {
             return Ok(None);
         }
         let identity = self.new_identity(known);
-        let registry = membership::registry_of(&*self.engine, &mut self.source)?;
+        let nodes = self.cluster.nodes();
+        let registry = membership::registry_of(nodes.engine, nodes.source)?;
         let registry = registry.ok_or_else(|| Error::internal("the source has no registry"))?;
         let mut next = registry.with(&identity, membership::now());
         if let Some(division) = self.division {
@@ -813,9 +756,16 @@ impl Join {
 
     /// The marker of each node has arrived on every other, and every subscription is connected.
     fn prove(&mut self, markers: &[Marker]) -> Result<()> {
-        let engine = &*self.engine;
-        let new = self.new.name.clone();
-        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        let new = self.cluster.new_name().to_owned();
+        let JoinNodes {
+            engine,
+            source,
+            peers,
+            new: joined,
+            readers,
+            ..
+        } = self.cluster.nodes();
+        let mut all: Vec<&mut Node> = [joined, source].into_iter().chain(peers).collect();
         let names: Vec<String> = all.iter().map(|n| n.name.clone()).collect();
         each_beside_others(&mut all, |node, others| {
             let inbound: Vec<Path> = names
@@ -826,7 +776,7 @@ impl Join {
             markers::wait(engine, node, others, markers, &inbound, &new)?;
             markers::wait_for_workers(engine, node, others, &inbound, &new, None)
         })?;
-        for reader in &mut self.readers {
+        for reader in readers {
             let inbound = engine.paths(&new, &reader.name);
             markers::wait(engine, reader, &mut all, markers, &inbound, &new)?;
             markers::wait_for_workers(engine, reader, &mut all, &inbound, &new, None)?;
@@ -841,18 +791,19 @@ impl Join {
     /// Of tables that got another file on the source while they were copied, nothing but their contents
     /// tells that all of it has come.
     fn prove_contents(&mut self) -> Result<()> {
-        self.held.check_structure(&mut self.source)?;
-        if let Some(passed_over) = self.engine.passed_over() {
-            let rows = passed_over.run(&mut self.new)?;
+        let nodes = self.cluster.nodes();
+        self.held.check_structure(nodes.source)?;
+        if let Some(passed_over) = nodes.engine.passed_over() {
+            let rows = passed_over.run(nodes.new)?;
             let table = |row: &Row| Some(quote::qualified(row.get(0)?, row.get(1)?));
             self.held.doubt(rows.iter().map(table));
         }
         if self.held.unproved.is_empty() && self.held.doubted.is_empty() {
             return Ok(());
         }
-        let mut all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        let (engine, mut all) = self.cluster.all();
         let (new, source) = (0, 1); // the others take part in the barriers
-        let tables: Vec<_> = verify::tables(&*self.engine, &mut all, source, new)?
+        let tables: Vec<_> = verify::tables(engine, &mut all, source, new)?
             .into_iter()
             .filter(|t| {
                 let name = t.name();
@@ -864,7 +815,7 @@ impl Join {
         let replicated = tables.iter().filter(unproved).count();
         let mut differ = vec![];
         for table in &tables {
-            if verify::differ(&*self.engine, &mut all, table, source, new)? {
+            if verify::differ(engine, &mut all, table, source, new)? {
                 differ.push(table.name());
             }
         }
@@ -879,8 +830,8 @@ impl Join {
             message: format!(
                 "rows of {} on node \"{}\" have not come to node \"{}\"",
                 differ.join(", "),
-                self.source.name,
-                self.new.name
+                self.cluster.source().name,
+                self.cluster.new_name()
             ),
             detail: Some("The table got the file of another one while it was copied, as by pg_repack or by an ALTER TABLE that rewrites it; or rows that one member had inserted were changed on another one meanwhile, and the change came first.".into()),
             hint: "Run the same CALL again, at a time when members do not change the rows of each other, and do not rewrite tables while a node joins.".into(),
@@ -889,20 +840,20 @@ impl Join {
 
     fn verify(&mut self) -> Result<()> {
         // What the peers have committed has to be on both, too.
-        let mut nodes: Vec<&mut Node> = vec![&mut self.source, &mut self.new];
-        nodes.extend(&mut self.peers);
-        let found = verify::mismatches(
-            &*self.engine,
-            &mut nodes,
-            2,
-            MAX_KEYS_SHOWN,
-            verify::Of::Copy,
-        )?;
+        let JoinNodes {
+            engine,
+            source,
+            peers,
+            new,
+            ..
+        } = self.cluster.nodes();
+        let (source_name, new_name) = (source.name.clone(), new.name.clone());
+        let mut nodes: Vec<&mut Node> = [source, new].into_iter().chain(peers).collect();
+        let found = verify::mismatches(engine, &mut nodes, 2, MAX_KEYS_SHOWN, verify::Of::Copy)?;
         if found.is_empty() {
-            let left_out = verify::left_out(&*self.engine, &mut nodes, 0, 1)?;
+            let left_out = verify::left_out(engine, &mut nodes, 0, 1)?;
             self.report.notice(&format!(
-                "node \"{}\" has the same content as node \"{}\"{left_out}",
-                self.new.name, self.source.name
+                "node \"{new_name}\" has the same content as node \"{source_name}\"{left_out}"
             ));
             return Ok(());
         }
@@ -910,8 +861,7 @@ impl Join {
         Err(Error::Refused {
             state: SqlState::NOT_IN_PREREQUISITE_STATE,
             message: format!(
-                "node \"{}\" does not have the content of node \"{}\"",
-                self.new.name, self.source.name
+                "node \"{new_name}\" does not have the content of node \"{source_name}\""
             ),
             detail: Some(told.join("\n")),
             hint: "See whether the members of the cluster are the same: SELECT * FROM spock.verify_nodes() on one of them.".into(),
@@ -919,39 +869,35 @@ impl Join {
     }
 
     fn finish(&mut self, markers: &[Marker]) -> Result<()> {
+        let cluster = &mut self.cluster;
         if self.division.is_none() {
-            let members = std::iter::once(&mut self.source).chain(&mut self.peers);
-            let sessions = members.map(|member| &mut member.session);
-            copy::sequences::catch_up(sessions, &mut self.new.session)?;
+            let sessions = cluster.members.iter_mut().map(|m| &mut m.session);
+            copy::sequences::catch_up(sessions, &mut cluster.subject.local.session)?;
         }
-        let engine = &*self.engine;
-        for drift in engine.replication_set_differences(&mut self.source, &mut self.new)? {
+        let nodes = cluster.nodes();
+        for drift in nodes
+            .engine
+            .replication_set_differences(nodes.source, nodes.new)?
+        {
             self.report.warn(&drift.what, &drift.remedy);
         }
-        engine.inherit_removed(&mut self.new)?;
-        let all = nodes(&mut self.source, &mut self.peers, &mut self.new);
+        nodes.engine.inherit_removed(nodes.new)?;
+        let (engine, all) = cluster.all();
         markers::forget(engine, all, markers)
     }
 
     /// Undoes the run and returns the error to raise, which is the first one.
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
-        let first = self.engine.map_error(first);
+        let first = self.cluster.engine.map_error(first);
         self.report.notice(&format!("failed, undoing: {first}"));
+        let (engine, mut nodes) = self.cluster.all_and_readers();
         let undo = Undo {
-            engine: &*self.engine,
+            engine,
             journal,
             subject: &self.request.new,
             name_taken: false,
         };
-        undo.give_up(
-            first,
-            &mut all(
-                &mut self.source,
-                &mut self.peers,
-                &mut self.new,
-                &mut self.readers,
-            ),
-        )
+        undo.give_up(first, &mut nodes)
     }
 }
 
@@ -981,24 +927,4 @@ fn create_node(
         None => Ok(()),
     })?;
     statements.try_for_each(|statement| statement.run(node).map(|_| ()))
-}
-
-/// Every node of the cluster to be, the new one first.
-fn nodes<'a>(source: &'a mut Node, peers: &'a mut [Node], new: &'a mut Node) -> Vec<&'a mut Node> {
-    std::iter::once(new)
-        .chain(std::iter::once(source))
-        .chain(peers)
-        .collect()
-}
-
-/// The same, and those that only read.
-fn all<'a>(
-    source: &'a mut Node,
-    peers: &'a mut [Node],
-    new: &'a mut Node,
-    readers: &'a mut [Node],
-) -> Vec<&'a mut Node> {
-    let mut all = nodes(source, peers, new);
-    all.extend(readers);
-    all
 }

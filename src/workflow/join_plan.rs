@@ -1,10 +1,9 @@
 //! The steps of a join.
 
-use super::checks::{Checks, Known};
+use super::checks::Known;
+use super::cluster::{Cluster, JoinNodes, Locking};
 use super::division::Division;
 use super::estimate::Estimate;
-use super::findings::Status;
-use super::gather::{Party, Wanted, gather};
 use super::join::Request;
 use super::members;
 use super::plan::{Planned, refuse_interrupted};
@@ -13,7 +12,7 @@ use crate::copy::Indexes;
 use crate::engine::identities::Unfit;
 use crate::engine::{Engine, Path};
 use crate::error::Result;
-use crate::node::{Member, Mode, Node, Reader, Statement, server};
+use crate::node::{Mode, Node, Reader, Statement, server};
 use crate::run::{Action, Step};
 use crate::settings;
 
@@ -36,23 +35,13 @@ pub struct Plan {
     pub apply_writes: bool,
 }
 
-/// The nodes of a join.
-pub struct Nodes<'a> {
-    pub engine: &'a dyn Engine,
-    pub source: &'a mut Node,
-    pub peers: &'a [Node],
-    pub new: &'a mut Node,
-    pub readers: &'a [Node],
-    pub is_member: bool,
-    pub divides: bool,
-}
-
-impl Nodes<'_> {
+impl Plan {
     /// The steps, in the order of the journal.
-    pub fn plan(self, known: &Known) -> Result<Plan> {
-        let engine = self.engine;
-        let (source, new) = (self.source.name.clone(), self.new.name.clone());
-        let peers = || self.peers.iter().map(|peer| peer.name.as_str());
+    pub fn of(nodes: JoinNodes, known: &Known, divides: bool) -> Result<Self> {
+        let engine = nodes.engine;
+        let (source, new) = (nodes.source.name.clone(), nodes.new.name.clone());
+        let is_member = nodes.source_is_member;
+        let peers = || nodes.peers.iter().map(|peer| peer.name.as_str());
         let members = || std::iter::once(source.as_str()).chain(peers());
         let slots = |from: &str, to: &str| {
             let paths = engine.paths(from, to).into_iter();
@@ -62,8 +51,8 @@ impl Nodes<'_> {
         let mut add = |phase, node: &str, action| steps.push(Step::new(phase, node, action));
 
         let question = engine.unfit_identities(known.unsent());
-        let mut to_prepare = match question.filter(|_| !self.is_member) {
-            Some(question) => Unfit::all(&question.run(self.source)?),
+        let mut to_prepare = match question.filter(|_| !is_member) {
+            Some(question) => Unfit::all(&question.run(nodes.source)?),
             None => vec![],
         };
         to_prepare.retain(|unfit| unfit.becomes.is_some());
@@ -71,11 +60,11 @@ impl Nodes<'_> {
             let table = unfit.table.clone();
             add(SLOTS, &source, Action::ReplicaIdentity { table });
         }
-        if !self.is_member {
+        if !is_member {
             let node = source.clone();
             add(SLOTS, &source, Action::BootstrapCluster { node });
         }
-        for member in members().filter(|_| self.divides) {
+        for member in members().filter(|_| divides) {
             add(SLOTS, member, Action::DivideSequences);
         }
         for peer in peers() {
@@ -93,26 +82,26 @@ impl Nodes<'_> {
         for slot in slots(&source, &new).take(1) {
             add(SNAPSHOT, &source, slot);
         }
-        if !self.peers.is_empty() {
+        if !nodes.peers.is_empty() {
             add(SNAPSHOT, &source, Action::PauseApply);
         }
         add(COPY, &new, Action::BlockWritesOfNew);
-        let engines = engine.block_writes(self.new, &known.new.database)?;
+        let engines = engine.block_writes(nodes.new, &known.new.database)?;
         if engines.is_some() {
             add(COPY, &new, Action::BlockWritesByEngine);
         }
         add(COPY, &new, Action::CreateOrigin);
         add(COPY, &new, Action::Copy);
         add(ATTACH, &new, Action::CreateNode);
-        let readers = || self.readers.iter().map(|reader| reader.name.as_str());
+        let readers = || nodes.readers.iter().map(|reader| reader.name.as_str());
         for subscriber in members().chain(readers()) {
             for slot in slots(&new, subscriber) {
                 add(ATTACH, &new, slot);
             }
         }
         // Subscriptions of the members give up a server that is read-only, if their connection string says so.
-        let read_write = self.new.dsn.get("target_session_attrs") == Some("read-write");
-        let apply_writes = read_write || engine.apply_runs_statements(self.source)?;
+        let read_write = nodes.new.dsn.get("target_session_attrs") == Some("read-write");
+        let apply_writes = read_write || engine.apply_runs_statements(nodes.source)?;
         if apply_writes {
             add(ATTACH, &new, Action::LetApplyWrite);
         }
@@ -121,7 +110,7 @@ impl Nodes<'_> {
                 add(ATTACH, &new, subscribe(engine, &path));
             }
         }
-        if catches_up_from_source(engine, self.peers) {
+        if catches_up_from_source(engine, nodes.peers) {
             let action = Action::CatchUp {
                 source: source.clone(),
             };
@@ -142,7 +131,7 @@ impl Nodes<'_> {
                 add(REVERSE, reader, subscribe(engine, &path));
             }
         }
-        Ok(Plan {
+        Ok(Self {
             steps,
             to_prepare,
             engines,
@@ -167,54 +156,18 @@ pub fn subscribe(engine: &dyn Engine, path: &Path) -> Action {
 
 /// What `add_node` would do; nothing is changed. What it would refuse is refused here too.
 pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
-    let here = Mode::DryRun(reader.clone());
-    refuse_interrupted(&here)?;
-    let Party {
-        engine,
-        mut source,
-        mut peers,
-        mut new,
-        mut readers,
-        is_member,
-        registered_as,
-        ..
-    } = gather(Wanted {
-        source: Member {
-            name: request.source.clone(),
-            dsn: request.source_dsn.clone(),
-        },
-        new: members::local(&request.new, &request.new_dsn, &here),
-        readers: request.readers.clone(),
-        change: false,
-    })?;
+    let mode = Mode::DryRun(reader.clone());
+    refuse_interrupted(&mode)?;
+    let mut cluster = Cluster::of_join(
+        request.nodes(&mode),
+        &Locking::for_join(&mode, &request.new),
+    )?;
     let report = Report::silent();
-    let known = Checks {
-        engine: &*engine,
-        source: &mut source,
-        peers: &mut peers,
-        new: &mut new,
-        readers: &mut readers,
-        is_member,
-        registered_as: &registered_as,
-    }
-    .run(|o| {
-        if o.status == Status::Warning {
-            let what = format!("node \"{}\": {}", o.node, o.found);
-            report.warn(&what, &o.remedy);
-        }
-    })?;
-    let copy = estimate(&*engine, &mut source, &new.name)?;
-    let divides = Division::wanted(&*engine, &mut source)?.is_some();
-    let plan = Nodes {
-        engine: &*engine,
-        source: &mut source,
-        peers: &peers,
-        new: &mut new,
-        readers: &readers,
-        is_member,
-        divides,
-    }
-    .plan(&known)?;
+    let known = cluster.nodes().check(|outcome| report.warn_of(outcome))?;
+    let nodes = cluster.nodes();
+    let copy = estimate(nodes.engine, nodes.source, &nodes.new.name)?;
+    let divides = Division::wanted(nodes.engine, nodes.source)?.is_some();
+    let plan = Plan::of(nodes, &known, divides)?;
     let mut planned: Vec<Planned> = plan.steps.into_iter().map(Planned::from).collect();
     if let Some(step) = planned.iter_mut().find(|p| p.step.action == Action::Copy) {
         step.estimate = Some(copy);

@@ -4,12 +4,12 @@
 mod attach;
 mod checks;
 mod clocks;
+mod cluster;
 mod copying;
 mod division;
 mod estimate;
 pub mod findings;
 mod forwarding;
-mod gather;
 pub mod health;
 mod hold;
 pub mod join;

@@ -275,7 +275,9 @@ impl NodeWorker {
         let name = nodes[0].name.clone();
         let member = newest.has_same(&name, &own);
         let done = match member {
-            true => catch_up(&mut *self.engine, &mut nodes, 0, &own, &newest).map(|done| done.ended),
+            true => {
+                catch_up(&mut *self.engine, &mut nodes, 0, &own, &newest).map(|done| done.ended)
+            }
             false => end_replication(&*self.engine, nodes[0], &own).map(|()| vec![]),
         };
         server::membership_unlock().run(nodes[0])?;
@@ -414,4 +416,3 @@ impl NodeWorker {
         })
     }
 }
-

@@ -1,5 +1,6 @@
 //! What the caller sees while it runs and at the end.
 
+use super::findings::{Outcome, Status};
 use crate::ereport;
 use crate::node::show_activity;
 use crate::progress;
@@ -98,6 +99,14 @@ impl Report {
 
     pub fn warn(&self, what: &str, hint: &str) {
         ereport::warning(what, hint);
+    }
+
+    /// What a check has found, if that is no failure and worth a warning.
+    pub fn warn_of(&self, outcome: &Outcome) {
+        if outcome.status == Status::Warning {
+            let what = format!("node \"{}\": {}", outcome.node, outcome.found);
+            self.warn(&what, &outcome.remedy);
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Whether the servers have room for what a join makes.
 
-use super::{Checks, Known};
+use super::Known;
 use crate::error::{Finding, Result, SqlState};
 use crate::node::server::{self, Budget, Facts};
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 
 /// It limits the origins too, before PostgreSQL 18.
@@ -13,7 +14,7 @@ type Need = (Budget, i64);
 
 /// Records of every node that `need` gives something for.
 fn record(
-    nodes: &Checks,
+    nodes: &JoinNodes,
     known: &Known,
     check: &mut Check,
     setting: &str,
@@ -29,7 +30,7 @@ fn record(
 }
 
 /// How many paths begin at a node, and as many end there.
-fn paths(nodes: &Checks, name: &str) -> i64 {
+fn paths(nodes: &JoinNodes, name: &str) -> i64 {
     match name == nodes.new.name {
         true => 1 + nodes.peers.len() as i64,
         false => 1,
@@ -37,12 +38,12 @@ fn paths(nodes: &Checks, name: &str) -> i64 {
 }
 
 /// The new node marks copied rows with one origin more.
-fn origins_of(nodes: &Checks, name: &str) -> i64 {
+fn origins_of(nodes: &JoinNodes, name: &str) -> i64 {
     paths(nodes, name) + i64::from(name == nodes.new.name)
 }
 
 /// Where the setting limits the origins too, what is scarcer.
-pub fn slots(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn slots(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     record(nodes, known, check, SLOTS, |name, facts| {
         let slots = (facts.replication_slots, paths(nodes, name));
         let origins = (facts.origins, origins_of(nodes, name));
@@ -56,7 +57,7 @@ pub fn slots(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()>
     Ok(())
 }
 
-pub fn origins(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn origins(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     let setting = "max_active_replication_origins";
     record(nodes, known, check, setting, |name, facts| {
         let apart = facts.origins_setting != SLOTS;
@@ -65,14 +66,14 @@ pub fn origins(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<(
     Ok(())
 }
 
-pub fn wal_senders(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn wal_senders(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     record(nodes, known, check, "max_wal_senders", |name, facts| {
         Some((facts.wal_senders, paths(nodes, name)))
     });
     Ok(())
 }
 
-pub fn logical_workers(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn logical_workers(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     let setting = "max_logical_replication_workers";
     record(nodes, known, check, setting, |name, facts| {
         let used = nodes.engine.uses_logical_workers();
@@ -82,7 +83,7 @@ pub fn logical_workers(nodes: &mut Checks, known: &Known, check: &mut Check) -> 
 }
 
 /// The source also runs the watchdog of the pause, the new node the copy's workers.
-pub fn worker_processes(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn worker_processes(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     record(
         nodes,
         known,
@@ -96,7 +97,7 @@ pub fn worker_processes(nodes: &mut Checks, known: &Known, check: &mut Check) ->
     Ok(())
 }
 
-pub fn disk_space(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn disk_space(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     let free = server::free_disk_space()? >> 20;
     let needed = known.source.database_size >> 20;
     let new = &nodes.new.name;

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use zodan_core::sequences::Ahead;
 
 /// A cluster as one of its nodes knows it and all of them answer.
-pub struct Cluster {
+pub struct ObservedCluster {
     pub engine: Box<dyn Engine>,
     pub mesh: Mesh,
     /// The node that was asked, and its registry.
@@ -25,7 +25,7 @@ pub struct Cluster {
     new: Option<Member>,
 }
 
-impl Cluster {
+impl ObservedCluster {
     /// The cluster that `source` is in.
     pub fn look(source: Member, new: Option<Member>) -> Result<Self> {
         let mut node = members::own_session(&source)?;
@@ -92,7 +92,7 @@ impl Cluster {
     }
 }
 
-pub fn connection(cluster: &Cluster, check: &mut Check) -> Result<()> {
+pub fn connection(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     for member in &cluster.mesh.members {
         let name = &member.registered.name;
         match &member.report {
@@ -111,7 +111,7 @@ pub fn connection(cluster: &Cluster, check: &mut Check) -> Result<()> {
     Ok(())
 }
 
-pub fn membership(cluster: &Cluster, check: &mut Check) -> Result<()> {
+pub fn membership(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     let (Some(new), name) = (&cluster.new, &cluster.source) else {
         return Ok(());
     };
@@ -133,7 +133,7 @@ pub fn membership(cluster: &Cluster, check: &mut Check) -> Result<()> {
 }
 
 /// The registries of all that answer say the same as that of the source.
-pub fn registry(cluster: &Cluster, check: &mut Check) -> Result<()> {
+pub fn registry(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     check.want(format!("as on node \"{}\"", cluster.source));
     let registry = &cluster.registry;
     let generations = generations(cluster)?;
@@ -166,7 +166,7 @@ pub fn registry(cluster: &Cluster, check: &mut Check) -> Result<()> {
 }
 
 /// The generations of the registries of all that answer, where the engine has such.
-fn generations(cluster: &Cluster) -> Result<BTreeMap<String, i64>> {
+fn generations(cluster: &ObservedCluster) -> Result<BTreeMap<String, i64>> {
     let Some(question) = cluster.engine.registry() else {
         return Ok(BTreeMap::new());
     };
@@ -211,7 +211,7 @@ fn ahead(row: &Row) -> Result<Ahead> {
 
 /// Sequences that give the same values on several members. Whether rows meet by that, only the application
 /// knows, so it is no failure.
-pub fn sequences(cluster: &Cluster, check: &mut Check) -> Result<()> {
+pub fn sequences(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     let mut all: Vec<(String, Vec<Ahead>)> = vec![];
     for (member, answer) in cluster.ask(&server::sequences())? {
         let parsed = answer.and_then(|rows| rows.iter().map(ahead).collect::<Result<_>>());
@@ -255,7 +255,7 @@ pub fn sequences(cluster: &Cluster, check: &mut Check) -> Result<()> {
 }
 
 /// Nobody has more of a member than the member itself.
-pub fn positions(cluster: &Cluster, check: &mut Check) -> Result<()> {
+pub fn positions(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     let mesh = &cluster.mesh;
     // In this order: what has been applied had been flushed before.
     let mut states = BTreeMap::new();
@@ -295,7 +295,7 @@ pub fn positions(cluster: &Cluster, check: &mut Check) -> Result<()> {
 }
 
 /// The clocks of those that answer, in sessions of their own: to connect takes longer than to ask.
-pub fn clock(cluster: &Cluster, check: &mut Check) -> Result<()> {
+pub fn clock(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     let asked: Vec<Member> = cluster.mesh.members.iter().filter_map(answering).collect();
     let mut nodes = vec![];
     for answer in members::connect_each(&asked) {

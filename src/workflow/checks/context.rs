@@ -1,24 +1,12 @@
 //! What the checks before a join look at.
 
 use super::every_member::{Answers, EveryMember, REFUSES_UNSENT};
-use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::libpq::Rows;
 use crate::node::server::{self, Facts};
 use crate::node::{Node, Statement, ask};
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::members::each;
-
-/// The nodes of a join.
-pub struct Checks<'a> {
-    pub engine: &'a dyn Engine,
-    pub source: &'a mut Node,
-    pub peers: &'a mut [Node],
-    pub new: &'a mut Node,
-    /// Nodes that only read, and are to read from the new node too.
-    pub readers: &'a mut [Node],
-    pub is_member: bool,
-    pub registered_as: &'a [String],
-}
 
 /// What the checks learnt and the join needs.
 pub struct Known {
@@ -43,7 +31,7 @@ impl Known {
     }
 }
 
-impl Checks<'_> {
+impl JoinNodes<'_> {
     pub(super) fn known(&mut self) -> Result<Known> {
         let mut nodes: Vec<&mut Node> = vec![&mut *self.source, &mut *self.new];
         nodes.extend(self.peers.iter_mut());
@@ -74,35 +62,6 @@ impl Checks<'_> {
             .chain(std::iter::once((self.new.name.as_str(), &known.new)))
     }
 
-    pub(super) fn member_names(&self) -> Vec<String> {
-        let names = std::iter::once(&*self.source).chain(self.peers.iter());
-        names.map(|n| n.name.clone()).collect()
-    }
-
-    /// The new one last.
-    pub(super) fn names(&self) -> Vec<String> {
-        let mut names = self.member_names();
-        names.push(self.new.name.clone());
-        names
-    }
-
-    /// The source first.
-    pub(super) fn members(&mut self) -> Vec<&mut Node> {
-        self.members_and_new().0
-    }
-
-    pub(super) fn members_and_new(&mut self) -> (Vec<&mut Node>, &mut Node) {
-        let members = [&mut *self.source].into_iter().chain(&mut *self.peers);
-        (members.collect(), self.new)
-    }
-
-    /// The new one last.
-    pub(super) fn everyone(&mut self) -> Vec<&mut Node> {
-        let (mut nodes, new) = self.members_and_new();
-        nodes.push(new);
-        nodes
-    }
-
     /// Has every member looked at, as it is afterwards too.
     pub(super) fn every_member<T>(
         &mut self,
@@ -111,12 +70,12 @@ impl Checks<'_> {
     ) -> Result<T> {
         let names = self.member_names();
         let mut paths = vec![];
-        for subscriber in names.iter().filter(|_| self.is_member) {
+        for subscriber in names.iter().filter(|_| self.source_is_member) {
             for provider in names.iter().filter(|p| *p != subscriber) {
                 paths.extend(self.engine.paths(provider, subscriber));
             }
         }
-        let (engine, bootstrapping) = (self.engine, !self.is_member);
+        let (engine, bootstrapping) = (self.engine, !self.source_is_member);
         let mut ask_them = |question: &Statement, with_new: bool| -> Result<Answers> {
             let nodes = match with_new {
                 true => self.everyone(),

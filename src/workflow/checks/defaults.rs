@@ -1,9 +1,10 @@
 //! What servers, databases and roles have by default, and what no session of ours can do without.
 
-use super::{Checks, Known};
+use super::Known;
 use crate::error::{Finding, Result, SqlState};
 use crate::node::server;
 use crate::quote::ident;
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 use crate::workflow::members::each;
 use std::collections::BTreeSet;
@@ -12,7 +13,7 @@ const MONETARY: &str = "lc_monetary";
 const MONEY: &str = "money";
 
 /// What they note of a join would be a row of each node's own, and what they forbid would end it.
-pub fn event_triggers(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn event_triggers(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let names = nodes.names();
     let answers = each(nodes.everyone(), |_| server::unavoidable_event_triggers())?;
     for (name, rows) in names.iter().zip(&answers) {
@@ -42,7 +43,7 @@ pub fn event_triggers(nodes: &mut Checks, _: &Known, check: &mut Check) -> Resul
 }
 
 /// What applications write on the new node before its slots are there is known by the server's counters.
-pub fn counters(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn counters(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let rows = server::uncounted_defaults().run(nodes.new)?;
     for row in &rows {
         let (whose, reset) = (row.text(0), row.text(1));
@@ -65,7 +66,7 @@ pub fn counters(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> 
 }
 
 /// Those that fire for the connections of subscriptions, which are none of ours.
-pub fn login_triggers(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn login_triggers(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let names = nodes.names();
     let answers = each(nodes.everyone(), |_| server::login_triggers())?;
     for (name, rows) in names.iter().zip(&answers) {
@@ -86,7 +87,7 @@ pub fn login_triggers(nodes: &mut Checks, _: &Known, check: &mut Check) -> Resul
 }
 
 /// Apply workers have the defaults of their role and database, and read what is sent as text by them.
-pub fn apply_settings(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn apply_settings(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let names = nodes.names();
     let answers = each(nodes.everyone(), |_| server::misreading_settings())?;
     let found = || answers.iter().flat_map(|rows| rows.iter());

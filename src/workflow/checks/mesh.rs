@@ -1,12 +1,13 @@
 //! Whether the members are the mesh that a node joins.
 
-use super::{Checks, Known};
+use super::Known;
 use crate::engine::{Path, Provider, subscription_states};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Rows, wait};
 use crate::lsn::Lsn;
 use crate::node::server;
 use crate::settings;
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 use crate::workflow::lost_wal::{LostWal, end_of_wal};
 use crate::workflow::members::{self, each};
@@ -20,17 +21,17 @@ const FULL_MESH: &str = "Nodes join a full mesh, in which each subscribes to eac
 /// A finding about a path, and the path itself if that has no connection.
 type Trouble = (Finding, Option<Path>);
 
-pub fn subscriptions(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn subscriptions(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     nodes.check_mesh(check)
 }
 
-impl Checks<'_> {
+impl JoinNodes<'_> {
     /// Every subscription between the members is there, enabled and connected. A worker that has just
     /// been started, after our own pause for instance, gets the time that a connection may take.
     pub(super) fn check_mesh(&mut self, check: &mut Check) -> Result<()> {
         let names = self.member_names();
         let names = names.iter().map(String::as_str);
-        if !self.is_member {
+        if !self.source_is_member {
             check.record_all(names, vec![]);
             return Ok(());
         }

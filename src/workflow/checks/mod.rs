@@ -22,8 +22,9 @@ mod subscribed;
 mod tables;
 mod warnings;
 
-pub use self::cluster::Cluster;
-pub use self::context::{Checks, Known};
+pub use self::cluster::ObservedCluster;
+pub use self::context::Known;
+use super::cluster::JoinNodes;
 
 use self::every_member::EveryMember;
 use super::clocks;
@@ -70,9 +71,9 @@ pub enum Stage {
 enum Run {
     /// Who gathers the nodes tells.
     Gathering,
-    Join(fn(&mut Checks, &Known, &mut Check) -> Result<()>),
+    Join(fn(&mut JoinNodes, &Known, &mut Check) -> Result<()>),
     EveryMember(fn(&mut EveryMember, &mut Check) -> Result<()>),
-    Cluster(fn(&Cluster, &mut Check) -> Result<()>),
+    Cluster(fn(&ObservedCluster, &mut Check) -> Result<()>),
 }
 
 /// Makes the table, and for tests, which are linked without a server, the same without the functions.
@@ -174,9 +175,9 @@ const STAGES: [&[Stage]; 4] = [
     &[Stage::Warnings],
 ];
 
-impl Checks<'_> {
+impl JoinNodes<'_> {
     /// For a CALL: the first stage that finds something ends it. `warn` is told the rest.
-    pub fn run(mut self, warn: impl FnMut(&Outcome)) -> Result<Known> {
+    pub fn check(mut self, warn: impl FnMut(&Outcome)) -> Result<Known> {
         let known = self.known()?;
         let mut outcomes = vec![];
         for stages in STAGES {
@@ -243,7 +244,7 @@ impl Checks<'_> {
     }
 }
 
-impl Cluster {
+impl ObservedCluster {
     /// Whether the mesh is whole.
     pub fn outcomes(&self) -> Result<Vec<Outcome>> {
         let mut outcomes = walk(Stage::Cluster, |run, check| match run {

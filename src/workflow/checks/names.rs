@@ -1,22 +1,23 @@
 //! Whether the names that a join is going to use are free. What has them is not ours, so it is not touched.
 
-use super::{Checks, Known};
+use super::Known;
 use crate::engine::{Path, subscription_states};
 use crate::error::{Finding, Result, SqlState};
 use crate::libpq::Rows;
 use crate::node::{Node, ask, server};
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 use crate::workflow::members::each;
 use crate::workflow::taken;
 
-pub fn free(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn free(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let mut findings = vec![];
     nodes.names_taken(&mut findings)?;
     check.record_all(nodes.names().iter().map(String::as_str), findings);
     Ok(())
 }
 
-impl Checks<'_> {
+impl JoinNodes<'_> {
     fn names_taken(&mut self, findings: &mut Vec<Finding>) -> Result<()> {
         let new = self.new.name.clone();
         for name in self.registered_as.iter().filter(|name| **name != new) {
@@ -27,7 +28,7 @@ impl Checks<'_> {
                 "Remove that node first.",
             ));
         }
-        let registry = match self.is_member {
+        let registry = match self.source_is_member {
             true => self.engine.members().run(self.source)?,
             false => Default::default(),
         };

@@ -1,11 +1,12 @@
 //! Which databases the nodes are, and how their cluster divides sequences.
 
-use super::{Checks, Known};
+use super::Known;
 use crate::error::{Error, Finding, Result, SqlState};
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::division::Division;
 use crate::workflow::findings::Check;
 
-pub fn membership(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn membership(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     let mut findings = vec![];
     let new = nodes.new.name.clone();
     for (name, facts) in nodes.all(known).filter(|(name, _)| *name != new) {
@@ -39,7 +40,7 @@ pub fn membership(nodes: &mut Checks, known: &Known, check: &mut Check) -> Resul
     Ok(())
 }
 
-pub fn sequence_policy(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn sequence_policy(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let findings = match Division::wanted(nodes.engine, nodes.source) {
         Ok(_) => vec![],
         Err(Error::Checks(findings)) => findings,

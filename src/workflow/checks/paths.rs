@@ -1,6 +1,6 @@
 //! Whether every path of a cluster replicates, and how far behind it is.
 
-use super::{Check, Cluster};
+use super::{Check, ObservedCluster};
 use crate::engine::Path;
 use crate::error::{Finding, Result, SqlState};
 use crate::workflow::status::{Link, Slot};
@@ -10,21 +10,21 @@ use zodan_core::subscription::SubscriptionStatus;
 const LAG_US: i64 = 59_000_000;
 
 /// Every path of the mesh, its provider and its subscriber.
-fn links<'a>(cluster: &'a Cluster) -> impl Iterator<Item = (&'a Link, &'a str, &'a str)> {
+fn links<'a>(cluster: &'a ObservedCluster) -> impl Iterator<Item = (&'a Link, &'a str, &'a str)> {
     let name = |member: usize| cluster.mesh.members[member].registered.name.as_str();
     let ends = move |link: &'a Link| (link, name(link.provider), name(link.subscriber));
     cluster.mesh.links.iter().map(ends)
 }
 
 /// Those whose slot is known.
-fn with_slots(cluster: &Cluster) -> impl Iterator<Item = (&Slot, &str, &str)> {
+fn with_slots(cluster: &ObservedCluster) -> impl Iterator<Item = (&Slot, &str, &str)> {
     links(cluster).filter_map(|(link, provider, subscriber)| {
         let slot = link.slot.as_ref()?;
         Some((slot, provider, subscriber))
     })
 }
 
-pub fn replicating(cluster: &Cluster, check: &mut Check) -> Result<()> {
+pub fn replicating(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     for (link, provider, subscriber) in links(cluster) {
         let subscription = link.subscription.as_deref().unwrap_or("none");
         let last_error = link.last_error.as_ref().map(|t| format!(": {t}"));
@@ -64,7 +64,7 @@ pub fn replicating(cluster: &Cluster, check: &mut Check) -> Result<()> {
     Ok(())
 }
 
-pub fn slots(cluster: &Cluster, check: &mut Check) -> Result<()> {
+pub fn slots(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     for (slot, provider, subscriber) in with_slots(cluster) {
         let bytes = slot.retained_bytes.unwrap_or_default();
         let status = slot.wal_status.as_deref().unwrap_or("unknown");
@@ -91,7 +91,7 @@ pub fn slots(cluster: &Cluster, check: &mut Check) -> Result<()> {
     Ok(())
 }
 
-pub fn lag(cluster: &Cluster, check: &mut Check) -> Result<()> {
+pub fn lag(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     for (slot, provider, subscriber) in with_slots(cluster) {
         let (behind, time) = (slot.lag_bytes.unwrap_or(0), slot.lag_us.unwrap_or(0));
         let found = format!(

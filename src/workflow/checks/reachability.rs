@@ -1,14 +1,15 @@
 //! Whether nodes can connect to the new node by its connection string. That the new node can connect to every member
 //! is known: it did.
 
-use super::{Checks, Known};
+use super::Known;
 use crate::engine::Engine;
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, Row, Rows};
 use crate::node::{Node, ask};
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 
-pub fn from_members(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn from_members(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     let (names, engine, dsn) = (nodes.member_names(), nodes.engine, nodes.new.dsn.clone());
     let findings = cannot_reach(engine, &mut nodes.members(), &dsn, known, "every member")?;
     check.record_all(names.iter().map(String::as_str), findings);

@@ -1,16 +1,17 @@
 //! Nodes that only read: what the subscription to the new node needs there.
 
+use super::Known;
 use super::capacity::{SLOTS, too_few};
 use super::reachability::cannot_reach;
-use super::{Checks, Known};
 use crate::engine::{Path, subscription_states};
 use crate::error::{Finding, Result, SqlState};
 use crate::node::Node;
 use crate::node::server::{self, Facts};
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 use crate::workflow::taken;
 
-pub fn fit(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn fit(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     if nodes.readers.is_empty() {
         return Ok(());
     }

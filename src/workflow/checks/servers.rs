@@ -1,15 +1,16 @@
 //! Whether the servers and their databases are of the kind that replication needs.
 
-use super::{Checks, Known};
+use super::Known;
 use crate::error::{Finding, Result, SqlState};
 use crate::node::server;
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 
 fn unfit(node: &str, message: impl Into<String>, hint: impl Into<String>) -> Finding {
     Finding::new(node, SqlState::NOT_IN_PREREQUISITE_STATE, message, hint)
 }
 
-pub fn role(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn role(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     for (name, facts) in nodes.all(known) {
         let standby = facts.in_recovery.then(|| {
             let hint = "Give the connection string of the primary.";
@@ -20,7 +21,7 @@ pub fn role(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> 
     Ok(())
 }
 
-pub fn wal_level(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn wal_level(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     for (name, facts) in nodes.all(known) {
         let wrong = (facts.wal_level != "logical").then(|| {
             let hint = "Set wal_level = logical in postgresql.conf and restart the server.";
@@ -32,7 +33,7 @@ pub fn wal_level(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result
     Ok(())
 }
 
-pub fn output_plugins(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn output_plugins(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     let plugin = nodes.engine.plugin();
     check.want(format!("lists {plugin} or *"));
     for (name, facts) in nodes.all(known) {
@@ -54,7 +55,7 @@ pub fn output_plugins(nodes: &mut Checks, known: &Known, check: &mut Check) -> R
     Ok(())
 }
 
-pub fn version(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn version(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     let (ours, theirs) = (known.new.version / 10_000, known.source.version / 10_000);
     let new = &nodes.new.name;
     check.want(format!("PostgreSQL {theirs} or newer"));
@@ -70,13 +71,13 @@ pub fn version(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<(
     Ok(())
 }
 
-pub fn encoding(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn encoding(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     let (here, there) = (&known.new.encoding, &known.source.encoding);
     same(&nodes.new.name, "encoding", here, there, check);
     Ok(())
 }
 
-pub fn collation(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn collation(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     let (here, there) = (&known.new.collation, &known.source.collation);
     same(&nodes.new.name, "collation", here, there, check);
     Ok(())

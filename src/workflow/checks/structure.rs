@@ -1,14 +1,15 @@
 //! Whether the new node has room for what the source has, and what it has otherwise.
 
-use super::{Checks, Known};
+use super::Known;
 use crate::copy;
 use crate::error::{Finding, Result, SqlState};
 use crate::node::server;
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 
 /// Tables of the new node would be published to members that do not have them, and what has the
 /// name of something on the source would stop the copy half-way.
-pub fn empty(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn empty(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let mut findings = vec![];
     let new = nodes.new.name.clone();
     let mut named = |what: &str, names: Vec<String>, hint: &str| {
@@ -48,14 +49,14 @@ pub fn empty(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
     Ok(())
 }
 
-pub fn requirements(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn requirements(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let findings = copy::requirements(nodes.source, nodes.new)?;
     check.record_all([nodes.new.name.as_str()], findings);
     Ok(())
 }
 
 /// What the database of the new node has otherwise than that of the source, and no copy of its structure brings.
-pub fn database_itself(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn database_itself(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let there = server::database_itself().run(nodes.source)?;
     let here = server::database_itself().run(nodes.new)?;
     let (there, here) = (there.one()?, here.one()?);

@@ -1,13 +1,14 @@
 //! What does no harm now and may do some during a long copy, or afterwards.
 
+use super::Known;
 use super::servers::set;
-use super::{Checks, Known};
 use crate::error::{Finding, Result};
 use crate::node::server;
 use crate::workflow::clocks;
+use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 
-pub fn large_objects(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn large_objects(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let count = server::large_objects().run(nodes.source)?;
     let source = &nodes.source.name;
     let some = (count.one()?.parse::<u64>(0)? > 0).then(|| {
@@ -18,7 +19,7 @@ pub fn large_objects(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result
     Ok(())
 }
 
-pub fn other_sessions(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn other_sessions(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let others = server::other_sessions().run(nodes.new)?;
     let pids: Vec<&str> = others.iter().map(|r| r.text(0)).collect();
     let new = &nodes.new.name;
@@ -34,7 +35,7 @@ pub fn other_sessions(nodes: &mut Checks, _: &Known, check: &mut Check) -> Resul
     Ok(())
 }
 
-pub fn slot_wal(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn slot_wal(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     for (name, facts) in nodes.all(known) {
         let size = facts.max_slot_wal_keep_size;
         let limited = (size >= 0).then(|| {
@@ -49,7 +50,7 @@ pub fn slot_wal(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<
     Ok(())
 }
 
-pub fn idle_slots(nodes: &mut Checks, known: &Known, check: &mut Check) -> Result<()> {
+pub fn idle_slots(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     for (name, facts) in nodes.all(known) {
         let seconds = facts.idle_slot_timeout;
         let limited = (seconds > 0).then(|| {
@@ -64,13 +65,13 @@ pub fn idle_slots(nodes: &mut Checks, known: &Known, check: &mut Check) -> Resul
     Ok(())
 }
 
-pub fn clock(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn clock(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     clocks::check(&clocks::read(nodes.everyone())?, check);
     Ok(())
 }
 
 /// What the engine does not replicate as its user may think.
-pub fn replication(nodes: &mut Checks, _: &Known, check: &mut Check) -> Result<()> {
+pub fn replication(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let (engine, source) = (nodes.engine, nodes.source.name.clone());
     let found = engine.warnings(&mut nodes.members())?;
     match found.is_empty() {

@@ -91,7 +91,10 @@ impl Removal {
         let mut forgotten_late = false;
         for done in &caught_up {
             for gone in &done.forgotten {
-                report.notice(&format!("cleaned up \"{gone}\" on node \"{}\"", done.member));
+                report.notice(&format!(
+                    "cleaned up \"{gone}\" on node \"{}\"",
+                    done.member
+                ));
             }
             for gone in &done.ended {
                 report.notice(&ended_on(gone));
