@@ -4,7 +4,7 @@ use super::entry::{self, raised};
 use super::{add_node, recover, remove_node};
 use crate::workflow::join::Request;
 use crate::workflow::plan::Planned;
-use crate::workflow::{join_plan, recover as recovery, remove};
+use crate::workflow::{join, recover as recovery, remove};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
@@ -81,7 +81,7 @@ plan_function! {
                 readers: add_node::readers_given(readers)?,
                 ..add_node::request(src_node_name, src_dsn, new_node_name, new_node_dsn)?
             };
-            join_plan::plan(reader, &request)
+            join::plan::plan(reader, &request)
         }
     }
 }

@@ -1,19 +1,15 @@
 //! What happens, and in which order. No SQL text and no libpq call in here: what a statement says is
 //! the business of `engine` and `node`.
 
-mod attach;
 mod checks;
 mod clocks;
 mod cluster;
-mod copying;
 mod division;
 mod estimate;
 pub mod findings;
-mod forwarding;
 pub mod health;
 mod hold;
 pub mod join;
-pub mod join_plan;
 pub mod last_update;
 mod liveness;
 mod lost_wal;
@@ -21,7 +17,6 @@ mod markers;
 pub mod members;
 mod membership;
 pub mod node_worker;
-mod own_times;
 mod pause;
 pub mod plan;
 mod readers;
@@ -31,7 +26,6 @@ mod refusal;
 pub mod remove;
 pub mod removed;
 mod report;
-mod snapshot;
 pub mod status;
 mod summary;
 mod taken;
@@ -40,6 +34,5 @@ pub mod twin;
 mod undo;
 mod unfinished;
 pub mod verify;
-mod waiting_slots;
 
 pub use members::own_session;

@@ -8,9 +8,6 @@
 //! for before the pause, and an attempt that meets a new one is given up, so that the pause never
 //! grows with somebody's transaction.
 
-use super::pause::{Pause, Paused, Progress};
-use super::report::Report;
-use super::taken;
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Conn;
@@ -20,6 +17,9 @@ use crate::node::{Node, server};
 use crate::run::{Action, Step};
 use crate::run::{Effect, Journal};
 use crate::settings;
+use crate::workflow::pause::{Pause, Paused, Progress};
+use crate::workflow::report::Report;
+use crate::workflow::taken;
 use std::collections::BTreeSet;
 use std::time::Duration;
 

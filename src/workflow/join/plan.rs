@@ -1,13 +1,6 @@
 //! The steps of a join.
 
-use super::checks::Known;
-use super::cluster::{Cluster, JoinNodes, Locking};
-use super::division::Division;
-use super::estimate::Estimate;
-use super::join::Request;
-use super::members;
-use super::plan::{Planned, refuse_interrupted};
-use super::report::Report;
+use super::Request;
 use crate::copy::Indexes;
 use crate::engine::identities::Unfit;
 use crate::engine::{Engine, Path};
@@ -15,6 +8,13 @@ use crate::error::Result;
 use crate::node::{Mode, Node, Reader, Statement, server};
 use crate::run::{Action, Step};
 use crate::settings;
+use crate::workflow::checks::Known;
+use crate::workflow::cluster::{Cluster, JoinNodes, Locking};
+use crate::workflow::division::Division;
+use crate::workflow::estimate::Estimate;
+use crate::workflow::members;
+use crate::workflow::plan::{Planned, refuse_interrupted};
+use crate::workflow::report::Report;
 
 pub const PHASES: usize = 9;
 const SLOTS: usize = 3;

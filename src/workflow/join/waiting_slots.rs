@@ -1,9 +1,9 @@
 //! The slots that keep for the new node what is committed while its data is copied.
 
-use super::members::each;
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Node, server};
+use crate::workflow::members::each;
 
 /// A slot that lost its WAL during a long copy, or that somebody dropped, has lost changes for good.
 pub fn check<'a>(

@@ -1,22 +1,14 @@
 //! A node joins: every change of every member is applied on it exactly once, from a snapshot on.
 
-use super::attach::{Attaching, Positions, Starts};
-use super::checks::Known;
-use super::cluster::{Cluster, JoinNodes, JoinRequest, Locking, NewNode};
-use super::copying::{Copying, Held};
-use super::division::Division;
-use super::join_plan::{self, Plan};
-use super::markers::{self, Marker};
-use super::members::{self, each_beside_others};
-use super::membership::{self, publish_registry};
-use super::own_times::{self, Kept};
-use super::report::{self, Report};
-use super::snapshot::{Snapshot, Taking, wait_for_writers};
-use super::summary;
-use super::taken;
-use super::undo::Undo;
-use super::verify;
-use super::waiting_slots;
+mod attach;
+mod copying;
+mod forwarding;
+mod own_times;
+pub mod plan;
+mod snapshot;
+mod starts;
+mod waiting_slots;
+
 use crate::copy;
 use crate::engine::{Engine, Identity, Path, Registry};
 use crate::error::{Error, Result, SqlState};
@@ -32,6 +24,23 @@ use crate::quote;
 use crate::replay::content::Compared;
 use crate::run::{Action, Command, Effect, Interrupted, Journal, RunHeader, RunState, Step};
 use crate::settings;
+use crate::workflow::checks::Known;
+use crate::workflow::cluster::{Cluster, JoinNodes, JoinRequest, Locking, NewNode};
+use crate::workflow::division::Division;
+use crate::workflow::markers::{self, Marker};
+use crate::workflow::members::{self, each_beside_others};
+use crate::workflow::membership::{self, publish_registry};
+use crate::workflow::report::{self, Report};
+use crate::workflow::summary;
+use crate::workflow::taken;
+use crate::workflow::undo::Undo;
+use crate::workflow::verify;
+use attach::Attaching;
+use copying::{Copying, Held};
+use own_times::Kept;
+use plan::Plan;
+use snapshot::{Snapshot, Taking, wait_for_writers};
+use starts::{Positions, Starts};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -75,8 +84,8 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
     let subject = report::ReportHeader {
         command: COMMAND.name(),
         node: &request.new,
-        phases: join_plan::PHASES,
-        long_phase: join_plan::COPY,
+        phases: plan::PHASES,
+        long_phase: plan::COPY,
     };
     let mut report = Report::new(&subject, request.verbose);
     report.phase(&format!(
@@ -661,7 +670,7 @@ impl Join {
                 },
             )?);
             for path in engine.paths(&new.name, &member.name) {
-                let action = join_plan::subscribe(engine, &path);
+                let action = plan::subscribe(engine, &path);
                 let step = journal.announce(&Step::new(phase, &member.name, action))?;
                 let subscription = path.subscription.clone();
                 subscribing.push((step, path, Effect::Subscription { subscription }));
@@ -670,7 +679,7 @@ impl Join {
         }
         for reader in &self.cluster.subject.readers {
             for path in engine.paths(&new.name, &reader.name) {
-                let action = join_plan::subscribe(engine, &path);
+                let action = plan::subscribe(engine, &path);
                 let step = journal.announce(&Step::new(phase, &reader.name, action))?;
                 let subscription = path.subscription.clone();
                 subscribing.push((step, path, Effect::OfReader { subscription }));

@@ -1,9 +1,6 @@
 //! The copy (the sixth move): structure, data, the rest of the structure, what no snapshot holds.
 
-use super::cluster::JoinNodes;
-use super::estimate::time_to_build;
 use super::own_times::{self, Kept};
-use super::report::Report;
 use super::waiting_slots;
 use crate::copy::{
     self, Archive, Broken, CheckConstraints, Excluded, ForeignKeys, Indexes, Inventory, Privileges,
@@ -18,6 +15,9 @@ use crate::quote::ident;
 use crate::run::{Action, Step};
 use crate::run::{Effect, Journal};
 use crate::settings::copy_jobs;
+use crate::workflow::cluster::JoinNodes;
+use crate::workflow::estimate::time_to_build;
+use crate::workflow::report::Report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

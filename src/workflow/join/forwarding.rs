@@ -7,18 +7,18 @@
 //! stands still: it has of each peer what the source has. From there on every peer's own subscription goes on, and
 //! only when they run does the source apply again.
 
-use super::attach::{Positions, Starts};
-use super::cluster::JoinNodes;
-use super::hold;
-use super::markers;
-use super::pause::{self, Pause, Paused, Progress};
-use super::report::Report;
+use super::starts::{Positions, Starts};
 use crate::engine::Path;
 use crate::error::{Error, Result};
 use crate::libpq::poll::{Attempts, holds_within};
 use crate::node::{Node, ask, server};
 use crate::run::Journal;
 use crate::settings;
+use crate::workflow::cluster::JoinNodes;
+use crate::workflow::hold;
+use crate::workflow::markers;
+use crate::workflow::pause::{self, Pause, Paused, Progress};
+use crate::workflow::report::Report;
 use std::time::{Duration, Instant};
 
 pub struct Forwarding<'a> {
