@@ -1,12 +1,12 @@
 //! The settings of zodan, all of them `zodan.*`.
 
-use crate::engine;
 use crate::failpoint;
 use pgrx::PostgresGucEnum;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::time::Duration;
+use zodan_core::registry;
 
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static NO_PROGRESS_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(180_000);
@@ -22,7 +22,7 @@ static SEQUENCE_PARTS: GucSetting<i32> = GucSetting::<i32>::new(32);
 static REQUIRE_MAJORITY: GucSetting<bool> = GucSetting::<bool>::new(true);
 static COPY_JOBS: GucSetting<i32> = GucSetting::<i32>::new(0);
 
-/// As `engine::SequencePolicy`.
+/// As [`registry::SequencePolicy`].
 #[derive(Clone, Copy, PostgresGucEnum)]
 enum SequencePolicy {
     #[name = c"copy"]
@@ -174,11 +174,11 @@ pub fn no_progress_timeout() -> Option<Duration> {
     (!limit.is_zero()).then_some(limit)
 }
 
-pub fn sequence_policy() -> engine::SequencePolicy {
+pub fn sequence_policy() -> registry::SequencePolicy {
     match SEQUENCE_POLICY.get() {
-        SequencePolicy::Copy => engine::SequencePolicy::Copy,
-        SequencePolicy::Stride => engine::SequencePolicy::Stride,
-        SequencePolicy::Range => engine::SequencePolicy::Range,
+        SequencePolicy::Copy => registry::SequencePolicy::Copy,
+        SequencePolicy::Stride => registry::SequencePolicy::Stride,
+        SequencePolicy::Range => registry::SequencePolicy::Range,
     }
 }
 

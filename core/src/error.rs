@@ -1,13 +1,11 @@
 //! What goes wrong without a server.
 
-use crate::lsn::Position;
-
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("position {0} was about to be compared with {1}")]
-    OtherNode(Position, Position),
+    OtherNode(String, String),
     #[error("zodan.registry(): {0}")]
     Registry(#[from] serde_json::Error),
 }

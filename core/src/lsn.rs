@@ -67,7 +67,7 @@ impl Position {
     /// True when everything before `other` is also before this position.
     pub fn reaches(&self, other: &Self) -> Result<bool> {
         if self.node != other.node {
-            return Err(Error::OtherNode(self.clone(), other.clone()));
+            return Err(Error::OtherNode(self.to_string(), other.to_string()));
         }
         Ok(self.lsn >= other.lsn)
     }

@@ -1,9 +1,9 @@
 //! Several servers, and the mesh that the product makes of them.
 
+use crate::parallel::in_parallel;
 use crate::quiet;
 use crate::server::{CallFailed, Called, Server, ServerOptions, quote_literal};
 use std::ops::Index;
-use std::thread;
 
 /// Servers named `n1`, `n2`, ... started side by side.
 pub struct Cluster {
@@ -114,26 +114,4 @@ pub fn add_node(
     source_name: &str,
 ) -> Result<Called, CallFailed> {
     new.call(&add_node_call(new, new_name, source, source_name))
-}
-
-/// Does the same for every item, at the same time, and returns the results in order. A panic goes on here.
-pub(crate) fn in_parallel<T: Send, R: Send>(
-    items: impl IntoIterator<Item = T>,
-    work: impl Fn(T) -> R + Sync,
-) -> Vec<R> {
-    thread::scope(|scope| {
-        let work = &work;
-        let running: Vec<_> = items
-            .into_iter()
-            .map(|item| scope.spawn(move || work(item)))
-            .collect();
-        running
-            .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
-    })
 }

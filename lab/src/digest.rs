@@ -1,6 +1,6 @@
 //! What a database holds, so that two nodes can be compared to the byte.
 
-use crate::cluster::in_parallel;
+use crate::parallel::in_parallel;
 use crate::server::Server;
 use postgres::{Client, SimpleQueryMessage};
 use std::collections::BTreeMap;

@@ -27,6 +27,7 @@ pub mod dirs;
 pub mod extension;
 pub mod load;
 pub mod network;
+mod parallel;
 pub mod pg;
 mod ports;
 pub mod proxy;

@@ -1,6 +1,6 @@
 //! Waiting until every node has everything.
 
-use crate::cluster::in_parallel;
+use crate::parallel::in_parallel;
 use crate::server::{PATIENCE, Server};
 use std::time::Duration;
 

@@ -5,10 +5,10 @@
 //! A table of which a row does not come through is copied without its CHECK constraints. They stay where they are, as
 //! they are, and are not looked at until all rows are there. Then they are NOT VALID, until they are validated.
 
+use super::is_of_users;
 use super::shared::Count;
 use super::sql::array;
 use super::tables::Table;
-use super::{is_of_users, worker};
 use crate::encoding;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Row;
@@ -58,7 +58,7 @@ pub(super) fn suspend(table: &Table, count: &Count) -> Result<bool> {
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         // Keeps out ANALYZE and DDL, and not the others who are copying.
-        let relation = worker::open(table, pg_sys::ShareUpdateExclusiveLock)?;
+        let relation = table.open(pg_sys::ShareUpdateExclusiveLock)?;
         let own = (*relation).rd_id;
         let tables = match table.into {
             None => vec![own],

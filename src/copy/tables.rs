@@ -2,8 +2,10 @@
 
 use super::plan::{Range, Size};
 use super::{OURS, Source, snapshot_session};
+use crate::encoding;
 use crate::error::{Error, Result};
 use crate::quote::{ident, qualified};
+use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -40,6 +42,24 @@ pub struct Column {
 }
 
 impl Table {
+    /// Opens and locks the table into which the rows go.
+    ///
+    /// # Safety
+    /// In a transaction.
+    pub(super) unsafe fn open(&self, lock: u32) -> Result<pg_sys::Relation> {
+        let (schema, name) = self.target();
+        let (schema, name) = (encoding::to_server(schema)?, encoding::to_server(name)?);
+        // SAFETY: copies of C strings, in the transaction of the caller.
+        unsafe {
+            let range = pg_sys::makeRangeVar(
+                pg_sys::pstrdup(schema.as_ptr()),
+                pg_sys::pstrdup(name.as_ptr()),
+                -1,
+            );
+            Ok(pg_sys::table_openrv(range, lock as pg_sys::LOCKMODE))
+        }
+    }
+
     /// Copies only the columns named; what is not a column of the table is ignored.
     pub fn keep_columns(&mut self, names: &BTreeSet<String>) {
         self.columns.retain(|column| names.contains(&column.name));

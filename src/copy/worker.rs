@@ -187,7 +187,7 @@ fn store(stream: &mut Stream<'_>, table: &Table, instead: bool) -> Result<u64> {
         } else {
             pg_sys::RowExclusiveLock
         };
-        let relation = open(table, lock)?;
+        let relation = table.open(lock)?;
         if instead {
             empty(relation);
         }
@@ -210,24 +210,6 @@ fn store(stream: &mut Stream<'_>, table: &Table, instead: bool) -> Result<u64> {
         // Autovacuum learns of the table while the copy goes on, and analyzes it.
         pg_sys::pgstat_report_stat(true);
         Ok(rows)
-    }
-}
-
-/// Opens and locks the table into which the rows go.
-///
-/// # Safety
-/// In a transaction.
-pub(super) unsafe fn open(table: &Table, lock: u32) -> Result<pg_sys::Relation> {
-    let (schema, name) = table.target();
-    let (schema, name) = (encoding::to_server(schema)?, encoding::to_server(name)?);
-    // SAFETY: copies of C strings, in the transaction of the caller.
-    unsafe {
-        let range = pg_sys::makeRangeVar(
-            pg_sys::pstrdup(schema.as_ptr()),
-            pg_sys::pstrdup(name.as_ptr()),
-            -1,
-        );
-        Ok(pg_sys::table_openrv(range, lock as pg_sys::LOCKMODE))
     }
 }
 

@@ -1,7 +1,7 @@
 //! One session on a node, and statements on many sessions at once.
 
 use super::wait::{self, Interest};
-use super::{CopyOut, Dsn, Rows, cancel, dsn};
+use super::{Dsn, Rows, cancel, dsn};
 use crate::encoding;
 use crate::environment;
 use crate::error::{Error, Remote, Result, SqlState};
@@ -186,11 +186,6 @@ impl Conn {
     pub fn server_pid(&self) -> u32 {
         // SAFETY: an open connection.
         unsafe { pq::PQbackendPID(self.raw()) as u32 }
-    }
-
-    /// Starts `COPY ... TO STDOUT`.
-    pub fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>> {
-        CopyOut::start(self, sql)
     }
 
     /// False once the server or the network has ended the session.

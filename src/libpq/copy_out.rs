@@ -20,6 +20,13 @@ pub struct Chunk {
     len: usize,
 }
 
+impl Conn {
+    /// Starts `COPY ... TO STDOUT`.
+    pub fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>> {
+        CopyOut::start(self, sql)
+    }
+}
+
 impl<'a> CopyOut<'a> {
     pub(super) fn start(conn: &'a mut Conn, sql: &str) -> Result<Self> {
         conn.send(sql, &[])?;

@@ -13,7 +13,7 @@ pub use mode::Mode;
 pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
 pub use reader::Reader;
 pub use session::{
-    Ask, Session, ask, ask_all, ask_in_turn, ask_within, check_open, query_with_deadline,
+    Session, ask, ask_all, ask_in_turn, ask_within, check_open, query_with_deadline,
 };
 pub use statement::Statement;
 

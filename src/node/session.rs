@@ -1,6 +1,7 @@
 //! A session on a node: over libpq, or SPI where the node is this server.
 
-use super::{Local, Member, Node, Reader, Statement};
+use super::statement::{Ask, Statement};
+use super::{Local, Member, Node, Reader};
 use crate::error::{Error, Result};
 use crate::libpq::{self, Conn, Job, Rows};
 use std::time::Duration;
@@ -38,13 +39,6 @@ pub fn check_open(nodes: &mut [&mut Node]) -> Result<()> {
             Session::Remote(conn) => conn.check_open(),
             Session::Local(_) | Session::Reader(_) => Ok(()),
         })
-}
-
-/// One statement for one node.
-pub struct Ask<'a> {
-    pub node: &'a mut Node,
-    pub sql: String,
-    pub params: Vec<String>,
 }
 
 /// Asks several nodes at the same time, each its own question.

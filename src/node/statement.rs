@@ -1,12 +1,19 @@
 //! Statements apart from the sessions they run on, so that one can be sent to many nodes at once.
 
-use super::{Ask, Node};
+use super::Node;
 use crate::error::Result;
 use crate::libpq::Rows;
 
-/// One statement for one node, parameters apart.
+/// A statement, parameters apart.
 #[derive(Clone, Debug)]
 pub struct Statement {
+    pub sql: String,
+    pub params: Vec<String>,
+}
+
+/// A [`Statement`] and the node that it is for.
+pub struct Ask<'a> {
+    pub node: &'a mut Node,
     pub sql: String,
     pub params: Vec<String>,
 }

@@ -2,7 +2,7 @@
 //! the members before the new node gets its slots, on the new node before anybody can write there.
 
 use super::cluster::JoinNodes;
-use super::membership;
+use super::registries::registry_of;
 use super::report::Report;
 use crate::copy::sequences::next_values;
 use crate::engine::{Engine, Registry, SequencePolicy, division};
@@ -49,7 +49,7 @@ impl Division {
                 ),
             };
         }
-        let registry = membership::registry_of(engine, source)?;
+        let registry = registry_of(engine, source)?;
         let known = registry
             .as_ref()
             .map_or(SequencePolicy::Copy, |r| r.sequence_policy);
@@ -107,7 +107,7 @@ impl Division {
             peers,
             ..
         } = nodes;
-        let registry = membership::registry_of(engine, source)?;
+        let registry = registry_of(engine, source)?;
         let registry = registry.ok_or_else(|| Error::internal("the source has no registry"))?;
         let mut passed = Passed::default();
         for peer in &mut *peers {

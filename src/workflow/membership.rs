@@ -3,16 +3,16 @@
 //! and nothing of this is done for it.
 
 use super::members::{changed_meanwhile, connect_each, with_address};
-use super::removed::{end_on, end_replication};
+use super::registries::{now, publish_registry, registries, registry_of};
+use super::removed::{end_on, end_replication, removed};
 use super::twin::Twin;
 use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey, registered_members};
-use crate::error::{Error, Result, SqlState};
+use crate::error::{Error, Result};
 use crate::libpq::Dsn;
-use crate::node::{Member, Mode, Node, ask};
+use crate::node::{Member, Mode, Node};
 use crate::run::Effect;
 use crate::settings;
 use std::collections::BTreeSet;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use zodan_core::quorum::Quorum;
 
@@ -200,28 +200,6 @@ impl ReachableMembers {
     }
 }
 
-/// `ended` tells whether it has ended what it had of the cluster.
-pub fn removed(name: &str, own: &Registry, newest: &Registry, ended: bool) -> Error {
-    Error::Refused {
-        state: SqlState::NOT_IN_PREREQUISITE_STATE,
-        message: format!("node \"{name}\" was removed from the cluster while it was away"),
-        detail: Some(format!(
-            "Its registry has generation {}; the members have generation {}, without it.{}",
-            own.generation,
-            newest.generation,
-            match ended {
-                true =>
-                    " Its subscriptions to them, with their origins, and its slots have been dropped.",
-                false => "",
-            }
-        )),
-        hint: format!(
-            "On it, CALL spock.remove_node({}) makes it a database like any other.",
-            crate::quote::literal(name)
-        ),
-    }
-}
-
 pub fn no_majority<'a>(
     reached: usize,
     members: usize,
@@ -234,37 +212,6 @@ pub fn no_majority<'a>(
         away: away.into_iter().map(told).collect(),
         hint: "Make the others reachable and run the CALL again, or run it where most of them are. Only if they are lost for good: SET zodan.require_majority = off.".into(),
     }
-}
-
-/// The registry as each of `nodes` has it; `None` of one that is no member in its own view, or not under its
-/// name.
-pub fn registries(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Vec<Result<Option<Registry>>> {
-    let Some(question) = engine.registry() else {
-        return nodes.iter().map(|_| Ok(None)).collect();
-    };
-    let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
-    let questions = nodes.iter_mut().map(|n| question.clone().on(n)).collect();
-    ask(questions)
-        .into_iter()
-        .zip(names)
-        .map(|(answer, name)| match answer {
-            Ok(rows) => match rows.first() {
-                Some(row) if row.text(0) == name => Ok(Some(Registry::parse(row.text(1))?)),
-                _ => Ok(None),
-            },
-            // The extension is not there any more.
-            Err(error) if error.is_undefined() => Ok(None),
-            Err(error) => Err(error),
-        })
-        .collect()
-}
-
-/// The registry as `node`, a member, has it.
-pub fn registry_of(engine: &dyn Engine, node: &mut Node) -> Result<Option<Registry>> {
-    registries(engine, &mut [node])
-        .pop()
-        .transpose()
-        .map(Option::flatten)
 }
 
 /// What a member that was behind has done about nodes that were removed meanwhile.
@@ -398,33 +345,6 @@ pub fn forget_done(
     Ok(())
 }
 
-/// Gives `next` to those of `nodes` that are members by it, all at the same time; the answers are in their order.
-pub fn publish_registry(
-    engine: &dyn Engine,
-    nodes: &mut [&mut Node],
-    next: &Registry,
-) -> Result<Vec<Result<()>>> {
-    let Some(statement) = engine.apply_registry(next)? else {
-        return Ok(nodes.iter().map(|_| Ok(())).collect());
-    };
-    let members: Vec<bool> = nodes.iter().map(|n| next.has(&n.name)).collect();
-    let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
-    let questions = nodes
-        .iter_mut()
-        .filter(|n| next.has(&n.name))
-        .map(|n| statement.clone().on(n))
-        .collect();
-    let mut answers = ask(questions).into_iter();
-    let answer = |(name, member): (String, bool)| match member.then(|| answers.next()).flatten() {
-        Some(answer) => match answer?.one()?.bool(0) {
-            true => Ok(()),
-            false => Err(changed_meanwhile(&name)),
-        },
-        None => Ok(()),
-    };
-    Ok(names.into_iter().zip(members).map(answer).collect())
-}
-
 /// The first member of a cluster, which has no other.
 pub fn bootstrap(engine: &dyn Engine, first: &mut Node, identity: &Identity) -> Result<()> {
     let Some(cluster) = engine.cluster() else {
@@ -494,10 +414,4 @@ pub fn remove_member(
         }
     }
     Ok(())
-}
-
-pub fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_micros() as i64)
 }

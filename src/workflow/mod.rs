@@ -23,6 +23,7 @@ mod readers;
 pub mod recover;
 pub mod refresh;
 mod refusal;
+mod registries;
 pub mod remove;
 pub mod removed;
 mod report;

@@ -4,7 +4,8 @@
 
 use super::lost_wal::{LostWal, end_of_wal};
 use super::members::{connect_each, lock_if_free, recovery_slot};
-use super::membership::{catch_up, forget_done, registries};
+use super::membership::{catch_up, forget_done};
+use super::registries::registries;
 use super::removed::{by_members, end_replication, ended_on, told};
 use super::taken;
 use super::twin;

@@ -3,7 +3,7 @@
 //! have dropped, what there is now may be its successor's.
 
 use super::members::{connect_each, identity, lock_if_free, slots_there};
-use super::membership::{registry_of, removed};
+use super::registries::registry_of;
 use crate::engine::names::{self, Numbered};
 use crate::engine::{Engine, Path, Registry, parse_dsn, registered_members};
 use crate::error::{Error, Result, SqlState};
@@ -115,6 +115,28 @@ pub fn by_members(
             told.join(", ")
         )
     }))
+}
+
+/// `ended` tells whether it has ended what it had of the cluster.
+pub fn removed(name: &str, own: &Registry, newest: &Registry, ended: bool) -> Error {
+    Error::Refused {
+        state: SqlState::NOT_IN_PREREQUISITE_STATE,
+        message: format!("node \"{name}\" was removed from the cluster while it was away"),
+        detail: Some(format!(
+            "Its registry has generation {}; the members have generation {}, without it.{}",
+            own.generation,
+            newest.generation,
+            match ended {
+                true =>
+                    " Its subscriptions to them, with their origins, and its slots have been dropped.",
+                false => "",
+            }
+        )),
+        hint: format!(
+            "On it, CALL spock.remove_node({}) makes it a database like any other.",
+            crate::quote::literal(name)
+        ),
+    }
 }
 
 fn told_of_successor(path: &Path) -> String {

@@ -2,7 +2,7 @@
 //! snapshot. The node is the one that the connection string of the registry leads to.
 
 use super::members::{connect_each, identity, slots_there};
-use super::membership::registry_of;
+use super::registries::registry_of;
 use super::removed;
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};

@@ -1,7 +1,8 @@
 //! What a copy of the source has to be like.
 
+use super::sets::SetKinds;
 use super::sets::{LOCAL_SETS, differences};
-use super::ways::{SetKinds, Ways};
+use super::ways::Ways;
 use super::{Spock, conditions, set_tables, sets};
 use crate::copy;
 use crate::engine::{CopyPlan, CopyRules, Paths, SetDifference};

@@ -1,13 +1,15 @@
 //! Replication sets are each node's own: what every member provides, what the others take of it, and what is
 //! in a set.
 
-use super::ways::SetKinds;
 use crate::engine::SetDifference;
 use crate::error::{Error, Result};
 use crate::libpq::{Row, Rows};
 use crate::node::{Node, Statement, ask_all};
 use crate::replay::share::Kinds;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The kinds of changes that the sets of a node replicate.
+pub(super) type SetKinds = BTreeMap<String, Kinds>;
 
 /// Sets of the local node.
 pub(super) const LOCAL_SETS: &str =

@@ -2,15 +2,12 @@
 //! any of them has a column list, the listed columns are all that is sent; a row that any of several subscriptions
 //! brings is there. As `get_table_replication_info` and `spock_change_filter` of Spock 5.0 and 6.0 have it.
 
-use super::sets::{Names, SetTable};
+use super::sets::{Names, SetKinds, SetTable};
 use crate::engine::ByTable;
 use crate::replay::share::{Kinds, ORIGIN, Share};
 use std::collections::{BTreeMap, BTreeSet};
 
 type Name = (String, String);
-
-/// The kinds of changes that the sets of a node replicate.
-pub(super) type SetKinds = BTreeMap<String, Kinds>;
 
 /// By which a table gets from one node to another.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -29,7 +29,8 @@ use crate::workflow::cluster::{Cluster, JoinNodes, JoinRequest, Locking, NewNode
 use crate::workflow::division::Division;
 use crate::workflow::markers::{self, Marker};
 use crate::workflow::members::{self, each_beside_others};
-use crate::workflow::membership::{self, publish_registry};
+use crate::workflow::membership;
+use crate::workflow::registries::{now, publish_registry, registry_of};
 use crate::workflow::report::{self, Report};
 use crate::workflow::summary;
 use crate::workflow::taken;
@@ -753,9 +754,9 @@ impl Join {
         }
         let identity = self.new_identity(known);
         let nodes = self.cluster.nodes();
-        let registry = membership::registry_of(nodes.engine, nodes.source)?;
+        let registry = registry_of(nodes.engine, nodes.source)?;
         let registry = registry.ok_or_else(|| Error::internal("the source has no registry"))?;
-        let mut next = registry.with(&identity, membership::now());
+        let mut next = registry.with(&identity, now());
         if let Some(division) = self.division {
             next.sequence_policy = division.policy;
             next.sequence_parts = division.parts;

@@ -1,62 +1,16 @@
 //! Who wrote the rows of a node, told by the origins that they bear there, and how far the node has got with each
 //! member, told by the commit timestamps of its transactions.
 
-use super::judge::{Ahead, Case};
+use super::judge::{Ahead, Author, Authors, Case};
 use super::{MissingRange, Recovery};
 use crate::error::Result;
 use crate::lsn::Lsn;
 use crate::node::{Node, Statement, server};
-use crate::replay::content::Version;
 use crate::workflow::unfinished::unfinished;
 use std::collections::BTreeMap;
 
 /// Transactions whose commit timestamps are looked at in one go.
 const WINDOW: i64 = 1_000_000;
-
-/// Who wrote a version of a row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Author {
-    Failed,
-    /// A member whose write source and target have both got.
-    Survivor,
-    /// Whoever it was, all members have had it: it came with the copy, or before it.
-    Common,
-    /// A member that is away, and the other node has not got that write.
-    Away(String),
-    /// No member of the cluster.
-    Stranger,
-    /// The node knows no commit timestamp of it.
-    Unknown,
-}
-
-/// The authors of the rows of one node.
-pub struct Authors {
-    /// By the number of the origin.
-    pub of: BTreeMap<u32, Author>,
-    /// Of a member that is away the other node may lack what was committed from then on.
-    pub lacking: BTreeMap<String, i64>,
-    /// When the last member joined. What was there then was proved to be on all.
-    pub joined: Option<i64>,
-}
-
-impl Authors {
-    pub fn of(&self, version: &Version) -> Author {
-        let (Some(origin), Some(written)) = (version.origin, version.written) else {
-            return Author::Unknown;
-        };
-        // Copied rows bear an origin that is gone, and whose number may be another's now. Those of Spock are
-        // dated back to 1970.
-        if written < 0 || Some(written) <= self.joined {
-            return Author::Common;
-        }
-        match self.of.get(&origin) {
-            Some(Author::Away(name)) if self.lacking.get(name).is_none_or(|at| written < *at) => {
-                Author::Survivor
-            }
-            author => author.cloned().unwrap_or(Author::Stranger),
-        }
-    }
-}
 
 /// What one of the two nodes has of a member that is away, and the other has not.
 struct Lead {

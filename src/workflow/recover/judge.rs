@@ -1,10 +1,10 @@
 //! What is done about a row that is not the same on source and target. Only what is known is decided: who wrote
 //! the versions that there are, and whether a member that is away can have had a hand in it.
 
-use super::authors::{Author, Authors};
 use super::streams::Last;
 use crate::replay::content::{Difference, Version};
 use crate::replay::share::Share;
+use std::collections::BTreeMap;
 
 /// Commits of a node that are so close to each other may be dated in another order than they are sent in, in
 /// microseconds.
@@ -35,6 +35,51 @@ pub enum Doubt {
     Either,
     /// The failed node has deleted it, or the source, which would not have sent that.
     Orphan,
+}
+
+/// Who wrote a version of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Author {
+    Failed,
+    /// A member whose write source and target have both got.
+    Survivor,
+    /// Whoever it was, all members have had it: it came with the copy, or before it.
+    Common,
+    /// A member that is away, and the other node has not got that write.
+    Away(String),
+    /// No member of the cluster.
+    Stranger,
+    /// The node knows no commit timestamp of it.
+    Unknown,
+}
+
+/// The authors of the rows of one node.
+pub struct Authors {
+    /// By the number of the origin.
+    pub of: BTreeMap<u32, Author>,
+    /// Of a member that is away the other node may lack what was committed from then on.
+    pub lacking: BTreeMap<String, i64>,
+    /// When the last member joined. What was there then was proved to be on all.
+    pub joined: Option<i64>,
+}
+
+impl Authors {
+    pub fn of(&self, version: &Version) -> Author {
+        let (Some(origin), Some(written)) = (version.origin, version.written) else {
+            return Author::Unknown;
+        };
+        // Copied rows bear an origin that is gone, and whose number may be another's now. Those of Spock are
+        // dated back to 1970.
+        if written < 0 || Some(written) <= self.joined {
+            return Author::Common;
+        }
+        match self.of.get(&origin) {
+            Some(Author::Away(name)) if self.lacking.get(name).is_none_or(|at| written < *at) => {
+                Author::Survivor
+            }
+            author => author.cloned().unwrap_or(Author::Stranger),
+        }
+    }
 }
 
 /// A member that is away, of which the target has got more than the source.

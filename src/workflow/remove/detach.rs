@@ -8,7 +8,7 @@ use crate::run::effect::drop_slot;
 use crate::run::{Action, Step};
 use crate::run::{Effect, Journal};
 use crate::workflow::members::{each_in_turn, recovery_slot, slots_there};
-use crate::workflow::membership::{now, publish_registry};
+use crate::workflow::registries::{now, publish_registry};
 
 impl Removal {
     /// Every part of it may have been done by a run before this one. The registries come last: they

@@ -8,7 +8,8 @@ use crate::node::{Member, Mode, Node, Session, server};
 use crate::run::effect::{drop_slot, run_all};
 use crate::run::{Command, Effect, Interrupted, Journal, RunState};
 use crate::workflow::members::{self, slots_there};
-use crate::workflow::membership::{now, publish_registry, reach, sync_lagging_members};
+use crate::workflow::membership::{reach, sync_lagging_members};
+use crate::workflow::registries::{now, publish_registry};
 use crate::workflow::report::Report;
 use crate::workflow::undo::Undo;
 
