@@ -271,8 +271,8 @@ fn unchecked(row: &Row) -> Result<Unchecked> {
         owner: row.parse(4)?,
         has_rows: row.bool(5),
         expression: row.text(6).to_owned(),
-        ancestors: list(row.get(7))?,
-        tops: list(row.get(8))?,
+        ancestors: list(row.at(7))?,
+        tops: list(row.at(8))?,
     })
 }
 

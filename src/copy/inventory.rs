@@ -104,7 +104,7 @@ pub(super) fn schemas(session: &mut Session) -> Result<Vec<Schema>> {
             .or_insert_with(|| Schema {
                 name: row.text(0).to_owned(),
                 owner: row.text(1).to_owned(),
-                comment: row.get(2).map(str::to_owned),
+                comment: row.at(2).map(str::to_owned),
                 grants: BTreeSet::new(),
             });
         schema.grants.extend(grant(row, 3));
@@ -133,7 +133,7 @@ pub(super) fn defaults(session: &mut Session) -> Result<Vec<Defaults>> {
     for row in &rows {
         let key = (
             row.text(0).to_owned(),
-            row.get(1).map(str::to_owned),
+            row.at(1).map(str::to_owned),
             row.parse(2)?,
         );
         let entry = all
@@ -211,8 +211,8 @@ pub(super) fn privileges(session: &mut Session) -> Result<Vec<Privileges>> {
 
 pub(super) fn grant(row: &Row, first: usize) -> Option<Grant> {
     Some(Grant {
-        grantee: row.get(first).map(str::to_owned),
-        privilege: row.get(first + 1)?.to_owned(),
+        grantee: row.at(first).map(str::to_owned),
+        privilege: row.at(first + 1)?.to_owned(),
         grantable: row.bool(first + 2),
     })
 }

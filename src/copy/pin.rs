@@ -132,7 +132,7 @@ fn moved_away(conn: &mut Conn, table: &Table) -> Result<Error> {
         &[],
     )?;
     let now = now.one()?;
-    let what = match now.get(0) {
+    let what = match now.at(0) {
         Some(name) => format!("it was renamed to {name} since the snapshot was taken"),
         None => "it was dropped since the snapshot was taken".into(),
     };

@@ -94,7 +94,7 @@ pub fn recent(source: &Source<'_>, tables: &[Table], since: Since) -> Result<Vec
                 written: row.parse(0)?,
                 origin: row.parse(1)?,
                 values: (0..table.columns.len())
-                    .map(|c| value(row.get(c + 2)))
+                    .map(|c| value(row.at(c + 2)))
                     .collect(),
             })
         };

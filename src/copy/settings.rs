@@ -40,7 +40,7 @@ pub fn read(session: &mut Session) -> Result<Vec<Setting>> {
     Ok(rows
         .iter()
         .map(|row| Setting {
-            role: row.get(0).map(str::to_owned),
+            role: row.at(0).map(str::to_owned),
             name: row.text(1).to_owned(),
             value: row.text(2).to_owned(),
         })

@@ -210,19 +210,19 @@ pub fn tables(source: &Source<'_>, members: &[String]) -> Result<Vec<Table>> {
     let rows = snapshot_session(source)?.query(TABLES, &[&parameters[0], &parameters[1]])?;
     rows.iter()
         .map(|row| {
-            let columns = row.get(6).unwrap_or("[]");
+            let columns = row.at(6).unwrap_or("[]");
             Ok(Table {
                 oid: row.parse(10)?,
                 file: row.parse(11)?,
                 schema: row.text(0).to_owned(),
                 name: row.text(1).to_owned(),
                 into: row
-                    .get(2)
-                    .zip(row.get(3))
+                    .at(2)
+                    .zip(row.at(3))
                     .map(|(s, n)| (s.to_owned(), n.to_owned())),
                 columns: serde_json::from_str(columns)
                     .map_err(|e| Error::internal(format!("columns of a table: {e}: {columns}")))?,
-                filter: row.get(7).map(str::to_owned),
+                filter: row.at(7).map(str::to_owned),
                 extension: row.bool(8),
                 bytes: row.parse_opt(4)?.unwrap_or(0),
                 blocks: row.parse_opt(5)?,

@@ -8,7 +8,6 @@ mod spock;
 mod triggers;
 
 pub use contract::*;
-pub use native::{identities, questions};
 pub use registry::{Registry, SequencePolicy, parse_dsn, registered_members};
 pub use zodan_core::names;
 
@@ -21,6 +20,11 @@ pub fn detect(source: &mut Node) -> Result<Box<dyn Engine>> {
         true => Box::new(spock::Spock::default()),
         false => Box::new(native::Native::default()),
     })
+}
+
+/// Whether an output plugin of an engine sends the tables that were chosen for it, and nothing of ours.
+pub fn filters_tables(plugin: &str) -> bool {
+    plugin == spock::PLUGIN
 }
 
 /// The checks that the engines make before a join.

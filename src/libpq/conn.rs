@@ -442,10 +442,10 @@ impl Conn {
         if found.text(0) != self.server {
             return Ok(None);
         }
-        let reason = match found.get(1) {
+        let reason = match found.at(1) {
             None => "the server has ended the session",
             Some("idle") => "the statement finished on the server, but no result was received",
-            Some(_) => return Ok(found.get(2).map(str::to_owned)),
+            Some(_) => return Ok(found.at(2).map(str::to_owned)),
         };
         // It may have been on its way meanwhile.
         let ready = wait::on_fds(&[(self.socket(), Interest::READ)], Some(within / 4))?;
@@ -1109,10 +1109,11 @@ impl PgResult {
 
     fn rows(&self) -> Rows {
         let result = self.0.as_ptr();
-        // SAFETY: indexes are within the counts that libpq gives.
-        let rows = unsafe {
+        // SAFETY: indexes are within the counts that libpq gives; texts are copied.
+        let (names, rows) = unsafe {
             let columns = pq::PQnfields(result);
-            (0..pq::PQntuples(result))
+            let names = (0..columns).map(|column| text(pq::PQfname(result, column)));
+            let rows = (0..pq::PQntuples(result))
                 .map(|row| {
                     (0..columns)
                         .map(|column| {
@@ -1121,9 +1122,10 @@ impl PgResult {
                         })
                         .collect()
                 })
-                .collect()
+                .collect();
+            (names.collect(), rows)
         };
-        Rows::new(rows, self.affected())
+        Rows::new(names, rows, self.affected())
     }
 
     fn field(&self, code: u8) -> Option<String> {

@@ -3,6 +3,7 @@
 mod local;
 mod mode;
 mod procedure;
+mod query;
 mod reader;
 pub mod server;
 mod session;
@@ -11,9 +12,10 @@ mod statement;
 pub use local::{Local, own_database};
 pub use mode::Mode;
 pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
+pub use query::{Query, Question};
 pub use reader::Reader;
 pub use session::{
-    Session, ask, ask_all, ask_in_turn, ask_within, check_open, query_with_deadline,
+    Session, ask, ask_all, ask_all_of, ask_in_turn, ask_within, check_open, query_with_deadline,
 };
 pub use statement::Statement;
 

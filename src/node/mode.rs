@@ -1,8 +1,6 @@
 //! The session on this server, whoever asks: a CALL, which changes things, or a function, which looks.
 
 use super::{Local, Reader, Session};
-use crate::error::Result;
-use crate::libpq::Rows;
 
 #[derive(Clone)]
 pub enum Mode {
@@ -16,10 +14,6 @@ impl Mode {
             Self::Execute(local) => Session::Local(local.clone()),
             Self::DryRun(reader) => Session::Reader(reader.clone()),
         }
-    }
-
-    pub fn query(&self, sql: &str, params: &[&str]) -> Result<Rows> {
-        self.session().query(sql, params)
     }
 
     /// Whether something is going to be changed.

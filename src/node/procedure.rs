@@ -282,9 +282,12 @@ pub(super) fn run(sql: &str, params: &[&str], read_only: bool) -> Result<Rows> {
         }
         let affected = pg_sys::SPI_processed;
         let table = pg_sys::SPI_tuptable;
-        let mut rows = vec![];
+        let (mut names, mut rows) = (vec![], vec![]);
         if !table.is_null() {
             let columns = (*(*table).tupdesc).natts;
+            names = (1..=columns)
+                .map(|c| copied(pg_sys::SPI_fname((*table).tupdesc, c)))
+                .collect::<Result<Vec<_>>>()?;
             for i in 0..(*table).numvals {
                 let tuple = *(*table).vals.add(i as usize);
                 rows.push(
@@ -295,7 +298,7 @@ pub(super) fn run(sql: &str, params: &[&str], read_only: bool) -> Result<Rows> {
             }
             pg_sys::SPI_freetuptable(table);
         }
-        Ok(Rows::new(rows, affected))
+        Ok(Rows::new(names, rows, affected))
     }
 }
 
@@ -310,8 +313,17 @@ unsafe fn value(
         if text.is_null() {
             return Ok(None);
         }
+        copied(text).map(Some)
+    }
+}
+
+/// # Safety
+/// `text` is one that the server has made for the caller.
+unsafe fn copied(text: *mut c_char) -> Result<String> {
+    // SAFETY: says the caller; it is freed once.
+    unsafe {
         let owned = encoding::from_server(CStr::from_ptr(text))?;
         pg_sys::pfree(text.cast());
-        Ok(Some(owned))
+        Ok(owned)
     }
 }

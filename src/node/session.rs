@@ -1,5 +1,6 @@
 //! A session on a node: over libpq, or SPI where the node is this server.
 
+use super::query::{Query, Question};
 use super::statement::{Ask, Statement};
 use super::{Local, Member, Node, Reader};
 use crate::error::{Error, Result};
@@ -21,6 +22,13 @@ impl Session {
             Self::Local(local) => local.query(sql, params),
             Self::Reader(reader) => reader.query(sql, params),
         }
+    }
+
+    /// All rows of a query, of a session that is of no node of the run.
+    pub fn ask<T>(&mut self, query: &Query<T>) -> Result<Vec<T>> {
+        let Statement { sql, params } = &query.statement;
+        let params: Vec<&str> = params.iter().map(String::as_str).collect();
+        query.read(&self.query(sql, &params)?)
     }
 
     pub fn is_usable(&self) -> bool {
@@ -120,16 +128,31 @@ pub fn ask_all<'a>(
     .collect()
 }
 
+/// Asks all of `nodes` the same; the first error is the answer of all.
+pub fn ask_all_of<'a, Q: Question>(
+    nodes: impl IntoIterator<Item = &'a mut Node>,
+    question: &Q,
+) -> Result<Vec<Q::Answer>> {
+    let nodes = nodes.into_iter();
+    let asked = nodes.map(|node| question.statement().clone().on(node));
+    let answers = ask(asked.collect()).into_iter();
+    answers.map(|rows| question.answer(rows?)).collect()
+}
+
 /// Asks all of `members` the same within `limit`, each in a session made for that; for those who only
 /// look. A statement without parameters.
-pub fn query_with_deadline(
+pub fn query_with_deadline<Q: Question>(
     members: &[&Member],
-    question: &Statement,
+    question: &Q,
     limit: Duration,
-) -> Vec<Result<Rows>> {
+) -> Vec<Result<Q::Answer>> {
     let nodes: Vec<(&str, &libpq::Dsn)> =
         members.iter().map(|m| (m.name.as_str(), &m.dsn)).collect();
     // A node that is there answers at once when it is connected; to connect takes longer.
     let answer = limit * 2 / 5;
-    Conn::query_with_deadline(&nodes, &question.sql, limit - answer, answer)
+    let sql = &question.statement().sql;
+    Conn::query_with_deadline(&nodes, sql, limit - answer, answer)
+        .into_iter()
+        .map(|rows| question.answer(rows?))
+        .collect()
 }

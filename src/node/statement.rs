@@ -59,6 +59,11 @@ impl Statement {
         text
     }
 
+    /// Runs one after the other; the first error ends it.
+    pub fn run_in_turn(statements: &[Self], node: &mut Node) -> Result<()> {
+        statements.iter().try_for_each(|s| s.run(node).map(|_| ()))
+    }
+
     pub fn run(&self, node: &mut Node) -> Result<Rows> {
         let params: Vec<&str> = self.params.iter().map(String::as_str).collect();
         node.query(&self.sql, &params)

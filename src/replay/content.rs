@@ -494,10 +494,7 @@ fn keyed(relation: &Relation, rows: &Rows) -> Result<BTreeMap<String, Vec<Versio
     let mut found: BTreeMap<String, Vec<Version>> = BTreeMap::new();
     for row in rows {
         let values = (7..7 + relation.columns.len())
-            .map(|i| {
-                row.get(i)
-                    .map_or(Value::Null, |v| Value::Text(v.to_owned()))
-            })
+            .map(|i| row.at(i).map_or(Value::Null, |v| Value::Text(v.to_owned())))
             .collect();
         let version = Version {
             digest: row.text(1).to_owned(),

@@ -63,7 +63,7 @@ impl Catalog {
             columns.push(row.text(2).to_owned());
         }
         catalog.timestamps = server::has_commit_timestamps(node)?;
-        catalog.commit_position = server::has_commit_position().run(node)?.one()?.bool(0);
+        catalog.commit_position = server::has_commit_position().one(node)?;
         for row in &node.query(&columns(), &[])? {
             let table = qualified(row.text(0), row.text(1));
             let equality = Equality {
@@ -71,7 +71,7 @@ impl Catalog {
                 domain: row.bool(8),
                 nested: row.bool(9),
                 operator: row
-                    .get(5)
+                    .at(5)
                     .map(|schema| format!("OPERATOR({}.{})", ident(schema), row.text(6))),
                 comparable: row.bool(7),
             };

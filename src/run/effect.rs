@@ -75,10 +75,7 @@ impl Effect {
     pub fn undo(&self, engine: &dyn Engine, node: &mut Node) -> Result<()> {
         match self {
             Effect::Slot { slot } => drop_slot(node, slot),
-            Effect::Marker => match engine.forget_markers(&node.name) {
-                Some(statement) => ignore_undefined(statement.run(node)),
-                None => Ok(()),
-            },
+            Effect::Marker => run_all(node, &engine.forget_markers(&node.name)),
             Effect::Objects {
                 before,
                 preexisting,

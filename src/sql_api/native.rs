@@ -55,9 +55,10 @@ fn probe_dsn(dsn: &str) -> Result<(String, String)> {
         Error::Connect { reason, .. } => Error::refused(SqlState::UNABLE_TO_CONNECT, reason, ""),
         error => error,
     })?;
-    let rows = conn.query(&server::identity().sql, &[])?;
-    let row = rows.one()?;
-    Ok((row.text(0).to_owned(), row.text(1).to_owned()))
+    let identity = server::identity();
+    let answer = conn.query(&identity.statement.sql, &[])?;
+    let id = identity.read_one(&answer)?;
+    Ok((id.server, id.database))
 }
 
 /// Starts the worker that resumes apply when the coordinator of a pause is gone.

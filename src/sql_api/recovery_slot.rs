@@ -5,7 +5,8 @@ use super::entry::{self, raised};
 use crate::engine::{self, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
-use crate::node::{Member, Mode, Node, Reader, Statement, server};
+use crate::node::server::{self, DatabaseId};
+use crate::node::{Member, Mode, Node, Reader, Statement};
 use crate::workflow::node_worker::{NodeWorker, Outcome};
 use crate::workflow::twin::{self, Twin};
 use crate::workflow::{members, own_session, removed};
@@ -186,9 +187,10 @@ fn keep() -> Result<()> {
     // A copy of a node, of the whole server too, has the connection string of the original.
     let identity = format!(
         "SELECT s, d::text FROM ({}) AS i (s, d)",
-        server::identity().sql
+        server::identity().statement.sql
     );
     let ours = BackgroundWorker::transaction(|| two_texts(&identity))?;
+    let ours = ours.map(|(server, database)| DatabaseId { server, database });
     if ours != Some(members::identity(&mut here)?) {
         if end_if_removed(&own, &mut here)? {
             return place::forget(database);

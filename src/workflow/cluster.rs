@@ -288,7 +288,7 @@ fn check_arguments(source: &mut Node, loopback: &mut Node, new: &mut Node) -> Re
     let own = members::identity(new)?;
     let answered = members::identity(loopback)?;
     if answered != own {
-        let server = if answered.0 == own.0 {
+        let server = if answered.server == own.server {
             "this server"
         } else {
             "another server"
@@ -297,7 +297,7 @@ fn check_arguments(source: &mut Node, loopback: &mut Node, new: &mut Node) -> Re
             argument: "new_node_dsn",
             problem: format!(
                 "leads to database \"{}\" of {server}, not to the database \"{}\" that the CALL runs in",
-                answered.1, own.1
+                answered.database, own.database
             ),
             hint: "Run the CALL in the database of the new node, and give a connection string that leads to it.".into(),
             state: SqlState::INVALID_PARAMETER_VALUE,

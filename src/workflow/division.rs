@@ -195,7 +195,7 @@ impl Division {
                 Err(error) => Err(error),
             }
         })?;
-        let Some(answer) = rows.one()?.get(0) else {
+        let Some(answer) = rows.one()?.at(0) else {
             return Ok(None);
         };
         Ok(parsed(answer)?["passed"]

@@ -1,9 +1,9 @@
 //! Subscriptions that a run holds: they bring nothing until they are let go.
 
-use crate::engine::{Engine, Path};
+use crate::engine::{Disabling, Engine, Path};
 use crate::error::Result;
 use crate::libpq::poll::{Poll, wait_until};
-use crate::node::{Node, Statement, server};
+use crate::node::{Node, Query, Statement, server};
 use crate::run::{Action, Step};
 use crate::run::{Effect, Journal};
 
@@ -32,14 +32,14 @@ pub fn stop(
     provider: &mut Node,
     subscriber: &mut Node,
 ) -> Result<()> {
-    match engine.disable_if_idle(path) {
-        Some(idle) => stop_idle(&idle, path, provider, subscriber)?,
-        None => drop(engine.disable(path).run(subscriber)?),
+    match engine.disable_between_transactions(path) {
+        Disabling::OnceIdle(idle) => stop_idle(&idle, path, provider, subscriber)?,
+        Disabling::AtOnce(statement) => drop(statement.run(subscriber)?),
     }
     Ending::of(engine).wait(subscriber)
 }
 
-/// Disables it with `idle`, as of [`Subscriptions::disable_if_idle`](crate::engine::Subscriptions::disable_if_idle).
+/// Disables it with `idle`, as of [`Disabling::OnceIdle`].
 pub fn stop_idle(
     idle: &Statement,
     path: &Path,
@@ -62,8 +62,8 @@ pub fn stop_idle(
 
 /// How the end of the workers of subscriptions that have been disabled is waited for.
 pub struct Ending {
-    left: Statement,
-    end_connecting_workers: Option<Statement>,
+    left: Query<u64>,
+    end_connecting_workers: Vec<Statement>,
 }
 
 impl Ending {
@@ -80,11 +80,8 @@ impl Ending {
         let name = node.name.clone();
         let what = "waiting for its apply workers to end";
         wait_until(&name, what, "See its log.", || {
-            if let Some(end) = &self.end_connecting_workers {
-                end.run(node)?;
-            }
-            let left: u64 = self.left.run(node)?.one()?.parse(0)?;
-            Ok(match left {
+            Statement::run_in_turn(&self.end_connecting_workers, node)?;
+            Ok(match self.left.one(node)? {
                 0 => Poll::Ready(()),
                 n => Poll::Pending(format!("{n} workers")),
             })

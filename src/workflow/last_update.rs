@@ -2,7 +2,7 @@
 
 use super::members;
 use super::membership::{reach, sync_lagging_members};
-use crate::engine;
+use crate::engine::{self, ConflictRule};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::{Poll, wait_until};
 use crate::node::{Member, Node, Statement, ask, server};
@@ -16,8 +16,7 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
     let mut engine = engine::detect(&mut here)?;
     let reached = reach(&*engine, &mut here, None)?;
     reached.require_own(&*engine, &mut here, true)?;
-    let name = server::table_name(table).run(&mut here)?;
-    let Some(name) = name.first().map(|row| row.text(0).to_owned()) else {
+    let Some(name) = server::table_name(table).first(&mut here)? else {
         return Err(Error::Argument {
             argument: "relation",
             problem: "is not a table of this database".into(),
@@ -25,13 +24,16 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
             state: SqlState::UNDEFINED_TABLE,
         });
     };
-    let statement = engine.last_update_wins(&name, wanted).ok_or_else(|| {
-        Error::refused(
-            SqlState::FEATURE_NOT_SUPPORTED,
-            format!("{command} is for clusters on PostgreSQL's own replication"),
-            "Spock lets the last update win by itself: see spock.conflict_resolution.",
-        )
-    })?;
+    let change = match engine.last_update_wins(&name, wanted) {
+        ConflictRule::Trigger(change) => change.statement,
+        ConflictRule::OfTheEngine { hint } => {
+            return Err(Error::refused(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!("{command} is for clusters on PostgreSQL's own replication"),
+                hint,
+            ));
+        }
+    };
     let mut nodes = members::all(reached.answers)?;
     members::require_superuser(&mut nodes)?;
     // A node that is joining gets the structure that the source had before.
@@ -40,7 +42,7 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
     sync_lagging_members(&mut *engine, &mut all, reached.registry.as_ref())?;
     let mut in_the_way = own.name.clone();
     let locked = wait_until(&own.name, &format!("locking {name}"), HINT, || {
-        on_all(&statement, &mut nodes, &mut in_the_way)
+        on_all(&change, &mut nodes, &mut in_the_way)
     });
     locked.map_err(|error| error.of_node(&in_the_way))
 }

@@ -39,7 +39,7 @@ fn reads(
 ) -> Result<Option<SlotReader>> {
     for provider in providers {
         for path in engine.paths(&provider.name, subscriber) {
-            if !server::slot_reader(&path.slot).run(provider)?.is_empty() {
+            if server::slot_reader(&path.slot).first(provider)?.is_some() {
                 return Ok(Some(SlotReader {
                     provider: provider.name.clone(),
                     slot: path.slot,

@@ -2,9 +2,8 @@
 //! backup was restored. PostgreSQL passes over whatever such a provider writes up to that position, and a marker
 //! that is known by its position seems to have arrived before it was sent.
 
-use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
+use crate::engine::{Engine, Path, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::Rows;
 use crate::lsn::Lsn;
 use crate::node::{Node, server};
 use std::time::{Duration, Instant};
@@ -62,12 +61,6 @@ pub fn told(provider: &str, applied: Lsn, end: Lsn) -> String {
     )
 }
 
-/// Parses the answer of [`server::wal_flushed`].
-pub fn end_of_wal(rows: &Rows) -> Result<Option<Lsn>> {
-    let parsed = rows.one()?.get(0).map(str::parse::<Lsn>).transpose();
-    parsed.map_err(|()| Error::internal("the end of the WAL is no LSN"))
-}
-
 /// How often it is looked at during a wait.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -91,13 +84,13 @@ impl Watch {
         }
         self.looked = Some(Instant::now());
         // In this order: what has been applied had been flushed before.
-        let states = subscription_states(&engine.subscriptions().run(node)?)?;
+        let states = engine.subscriptions().on(node)?;
         for path in inbound {
             let Some(provider) = others.iter_mut().find(|o| o.name == path.provider) else {
                 continue;
             };
             let state = states.iter().find(|s| s.name == path.subscription);
-            let end = end_of_wal(&server::wal_flushed().run(provider)?)?;
+            let end = server::wal_flushed().one(provider)?;
             if let Some(lost) = LostWal::find(path, state, end) {
                 return Err(Error::Checks(vec![lost.finding()]));
             }

@@ -3,7 +3,7 @@
 
 use super::lost_wal;
 use super::refusal::Refusals;
-use crate::engine::{Engine, Path, SubscriptionState, subscription_states};
+use crate::engine::{Engine, Path, SubscriptionState};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::{Limit, Poll, wait_within};
 use crate::lsn::Lsn;
@@ -56,10 +56,8 @@ pub fn forget<'a>(
 ) -> Result<()> {
     for node in nodes {
         for marker in markers {
-            if marker.provider == node.name
-                && let Some(statement) = engine.forget_marker(&marker.token)
-            {
-                statement.run(node)?;
+            if marker.provider == node.name {
+                Statement::run_in_turn(&engine.forget_marker(&marker.token), node)?;
             }
         }
     }
@@ -136,7 +134,7 @@ pub fn have_come(
 }
 
 fn has_come(engine: &dyn Engine, node: &mut Node, path: &Path, token: &str) -> Result<bool> {
-    Ok(engine.marker_seen(path, token).run(node)?.one()?.bool(0))
+    engine.marker_seen(path, token).one(node)
 }
 
 /// What a wait ended with because it took too long, with what the node knows of the reason.
@@ -160,8 +158,7 @@ fn explained(engine: &dyn Engine, node: &mut Node, paths: &[&Path], mut error: E
 
 /// The error that is being told is worth more than one that keeps from telling more.
 fn trouble(engine: &dyn Engine, node: &mut Node, path: &Path) -> Option<String> {
-    let rows = engine.worker_error(path)?.run(node).ok()?;
-    rows.first()?.get(0).map(str::to_owned)
+    engine.worker_error(path).first(node).ok()?
 }
 
 /// Waits until every subscription in `inbound` has a connected worker, as long as `others` are there.
@@ -172,7 +169,7 @@ pub fn wait_for_workers(
     others: &mut [&mut Node],
     inbound: &[Path],
     new: &str,
-    wake_launcher: Option<&Statement>,
+    wake_launcher: &[Statement],
 ) -> Result<()> {
     let mut watch = WorkerMonitor::new(inbound, new);
     let mut lost = lost_wal::Watch::default();
@@ -187,10 +184,8 @@ pub fn wait_for_workers(
             .and_then(|()| watch.look(engine, node, others));
         given_up = text.is_err();
         let text = text?;
-        if let Some(wake_launcher) = wake_launcher
-            && watch.working > before
-        {
-            wake_launcher.run(node)?;
+        if watch.working > before {
+            Statement::run_in_turn(wake_launcher, node)?;
         }
         before = watch.working;
         Ok(if watch.working == inbound.len() {
@@ -255,7 +250,7 @@ impl<'a> WorkerMonitor<'a> {
         node: &mut Node,
         others: &[&mut Node],
     ) -> Result<String> {
-        let states = subscription_states(&engine.subscriptions().run(node)?)?;
+        let states = engine.subscriptions().on(node)?;
         let mut found: Vec<&SubscriptionState> = vec![];
         for path in self.inbound {
             let state = states.iter().find(|s| s.name == path.subscription);

@@ -2,8 +2,9 @@
 
 use crate::engine::{self, Engine, names};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Conn, Dsn, Row};
-use crate::node::{Member, Mode, Node, Session, Statement, ask, server};
+use crate::libpq::{Conn, Dsn};
+use crate::node::server::{self, DatabaseId, LockHolder};
+use crate::node::{Member, Mode, Node, Question, Session, Statement, ask};
 
 /// Opens a session on each of `members`, all at the same time. Those that cannot be reached are
 /// reported together.
@@ -66,7 +67,7 @@ pub fn own_session(member: &Member) -> Result<Node> {
 pub fn require_superuser<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<()> {
     let mut findings = vec![];
     for node in nodes {
-        if !server::is_superuser().run(node)?.one()?.bool(0) {
+        if !server::is_superuser().one(node)? {
             findings.push(Finding::new(
                 &node.name,
                 SqlState::INSUFFICIENT_PRIVILEGE,
@@ -83,32 +84,26 @@ pub fn require_superuser<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> R
 }
 
 /// Which running server and which database the node is.
-pub fn identity(node: &mut Node) -> Result<(String, String)> {
-    let rows = server::identity().run(node)?;
-    let row = rows.one()?;
-    Ok((row.text(0).to_owned(), row.text(1).to_owned()))
+pub fn identity(node: &mut Node) -> Result<DatabaseId> {
+    server::identity().one(node)
 }
 
 /// The recovery slot of the node, whether it is there or not. One that is there keeps its name when the database gets
 /// another one.
 pub fn recovery_slot(node: &mut Node) -> Result<String> {
-    let by_rule = names::recovery_slot(&identity(node)?.1);
-    let rows = server::recovery_slots().run(node)?;
-    let there = |row: &Row| row.text(0) == by_rule;
-    Ok(match rows.first() {
-        Some(other) if !rows.iter().any(there) => other.text(0).to_owned(),
-        _ => by_rule,
+    let by_rule = names::recovery_slot(&identity(node)?.database);
+    let mut there = server::recovery_slots().on(node)?;
+    Ok(match there.contains(&by_rule) || there.is_empty() {
+        true => by_rule,
+        false => there.swap_remove(0),
     })
 }
 
 /// Slots of the database of `node` that exist, of those named, and whether somebody reads them.
 pub fn slots_there(node: &mut Node, slots: &[String]) -> Result<Vec<(String, bool)>> {
-    let rows = server::slots_named(slots).run(node)?;
-    Ok(rows
-        .iter()
-        .filter(|row| row.bool(2))
-        .map(|row| (row.text(0).to_owned(), row.get(3).is_some()))
-        .collect())
+    let there = server::slots_named(slots).on(node)?.into_iter();
+    let own = there.filter(|slot| slot.is_own);
+    Ok(own.map(|slot| (slot.name, slot.pid.is_some())).collect())
 }
 
 /// The node that this server is, worked on through SPI.
@@ -164,16 +159,15 @@ pub fn lock<'a>(nodes: impl IntoIterator<Item = &'a mut Node>, purpose: &str) ->
         if lock_if_free(node, &format!("zodan {purpose}"))? {
             continue;
         }
-        let holder = server::membership_lock_holder().run(node)?;
-        return Err(locked(&node.name, holder.first()));
+        let holder = server::membership_lock_holder().first(node)?;
+        return Err(locked(&node.name, holder));
     }
     Ok(())
 }
 
 /// Takes the membership lock of the node for `purpose`, if nobody has it.
 pub fn lock_if_free(node: &mut Node, purpose: &str) -> Result<bool> {
-    let lock = server::try_membership_lock(purpose).run(node)?;
-    Ok(lock.one()?.bool(0))
+    server::try_membership_lock(purpose).one(node)
 }
 
 /// Someone else's CALL has ended between the look at the members and the lock on them.
@@ -200,22 +194,19 @@ pub fn lock_for<'a>(
 /// The same without taking it.
 pub fn require_unlocked<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<()> {
     for node in nodes {
-        let holder = server::membership_lock_holder().run(node)?;
-        if !holder.is_empty() {
-            return Err(locked(&node.name, holder.first()));
+        let holder = server::membership_lock_holder().first(node)?;
+        if holder.is_some() {
+            return Err(locked(&node.name, holder));
         }
     }
     Ok(())
 }
 
-fn locked(node: &str, holder: Option<&Row>) -> Error {
+fn locked(node: &str, holder: Option<LockHolder>) -> Error {
     let detail = holder.map(|h| {
         format!(
             "It is held by pid {} on that node (\"{}\"), connected from {} since {}.",
-            h.text(0),
-            h.text(1),
-            h.text(2),
-            h.text(3)
+            h.pid, h.application, h.from, h.since
         )
     });
     Error::Refused {
@@ -227,19 +218,20 @@ fn locked(node: &str, holder: Option<&Row>) -> Error {
 }
 
 /// Asks each of `nodes` its own question, all at the same time. Errors are the first one's.
-pub fn each<'a>(
+pub fn each<'a, Q: Question>(
     nodes: impl IntoIterator<Item = &'a mut Node>,
-    question: impl Fn(&Node) -> Statement,
-) -> Result<Vec<crate::libpq::Rows>> {
-    ask(nodes
-        .into_iter()
-        .map(|node| {
-            let statement = question(node);
-            statement.on(node)
-        })
-        .collect())
-    .into_iter()
-    .collect()
+    question: impl Fn(&Node) -> Q,
+) -> Result<Vec<Q::Answer>> {
+    let (mut questions, mut asked) = (vec![], vec![]);
+    for node in nodes {
+        let question = question(node);
+        asked.push(question.statement().clone().on(node));
+        questions.push(question);
+    }
+    let answers = questions.iter().zip(ask(asked));
+    answers
+        .map(|(question, rows)| question.answer(rows?))
+        .collect()
 }
 
 /// Runs on each node its own statements, one after the other, all nodes at the same time. What is gone

@@ -6,7 +6,9 @@ use super::members::{changed_meanwhile, connect_each, with_address};
 use super::registries::{now, publish_registry, registries, registry_of};
 use super::removed::{end_on, end_replication, removed};
 use super::twin::Twin;
-use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey, registered_members};
+use crate::engine::{
+    Engine, Identity, PendingCleanup, Registry, SequencePolicy, Survey, registered_members,
+};
 use crate::error::{Error, Result};
 use crate::libpq::Dsn;
 use crate::node::{Member, Mode, Node};
@@ -293,7 +295,7 @@ pub fn catch_up(
     engine.load_paths(&mut [&mut *nodes[behind]], &absent)?;
     let mut cleanups: Vec<(String, Effect)> = vec![];
     for node in nodes.iter_mut() {
-        for cleanup in engine.pending_cleanups(node)? {
+        for cleanup in pending_cleanups(engine, node)? {
             if cleanup.member.name == name {
                 cleanups.push((cleanup.removed, Effect::parse(&cleanup.effect)?));
             }
@@ -324,6 +326,14 @@ pub fn catch_up(
     })
 }
 
+/// What is recorded on `node` of members that were away when others were removed.
+pub fn pending_cleanups(engine: &dyn Engine, node: &mut Node) -> Result<Vec<PendingCleanup>> {
+    match engine.registry() {
+        Some(registry) => registry.pending_cleanups().on(node),
+        None => Ok(vec![]),
+    }
+}
+
 /// Deletes the records on `node` of cleanups that `members` have done: they have the registry `newest`, which is taken over after that.
 pub fn forget_done(
     engine: &dyn Engine,
@@ -331,16 +341,16 @@ pub fn forget_done(
     members: &[String],
     newest: &Registry,
 ) -> Result<()> {
-    let done: BTreeSet<(String, String)> = engine
-        .pending_cleanups(node)?
+    let Some(registry) = engine.registry() else {
+        return Ok(());
+    };
+    let done: BTreeSet<(String, String)> = pending_cleanups(engine, node)?
         .into_iter()
         .map(|cleanup| (cleanup.removed, cleanup.member.name))
         .filter(|(removed, member)| members.contains(member) && !newest.has(removed))
         .collect();
     for (removed, member) in done {
-        if let Some(statement) = engine.cleaned_up(&removed, &member) {
-            statement.run(node)?;
-        }
+        registry.cleaned_up(&removed, &member).run(node)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! no more. It has sessions on all members anyway, so it also sees when the membership changed while the
 //! node was away, and lets it catch up.
 
-use super::lost_wal::{LostWal, end_of_wal};
+use super::lost_wal::LostWal;
 use super::members::{connect_each, lock_if_free, recovery_slot};
 use super::membership::{catch_up, forget_done};
 use super::registries::registries;
@@ -10,7 +10,7 @@ use super::removed::{by_members, end_replication, ended_on, told};
 use super::taken;
 use super::twin;
 use super::unfinished::unfinished;
-use crate::engine::{Engine, Registry, subscription_states};
+use crate::engine::{Engine, Registry};
 use crate::error::{Error, Finding, Result};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, server};
@@ -81,13 +81,10 @@ impl NodeWorker {
             self.forget()?;
             return Ok(Outcome::NoNode);
         }
-        if let Some(statement) = self.engine.resume_orphaned()
-            && let Some(row) = statement.run(&mut self.here)?.first()
-        {
+        if let Some(resumed) = self.engine.resume_orphaned().first(&mut self.here)? {
             return Ok(Outcome::Resumed(format!(
-                "node \"{}\" applies again from {} of its peers: the CALL that had paused it is gone",
-                self.here.name,
-                row.text(0)
+                "node \"{}\" applies again from {resumed} of its peers: the CALL that had paused it is gone",
+                self.here.name
             )));
         }
         let members = self.engine.survey(&mut self.here)?.members;
@@ -102,7 +99,7 @@ impl NodeWorker {
             return Ok(Outcome::WentBack(what));
         }
         let slot = self.slot()?;
-        match server::slot_state(&slot).run(&mut self.here)?.first() {
+        match server::slot_state(&slot).first(&mut self.here)? {
             None => {
                 self.create(&slot)?;
                 // It may have left meanwhile: to make a slot takes as long as the oldest transaction.
@@ -112,7 +109,7 @@ impl NodeWorker {
                 }
             }
             // Its WAL is gone: a new one protects at least from here on.
-            Some(row) if row.bool(3) => {
+            Some(state) if state.is_lost => {
                 server::drop_slot(&slot).run(&mut self.here)?;
                 self.create(&slot)?;
                 return Ok(Outcome::GivenUp(format!(
@@ -150,7 +147,7 @@ impl NodeWorker {
         self.open = None;
         server::forget_recovery().run(&mut self.here)?;
         let plugin = self.engine.decoding().plugin;
-        let made = server::create_slot(slot, plugin, false).run(&mut self.here);
+        let made = server::create_slot(slot, plugin, false).one(&mut self.here);
         made.map(|_| ())
             .map_err(|error| taken::whose_slot(error, &mut self.here, slot))
     }
@@ -167,19 +164,16 @@ impl NodeWorker {
         match self.open {
             // Two statements: the position first.
             None => {
-                let position = server::wal_position().run(&mut self.here)?;
-                let position = server::parse_lsn(position.one()?, 0)?;
-                let next = server::next_transaction().run(&mut self.here)?;
-                self.open = Some((position, next.one()?.parse(0)?));
+                let position = server::wal_position().one(&mut self.here)?;
+                let next = server::next_transaction().one(&mut self.here)?;
+                self.open = Some((position, next));
             }
             Some((position, next)) => {
-                let oldest = server::oldest_transaction().run(&mut self.here)?;
-                if oldest.one()?.parse::<u64>(0)? < next {
+                if server::oldest_transaction().one(&mut self.here)? < next {
                     return Ok(());
                 }
                 self.open = None;
-                let states =
-                    subscription_states(&self.engine.subscriptions().run(&mut self.here)?)?;
+                let states = self.engine.subscriptions().on(&mut self.here)?;
                 let survey = self.engine.survey(&mut self.here)?;
                 let mut progress = Progress::new();
                 for member in survey.members {
@@ -225,15 +219,15 @@ impl NodeWorker {
     /// What is to be told of a member that was put back to an earlier state, once.
     fn look_for_lost_wal(&mut self) -> Result<Option<String>> {
         // In this order: what has been applied had been flushed before.
-        let states = subscription_states(&self.engine.subscriptions().run(&mut self.here)?)?;
+        let states = self.engine.subscriptions().on(&mut self.here)?;
         for (name, peer) in &mut self.peers {
             // One that does not answer any more is connected to at the next look.
-            let Ok(rows) = server::wal_flushed().run(peer) else {
+            let Ok(end) = server::wal_flushed().one(peer) else {
                 continue;
             };
             let path = self.engine.path(name, &self.here.name);
             let state = states.iter().find(|s| s.name == path.subscription);
-            match LostWal::find(&path, state, end_of_wal(&rows)?) {
+            match LostWal::find(&path, state, end) {
                 None => drop(self.went_back.remove(name)),
                 Some(lost) if self.went_back.insert(name.clone()) => {
                     let Finding {
@@ -344,10 +338,9 @@ impl NodeWorker {
         self.engine.load_paths(&mut asked, &[])?;
         let mut applied = BTreeMap::new();
         for (name, node) in &mut self.peers {
-            let Ok(rows) = self.engine.subscriptions().run(node) else {
+            let Ok(states) = self.engine.subscriptions().on(node) else {
                 continue;
             };
-            let states = subscription_states(&rows)?;
             let mut progress = Progress::new();
             for member in members {
                 let path = self.engine.path(&member.name, name);
@@ -371,10 +364,8 @@ impl NodeWorker {
     }
 
     fn advance(&mut self, slot: &str, sample: &Sample) -> Result<()> {
-        let state = server::slot_state(slot).run(&mut self.here)?;
-        let row = state.one()?;
-        let confirmed = server::parse_lsn(row, 1)?;
-        if row.bool(4) || sample.position <= confirmed {
+        let state = server::slot_state(slot).one(&mut self.here)?;
+        if state.is_active || state.confirmed.is_some_and(|c| sample.position <= c) {
             return Ok(()); // being copied, or there already
         }
         // Said before it is done: to promise less than there is does no harm.
@@ -388,18 +379,20 @@ impl NodeWorker {
         let Some(limit) = settings::recovery_slot_max_wal() else {
             return Ok(Outcome::Yes);
         };
-        let state = server::slot_state(slot).run(&mut self.here)?;
-        let row = state.one()?;
-        let kept: f64 = row.parse(2)?;
+        let state = server::slot_state(slot).one(&mut self.here)?;
         if self.samples.is_empty() {
             return Ok(Outcome::Yes);
         }
+        let (kept, Some(confirmed)) = (state.retained_bytes.unwrap_or_default(), state.confirmed)
+        else {
+            return Ok(Outcome::Yes);
+        };
         let too_much = kept > limit as f64;
         self.bounded &= too_much;
         if !too_much {
             return Ok(Outcome::Yes);
         }
-        let Some(sample) = self.samples.give_up(server::parse_lsn(row, 1)?) else {
+        let Some(sample) = self.samples.give_up(confirmed) else {
             return Ok(Outcome::Yes);
         };
         let why = format!(

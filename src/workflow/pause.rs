@@ -5,11 +5,11 @@
 //! before the first reading of the progress until after the second, and both readings are the same.
 
 use super::report::Report;
-use crate::engine::{Engine, Path, subscription_states};
+use crate::engine::{Engine, Path, PauseState};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::holds_within;
 use crate::lsn::{Lsn, Position};
-use crate::node::Node;
+use crate::node::{Node, Statement};
 use crate::run::Journal;
 use crate::settings;
 use std::collections::BTreeMap;
@@ -47,9 +47,8 @@ impl Pause<'_> {
     ) -> Result<Paused<T>> {
         let limit = settings::slot_timeout();
         // The watchdog outlives an honest attempt: workers going, and each of what is done meanwhile.
-        if let Some(statement) = self.engine.start_watchdog((limit * 3).as_millis()) {
-            statement.run(self.node)?;
-        }
+        let watchdog = self.engine.start_watchdog((limit * 3).as_millis());
+        Statement::run_in_turn(&watchdog, self.node)?;
         journal.passed(&format!("the watchdog of {} waits", self.moment))?;
         let begun = Instant::now();
         let outcome = self.paused(journal, limit, within).and_then(|outcome| {
@@ -61,10 +60,7 @@ impl Pause<'_> {
         // Whatever came out of it, an interrupt too: resume first.
         let resumed = self.engine.resume().run(self.node);
         let pause = begun.elapsed();
-        let stopped = match self.engine.stop_watchdog() {
-            Some(statement) => statement.run(self.node).map(|_| ()),
-            None => Ok(()),
-        };
+        let stopped = Statement::run_in_turn(&self.engine.stop_watchdog(), self.node);
         let outcome = outcome?;
         resumed?;
         stopped?;
@@ -103,7 +99,7 @@ impl Pause<'_> {
             Err(why) => return Ok(Paused::GivenUp(why)),
         };
         let after = progress(self.engine, self.node, self.inbound)?;
-        let (paused, alive) = self.state()?;
+        let PauseState { paused, alive } = self.engine.pause_state().one(self.node)?;
         if alive > 0 || paused < self.inbound.len() as i64 {
             return Ok(Paused::GivenUp("apply resumed by itself".into()));
         }
@@ -115,7 +111,7 @@ impl Pause<'_> {
 
     fn workers_gone(&mut self, limit: Duration) -> Result<bool> {
         holds_within(limit, || {
-            let (paused, alive) = self.state()?;
+            let PauseState { paused, alive } = self.engine.pause_state().one(self.node)?;
             if paused < self.inbound.len() as i64 {
                 return Err(Error::refused(
                     SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -130,17 +126,11 @@ impl Pause<'_> {
             Ok(alive == 0)
         })
     }
-
-    fn state(&mut self) -> Result<(i64, i64)> {
-        let rows = self.engine.pause_state().run(self.node)?;
-        let row = rows.one()?;
-        Ok((row.parse(0)?, row.parse(1)?))
-    }
 }
 
 /// How far the node has applied its peers by now. No value is an error: there is no position that could stand in for it.
 pub fn progress(engine: &dyn Engine, node: &mut Node, inbound: &[Path]) -> Result<Progress> {
-    let states = subscription_states(&engine.subscriptions().run(node)?)?;
+    let states = engine.subscriptions().on(node)?;
     inbound
         .iter()
         .map(|path| {

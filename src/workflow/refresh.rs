@@ -1,8 +1,8 @@
 //! Every subscription of the cluster knows the tables that its provider has by now.
 
 use super::members;
-use crate::engine::{self, Engine, Path};
-use crate::error::{Error, Result, SqlState};
+use crate::engine::{self, Path};
+use crate::error::Result;
 use crate::node::{Member, Node, ask, server};
 
 /// Refreshes all, each member from one provider after the other, all members at the same time; `say` is told how many
@@ -25,10 +25,10 @@ pub fn refresh(own: &Member, mut say: impl FnMut(&str)) -> Result<()> {
                 engine.path(provider, &nodes[i].name)
             })
             .collect();
-        let questions = nodes.iter_mut().zip(&paths).map(|(node, path)| {
-            let statement = engine.refresh(path).ok_or_else(|| not_here(&*engine))?;
-            Ok(statement.on(node))
-        });
+        let questions = nodes
+            .iter_mut()
+            .zip(&paths)
+            .map(|(node, path)| Ok(engine.refresh(path)?.on(node)));
         for answer in ask(questions.collect::<Result<_>>()?) {
             outcome = outcome.and(answer.map(drop));
         }
@@ -53,23 +53,6 @@ pub fn refresh(own: &Member, mut say: impl FnMut(&str)) -> Result<()> {
 
 /// How many tables the subscriptions of each know, all together.
 fn known(nodes: &mut [&mut Node]) -> Result<Vec<i64>> {
-    let questions = nodes
-        .iter_mut()
-        .map(|node| server::subscribed_tables().on(node));
-    let answers = ask(questions.collect());
-    answers
-        .into_iter()
-        .map(|rows| rows?.one()?.parse(0))
-        .collect()
-}
-
-fn not_here(engine: &dyn Engine) -> Error {
-    Error::refused(
-        SqlState::FEATURE_NOT_SUPPORTED,
-        format!(
-            "with {} replication sets say which tables are replicated",
-            engine.label()
-        ),
-        "Add the table to a replication set on every node: spock.repset_add_table.",
-    )
+    let known = |node: &mut &mut Node| server::subscribed_tables().one(node);
+    nodes.iter_mut().map(known).collect()
 }

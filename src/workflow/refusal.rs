@@ -141,8 +141,7 @@ fn ask(
     path: &Path,
     listen: Duration,
 ) -> Result<()> {
-    let command = engine.start_replication(path).run(node)?;
-    let Some(command) = command.first() else {
+    let Some(command) = engine.start_replication(path).first(node)? else {
         return Ok(());
     };
     if let Session::Remote(_) = node.session {
@@ -151,7 +150,7 @@ fn ask(
         }
     }
     let session = Conn::open_replication(&provider.name, &provider.dsn)?;
-    session.try_streaming(command.text(0), listen, ANSWER_WITHIN)
+    session.try_streaming(&command, listen, ANSWER_WITHIN)
 }
 
 /// In one line.

@@ -9,19 +9,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The registry as each of `nodes` has it; `None` of one that is no member in its own view, or not under its
 /// name.
 pub fn registries(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Vec<Result<Option<Registry>>> {
-    let Some(question) = engine.registry() else {
+    let Some(registry) = engine.registry() else {
         return nodes.iter().map(|_| Ok(None)).collect();
     };
     let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
-    let questions = nodes.iter_mut().map(|n| question.clone().on(n)).collect();
+    let question = registry.read();
+    let questions = nodes.iter_mut().map(|n| question.ask(n)).collect();
     ask(questions)
         .into_iter()
         .zip(names)
         .map(|(answer, name)| match answer {
-            Ok(rows) => match rows.first() {
-                Some(row) if row.text(0) == name => Ok(Some(Registry::parse(row.text(1))?)),
-                _ => Ok(None),
-            },
+            Ok(rows) => Ok(question
+                .read_first(&rows)?
+                .filter(|own| own.name == name)
+                .map(|own| own.registry)),
             // The extension is not there any more.
             Err(error) if error.is_undefined() => Ok(None),
             Err(error) => Err(error),
@@ -43,19 +44,20 @@ pub fn publish_registry(
     nodes: &mut [&mut Node],
     next: &Registry,
 ) -> Result<Vec<Result<()>>> {
-    let Some(statement) = engine.apply_registry(next)? else {
+    let Some(registry) = engine.registry() else {
         return Ok(nodes.iter().map(|_| Ok(())).collect());
     };
+    let applied = registry.apply(next)?;
     let members: Vec<bool> = nodes.iter().map(|n| next.has(&n.name)).collect();
     let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
     let questions = nodes
         .iter_mut()
         .filter(|n| next.has(&n.name))
-        .map(|n| statement.clone().on(n))
+        .map(|n| applied.ask(n))
         .collect();
     let mut answers = ask(questions).into_iter();
     let answer = |(name, member): (String, bool)| match member.then(|| answers.next()).flatten() {
-        Some(answer) => match answer?.one()?.bool(0) {
+        Some(answer) => match applied.read_one(&answer?)? {
             true => Ok(()),
             false => Err(changed_meanwhile(&name)),
         },

@@ -40,14 +40,13 @@ pub fn by_another(
     own: &Registry,
     other: &mut Node,
 ) -> Result<Option<(String, Vec<String>)>> {
-    let rows = match engine.registry() {
-        Some(question) => question.run(other)?,
-        None => return Ok(None),
-    };
-    let Some(row) = rows.first() else {
+    let Some(registry) = engine.registry() else {
         return Ok(None);
     };
-    let newest = Registry::parse(row.text(1))?;
+    let Some(newest) = registry.read().first(other)? else {
+        return Ok(None);
+    };
+    let newest = newest.registry;
     if !newest.is_newer_than(own) || newest.has_same(name, own) {
         return Ok(None);
     }
@@ -75,9 +74,9 @@ pub fn by_members(
         if engine.local_name(other)?.as_ref() != Some(&other.name) {
             continue;
         }
-        let registry = engine.members().run(other)?;
-        let row = registry.iter().find(|row| row.text(0) == me.name);
-        let Some(row) = row else {
+        let registry = engine.members().on(other)?;
+        let entry = registry.iter().find(|entry| entry.name == me.name);
+        let Some(entry) = entry else {
             if engine.has_removed(other, me)? {
                 told.push(format!("node \"{}\" has removed it", other.name));
             }
@@ -85,7 +84,7 @@ pub fn by_members(
         };
         let member = Member {
             name: me.name.clone(),
-            dsn: parse_dsn(&me.name, row.text(3))?,
+            dsn: parse_dsn(&me.name, &entry.dsn)?,
         };
         match connect_each(&[member]).pop() {
             Some(Ok(mut node)) => {
@@ -226,10 +225,9 @@ fn end_unaware(engine: &dyn Engine, node: &mut Node, newest: &Registry) -> Resul
 /// Drops the subscriptions of `me`, which has the registry `own`, with their origins, and the slots on it.
 pub fn end_replication(engine: &dyn Engine, me: &mut Node, own: &Registry) -> Result<()> {
     run_all(me, &engine.end_subscriptions())?;
-    let database = identity(me)?.1;
+    let database = identity(me)?.database;
     let mut slots = own_slots(own, &me.name, &database);
-    let recovery = server::all_recovery_slots().run(me)?;
-    slots.extend(recovery.iter().map(|row| row.text(0).to_owned()));
+    slots.extend(server::all_recovery_slots().on(me)?);
     for (slot, _) in slots_there(me, &slots)? {
         drop_slot(me, &slot)?;
     }

@@ -2,7 +2,7 @@
 
 use super::members::each;
 use super::report::{Report, table};
-use crate::engine::{Engine, subscription_states};
+use crate::engine::{Engine, Lag};
 use crate::error::Result;
 use crate::libpq::Dsn;
 use crate::node::Node;
@@ -25,16 +25,11 @@ pub fn show(
 
 fn show_nodes(engine: &dyn Engine, node: &mut Node, report: &Report) -> Result<()> {
     let mut rows = vec![];
-    for row in &engine.members().run(node)? {
-        let dsn = Dsn::parse(row.text(3))
+    for member in engine.members().on(node)? {
+        let dsn = Dsn::parse(&member.dsn)
             .map(|d| d.redacted())
             .unwrap_or_default();
-        rows.push(vec![
-            row.text(0).to_owned(),
-            row.text(1).to_owned(),
-            row.text(2).to_owned(),
-            dsn,
-        ]);
+        rows.push(vec![member.name, member.location, member.country, dsn]);
     }
     say_table(&["node_name", "location", "country", "dsn"], rows, report);
     Ok(())
@@ -51,8 +46,7 @@ fn show_subscriptions(
         engine.subscriptions()
     })?;
     let mut rows = vec![];
-    for (subscriber, answer) in names.iter().zip(&answers) {
-        let states = subscription_states(answer)?;
+    for (subscriber, states) in names.iter().zip(&answers) {
         let providers = names.iter().chain(away).filter(|p| *p != subscriber);
         let paths = providers.flat_map(|provider| engine.paths(provider, subscriber));
         for path in paths {
@@ -80,15 +74,9 @@ fn show_subscriptions(
 }
 
 fn show_lag(engine: &dyn Engine, members: &mut [&mut Node], report: &Report) -> Result<()> {
-    let Some(statement) = engine.lag() else {
-        return Ok(());
-    };
-    let answers = each(members.iter_mut().map(|n| &mut **n), |_| statement.clone())?;
-    let rows: Vec<Vec<String>> = answers
-        .iter()
-        .flatten()
-        .map(|row| (0..5).map(|i| row.text(i).to_owned()).collect())
-        .collect();
+    let answers = each(members.iter_mut().map(|n| &mut **n), |_| engine.lag())?;
+    let row = |l: Lag| vec![l.origin, l.receiver, l.commit_timestamp, l.bytes, l.time];
+    let rows = answers.into_iter().flatten().map(row).collect();
     let heading = [
         "origin_name",
         "receiver_name",

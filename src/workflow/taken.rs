@@ -2,22 +2,21 @@
 //! to is told.
 
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::Row;
-use crate::node::{Node, server};
+use crate::node::Node;
+use crate::node::server::{self, NamedSlot, OriginProgress};
 
-/// That a slot has the name which the run wants, by a row of [`server::slots_named`].
-pub fn slot(node: &str, row: &Row) -> Finding {
-    let (name, own) = (row.text(0), row.bool(2));
-    let whose = match row.get(1) {
+/// That a slot has the name which the run wants.
+pub fn slot(node: &str, slot: &NamedSlot) -> Finding {
+    let whose = match &slot.database {
         None => "a physical slot".to_owned(),
-        Some(_) if own => "of this database".to_owned(),
+        Some(_) if slot.is_own => "of this database".to_owned(),
         Some(database) => format!("of database \"{database}\""),
     };
-    let used = match row.get(3) {
-        Some(pid) => format!("in use by pid {pid} (application \"{}\")", row.text(4)),
+    let used = match &slot.pid {
+        Some(pid) => format!("in use by pid {pid} (application \"{}\")", slot.application),
         None => "read by nobody at the moment".to_owned(),
     };
-    let hint = match (own, row.get(3)) {
+    let hint = match (slot.is_own, &slot.pid) {
         (false, _) => {
             "All databases of a server share the names of slots, and this one is somebody else's: give the new node another name."
         }
@@ -31,15 +30,18 @@ pub fn slot(node: &str, row: &Row) -> Finding {
     Finding::new(
         node,
         SqlState::DUPLICATE_OBJECT,
-        format!("replication slot {name} exists already: {whose}, {used}"),
+        format!(
+            "replication slot {} exists already: {whose}, {used}",
+            slot.name
+        ),
         hint,
     )
 }
 
-/// The same for the replication origin of a subscription that is to be, by a row of [`server::origins_there`].
-pub fn origin(node: &str, subscription: &str, row: &Row) -> Finding {
-    let name = row.text(0);
-    let position = match row.get(1) {
+/// The same for the replication origin of a subscription that is to be.
+pub fn origin(node: &str, subscription: &str, there: &OriginProgress) -> Finding {
+    let name = &there.origin;
+    let position = match &there.position {
         Some(lsn) => format!(", at position {lsn} of its provider"),
         None => String::new(),
     };
@@ -85,20 +87,16 @@ pub fn whose_slot(error: Error, node: &mut Node, name: &str) -> Error {
     if error.sqlstate() != SqlState::DUPLICATE_OBJECT {
         return error;
     }
-    match server::slots_named(&[name.to_owned()]).run(node) {
-        Ok(rows) => match rows.first() {
-            Some(row) => Error::Checks(vec![slot(&node.name, row)]),
-            None => error,
-        },
-        Err(_) => error,
+    match server::slots_named(&[name.to_owned()]).first(node) {
+        Ok(Some(there)) => Error::Checks(vec![slot(&node.name, &there)]),
+        Ok(None) | Err(_) => error,
     }
 }
 
 /// Refuses if a slot has that name.
 pub fn refuse_slot(node: &mut Node, name: &str) -> Result<()> {
-    let rows = server::slots_named(&[name.to_owned()]).run(node)?;
-    match rows.first() {
-        Some(row) => Err(Error::Checks(vec![slot(&node.name, row)])),
+    match server::slots_named(&[name.to_owned()]).first(node)? {
+        Some(there) => Err(Error::Checks(vec![slot(&node.name, &there)])),
         None => Ok(()),
     }
 }

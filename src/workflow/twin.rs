@@ -21,7 +21,7 @@ impl Twin {
     /// `copy` and `node`, if they are two servers of which one was made from the other.
     pub fn of(engine: &dyn Engine, copy: &mut Node, node: &mut Node) -> Result<Option<Self>> {
         let (first, second) = (identity(copy)?, identity(node)?);
-        if first.1 != second.1 || !is_copy(&first.0, &second.0) {
+        if first.database != second.database || !is_copy(&first.server, &second.server) {
             return Ok(None);
         }
         let name = engine.local_name(copy)?;
@@ -105,13 +105,10 @@ pub fn require_copy(engine: &dyn Engine, me: &mut Node) -> Result<()> {
 
 /// The slots of `me` for the members that its registry has.
 pub fn own_slots(engine: &dyn Engine, me: &mut Node) -> Result<Vec<String>> {
-    let database = identity(me)?.1;
+    let database = identity(me)?.database;
     match registry_of(engine, me)? {
         Some(own) => Ok(removed::own_slots(&own, &me.name, &database)),
-        None => {
-            let rows = server::slots_of(engine.plugin()).run(me)?;
-            Ok(rows.iter().map(|row| row.text(0).to_owned()).collect())
-        }
+        None => server::slots_of(engine.plugin()).on(me),
     }
 }
 
@@ -125,9 +122,9 @@ pub fn unsubscribe(engine: &dyn Engine) -> Vec<Statement> {
 
 /// Takes the subscriptions of a copy away, and its slots.
 pub fn end_replication(engine: &dyn Engine, me: &mut Node) -> Result<()> {
-    let recovery = server::all_recovery_slots().run(me)?;
+    let recovery = server::all_recovery_slots().on(me)?;
     let mut slots = own_slots(engine, me)?;
-    slots.extend(recovery.iter().map(|row| row.text(0).to_owned()));
+    slots.extend(recovery);
     run_all(me, &unsubscribe(engine))?;
     for (slot, _) in slots_there(me, &slots)? {
         drop_slot(me, &slot)?;
@@ -137,7 +134,7 @@ pub fn end_replication(engine: &dyn Engine, me: &mut Node) -> Result<()> {
 
 /// Where the server of the node is, for people.
 pub fn place_of(node: &mut Node) -> Result<String> {
-    let place = server::place().run(node)?.one()?.text(0).to_owned();
+    let place = server::place().one(node)?;
     Ok(match node.session {
         Session::Remote(_) => format!("{}, {place}", node.dsn.redacted()),
         Session::Local(_) | Session::Reader(_) => format!("{}, {place}", place::host()),

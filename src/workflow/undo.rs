@@ -117,12 +117,11 @@ impl Undo<'_> {
     fn forget_markers(&self, nodes: &mut [&mut Node]) {
         let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
         for name in names {
-            let questions = nodes
-                .iter_mut()
-                .filter(|node| node.session.is_usable())
-                .filter_map(|node| Some(self.engine.forget_markers(&name)?.on(node)))
-                .collect();
-            ask_within(questions, Some(MARKERS_TIMEOUT));
+            for statement in self.engine.forget_markers(&name) {
+                let usable = nodes.iter_mut().filter(|node| node.session.is_usable());
+                let questions = usable.map(|node| statement.clone().on(node)).collect();
+                ask_within(questions, Some(MARKERS_TIMEOUT));
+            }
         }
     }
 
@@ -180,7 +179,7 @@ impl Undo<'_> {
         // Nobody reads what a run was just about to make.
         if let Effect::Slot { slot } = &begun.effect
             && !begun.done
-            && !server::slot_reader(slot).run(node)?.is_empty()
+            && server::slot_reader(slot).first(node)?.is_some()
         {
             return Ok(());
         }
@@ -188,8 +187,8 @@ impl Undo<'_> {
     }
 
     fn has_other_members(&self, node: &mut Node) -> Result<bool> {
-        let members = self.engine.members().run(node)?;
-        Ok(members.iter().any(|m| m.text(0) != node.name))
+        let members = self.engine.members().on(node)?;
+        Ok(members.iter().any(|m| m.name != node.name))
     }
 }
 

@@ -11,8 +11,6 @@ use std::collections::BTreeMap;
 /// By failed node, from where on a recovery of `node` is not finished. To be read after its progress, or the
 /// progress of one that begins in between would count.
 pub fn unfinished(node: &mut Node) -> Result<BTreeMap<String, Lsn>> {
-    let rows = server::unfinished_recoveries().run(node)?;
-    rows.iter()
-        .map(|row| Ok((row.text(0).to_owned(), server::parse_lsn(row, 1)?)))
-        .collect()
+    let recoveries = server::unfinished_recoveries().on(node)?.into_iter();
+    Ok(recoveries.map(|r| (r.failed, r.from)).collect())
 }

@@ -73,10 +73,4 @@ pub trait Checks {
     fn warnings(&self, _members: &mut [&mut Node]) -> Result<Vec<Finding>> {
         Ok(vec![])
     }
-
-    /// Tables of which updates would fail, or stop who applies them, as `identities::unfit` has them; `None` where the
-    /// engine decides itself what it sends of such tables.
-    fn unfit_identities(&self, _unsent: bool) -> Option<Statement> {
-        None
-    }
 }

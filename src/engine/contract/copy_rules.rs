@@ -2,7 +2,7 @@
 
 use crate::copy;
 use crate::error::Result;
-use crate::node::{Node, Statement};
+use crate::node::{Node, Query, Statement};
 
 /// What the engine wants of the copy.
 #[derive(Clone, Debug)]
@@ -40,6 +40,14 @@ pub struct SetDifference {
     pub remedy: String,
 }
 
+/// What decides which of two updates of a row stays.
+pub enum ConflictRule {
+    /// A trigger: it is installed or removed; true if that changed anything.
+    Trigger(Query<bool>),
+    /// The engine itself, and where it says more.
+    OfTheEngine { hint: &'static str },
+}
+
 /// What a copy of the source has to be like, and how writes beside it are kept away. The paths to the new node are
 /// loaded.
 pub trait CopyRules {
@@ -55,7 +63,7 @@ pub trait CopyRules {
 
     /// The role whose settings the sessions of apply workers begin with, where the subscriptions are made by the
     /// session that is asked.
-    fn apply_role(&self) -> Statement;
+    fn apply_role(&self) -> Query<String>;
 
     /// What is copied, as the exported `snapshot` of the source has it, and how. An error where the source has but a
     /// part of a table in that snapshot.
@@ -80,9 +88,6 @@ pub trait CopyRules {
         Ok(None)
     }
 
-    /// Installs or removes the trigger by which the later of two updates of a row of the table stays; true if that
-    /// changed anything. `None` where the engine resolves conflicts itself.
-    fn last_update_wins(&self, _table: &str, _wanted: bool) -> Option<Statement> {
-        None
-    }
+    /// What makes the later of two updates of a row of the table stay, or not any more.
+    fn last_update_wins(&self, table: &str, wanted: bool) -> ConflictRule;
 }

@@ -1,7 +1,7 @@
 //! Commits that are made to be seen elsewhere.
 
 use super::Path;
-use crate::node::Statement;
+use crate::node::{Query, Statement};
 
 /// Markers: commits that are made to be seen elsewhere. Whoever has applied one has applied all commits before it.
 pub trait Markers {
@@ -10,11 +10,15 @@ pub trait Markers {
 
     /// Whether the marker of the token has been applied on the subscriber of `path`, where it is run. Received is not
     /// applied.
-    fn marker_seen(&self, path: &Path, token: &str) -> Statement;
+    fn marker_seen(&self, path: &Path, token: &str) -> Query<bool>;
 
-    /// Removes what markers leave behind on the provider where it is run, if they leave anything.
-    fn forget_markers(&self, provider: &str) -> Option<Statement>;
+    /// Removes what markers leave behind on the provider where it is run; nothing is to be run where they leave nothing.
+    fn forget_markers(&self, _provider: &str) -> Vec<Statement> {
+        vec![]
+    }
 
     /// Removes what the one marker leaves behind.
-    fn forget_marker(&self, token: &str) -> Option<Statement>;
+    fn forget_marker(&self, _token: &str) -> Vec<Statement> {
+        vec![]
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::engine::Registry;
 use crate::error::Result;
-use crate::node::{Member, Node, Statement};
+use crate::node::{Member, Node, Query, Statement};
 
 /// Who a node is, for the registry and for the people who look at it.
 #[derive(Clone, Debug)]
@@ -61,29 +61,35 @@ pub trait Membership {
         Ok(())
     }
 
-    /// `name, registry`: which member the node is, and its registry as one value; no row where it is none.
-    /// `None` where the engine makes nodes known to each other by itself.
-    fn registry(&self) -> Option<Statement> {
+    /// The registry, where nodes keep one; `None` where the engine makes nodes known to each other by itself.
+    fn registry(&self) -> Option<&dyn KeepsRegistry> {
         None
     }
+}
+
+/// What a node has as its registry.
+pub struct LocalRegistry {
+    /// The member that it takes itself for.
+    pub name: String,
+    pub registry: Registry,
+}
+
+/// Engines whose nodes keep the list of members, with a generation, as one value that is the same on all of them, and with
+/// it what has been left to do.
+pub trait KeepsRegistry {
+    /// The registry of the node that is asked; no row where it is no member, and an error of an undefined object where
+    /// the extension is gone. Without parameters.
+    fn read(&self) -> Query<LocalRegistry>;
 
     /// Makes `registry` that of the node, unless it has a newer one; whether it is then.
-    fn apply_registry(&self, _registry: &Registry) -> Result<Option<Statement>> {
-        Ok(None)
-    }
+    fn apply(&self, registry: &Registry) -> Result<Query<bool>>;
 
-    /// Records a pending cleanup on a node. `None` where the engine has no place for it.
-    fn record_cleanup(&self, _cleanup: &PendingCleanup) -> Option<Statement> {
-        None
-    }
+    /// Records a pending cleanup on the node. No error where it is recorded already.
+    fn record_cleanup(&self, cleanup: &PendingCleanup) -> Statement;
 
-    /// The pending cleanups that are recorded on the node.
-    fn pending_cleanups(&self, _node: &mut Node) -> Result<Vec<PendingCleanup>> {
-        Ok(vec![])
-    }
+    /// The pending cleanups that are recorded on the node, in the order in which they were.
+    fn pending_cleanups(&self) -> Query<PendingCleanup>;
 
     /// Deletes the record of what `member` had to drop after the removal of `removed`.
-    fn cleaned_up(&self, _removed: &str, _member: &str) -> Option<Statement> {
-        None
-    }
+    fn cleaned_up(&self, removed: &str, member: &str) -> Statement;
 }

@@ -13,20 +13,25 @@ mod membership;
 mod monitoring;
 mod paths;
 mod pause;
+mod published;
 mod recovery;
 mod subscriptions;
 mod topology;
 
 pub use checks::{Checks, EngineCheck, EngineFindings, Judged, MemberCheck, On};
-pub use copy_rules::{CopyPlan, CopyRules, Excluded, SetDifference};
+pub use copy_rules::{ConflictRule, CopyPlan, CopyRules, Excluded, SetDifference};
 pub use markers::Markers;
-pub use membership::{Identity, Membership, PendingCleanup};
-pub use monitoring::{Monitoring, SubscriptionState, subscription_states};
+pub use membership::{Identity, KeepsRegistry, LocalRegistry, Membership, PendingCleanup};
+pub use monitoring::{Lag, Monitoring, PassedOver, SubscriptionState};
 pub use paths::{Path, PathTables, Paths, no_reader};
-pub use pause::ApplyPause;
-pub use recovery::Recovery;
-pub use subscriptions::Subscriptions;
-pub use topology::{Provider, Survey, Topology};
+pub use pause::{ApplyPause, PauseState};
+pub use published::{
+    Obstacle, Outlet, OwnersRights, PublishedTables, RoleAttributes, Structure, SubscribedTable,
+    TablesDigest, Unfit,
+};
+pub use recovery::{CommitOrigin, Recovery};
+pub use subscriptions::{Disabling, Subscriptions};
+pub use topology::{Provider, RegisteredNode, Survey, Topology};
 
 use crate::error::Error;
 use std::collections::BTreeMap;
@@ -49,6 +54,12 @@ pub trait Engine:
 {
     /// Its name, for the journal and for people.
     fn label(&self) -> &'static str;
+
+    /// What there is to be asked of tables, where whole tables are sent and PostgreSQL's own workers apply them; `None`
+    /// where the engine decides itself what it sends, and applies it.
+    fn published_tables(&self) -> Option<&dyn PublishedTables> {
+        None
+    }
 
     /// The output plugin of the slots.
     fn plugin(&self) -> &'static str;

@@ -1,10 +1,10 @@
 //! What the subscriptions of a node are like.
 
 use super::Path;
-use crate::error::{Error, Result};
-use crate::libpq::Rows;
+use crate::error::Result;
+use crate::libpq::Row;
 use crate::lsn::Lsn;
-use crate::node::Statement;
+use crate::node::{Query, Statement};
 
 /// A subscription as its subscriber sees it.
 #[derive(Clone, Debug)]
@@ -21,30 +21,40 @@ pub struct SubscriptionState {
     pub skipped_change: Option<String>,
 }
 
-/// Parses the answer of [`Monitoring::subscriptions`].
-pub fn subscription_states(rows: &Rows) -> Result<Vec<SubscriptionState>> {
-    rows.iter()
-        .map(|row| {
-            Ok(SubscriptionState {
-                name: row.text(0).to_owned(),
-                enabled: row.bool(1),
-                working: row.bool(2),
-                errors: row.parse(3)?,
-                applied: row
-                    .get(4)
-                    .map(|lsn| lsn.parse().map_err(|()| Error::internal("not an LSN")))
-                    .transpose()?,
-                skipped_change: row.get(5).map(str::to_owned),
-            })
+impl SubscriptionState {
+    /// From columns that are named like the fields.
+    pub fn read(row: &Row) -> Result<Self> {
+        Ok(Self {
+            name: row.get("name")?,
+            enabled: row.get("enabled")?,
+            working: row.get("working")?,
+            errors: row.get("errors")?,
+            applied: row.get("applied")?,
+            skipped_change: row.get("skipped_change")?,
         })
-        .collect()
+    }
+}
+
+/// A table of which a node has passed over changes, for the row was not there.
+pub struct PassedOver {
+    /// Schema and name, where they are known.
+    pub table: Option<(String, String)>,
+}
+
+/// How far a node is behind a provider, in the engine's own view and words.
+pub struct Lag {
+    pub origin: String,
+    pub receiver: String,
+    pub commit_timestamp: String,
+    pub bytes: String,
+    pub time: String,
 }
 
 /// What the subscriptions of a node are like. Everything here only reads, on the subscriber unless it is said otherwise,
 /// and needs no path loaded but the one that is given.
 pub trait Monitoring {
-    /// `name, enabled, working, errors, applied, gave up` of the subscriptions of a node to members of its cluster.
-    fn subscriptions(&self) -> Statement;
+    /// The subscriptions of a node to members of its cluster. Without parameters.
+    fn subscriptions(&self) -> Query<SubscriptionState>;
 
     /// As [`Self::subscriptions`] for people, without parameters: `subscription, provider, slot, status, received,
     /// replication_sets, last_error, applied` of each, and `tables`, one value for those that it applies, to be compared
@@ -52,36 +62,30 @@ pub trait Monitoring {
     /// tells whether the worker that runs now has had anything from it, and is null where nobody knows.
     fn subscription_details(&self) -> Statement;
 
-    /// An expression: one value for the tables that the node sends; `None` where subscriptions may differ in that.
-    fn sent_tables(&self) -> Option<String> {
-        None
+    /// An expression: one value for the tables that the node sends; null where subscriptions may differ in that.
+    fn sent_tables(&self) -> String {
+        "NULL".into()
     }
 
-    /// One text: what the subscriber of `path` knows of why its worker makes no progress, and where it says more.
-    /// `None` where [`Self::subscriptions`] tells it.
-    fn worker_error(&self, _path: &Path) -> Option<Statement> {
-        None
-    }
+    /// What the subscriber of `path` knows of why its worker makes no progress, and where it says more; no row where it
+    /// knows nothing.
+    fn worker_error(&self, path: &Path) -> Query<String>;
 
-    /// `schema, table` of changes that the node's apply workers have passed over since its subscriptions were made, for
-    /// the row was not there; nulls where it is not known of which table. `None` where the engine does not count them.
-    fn passed_over(&self) -> Option<Statement> {
-        None
-    }
+    /// The tables of changes that the node's apply workers have passed over since its subscriptions were made.
+    fn passed_over(&self) -> Query<PassedOver>;
 
-    /// `origin, receiver, commit, bytes, time`: how far a node is behind its providers, in the engine's own view, if it
-    /// has one.
-    fn lag(&self) -> Option<Statement> {
-        None
+    /// How far a node is behind its providers; no row where the engine has no view of its own.
+    fn lag(&self) -> Query<Lag> {
+        Query::none()
     }
 
     /// The address that the subscription of `path` leads to, where it is enabled and nothing has come from there; no row
-    /// otherwise. `None` where nobody knows that.
-    fn idle_address(&self, _path: &Path) -> Option<Statement> {
-        None
+    /// otherwise, or where nobody knows that.
+    fn idle_address(&self, _path: &Path) -> Query<String> {
+        Query::none()
     }
 
     /// The command by which the worker of `path` asks its provider for changes, from where the slot stands; no row where
     /// the subscription is gone.
-    fn start_replication(&self, path: &Path) -> Statement;
+    fn start_replication(&self, path: &Path) -> Query<String>;
 }

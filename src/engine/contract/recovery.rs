@@ -2,9 +2,17 @@
 
 use super::{ByTable, Path};
 use crate::error::Result;
-use crate::node::{Node, Statement};
+use crate::node::{Node, Query, Statement};
 use crate::replay::Decoding;
 use crate::replay::share::Share;
+
+/// What tells of which node a commit is.
+pub enum CommitOrigin {
+    /// The replication origin of the session, as with PostgreSQL's own workers.
+    OfSession,
+    /// A mark of its own, which the statement sets for the session.
+    Marked(Statement),
+}
 
 /// What a recovery reads, and how it writes: transactions of a failed node from the recovery slot of a survivor, and rows
 /// of two survivors side by side. The paths between the survivors are loaded.
@@ -19,10 +27,10 @@ pub trait Recovery {
     }
 
     /// The replication origin of the subscription of `path`, on its subscriber; no row where there is no such.
-    fn origin(&self, path: &Path) -> Statement;
+    fn origin(&self, path: &Path) -> Query<String>;
 
     /// The origin that rows of the provider of `path` bear on its subscriber: a name, or a number that has none.
-    fn row_origin(&self, path: &Path) -> Statement {
+    fn row_origin(&self, path: &Path) -> Query<String> {
         self.origin(path)
     }
 
@@ -37,9 +45,8 @@ pub trait Recovery {
         Ok(None)
     }
 
-    /// Marks what a replaying session commits as the engine marks what it applies of the node `origin`, where that is
-    /// not as PostgreSQL does.
-    fn set_commit_origin(&self, _origin: &str) -> Option<Statement> {
-        None
+    /// How what a replaying session commits is marked as the engine marks what it applies of the node `origin`.
+    fn commit_origin(&self, _origin: &str) -> CommitOrigin {
+        CommitOrigin::OfSession
     }
 }

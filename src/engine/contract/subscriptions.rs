@@ -1,8 +1,17 @@
 //! How subscriptions are made, started, stopped and dropped.
 
 use super::Path;
+use crate::error::Result;
 use crate::lsn::Lsn;
-use crate::node::{Member, Statement};
+use crate::node::{Member, Query, Statement};
+
+/// How a subscription is disabled without tearing a transaction that its worker is in.
+pub enum Disabling {
+    /// A worker that is told to end ends between two transactions.
+    AtOnce(Statement),
+    /// It has to be gone first. The statement does nothing, and has no row, while it is there.
+    OnceIdle(Statement),
+}
 
 /// How subscriptions are made, started, stopped and dropped. Statements are run on the subscriber; the paths are loaded.
 pub trait Subscriptions {
@@ -22,27 +31,26 @@ pub trait Subscriptions {
     }
 
     /// Makes the subscriber of `idle`, a subscription that is not enabled, start the next of its other workers at once.
-    /// `None` where nothing but its own pace holds it up.
-    fn wake_launcher(&self, _idle: &Path) -> Option<Statement> {
-        None
+    /// Nothing is to be run where it starts them at its own pace.
+    fn wake_launcher(&self, _idle: &Path) -> Vec<Statement> {
+        vec![]
     }
 
     /// Disables the subscription and does not wait for its worker.
     fn disable(&self, path: &Path) -> Statement;
 
-    /// The same where no worker is applying; no answer otherwise. `None` where a worker that is told to end ends between
-    /// two transactions.
-    fn disable_if_idle(&self, _path: &Path) -> Option<Statement> {
-        None
+    /// The same without tearing a transaction that its worker is in.
+    fn disable_between_transactions(&self, path: &Path) -> Disabling {
+        Disabling::AtOnce(self.disable(path))
     }
 
     /// How many workers of subscriptions that have been disabled have not ended yet.
-    fn stopping_workers(&self) -> Statement;
+    fn stopping_workers(&self) -> Query<u64>;
 
-    /// Ends those of them that have had nothing from their provider yet: they may try to connect for long. `None` where
-    /// they are ended when a subscription is disabled.
-    fn end_connecting_workers(&self) -> Option<Statement> {
-        None
+    /// Ends those of them that have had nothing from their provider yet: they may try to connect for long. Nothing is to
+    /// be run where they are ended when a subscription is disabled.
+    fn end_connecting_workers(&self) -> Vec<Statement> {
+        vec![]
     }
 
     /// Drops the subscription of the name, and leaves the slot on its provider alone; one after the other. The last is
@@ -56,10 +64,8 @@ pub trait Subscriptions {
     fn stop_subscriptions(&self) -> Statement;
 
     /// Makes the subscription of `path` know the tables that its provider sends by now, without copying any of their
-    /// rows. `None` where the engine has other ways to say what is replicated.
-    fn refresh(&self, _path: &Path) -> Option<Statement> {
-        None
-    }
+    /// rows. An error, with what to do instead, where the engine has other ways to say what is replicated.
+    fn refresh(&self, path: &Path) -> Result<Statement>;
 
     /// Makes the provider of `path`, a subscription that is not enabled, send on what it has of others too, or its own
     /// changes only.

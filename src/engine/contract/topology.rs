@@ -2,7 +2,8 @@
 
 use super::Path;
 use crate::error::{Finding, Result};
-use crate::node::{Member, Node, Statement};
+use crate::libpq::Row;
+use crate::node::{Member, Node, Query, Statement};
 
 /// What the source knows of its cluster.
 pub struct Survey {
@@ -19,6 +20,45 @@ impl Survey {
             survey.members.iter().map(|m| m.name.clone()).collect()
         };
         self.is_member == other.is_member && names(self) == names(other)
+    }
+}
+
+/// A member as a node knows it. What the engine does not keep is empty.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegisteredNode {
+    pub name: String,
+    pub location: String,
+    pub country: String,
+    /// As it is kept: it may be none.
+    pub dsn: String,
+    pub system_identifier: String,
+    pub database: String,
+    pub info: String,
+    pub joined_at: String,
+    /// As the engine itself tells nodes apart.
+    pub id: Option<i32>,
+    /// Of the registry.
+    pub number: Option<i32>,
+    /// Which cluster it is of.
+    pub cluster: String,
+}
+
+impl RegisteredNode {
+    /// From columns that are named like the fields.
+    pub fn read(row: &Row) -> Result<Self> {
+        Ok(Self {
+            name: row.get("name")?,
+            location: row.get("location")?,
+            country: row.get("country")?,
+            dsn: row.get("dsn")?,
+            system_identifier: row.get("system_identifier")?,
+            database: row.get("database")?,
+            info: row.get("info")?,
+            joined_at: row.get("joined_at")?,
+            id: row.get("id")?,
+            number: row.get("number")?,
+            cluster: row.get("cluster")?,
+        })
     }
 }
 
@@ -42,9 +82,8 @@ pub trait Topology {
     /// and where a connection string of a member cannot be read.
     fn survey(&self, source: &mut Node) -> Result<Survey>;
 
-    /// `name, location, country, dsn, system_identifier, database, info, joined_at, id, number` of every member, as the
-    /// node that is asked knows them; no row where it is no node.
-    fn members(&self) -> Statement;
+    /// Every member, as the node that is asked knows them; no row where it is no node. Without parameters.
+    fn members(&self) -> Query<RegisteredNode>;
 
     /// What the node takes of others; `None` where it is no node, or where a registry says who the members are.
     fn providers(&self, _node: &mut Node) -> Result<Option<Vec<Provider>>> {

@@ -1,9 +1,9 @@
 //! What has to hold before a join, and on every member.
 
-use super::{Native, identities};
+use super::Native;
 use crate::engine::{Checks, EngineCheck, EngineFindings, On, Topology};
 use crate::error::{Finding, Result, SqlState};
-use crate::node::{Node, Statement, ask_all};
+use crate::node::{Node, ask_all};
 
 const SERVER: &str = "server of the engine";
 
@@ -62,7 +62,7 @@ impl Checks for Native {
                     "Upgrade the server, or use Spock, which replicates older versions.",
                 ));
             }
-            if row.bool(2) && row.get(1).is_some() && self.members().run(node)?.is_empty() {
+            if row.bool(2) && row.at(1).is_some() && self.members().first(node)?.is_none() {
                 publications.push(Finding::new(
                     &node.name,
                     SqlState::DUPLICATE_OBJECT,
@@ -70,7 +70,7 @@ impl Checks for Native {
                     "It was not made by zodan. ALTER PUBLICATION zodan RENAME TO another name, and have the subscriptions that name it follow.",
                 ));
             }
-            match row.get(1) {
+            match row.at(1) {
                 None => extensions.push(extension_missing(&node.name)),
                 Some(version) => versions.push(version.to_owned()),
             }
@@ -108,10 +108,6 @@ impl Checks for Native {
             }));
         }
         Ok(findings)
-    }
-
-    fn unfit_identities(&self, unsent: bool) -> Option<Statement> {
-        Some(identities::unfit(unsent))
     }
 }
 

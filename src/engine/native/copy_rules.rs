@@ -2,9 +2,9 @@
 
 use super::Native;
 use crate::copy;
-use crate::engine::{CopyPlan, CopyRules, Excluded, triggers};
+use crate::engine::{ConflictRule, CopyPlan, CopyRules, Excluded, triggers};
 use crate::error::Result;
-use crate::node::{Node, Statement, own_database};
+use crate::node::{Node, Query, own_database};
 
 impl CopyRules for Native {
     fn apply_runs_statements(&self, source: &mut Node) -> Result<bool> {
@@ -17,8 +17,8 @@ impl CopyRules for Native {
         Ok(triggers.one()?.bool(0) || rows.one()?.bool(0))
     }
 
-    fn apply_role(&self) -> Statement {
-        Statement::new("SELECT current_user", &[])
+    fn apply_role(&self) -> Query<String> {
+        Query::new("SELECT current_user", &[], |row| row.only())
     }
 
     fn copy_plan(&self, source: &mut Node, _new: &str, snapshot: &str) -> Result<CopyPlan> {
@@ -44,10 +44,11 @@ impl CopyRules for Native {
         Ok(vec![]) // the publication is for all tables
     }
 
-    fn last_update_wins(&self, table: &str, wanted: bool) -> Option<Statement> {
-        Some(Statement::new(
+    fn last_update_wins(&self, table: &str, wanted: bool) -> ConflictRule {
+        ConflictRule::Trigger(Query::new(
             "SELECT zodan.set_last_update_wins($1::regclass, $2::boolean)",
             &[table, if wanted { "true" } else { "false" }],
+            |row| row.only(),
         ))
     }
 }

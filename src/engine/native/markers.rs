@@ -2,7 +2,7 @@
 
 use super::Native;
 use crate::engine::{Markers, Path};
-use crate::node::Statement;
+use crate::node::{Query, Statement};
 
 impl Markers for Native {
     fn emit_marker(&self, id: &str, provider: &str) -> Vec<Statement> {
@@ -12,24 +12,25 @@ impl Markers for Native {
         )]
     }
 
-    fn marker_seen(&self, _path: &Path, token: &str) -> Statement {
-        Statement::new(
+    fn marker_seen(&self, _path: &Path, token: &str) -> Query<bool> {
+        Query::new(
             "SELECT EXISTS (SELECT FROM zodan.marker WHERE id = $1)",
             &[token],
+            |row| row.only(),
         )
     }
 
-    fn forget_markers(&self, provider: &str) -> Option<Statement> {
-        Some(Statement::new(
+    fn forget_markers(&self, provider: &str) -> Vec<Statement> {
+        vec![Statement::new(
             "DELETE FROM zodan.marker WHERE node = $1",
             &[provider],
-        ))
+        )]
     }
 
-    fn forget_marker(&self, token: &str) -> Option<Statement> {
-        Some(Statement::new(
+    fn forget_marker(&self, token: &str) -> Vec<Statement> {
+        vec![Statement::new(
             "DELETE FROM zodan.marker WHERE id = $1",
             &[token],
-        ))
+        )]
     }
 }

@@ -1,10 +1,10 @@
 //! A node becomes one, and ceases to be one.
 
 use super::Native;
-use crate::engine::{Identity, Membership, PendingCleanup, Registry};
+use crate::engine::{Identity, KeepsRegistry, LocalRegistry, Membership, PendingCleanup, Registry};
 use crate::error::{Error, Result};
 use crate::libpq::Dsn;
-use crate::node::{Member, Node, Statement};
+use crate::node::{Member, Query, Statement};
 
 impl Membership for Native {
     fn create_node(&self, identity: &Identity) -> Vec<Statement> {
@@ -41,22 +41,35 @@ impl Membership for Native {
         .to_vec()
     }
 
-    fn registry(&self) -> Option<Statement> {
-        Some(Statement::new(
+    fn registry(&self) -> Option<&dyn KeepsRegistry> {
+        Some(self)
+    }
+}
+
+impl KeepsRegistry for Native {
+    fn read(&self) -> Query<LocalRegistry> {
+        Query::new(
             "SELECT local_name, registry FROM zodan.registry()",
             &[],
+            |row| {
+                Ok(LocalRegistry {
+                    name: row.get("local_name")?,
+                    registry: Registry::parse(row.get("registry")?)?,
+                })
+            },
+        )
+    }
+
+    fn apply(&self, registry: &Registry) -> Result<Query<bool>> {
+        Ok(Query::new(
+            "SELECT zodan.apply_registry($1::jsonb)",
+            &[&registry.to_text()?],
+            |row| row.only(),
         ))
     }
 
-    fn apply_registry(&self, registry: &Registry) -> Result<Option<Statement>> {
-        Ok(Some(Statement::new(
-            "SELECT zodan.apply_registry($1::jsonb)",
-            &[&registry.to_text()?],
-        )))
-    }
-
-    fn record_cleanup(&self, cleanup: &PendingCleanup) -> Option<Statement> {
-        Some(Statement::new(
+    fn record_cleanup(&self, cleanup: &PendingCleanup) -> Statement {
+        Statement::new(
             "INSERT INTO zodan.pending_cleanup (member, dsn, removed, effect)
              SELECT $1, $2, $3, $4::jsonb FROM zodan.unreplicated() ON CONFLICT DO NOTHING",
             &[
@@ -65,37 +78,35 @@ impl Membership for Native {
                 &cleanup.removed,
                 &cleanup.effect,
             ],
-        ))
+        )
     }
 
-    fn pending_cleanups(&self, node: &mut Node) -> Result<Vec<PendingCleanup>> {
-        let rows = node.query(
-            "SELECT o.member, coalesce(n.dsn, o.dsn), o.effect, o.removed
+    fn pending_cleanups(&self) -> Query<PendingCleanup> {
+        Query::new(
+            "SELECT o.member, coalesce(n.dsn, o.dsn) AS dsn, o.effect, o.removed
                FROM zodan.pending_cleanup o LEFT JOIN zodan.node n ON n.name = o.member
               ORDER BY o.recorded_at, o.effect",
             &[],
-        )?;
-        rows.iter()
-            .map(|row| {
-                let dsn = Dsn::parse(row.text(1)).map_err(|bad| {
+            |row| {
+                let dsn = Dsn::parse(row.get("dsn")?).map_err(|bad| {
                     Error::internal(format!("zodan.pending_cleanup.dsn {}", bad.problem()))
                 })?;
                 Ok(PendingCleanup {
                     member: Member {
-                        name: row.text(0).to_owned(),
+                        name: row.get("member")?,
                         dsn,
                     },
-                    removed: row.text(3).to_owned(),
-                    effect: row.text(2).to_owned(),
+                    removed: row.get("removed")?,
+                    effect: row.get("effect")?,
                 })
-            })
-            .collect()
+            },
+        )
     }
 
-    fn cleaned_up(&self, removed: &str, member: &str) -> Option<Statement> {
-        Some(Statement::new(
+    fn cleaned_up(&self, removed: &str, member: &str) -> Statement {
+        Statement::new(
             "DELETE FROM zodan.pending_cleanup USING zodan.unreplicated() WHERE removed = $1 AND member = $2",
             &[removed, member],
-        ))
+        )
     }
 }

@@ -2,13 +2,12 @@
 
 mod checks;
 mod copy_rules;
-pub mod identities;
 mod markers;
 mod membership;
 mod monitoring;
 mod paths;
 mod pause;
-pub mod questions;
+mod published;
 mod recovery;
 mod subscriptions;
 mod topology;
@@ -16,7 +15,7 @@ mod topology;
 #[cfg(test)]
 pub(super) use checks::CHECKS;
 
-use super::Engine;
+use super::{Engine, PublishedTables};
 use std::collections::BTreeMap;
 
 #[derive(Default)]
@@ -39,6 +38,10 @@ pub struct Native {
 impl Engine for Native {
     fn label(&self) -> &'static str {
         "native"
+    }
+
+    fn published_tables(&self) -> Option<&dyn PublishedTables> {
+        Some(self)
     }
 
     fn plugin(&self) -> &'static str {

@@ -30,9 +30,9 @@ impl Paths for Native {
             for row in rows {
                 let database = row.text(0).to_owned();
                 self.databases.insert(member.name.clone(), database);
-                let slots = row.get(4).unwrap_or_default().split(',');
+                let slots = row.at(4).unwrap_or_default().split(',');
                 there.insert(member.name.clone(), slots.map(str::to_owned).collect());
-                if let (Some(subscription), Some(slot)) = (row.get(1), row.get(2)) {
+                if let (Some(subscription), Some(slot)) = (row.at(1), row.at(2)) {
                     let key = (member.name.clone(), subscription.to_owned());
                     self.slots.insert(key, slot.to_owned());
                 }
@@ -90,7 +90,7 @@ impl Paths for Native {
         let database = database.one()?.text(0).to_owned();
         self.databases.insert(new.name.clone(), database);
         if self.cluster.is_empty() {
-            self.cluster = server::unique_id().run(new)?.one()?.text(0).to_owned();
+            self.cluster = server::unique_id().one(new)?;
         }
         // The first member of a cluster is is_member with number 0.
         if let [first] = members

@@ -2,7 +2,7 @@
 
 use super::Native;
 use crate::engine::{Path, Recovery};
-use crate::node::Statement;
+use crate::node::Query;
 use crate::replay::{Decoding, Protocol};
 
 impl Recovery for Native {
@@ -14,12 +14,13 @@ impl Recovery for Native {
         }
     }
 
-    fn origin(&self, path: &Path) -> Statement {
-        Statement::new(
+    fn origin(&self, path: &Path) -> Query<String> {
+        Query::new(
             "SELECT 'pg_' || s.oid FROM pg_subscription s
                JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
               WHERE s.subname = $1",
             &[&path.subscription],
+            |row| row.only(),
         )
     }
 }

@@ -2,8 +2,9 @@
 
 use super::Native;
 use crate::engine::{Path, Subscriptions};
+use crate::error::Result;
 use crate::lsn::Lsn;
-use crate::node::{Member, Statement};
+use crate::node::{Member, Query, Statement};
 
 impl Subscriptions for Native {
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
@@ -38,23 +39,24 @@ impl Subscriptions for Native {
         Statement::new(format!("ALTER SUBSCRIPTION {name} DISABLE"), &[])
     }
 
-    fn stopping_workers(&self) -> Statement {
-        Statement::new(
+    fn stopping_workers(&self) -> Query<u64> {
+        Query::new(
             "SELECT count(*) FROM pg_stat_subscription w JOIN pg_subscription s ON s.oid = w.subid
                JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
               WHERE w.pid IS NOT NULL AND NOT s.subenabled",
             &[],
+            |row| row.only(),
         )
     }
 
-    fn end_connecting_workers(&self) -> Option<Statement> {
-        Some(Statement::new(
+    fn end_connecting_workers(&self) -> Vec<Statement> {
+        vec![Statement::new(
             "SELECT pg_terminate_backend(w.pid) FROM pg_stat_subscription w JOIN pg_subscription s ON s.oid = w.subid
                JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
               WHERE w.pid IS NOT NULL AND NOT s.subenabled
                 AND w.received_lsn IS NULL AND w.relid IS NULL AND w.leader_pid IS NULL",
             &[],
-        ))
+        )]
     }
 
     fn unsubscribe(&self, subscription: &str) -> Vec<Statement> {
@@ -78,9 +80,9 @@ impl Subscriptions for Native {
         Statement::new("SELECT zodan.stop_subscriptions()", &[])
     }
 
-    fn refresh(&self, path: &Path) -> Option<Statement> {
+    fn refresh(&self, path: &Path) -> Result<Statement> {
         let name = crate::quote::ident(&path.subscription);
-        Some(Statement::new(
+        Ok(Statement::new(
             format!("ALTER SUBSCRIPTION {name} REFRESH PUBLICATION WITH (copy_data = false)"),
             &[],
         ))

@@ -2,10 +2,10 @@
 
 use super::Native;
 use super::checks::extension_missing;
-use crate::engine::{Paths, Survey, Topology, parse_dsn};
+use crate::engine::{Paths, RegisteredNode, Survey, Topology, parse_dsn};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Row;
-use crate::node::{Member, Node, Statement};
+use crate::node::{Member, Node, Query, Statement};
 
 impl Topology for Native {
     fn local_name(&self, node: &mut Node) -> Result<Option<String>> {
@@ -78,12 +78,13 @@ impl Topology for Native {
         }
     }
 
-    fn members(&self) -> Statement {
-        Statement::new(
-            "SELECT n.name, n.location, n.country, n.dsn, n.system_identifier, n.database, n.info, n.joined_at, NULL,
-                    n.number, m.cluster
+    fn members(&self) -> Query<RegisteredNode> {
+        Query::new(
+            "SELECT n.name, n.location, n.country, n.dsn, n.system_identifier, n.database, n.info, n.joined_at,
+                    NULL AS id, n.number, m.cluster
                FROM zodan.node n, zodan.membership m ORDER BY n.joined_at, n.name",
             &[],
+            RegisteredNode::read,
         )
     }
 

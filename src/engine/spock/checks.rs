@@ -3,11 +3,9 @@
 use super::copy_rules::extension_tables;
 use super::sets::SetTable;
 use super::{Spock, conditions, is_node, naming, set_tables, strangers};
-use crate::engine::{
-    Checks, EngineCheck, EngineFindings, MemberCheck, Monitoring, subscription_states,
-};
+use crate::engine::{Checks, EngineCheck, EngineFindings, MemberCheck, Monitoring};
 use crate::error::{Finding, Result, SqlState};
-use crate::node::{Node, ask_all};
+use crate::node::{Node, ask_all, ask_all_of};
 use std::collections::BTreeSet;
 
 impl Checks for Spock {
@@ -30,7 +28,7 @@ impl Checks for Spock {
         let mut versions: Vec<(String, Version)> = vec![];
         for (node, rows) in nodes.iter().zip(&answers) {
             let row = rows.one()?;
-            let Some(version) = row.get(0) else {
+            let Some(version) = row.at(0) else {
                 installed.push(not_installed(&node.name));
                 continue;
             };
@@ -193,18 +191,14 @@ impl Spock {
             "SELECT slot_name FROM pg_replication_slots WHERE active AND database = current_database()",
             &[],
         )?;
-        let subscribed = ask_all(
-            members.iter_mut().map(|n| &mut **n),
-            &self.subscriptions().sql,
-            &[],
-        )?;
+        let subscribed = ask_all_of(members.iter_mut().map(|n| &mut **n), &self.subscriptions())?;
         for (provider, streamed) in names.iter().zip(&streamed) {
-            for (subscriber, rows) in names.iter().zip(&subscribed) {
+            for (subscriber, states) in names.iter().zip(&subscribed) {
                 let key = (provider.clone(), subscriber.clone());
-                let working = subscription_states(rows)?.into_iter().filter(|s| s.working);
-                let working: Vec<String> = working.map(|s| s.name).collect();
+                let working = states.iter().filter(|s| s.working);
+                let working: Vec<&String> = working.map(|s| &s.name).collect();
                 for path in self.paths.get(&key).into_iter().flatten() {
-                    if !working.contains(&path.subscription)
+                    if !working.contains(&&path.subscription)
                         || streamed.iter().any(|r| r.text(0) == path.slot)
                     {
                         continue;
@@ -295,7 +289,7 @@ fn check_node_ids(
     for node in members.iter_mut().map(|m| &mut **m).chain([&mut *new]) {
         let answer = node.query(&question, &[&name])?;
         let row = answer.one()?;
-        let message = match (row.text(0), row.get(1)) {
+        let message = match (row.text(0), row.at(1)) {
             (id, Some(other)) => format!(
                 "Spock gives the name \"{name}\" the number {id}, which node \"{other}\" has"
             ),

@@ -4,7 +4,7 @@ use super::{Spock, set_tables};
 use crate::engine::{EngineCheck, EngineFindings, Judged, MemberCheck, On};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Row, Rows, wait};
-use crate::node::{Node, Statement, ask_all};
+use crate::node::{Node, Query, Statement, ask_all};
 use crate::quote::{ident, literal};
 use crate::settings;
 use std::collections::{BTreeMap, BTreeSet};
@@ -394,7 +394,7 @@ fn check_forwarding(members: &mut [&mut Node], findings: &mut Vec<Finding>) -> R
     for (member, rows) in members.iter().zip(&answers) {
         for row in rows {
             // In a chain or a star nobody else brings them, so it is not for a statement alone.
-            let clear = match row.get(3) {
+            let clear = match row.at(3) {
                 Some(statement) => statement.to_owned(),
                 None => "drop the subscription, when it has applied all that its provider has, and create it again with forward_origins := '{}'.".into(),
             };
@@ -587,8 +587,8 @@ fn check_synchronized(source: &mut Node, findings: &mut Vec<Finding>) -> Result<
 
 /// One text: what can be seen on the subscriber of why the worker of `subscription` makes no progress. What its last error
 /// was stands in the log alone, unless it gave a change up.
-pub(super) fn worker_error(subscription: &str) -> Statement {
-    Statement::new(
+pub(super) fn worker_error(subscription: &str) -> Query<String> {
+    Query::new(
         format!(
             "SELECT concat_ws('; ',
                     format('Subscription %s is %s by spock.sub_show_status()', s.sub_name, coalesce(t.status, 'unknown')),
@@ -619,6 +619,7 @@ pub(super) fn worker_error(subscription: &str) -> Statement {
             counts()
         ),
         &[subscription],
+        |row| row.only(),
     )
 }
 

@@ -5,9 +5,9 @@ use super::sets::{LOCAL_SETS, differences};
 use super::ways::Ways;
 use super::{Spock, conditions, set_tables, sets};
 use crate::copy;
-use crate::engine::{CopyPlan, CopyRules, Paths, SetDifference};
+use crate::engine::{ConflictRule, CopyPlan, CopyRules, Paths, SetDifference};
 use crate::error::Result;
-use crate::node::{Node, Statement};
+use crate::node::{Node, Query, Statement};
 
 /// The Unix epoch in microseconds since 2000: older than any change of an application, so that
 /// under last-update-wins every change wins over a copied row, as with Spock's own copy. Rows that may be newer than one
@@ -41,9 +41,11 @@ impl CopyRules for Spock {
         Ok(true)
     }
 
-    fn apply_role(&self) -> Statement {
+    fn apply_role(&self) -> Query<String> {
         // Its workers name no role, which makes them the bootstrap superuser.
-        Statement::new("SELECT rolname FROM pg_roles WHERE oid = 10", &[])
+        Query::new("SELECT rolname FROM pg_roles WHERE oid = 10", &[], |row| {
+            row.only()
+        })
     }
 
     fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan> {
@@ -193,6 +195,12 @@ impl CopyRules for Spock {
     ) -> Result<Vec<SetDifference>> {
         let (there, here) = (set_tables(source)?, set_tables(new)?);
         Ok(differences(&there, &here, &source.name, &new.name))
+    }
+
+    fn last_update_wins(&self, _table: &str, _wanted: bool) -> ConflictRule {
+        ConflictRule::OfTheEngine {
+            hint: "Spock lets the last update win by itself: see spock.conflict_resolution.",
+        }
     }
 
     fn origins_of_copied_rows(&self, source: &mut Node) -> Result<Option<Vec<(u32, Statement)>>> {

@@ -2,7 +2,7 @@
 
 use super::Spock;
 use crate::engine::{Markers, Path};
-use crate::node::Statement;
+use crate::node::{Query, Statement};
 
 impl Markers for Spock {
     fn emit_marker(&self, _id: &str, _provider: &str) -> Vec<Statement> {
@@ -14,19 +14,12 @@ impl Markers for Spock {
         ]
     }
 
-    fn marker_seen(&self, path: &Path, token: &str) -> Statement {
-        Statement::new(
+    fn marker_seen(&self, path: &Path, token: &str) -> Query<bool> {
+        Query::new(
             "SELECT coalesce((SELECT remote_lsn >= $2::pg_lsn FROM pg_replication_origin_status
                                WHERE external_id = $1), false)",
             &[&path.slot, token],
+            |row| row.only(),
         )
-    }
-
-    fn forget_markers(&self, _provider: &str) -> Option<Statement> {
-        None
-    }
-
-    fn forget_marker(&self, _token: &str) -> Option<Statement> {
-        None
     }
 }

@@ -31,6 +31,8 @@ use sets::{SetTable, Sets, Subscription};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(super) const PLUGIN: &str = "spock_output";
+
 #[derive(Default)]
 pub struct Spock {
     /// By provider and subscriber.
@@ -78,7 +80,7 @@ impl Engine for Spock {
     }
 
     fn plugin(&self) -> &'static str {
-        "spock_output"
+        PLUGIN
     }
 
     fn failover(&self) -> bool {

@@ -298,12 +298,8 @@ impl Spock {
             return Ok(now);
         };
         let slots: Vec<String> = all.iter().map(|path| path.slot.clone()).collect();
-        let there = server::slots_named(&slots).run(provider)?;
-        all.retain(|path| {
-            there
-                .iter()
-                .any(|row| row.bool(2) && row.text(0) == path.slot)
-        });
+        let there = server::slots_named(&slots).on(provider)?;
+        all.retain(|path| there.iter().any(|s| s.is_own && s.name == path.slot));
         let Some(path) = all.first() else {
             return Ok(now);
         };

@@ -3,9 +3,9 @@
 use super::sets::Names;
 use super::ways::Ways;
 use super::{Spock, set_tables, sets, ways};
-use crate::engine::{ByTable, Path, Recovery};
+use crate::engine::{ByTable, CommitOrigin, Path, Recovery};
 use crate::error::Result;
-use crate::node::{Node, Statement};
+use crate::node::{Node, Query, Statement};
 use crate::replay::share::Share;
 use crate::replay::{Decoding, Protocol};
 
@@ -46,17 +46,19 @@ impl Recovery for Spock {
         Ok(Some(ways::filters(&tables, &sets)))
     }
 
-    fn origin(&self, path: &Path) -> Statement {
-        Statement::new(
+    fn origin(&self, path: &Path) -> Query<String> {
+        Query::new(
             "SELECT sub_slot_name FROM spock.subscription WHERE sub_name = $1",
             &[&path.subscription],
+            |row| row.only(),
         )
     }
 
-    fn row_origin(&self, path: &Path) -> Statement {
-        Statement::new(
+    fn row_origin(&self, path: &Path) -> Query<String> {
+        Query::new(
             "SELECT node_id FROM spock.node WHERE node_name = $1",
             &[&path.provider],
+            |row| row.only(),
         )
     }
 
@@ -86,8 +88,8 @@ impl Recovery for Spock {
         Ok(Some(ways::shares(&ways(here, there), &ways(there, here))))
     }
 
-    fn set_commit_origin(&self, origin: &str) -> Option<Statement> {
-        Some(Statement::new(
+    fn commit_origin(&self, origin: &str) -> CommitOrigin {
+        CommitOrigin::Marked(Statement::new(
             "SELECT zodan.session_origin(node_id::integer) FROM spock.node WHERE node_name = $1",
             &[origin],
         ))

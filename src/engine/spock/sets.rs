@@ -237,7 +237,7 @@ pub(super) fn parse(rows: &Rows) -> Result<Vec<SetTable>> {
                 name: row.text(2).to_owned(),
                 column_list: row.text(3).to_owned(),
                 columns: names_in(row.text(4), "spock.replication_set_table")?,
-                filter: row.get(5).map(str::to_owned),
+                filter: row.at(5).map(str::to_owned),
                 filter_columns: names_in(row.text(6), "spock.replication_set_table")?,
             })
         })

@@ -2,9 +2,10 @@
 
 use super::Spock;
 use super::sets::{Subscription, array};
-use crate::engine::{Path, Paths, Subscriptions};
+use crate::engine::{Disabling, Path, Paths, Subscriptions};
+use crate::error::{Error, Result, SqlState};
 use crate::lsn::Lsn;
-use crate::node::{Member, Statement};
+use crate::node::{Member, Query, Statement};
 
 impl Subscriptions for Spock {
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
@@ -44,16 +45,16 @@ impl Subscriptions for Spock {
         )]
     }
 
-    fn wake_launcher(&self, idle: &Path) -> Option<Statement> {
+    fn wake_launcher(&self, idle: &Path) -> Vec<Statement> {
         // Spock's manager starts its workers one by one and does not see for a second that one has
         // started, unless it is woken. Meanwhile it holds a lock that other changes of subscriptions
         // wait for; those of the sets do not, and every one of them wakes it.
-        Some(Statement::new(
+        vec![Statement::new(
             "SELECT spock.sub_remove_repset(s.sub_name, s.sub_replication_sets[1]::name),
                     spock.sub_add_repset(s.sub_name, s.sub_replication_sets[1]::name)
                FROM spock.subscription s WHERE s.sub_name = $1 AND NOT s.sub_enabled",
             &[&idle.subscription],
-        ))
+        )]
     }
 
     fn disable(&self, path: &Path) -> Statement {
@@ -63,11 +64,11 @@ impl Subscriptions for Spock {
         )
     }
 
-    fn disable_if_idle(&self, path: &Path) -> Option<Statement> {
+    fn disable_between_transactions(&self, path: &Path) -> Disabling {
         // A worker that is told to end in the middle of a transaction leaves that as one that has failed,
         // and the next worker discards it. One that loses its connection does not, and stays away for
         // spock.restart_delay_default.
-        Some(Statement::new(
+        Disabling::OnceIdle(Statement::new(
             "SELECT spock.sub_disable($1::name, true)
               WHERE NOT EXISTS (
                     SELECT FROM spock.subscription s, pg_database d, pg_stat_activity a
@@ -77,12 +78,13 @@ impl Subscriptions for Spock {
         ))
     }
 
-    fn stopping_workers(&self) -> Statement {
-        Statement::new(
+    fn stopping_workers(&self) -> Query<u64> {
+        Query::new(
             "SELECT count(*) FROM spock.subscription s, pg_database d, pg_stat_activity a
               WHERE NOT s.sub_enabled AND d.datname = current_database()
                 AND a.backend_type = format('spock apply %s:%s', d.oid, s.sub_id)",
             &[],
+            |row| row.only(),
         )
     }
 
@@ -123,6 +125,14 @@ impl Subscriptions for Spock {
             "SELECT spock.sub_disable(sub_name, true) FROM spock.subscription WHERE sub_enabled",
             &[],
         )
+    }
+
+    fn refresh(&self, _path: &Path) -> Result<Statement> {
+        Err(Error::refused(
+            SqlState::FEATURE_NOT_SUPPORTED,
+            "with spock replication sets say which tables are replicated",
+            "Add the table to a replication set on every node: spock.repset_add_table.",
+        ))
     }
 
     fn forward(&self, path: &Path, others_too: bool) -> Statement {

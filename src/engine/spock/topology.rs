@@ -2,10 +2,10 @@
 
 use super::former::Former;
 use super::{Spock, is_node, strangers};
-use crate::engine::{Path, Provider, Survey, Topology, names};
+use crate::engine::{Path, Provider, RegisteredNode, Survey, Topology, names};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
-use crate::node::{Member, Node, Statement, server};
+use crate::node::{Member, Node, Query, Statement, server};
 
 impl Topology for Spock {
     fn local_name(&self, node: &mut Node) -> Result<Option<String>> {
@@ -64,10 +64,11 @@ impl Topology for Spock {
         })
     }
 
-    fn members(&self) -> Statement {
-        Statement::new(
-            "SELECT DISTINCT ON (n.node_name) n.node_name, n.location, n.country, i.if_dsn,
-                    '', '', n.info, '', n.node_id, NULL, NULL
+    fn members(&self) -> Query<RegisteredNode> {
+        Query::new(
+            "SELECT DISTINCT ON (n.node_name) n.node_name AS name, n.location, n.country, i.if_dsn AS dsn,
+                    '' AS system_identifier, '' AS database, n.info, '' AS joined_at, n.node_id AS id,
+                    NULL AS number, NULL AS cluster
                FROM spock.node n JOIN spock.node_interface i ON i.if_nodeid = n.node_id
               WHERE EXISTS (SELECT FROM spock.local_node)
               ORDER BY n.node_name,
@@ -75,6 +76,7 @@ impl Topology for Spock {
                                  UNION ALL SELECT sub_origin_if FROM spock.subscription) DESC,
                     i.if_name <> n.node_name",
             &[],
+            RegisteredNode::read,
         )
     }
 
@@ -126,8 +128,8 @@ impl Topology for Spock {
     fn path_to_successor(&self, nodes: &mut [&mut Node]) -> Result<Option<Path>> {
         for node in nodes {
             for path in self.of_later_pairs(&node.name) {
-                let there = server::slots_named(std::slice::from_ref(&path.slot)).run(node)?;
-                if !there.iter().any(|row| row.bool(2)) {
+                let there = server::slots_named(std::slice::from_ref(&path.slot)).on(node)?;
+                if !there.iter().any(|slot| slot.is_own) {
                     return Ok(Some(path));
                 }
             }

@@ -2,13 +2,13 @@
 
 use super::Check;
 use super::every_member::EveryMember;
-use crate::engine::{self, Engine, Path, Registry, subscription_states};
+use crate::engine::{self, Engine, Path, RegisteredNode};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Row, Rows};
-use crate::node::{Member, Statement, query_with_deadline, server};
+use crate::node::server::{self, SequenceState};
+use crate::node::{Member, Question, query_with_deadline};
 use crate::settings;
 use crate::workflow::clocks;
-use crate::workflow::lost_wal::{LostWal, end_of_wal};
+use crate::workflow::lost_wal::LostWal;
 use crate::workflow::members;
 use crate::workflow::status::{Link, MemberStatus, Mesh, look_from};
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ pub struct ObservedCluster {
     pub mesh: Mesh,
     /// The node that was asked, and its registry.
     source: String,
-    registry: Rows,
+    registry: Vec<RegisteredNode>,
     /// Who is to be a member.
     new: Option<Member>,
 }
@@ -40,7 +40,7 @@ impl ObservedCluster {
             ));
         }
         let mesh = look_from(&*engine, &mut node)?;
-        let registry = engine.members().run(&mut node)?;
+        let registry = engine.members().on(&mut node)?;
         Ok(Self {
             engine,
             mesh,
@@ -77,7 +77,7 @@ impl ObservedCluster {
     }
 
     /// Asks those that have answered already.
-    fn ask(&self, question: &Statement) -> Result<Vec<(String, Result<Rows>)>> {
+    fn ask<Q: Question>(&self, question: &Q) -> Result<Vec<(String, Result<Q::Answer>)>> {
         let asked: Vec<Member> = self.mesh.members.iter().filter_map(answering).collect();
         let members: Vec<&Member> = asked.iter().collect();
         let answers = query_with_deadline(&members, question, settings::status_timeout());
@@ -140,7 +140,7 @@ pub fn registry(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     let newest = generations.values().copied().max();
     for (member, answer) in cluster.ask(&cluster.engine.members())? {
         let mut differences = match answer {
-            Ok(rows) => differences(registry, &rows),
+            Ok(theirs) => differences(registry, &theirs),
             Err(error) => vec![error.to_string()],
         };
         let behind = generations.get(&member).filter(|g| newest > Some(**g));
@@ -167,15 +167,15 @@ pub fn registry(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
 
 /// The generations of the registries of all that answer, where the engine has such.
 fn generations(cluster: &ObservedCluster) -> Result<BTreeMap<String, i64>> {
-    let Some(question) = cluster.engine.registry() else {
+    let Some(registry) = cluster.engine.registry() else {
         return Ok(BTreeMap::new());
     };
     let mut all = BTreeMap::new();
-    for (member, answer) in cluster.ask(&question)? {
+    for (member, answer) in cluster.ask(&registry.read())? {
         // Who does not answer any more is told of with its registry.
-        let Ok(rows) = answer else { continue };
-        if let Some(row) = rows.first() {
-            all.insert(member, Registry::parse(row.text(1))?.generation);
+        let Ok(own) = answer else { continue };
+        if let Some(own) = own.first() {
+            all.insert(member, own.registry.generation);
         }
     }
     Ok(all)
@@ -183,30 +183,37 @@ fn generations(cluster: &ObservedCluster) -> Result<BTreeMap<String, i64>> {
 
 /// What the registry `here` says otherwise than the one `there`. Where an engine keeps who a node is, that
 /// and the connection string are compared too.
-fn differences(there: &Rows, here: &Rows) -> Vec<String> {
+fn differences(there: &[RegisteredNode], here: &[RegisteredNode]) -> Vec<String> {
+    let who = |node: &RegisteredNode| {
+        let RegisteredNode {
+            dsn,
+            system_identifier,
+            database,
+            ..
+        } = node.clone();
+        (dsn, system_identifier, database)
+    };
     let mut all = vec![];
-    for row in there {
-        match here.iter().find(|h| h.text(0) == row.text(0)) {
-            None => all.push(format!("lacks \"{}\"", row.text(0))),
-            Some(h) if !row.text(4).is_empty() && (3..6).any(|c| h.text(c) != row.text(c)) => {
-                all.push(format!("has another entry for \"{}\"", row.text(0)));
+    for node in there {
+        match here.iter().find(|h| h.name == node.name) {
+            None => all.push(format!("lacks \"{}\"", node.name)),
+            Some(h) if !node.system_identifier.is_empty() && who(h) != who(node) => {
+                all.push(format!("has another entry for \"{}\"", node.name));
             }
             Some(_) => {}
         }
     }
-    for row in here {
-        if !there.iter().any(|t| t.text(0) == row.text(0)) {
-            all.push(format!("also has \"{}\"", row.text(0)));
+    for node in here {
+        if !there.iter().any(|t| t.name == node.name) {
+            all.push(format!("also has \"{}\"", node.name));
         }
     }
     all
 }
 
-/// A row of `server::sequences`.
-fn ahead(row: &Row) -> Result<Ahead> {
-    let limits = (row.parse(3)?, row.parse(4)?);
-    let (next, step) = (row.parse(1)?, row.parse(2)?);
-    Ok(Ahead::new(row.text(0), next, step, limits, row.bool(5)))
+fn ahead(s: &SequenceState) -> Ahead {
+    let limits = (s.minimum, s.maximum);
+    Ahead::new(&s.name, s.next, s.increment, limits, s.cycles)
 }
 
 /// Sequences that give the same values on several members. Whether rows meet by that, only the application
@@ -214,9 +221,8 @@ fn ahead(row: &Row) -> Result<Ahead> {
 pub fn sequences(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     let mut all: Vec<(String, Vec<Ahead>)> = vec![];
     for (member, answer) in cluster.ask(&server::sequences())? {
-        let parsed = answer.and_then(|rows| rows.iter().map(ahead).collect::<Result<_>>());
-        match parsed {
-            Ok(sequences) => all.push((member, sequences)),
+        match answer {
+            Ok(sequences) => all.push((member, sequences.iter().map(ahead).collect())),
             Err(error) => check.warn(Finding::warning(&member, error.to_string(), "Check again.")),
         }
     }
@@ -260,15 +266,15 @@ pub fn positions(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
     // In this order: what has been applied had been flushed before.
     let mut states = BTreeMap::new();
     for (member, answer) in cluster.ask(&cluster.engine.subscriptions())? {
-        match answer.and_then(|rows| subscription_states(&rows)) {
+        match answer {
             Ok(found) => drop(states.insert(member, found)),
             Err(error) => check.warn(Finding::warning(&member, error.to_string(), "Check again.")),
         }
     }
     let mut ends = BTreeMap::new();
     for (member, answer) in cluster.ask(&server::wal_flushed())? {
-        match answer.and_then(|rows| end_of_wal(&rows)) {
-            Ok(end) => drop(ends.insert(member, end)),
+        match answer {
+            Ok(end) => drop(ends.insert(member, end.into_iter().flatten().next())),
             Err(error) => check.warn(Finding::warning(&member, error.to_string(), "Check again.")),
         }
     }

@@ -35,11 +35,7 @@ impl JoinNodes<'_> {
     pub(super) fn known(&mut self) -> Result<Known> {
         let mut nodes: Vec<&mut Node> = vec![&mut *self.source, &mut *self.new];
         nodes.extend(self.peers.iter_mut());
-        let mut facts = each(nodes, |_| server::facts())?
-            .iter()
-            .map(|rows| Facts::parse(rows.one()?))
-            .collect::<Result<Vec<_>>>()?
-            .into_iter();
+        let mut facts = each(nodes, |_| server::facts())?.into_iter().flatten();
         let mut next = || {
             facts
                 .next()

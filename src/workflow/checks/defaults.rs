@@ -2,7 +2,7 @@
 
 use super::Known;
 use crate::error::{Finding, Result, SqlState};
-use crate::node::server;
+use crate::node::server::{self, Default, Setting};
 use crate::quote::ident;
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
@@ -16,8 +16,7 @@ const MONEY: &str = "money";
 pub fn event_triggers(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let names = nodes.names();
     let answers = each(nodes.everyone(), |_| server::unavoidable_event_triggers())?;
-    for (name, rows) in names.iter().zip(&answers) {
-        let triggers: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
+    for (name, triggers) in names.iter().zip(&answers) {
         if triggers.is_empty() {
             check.pass(name, "none");
             continue;
@@ -44,9 +43,8 @@ pub fn event_triggers(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Re
 
 /// What applications write on the new node before its slots are there is known by the server's counters.
 pub fn counters(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
-    let rows = server::uncounted_defaults().run(nodes.new)?;
-    for row in &rows {
-        let (whose, reset) = (row.text(0), row.text(1));
+    let uncounted = server::uncounted_defaults().on(nodes.new)?;
+    for Default { whose, reset } in &uncounted {
         check.fail(
                 Finding::new(
                     &nodes.new.name,
@@ -56,10 +54,10 @@ pub fn counters(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<(
                     ),
                     format!("{reset}, at least for the time of the CALL."),
                 )
-                .fixed_by(reset.to_owned()),
+                .fixed_by(reset.as_str()),
             );
     }
-    if rows.is_empty() {
+    if uncounted.is_empty() {
         check.pass(&nodes.new.name, "on for all sessions");
     }
     Ok(())
@@ -69,8 +67,7 @@ pub fn counters(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<(
 pub fn login_triggers(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let names = nodes.names();
     let answers = each(nodes.everyone(), |_| server::login_triggers())?;
-    for (name, rows) in names.iter().zip(&answers) {
-        let triggers: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
+    for (name, triggers) in names.iter().zip(&answers) {
         match triggers.is_empty() {
                 true => check.pass(name, "none"),
                 false => check.warn(Finding::warning(
@@ -90,15 +87,18 @@ pub fn login_triggers(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Re
 pub fn apply_settings(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let names = nodes.names();
     let answers = each(nodes.everyone(), |_| server::misreading_settings())?;
-    let found = || answers.iter().flat_map(|rows| rows.iter());
-    let monetary = found().filter(|row| row.text(0) == MONETARY);
-    let monetary: BTreeSet<&str> = monetary.map(|row| row.text(1)).collect();
-    let money_differs = monetary.len() > 1 && found().any(|row| row.text(0) == MONEY);
-    for (name, rows) in names.iter().zip(&answers) {
+    let found = || answers.iter().flatten();
+    let monetary = found().filter(|setting| setting.name == MONETARY);
+    let monetary: BTreeSet<&str> = monetary.map(|setting| setting.value.as_str()).collect();
+    let money_differs = monetary.len() > 1 && found().any(|setting| setting.name == MONEY);
+    for (name, settings) in names.iter().zip(&answers) {
         let mut harmless = true;
-        for row in rows {
-            let (setting, value) = (row.text(0), row.text(1));
-            let harm = match setting {
+        for Setting {
+            name: setting,
+            value,
+        } in settings
+        {
+            let harm = match setting.as_str() {
                 MONEY => continue,
                 MONETARY if !money_differs => continue,
                 MONETARY => {

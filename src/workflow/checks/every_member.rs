@@ -3,7 +3,7 @@
 use crate::engine::{Engine, Judged, MemberCheck, Path};
 use crate::error::{Error, Finding, Result};
 use crate::libpq::Rows;
-use crate::node::Statement;
+use crate::node::{Question, Statement};
 use crate::workflow::findings::{Check, Outcome, Severity};
 
 /// What a node answers, or why it does not.
@@ -50,16 +50,16 @@ impl EveryMember<'_> {
     }
 
     /// The answers of those who give one; that the others do not has its place in the check.
-    pub fn answers(
+    pub fn answers<Q: Question>(
         &mut self,
         check: &mut Check,
-        question: &Statement,
+        question: &Q,
         with_new: bool,
-    ) -> Result<Vec<(String, Rows)>> {
+    ) -> Result<Vec<(String, Q::Answer)>> {
         let mut answers = vec![];
-        for (node, answer) in (self.ask)(question, with_new)? {
-            match answer {
-                Ok(rows) => answers.push((node, rows)),
+        for (node, answer) in (self.ask)(question.statement(), with_new)? {
+            match answer.and_then(|rows| question.answer(rows)) {
+                Ok(answer) => answers.push((node, answer)),
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
                 Err(error) => check.fail(Finding::unanswered(&node, &error)),
             }

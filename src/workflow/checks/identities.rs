@@ -1,7 +1,6 @@
 //! Whether updates and deletes of every table can be told to others.
 
 use super::every_member::EveryMember;
-use crate::engine::identities::Unfit;
 use crate::error::{Finding, Result, SqlState};
 use crate::workflow::findings::Check;
 
@@ -9,12 +8,12 @@ use crate::workflow::findings::Check;
 /// it fails where updates would stop those who apply them; where updates fail by themselves, applications know.
 pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
     let (unsent, mixed) = all.unsent();
-    let Some(question) = all.engine.unfit_identities(unsent) else {
+    let Some(tables) = all.engine.published_tables() else {
         return Ok(());
     };
-    for (node, rows) in all.answers(check, &question, false)? {
+    for (node, unfit) in all.answers(check, &tables.unfit_identities(unsent), false)? {
         let mut fit = true;
-        for unfit in Unfit::all(&rows) {
+        for unfit in unfit {
             let table = &unfit.table;
             let finding = match &unfit.becomes {
                 Some(_) if all.bootstrapping => continue,

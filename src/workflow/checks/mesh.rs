@@ -1,15 +1,15 @@
 //! Whether the members are the mesh that a node joins.
 
 use super::Known;
-use crate::engine::{Path, Provider, subscription_states};
+use crate::engine::{Path, Provider, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Rows, wait};
+use crate::libpq::wait;
 use crate::lsn::Lsn;
 use crate::node::server;
 use crate::settings;
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
-use crate::workflow::lost_wal::{LostWal, end_of_wal};
+use crate::workflow::lost_wal::LostWal;
 use crate::workflow::members::{self, each};
 use crate::workflow::refusal;
 use crate::workflow::topology::Shape;
@@ -76,10 +76,13 @@ impl JoinNodes<'_> {
     }
 
     /// By provider and subscriber, which of the members take changes of each other.
-    fn takes(&self, names: &[String], states: &[Rows]) -> Result<BTreeSet<(String, String)>> {
+    fn takes(
+        &self,
+        names: &[String],
+        states: &[Vec<SubscriptionState>],
+    ) -> Result<BTreeSet<(String, String)>> {
         let mut takes = BTreeSet::new();
-        for (subscriber, rows) in names.iter().zip(states) {
-            let states = subscription_states(rows)?;
+        for (subscriber, states) in names.iter().zip(states) {
             let there = |path: &Path| states.iter().any(|s| s.name == path.subscription);
             for provider in names.iter().filter(|p| *p != subscriber) {
                 if self.engine.paths(provider, subscriber).iter().any(there) {
@@ -169,26 +172,23 @@ impl JoinNodes<'_> {
             server::active_slots()
         })?;
         let flushed = each(members, |_| server::wal_flushed())?;
-        let end = |provider: &str| -> Result<Option<Lsn>> {
-            let Some(i) = names.iter().position(|n| n == provider) else {
-                return Ok(None);
-            };
-            end_of_wal(&flushed[i])
+        let end = |provider: &str| -> Option<Lsn> {
+            let i = names.iter().position(|n| n == provider)?;
+            flushed[i].iter().copied().flatten().next()
         };
         let streams = |provider: &str, slot: &str| {
             names
                 .iter()
                 .position(|n| n == provider)
-                .is_some_and(|i| streaming[i].iter().any(|row| row.text(0) == slot))
+                .is_some_and(|i| streaming[i].iter().any(|active| active == slot))
         };
         let shape = Shape::of(&names, &self.takes(&names, &answers)?);
-        for (subscriber, rows) in names.iter().zip(&answers) {
-            let states = subscription_states(rows)?;
+        for (subscriber, states) in names.iter().zip(&answers) {
             let providers = names.iter().filter(|p| *p != subscriber);
             for path in providers.flat_map(|provider| engine.paths(provider, subscriber)) {
                 let provider = path.provider.as_str();
                 let state = states.iter().find(|s| s.name == path.subscription);
-                if let Some(lost) = LostWal::find(&path, state, end(provider)?) {
+                if let Some(lost) = LostWal::find(&path, state, end(provider)) {
                     may_pass = false;
                     findings.push((lost.finding(), None));
                     continue;

@@ -1,10 +1,9 @@
 //! Whether the names that a join is going to use are free. What has them is not ours, so it is not touched.
 
 use super::Known;
-use crate::engine::{Path, subscription_states};
+use crate::engine::Path;
 use crate::error::{Finding, Result, SqlState};
-use crate::libpq::Rows;
-use crate::node::{Node, ask, server};
+use crate::node::{Node, server};
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 use crate::workflow::members::each;
@@ -29,10 +28,10 @@ impl JoinNodes<'_> {
             ));
         }
         let registry = match self.source_is_member {
-            true => self.engine.members().run(self.source)?,
-            false => Default::default(),
+            true => self.engine.members().on(self.source)?,
+            false => vec![],
         };
-        if registry.iter().any(|r| r.text(0) == new) {
+        if registry.iter().any(|member| member.name == new) {
             findings.push(Finding::new(
                 &self.source.name,
                 SqlState::DUPLICATE_OBJECT,
@@ -51,13 +50,11 @@ impl JoinNodes<'_> {
         let outbound = paths(&|m| engine.paths(&new, &m.name));
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         let slots = |paths: &[Path]| paths.iter().map(|p| p.slot.clone()).collect::<Vec<_>>();
-        let questions: Vec<_> = members
-            .iter_mut()
-            .zip(&inbound)
-            .map(|(m, paths)| server::slots_named(&slots(paths)).on(m))
-            .collect();
-        for (name, rows) in names.iter().zip(ask(questions)) {
-            findings.extend(rows?.iter().map(|row| taken::slot(name, row)));
+        let there = each(members.iter_mut().map(|m| &mut **m), |m| {
+            server::slots_named(&slots(&engine.paths(&m.name, &new)))
+        })?;
+        for (name, there) in names.iter().zip(&there) {
+            findings.extend(there.iter().map(|slot| taken::slot(name, slot)));
         }
         let origins = |paths: &[Path]| -> Vec<String> {
             let wanted = paths.iter().filter_map(|p| engine.origin_wanted(p));
@@ -68,42 +65,38 @@ impl JoinNodes<'_> {
             let path = paths.find(|path| engine.origin_wanted(path) == Some(origin));
             path.map_or(String::new(), |path| path.subscription.clone())
         };
-        let questions: Vec<_> = members
-            .iter_mut()
-            .zip(&outbound)
-            .map(|(m, paths)| server::origins_there(&origins(paths)).on(m))
-            .collect();
-        let there: Vec<Rows> = ask(questions).into_iter().collect::<Result<_>>()?;
-        for (((name, rows), paths), there) in names
+        let there = each(members.iter_mut().map(|m| &mut **m), |m| {
+            server::origins_there(&origins(&engine.paths(&new, &m.name)))
+        })?;
+        for (((name, mut states), paths), there) in names
             .iter()
             .zip(each(members, |_| engine.subscriptions())?)
             .zip(&outbound)
             .zip(&there)
         {
-            let mut states = subscription_states(&rows)?;
             states.retain(|state| paths.iter().any(|p| p.subscription == state.name));
             for state in &states {
                 findings.push(taken::subscription(name, &state.name, state.working));
             }
-            for row in there {
-                let subscription = with_origin(paths, row.text(0));
+            for origin in there {
+                let subscription = with_origin(paths, &origin.origin);
                 if !states.iter().any(|state| state.name == subscription) {
-                    findings.push(taken::origin(name, &subscription, row));
+                    findings.push(taken::origin(name, &subscription, origin));
                 }
             }
         }
         let (inbound, outbound) = (inbound.concat(), outbound.concat());
-        for row in &server::slots_named(&slots(&outbound)).run(self.new)? {
-            findings.push(taken::slot(&new, row));
+        for slot in &server::slots_named(&slots(&outbound)).on(self.new)? {
+            findings.push(taken::slot(&new, slot));
         }
-        let states = subscription_states(&engine.subscriptions().run(self.new)?)?;
+        let states = engine.subscriptions().on(self.new)?;
         for state in &states {
             findings.push(taken::subscription(&new, &state.name, state.working));
         }
-        for row in &server::origins_there(&origins(&inbound)).run(self.new)? {
-            let subscription = with_origin(&inbound, row.text(0));
+        for origin in &server::origins_there(&origins(&inbound)).on(self.new)? {
+            let subscription = with_origin(&inbound, &origin.origin);
             if !states.iter().any(|state| state.name == subscription) {
-                findings.push(taken::origin(&new, &subscription, row));
+                findings.push(taken::origin(&new, &subscription, origin));
             }
         }
         Ok(())

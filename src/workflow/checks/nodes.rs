@@ -10,7 +10,7 @@ pub fn membership(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Re
     let mut findings = vec![];
     let new = nodes.new.name.clone();
     for (name, facts) in nodes.all(known).filter(|(name, _)| *name != new) {
-        if (&facts.server, &facts.database) == (&known.new.server, &known.new.database) {
+        if facts.id == known.new.id {
             findings.push(Finding::new(
                     name,
                     SqlState::INVALID_PARAMETER_VALUE,
@@ -19,7 +19,7 @@ pub fn membership(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Re
                 ));
         }
     }
-    let registry = nodes.engine.members().run(nodes.new)?;
+    let registry = nodes.engine.members().on(nodes.new)?;
     if !registry.is_empty() {
         findings.push(Finding::new(
             &new,
@@ -28,7 +28,7 @@ pub fn membership(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Re
                 "this database is a member of a cluster already: {}",
                 registry
                     .iter()
-                    .map(|r| r.text(0))
+                    .map(|member| member.name.as_str())
                     .collect::<Vec<_>>()
                     .join(", ")
             ),

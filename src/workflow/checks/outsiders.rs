@@ -1,7 +1,7 @@
 //! Replication with the world outside of the cluster.
 
 use super::every_member::EveryMember;
-use crate::engine::{names, questions};
+use crate::engine::{self, Outlet, names};
 use crate::error::{Finding, Result, SqlState};
 use crate::node::server;
 use crate::quote::ident;
@@ -10,23 +10,27 @@ use crate::workflow::findings::Check;
 /// Publications of others that would send zodan's own records, and who may read them. The records hold connection
 /// strings, and a reader that has no such tables stops at the first of their rows.
 pub fn publications(all: &mut EveryMember, check: &mut Check) -> Result<()> {
-    if !all.engine.uses_logical_workers() {
+    let Some(tables) = all.engine.published_tables() else {
         return Ok(());
-    }
-    for (node, rows) in all.answers(check, &questions::publications(), true)? {
+    };
+    let plugin = all.engine.plugin();
+    for (node, outlets) in all.answers(check, &tables.outlets(), true)? {
         let own = |slot: &str| {
             let paths = all.paths.iter().filter(|p| p.provider == node);
             slot.starts_with(names::RECOVERY_SLOTS) || paths.into_iter().any(|p| p.slot == slot)
         };
         let (mut sending, mut reading, mut unfiltered) = (vec![], vec![], vec![]);
-        for row in &rows {
-            let name = row.text(0).to_owned();
-            match row.text(1) {
-                "" => sending.push((name, row.bool(2))),
-                _ if own(&name) => {}
-                "pgoutput" => reading.push(name),
-                "spock_output" => {}
-                plugin => unfiltered.push(format!("{name} ({plugin})")),
+        for outlet in outlets {
+            match outlet {
+                Outlet::Publication { name, all_tables } => sending.push((name, all_tables)),
+                Outlet::Slot { name, .. } if own(&name) => {}
+                Outlet::Slot {
+                    name,
+                    plugin: of_it,
+                } if of_it == plugin => reading.push(name),
+                // It sends replication sets.
+                Outlet::Slot { plugin, .. } if engine::filters_tables(&plugin) => {}
+                Outlet::Slot { name, plugin } => unfiltered.push(format!("{name} ({plugin})")),
             }
         }
         if sending.is_empty() && unfiltered.is_empty() {
@@ -78,12 +82,12 @@ pub fn publications(all: &mut EveryMember, check: &mut Check) -> Result<()> {
 /// written on them.
 pub fn subscriptions(all: &mut EveryMember, check: &mut Check) -> Result<()> {
     let question = server::subscriptions();
-    for (node, rows) in all.answers(check, &question, true)? {
+    for (node, mut names) in all.answers(check, &question, true)? {
         let own = |name: &str| {
             let mut paths = all.paths.iter().filter(|p| p.subscriber == node);
             paths.any(|p| p.subscription == name)
         };
-        let names: Vec<&str> = rows.iter().map(|r| r.text(0)).filter(|n| !own(n)).collect();
+        names.retain(|name| !own(name));
         match names.is_empty() {
             true => check.pass(&node, "none"),
             false => check.warn(Finding::warning(

@@ -2,26 +2,26 @@
 //! workers do it.
 
 use super::every_member::EveryMember;
-use crate::engine::questions;
+use crate::engine::{Obstacle, OwnersRights, RoleAttributes};
 use crate::error::{Finding, Result, SqlState};
-use crate::libpq::Row;
 use crate::quote::{ident, qualified};
 use crate::workflow::findings::Check;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
-    if !all.engine.uses_logical_workers() {
+    let Some(tables) = all.engine.published_tables() else {
         return Ok(());
-    }
+    };
     let mut exempt = BTreeMap::new();
-    for (node, rows) in all.answers(check, &questions::owners(), false)? {
+    for (node, unfit) in all.answers(check, &tables.owners_rights(), false)? {
         let mut found = false;
-        for row in &rows {
-            if row.bool(7) {
-                let key = [0, 1, 3, 5].map(|column| row.text(column).to_owned());
-                exempt.insert(key, row.clone());
+        for unfit in unfit {
+            if unfit.is_exempt {
+                let what = (unfit.schema.clone(), unfit.table.clone());
+                let key = (what, unfit.obstacle.clone());
+                exempt.insert(key, unfit);
             } else {
-                check.fail(finding(&node, row));
+                check.fail(finding(&node, &unfit));
                 found = true;
             }
         }
@@ -32,27 +32,37 @@ pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
     if exempt.is_empty() {
         return Ok(());
     }
-    let roles: BTreeSet<&str> = exempt.values().map(|row| row.text(2)).collect();
-    let question = questions::attributes(roles);
-    for (node, rows) in all.answers(check, &question, true)? {
-        for row in exempt.values() {
-            let column = if row.text(3) == "security" { 2 } else { 1 };
+    let roles: BTreeSet<&str> = exempt.values().map(|e| e.owner.as_str()).collect();
+    let question = tables.role_attributes(&roles.into_iter().collect::<Vec<_>>());
+    for (node, roles) in all.answers(check, &question, true)? {
+        for exempt in exempt.values() {
             // A role that is not there yet is told of elsewhere.
-            let lacks = |role: &Row| role.text(0) == row.text(2) && !role.bool(column);
-            if rows.iter().any(lacks) {
-                check.fail(finding(&node, row));
+            let lacks = |role: &RoleAttributes| {
+                let fits = match exempt.obstacle {
+                    Obstacle::Security => role.passes_row_security,
+                    _ => role.is_superuser,
+                };
+                role.role == exempt.owner && !fits
+            };
+            if roles.iter().any(lacks) {
+                check.fail(finding(&node, exempt));
             }
         }
     }
     Ok(())
 }
 
-fn finding(node: &str, row: &Row) -> Finding {
-    let (table, owner) = (qualified(row.text(0), row.text(1)), ident(row.text(2)));
+fn finding(node: &str, unfit: &OwnersRights) -> Finding {
+    let table = qualified(&unfit.schema, &unfit.table);
+    let owner = ident(&unfit.owner);
+    let grant = || {
+        let statement = unfit.statement.as_deref().unwrap_or_default();
+        format!("On every node: {statement}.")
+    };
     let finding =
         |message, hint| Finding::new(node, SqlState::INSUFFICIENT_PRIVILEGE, message, hint);
-    let finding = match row.text(3) {
-        "security" => finding(
+    let finding = match &unfit.obstacle {
+        Obstacle::Security => finding(
             format!(
                 "table {table} forces row-level security on its owner, role {owner}, with whose rights its rows are applied"
             ),
@@ -60,24 +70,21 @@ fn finding(node: &str, row: &Row) -> Finding {
                 "On every node: ALTER ROLE {owner} BYPASSRLS, or ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY."
             ),
         ),
-        "function" => finding(
+        Obstacle::Function { what, function } => finding(
             format!(
-                "{} of table {table} calls {}, which the owner of the table, role {owner}, may not execute; its rows are applied with the owner's rights",
-                row.text(4),
-                row.text(5)
+                "{what} of table {table} calls {function}, which the owner of the table, role {owner}, may not execute; its rows are applied with the owner's rights"
             ),
-            format!("On every node: {}.", row.text(6)),
+            grant(),
         ),
-        _ => finding(
+        Obstacle::Privileges(privileges) => finding(
             format!(
-                "the owner of table {table}, role {owner}, has not the privileges {} on it that others have; its rows are applied with the owner's rights",
-                row.text(5)
+                "the owner of table {table}, role {owner}, has not the privileges {privileges} on it that others have; its rows are applied with the owner's rights"
             ),
-            format!("On every node: {}.", row.text(6)),
+            grant(),
         ),
     };
-    match row.get(6) {
-        Some(statement) => finding.fixed_by(statement),
+    match &unfit.statement {
+        Some(statement) => finding.fixed_by(statement.as_str()),
         None => finding,
     }
 }

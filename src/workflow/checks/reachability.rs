@@ -4,7 +4,8 @@
 use super::Known;
 use crate::engine::Engine;
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Dsn, Row, Rows};
+use crate::libpq::{Dsn, Rows};
+use crate::node::server::DatabaseId;
 use crate::node::{Node, ask};
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
@@ -41,10 +42,8 @@ pub fn cannot_reach(
     for (node, answer) in nodes.iter().zip(answers) {
         let problem = match answer {
             Ok(rows) => {
-                let same = |row: &Row| {
-                    (row.text(0), row.text(1)) == (&known.new.server, &known.new.database)
-                };
-                if rows.first().is_none_or(same) {
+                let id = rows.first().map(DatabaseId::read).transpose()?;
+                if id.is_none_or(|id| id == known.new.id) {
                     continue;
                 }
                 "new_node_dsn leads from here to another database than from the new node".into()

@@ -3,10 +3,10 @@
 use super::Known;
 use super::capacity::{SLOTS, too_few};
 use super::reachability::cannot_reach;
-use crate::engine::{Path, subscription_states};
+use crate::engine::Path;
 use crate::error::{Finding, Result, SqlState};
 use crate::node::Node;
-use crate::node::server::{self, Facts};
+use crate::node::server;
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 use crate::workflow::taken;
@@ -22,7 +22,7 @@ pub fn fit(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()
     for reader in nodes.readers.iter_mut() {
         let name = reader.name.clone();
         let paths = engine.paths(&new, &name);
-        let states = subscription_states(&engine.subscriptions().run(reader)?)?;
+        let states = engine.subscriptions().on(reader)?;
         for path in members.iter().flat_map(|m| engine.paths(m, &name)) {
             if let Some(state) = states.iter().find(|s| s.name == path.subscription)
                 && !state.working
@@ -42,16 +42,16 @@ pub fn fit(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()
         let taken_names = paths.iter().filter_map(|p| there(&p));
         findings.extend(taken_names.map(|s| taken::subscription(&name, &s.name, s.working)));
         let slots: Vec<String> = paths.iter().map(|p| p.slot.clone()).collect();
-        for row in &server::origins_there(&slots).run(reader)? {
-            let path = paths.iter().find(|p| p.slot == row.text(0));
+        for origin in &server::origins_there(&slots).on(reader)? {
+            let path = paths.iter().find(|p| p.slot == origin.origin);
             if let Some(path) = path.filter(|p| there(p).is_none()) {
-                findings.push(taken::origin(&name, &path.subscription, row));
+                findings.push(taken::origin(&name, &path.subscription, origin));
             }
         }
-        for row in &server::slots_named(&slots).run(nodes.new)? {
-            findings.push(taken::slot(&new, row));
+        for slot in &server::slots_named(&slots).on(nodes.new)? {
+            findings.push(taken::slot(&new, slot));
         }
-        let facts = Facts::parse(server::facts().run(reader)?.one()?)?;
+        let facts = server::facts().one(reader)?;
         let count = paths.len() as i64;
         findings.extend(
             [

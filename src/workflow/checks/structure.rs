@@ -27,8 +27,7 @@ pub fn empty(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> 
             ));
         }
     };
-    let tables = server::user_tables().run(nodes.new)?;
-    let tables: Vec<String> = tables.iter().map(|r| r.text(0).to_owned()).collect();
+    let tables = server::user_tables().on(nodes.new)?;
     let collisions: Vec<String> =
         copy::collisions(&mut nodes.source.session, &mut nodes.new.session)?
             .into_iter()
@@ -57,21 +56,18 @@ pub fn requirements(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Resu
 
 /// What the database of the new node has otherwise than that of the source, and no copy of its structure brings.
 pub fn database_itself(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
-    let there = server::database_itself().run(nodes.source)?;
-    let here = server::database_itself().run(nodes.new)?;
-    let (there, here) = (there.one()?, here.one()?);
-    let what = ["privileges", "limit of connections", "comment"];
-    let others: Vec<String> = (0..what.len())
-        .filter(|column| there.text(*column) != here.text(*column))
-        .map(|column| {
-            format!(
-                "{} \"{}\", not \"{}\"",
-                what[column],
-                here.text(column),
-                there.text(column)
-            )
-        })
-        .collect();
+    let there = server::database_itself().one(nodes.source)?;
+    let here = server::database_itself().one(nodes.new)?;
+    let (limit_here, limit_there) = (here.connection_limit, there.connection_limit);
+    let others: Vec<String> = [
+        ("privileges", here.privileges, there.privileges),
+        ("limit of connections", limit_here, limit_there),
+        ("comment", here.comment, there.comment),
+    ]
+    .into_iter()
+    .filter(|(_, here, there)| here != there)
+    .map(|(what, here, there)| format!("{what} \"{here}\", not \"{there}\""))
+    .collect();
     let new = &nodes.new.name;
     let other = (!others.is_empty()).then(|| {
         let message = format!(

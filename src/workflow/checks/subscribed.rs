@@ -2,22 +2,25 @@
 //! without a word. A table or partition that was created on all members is not known before a refresh.
 
 use super::every_member::{EveryMember, some};
-use crate::engine::{Engine, Path, questions};
+use crate::engine::{Engine, Path, SubscribedTable};
 use crate::error::{Finding, Result, SqlState};
-use crate::libpq::Rows;
 use crate::workflow::findings::Check;
 use std::collections::BTreeSet;
 
 pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
-    if all.paths.is_empty() || !all.engine.uses_logical_workers() {
+    let Some(tables) = all
+        .engine
+        .published_tables()
+        .filter(|_| !all.paths.is_empty())
+    else {
         return Ok(());
-    }
+    };
     // Only where the digests differ anybody asks for more.
-    let digests = all.answers(check, &questions::subscribed_digest(), false)?;
+    let digests = all.answers(check, &tables.subscribed_digests(), false)?;
     let digest = |node: &str, subscription: &str| -> Option<&str> {
-        let (_, rows) = digests.iter().find(|(name, _)| name == node)?;
-        let row = rows.iter().find(|row| row.text(0) == subscription)?;
-        Some(row.text(1))
+        let (_, of_node) = digests.iter().find(|(name, _)| name == node)?;
+        let found = of_node.iter().find(|d| d.subscription == subscription)?;
+        Some(found.digest.as_str())
     };
     // That there is no subscription, or that somebody cannot be asked, has a check of its own.
     let differ = |path: &Path| {
@@ -28,12 +31,12 @@ pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
     let suspect: Vec<Path> = all.paths.iter().filter(|p| differ(p)).cloned().collect();
     let mut findings = vec![];
     if !suspect.is_empty() {
-        let lines = all.answers(check, &questions::subscribed(), false)?;
+        let lines = all.answers(check, &tables.subscribed_tables(), false)?;
         let of = |name: &str| {
             lines
                 .iter()
                 .find(|(node, _)| node == name)
-                .map(|(_, rows)| rows)
+                .map(|(_, tables)| tables.as_slice())
         };
         for path in &suspect {
             if let (Some(there), Some(here)) = (of(&path.provider), of(&path.subscriber)) {
@@ -45,10 +48,16 @@ pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
     Ok(())
 }
 
-fn look(engine: &dyn Engine, path: &Path, there: &Rows, here: &Rows, findings: &mut Vec<Finding>) {
-    let tables = |rows: &Rows, subscription: &str| -> BTreeSet<String> {
-        let of = rows.iter().filter(|row| row.text(0) == subscription);
-        of.filter_map(|row| row.get(1).map(str::to_owned)).collect()
+fn look(
+    engine: &dyn Engine,
+    path: &Path,
+    there: &[SubscribedTable],
+    here: &[SubscribedTable],
+    findings: &mut Vec<Finding>,
+) {
+    let tables = |all: &[SubscribedTable], subscription: &str| -> BTreeSet<String> {
+        let of = all.iter().filter(|t| t.subscription == subscription);
+        of.filter_map(|t| t.table.clone()).collect()
     };
     let (sent, known) = (tables(there, ""), tables(here, &path.subscription));
     let (provider, subscription) = (&path.provider, &path.subscription);
@@ -64,8 +73,8 @@ fn look(engine: &dyn Engine, path: &Path, there: &Rows, here: &Rows, findings: &
                 hint,
             );
             findings.push(match engine.refresh(path) {
-                Some(refresh) => finding.fixed_by(refresh.inlined()),
-                None => finding,
+                Ok(refresh) => finding.fixed_by(refresh.inlined()),
+                Err(_) => finding,
             });
         }
     };
@@ -81,8 +90,8 @@ fn look(engine: &dyn Engine, path: &Path, there: &Rows, here: &Rows, findings: &
     );
     let copying = here
         .iter()
-        .filter(|row| row.text(0) == *subscription && row.get(2) == Some("f"))
-        .map(|row| row.text(1).to_owned());
+        .filter(|t| t.subscription == *subscription && t.is_copied)
+        .filter_map(|t| t.table.clone());
     tell(
         copying.collect(),
         "copies tables by itself".into(),

@@ -2,29 +2,24 @@
 //! replication, and the new node gets what the source has.
 
 use super::every_member::{EveryMember, some};
-use crate::engine::questions;
+use crate::engine::Structure;
 use crate::error::{Finding, Result, SqlState};
-use crate::libpq::Rows;
 use crate::workflow::findings::Check;
 use std::collections::BTreeMap;
 
 pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
-    if !all.engine.uses_logical_workers() {
+    let Some(tables) = all.engine.published_tables() else {
         return Ok(());
-    }
+    };
     // Only where the digests differ anybody asks for more.
-    let digests = all.answers(check, &questions::tables_digest(), false)?;
-    let digest = |rows: &Rows| rows.first().map(|row| row.text(0).to_owned());
-    if digests
-        .windows(2)
-        .all(|two| digest(&two[0].1) == digest(&two[1].1))
-    {
+    let digests = all.answers(check, &tables.structure_digest(), false)?;
+    if digests.windows(2).all(|two| two[0].1 == two[1].1) {
         for (node, _) in &digests {
             check.pass(node, "");
         }
         return Ok(());
     }
-    let lines = all.answers(check, &questions::tables(), false)?;
+    let lines = all.answers(check, &tables.structure(), false)?;
     let Some(((first, there), others)) = lines.split_first() else {
         return Ok(());
     };
@@ -39,15 +34,12 @@ pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
 /// What the name of a key begins with.
 const KEY: &str = "the key of";
 
-type Side<'a> = (&'a String, &'a Rows);
+type Side<'a> = (&'a String, &'a [Structure]);
 
 fn differences(a: Side, b: Side, findings: &mut Vec<Finding>) {
-    let keyed = |rows: &Rows| -> BTreeMap<(String, String), String> {
-        let line = |row: &crate::libpq::Row| {
-            let [table, column, is] = [0, 1, 2].map(|i| row.text(i).to_owned());
-            ((table, column), is)
-        };
-        rows.iter().map(line).collect()
+    let keyed = |lines: &[Structure]| -> BTreeMap<(String, String), String> {
+        let line = |line: &Structure| ((line.what.clone(), line.column.clone()), line.is.clone());
+        lines.iter().map(line).collect()
     };
     let (theirs, ours) = (keyed(a.1), keyed(b.1));
     for (node, here, other, there) in [(b.0, &ours, a.0, &theirs), (a.0, &theirs, b.0, &ours)] {

@@ -9,9 +9,9 @@ use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 
 pub fn large_objects(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
-    let count = server::large_objects().run(nodes.source)?;
+    let count = server::large_objects().one(nodes.source)?;
     let source = &nodes.source.name;
-    let some = (count.one()?.parse::<u64>(0)? > 0).then(|| {
+    let some = (count > 0).then(|| {
         let message = "large objects exist, which are not copied and do not replicate";
         Finding::warning(source, message, "Keep such data in columns of type bytea.")
     });
@@ -20,8 +20,8 @@ pub fn large_objects(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Res
 }
 
 pub fn other_sessions(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
-    let others = server::other_sessions().run(nodes.new)?;
-    let pids: Vec<&str> = others.iter().map(|r| r.text(0)).collect();
+    let others = server::other_sessions().on(nodes.new)?;
+    let pids: Vec<&str> = others.iter().map(|s| s.pid.as_str()).collect();
     let new = &nodes.new.name;
     let some = (!pids.is_empty()).then(|| {
         let message = format!(

@@ -183,9 +183,10 @@ fn enable(
     for statement in engine.enable_all(others) {
         statement.run(new)?;
     }
-    if let Some(wake_launcher) = engine.wake_launcher(last) {
+    let wake_launcher = engine.wake_launcher(last);
+    if !wake_launcher.is_empty() {
         let name = new.name.clone();
-        markers::wait_for_workers(engine, new, providers, others, &name, Some(&wake_launcher))?;
+        markers::wait_for_workers(engine, new, providers, others, &name, &wake_launcher)?;
     }
     engine.enable(last).run(new).map(|_| ())
 }
@@ -196,7 +197,7 @@ fn mark(
     peers: &mut [Node],
     new: &mut Node,
 ) -> Result<Attached> {
-    let at = server::now().run(new)?.one()?.text(0).to_owned();
+    let at = server::now().one(new)?;
     let mut all = all_members(source, peers);
     all.push(new);
     let markers = markers::emit(engine, all)?;

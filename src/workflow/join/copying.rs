@@ -8,8 +8,8 @@ use crate::copy::{
 };
 use crate::engine::CopyPlan;
 use crate::error::Result;
-use crate::libpq::Row;
-use crate::node::{Local, Member, Node, Session, Statement, server};
+use crate::node::server::{self, TableFile};
+use crate::node::{Local, Member, Node, Session, Statement};
 use crate::progress::{self, Work};
 use crate::quote::ident;
 use crate::run::{Action, Step};
@@ -132,19 +132,14 @@ fn tell_structure_only(report: &Report, tables: &[String]) {
 }
 
 fn table_files(session: &mut Session) -> Result<BTreeMap<String, String>> {
-    let rows = session.query(&server::table_files().sql, &[])?;
-    let file = |row: &Row| {
-        let table = crate::quote::qualified(row.text(0), row.text(1));
-        (table, row.text(2).to_owned())
-    };
-    Ok(rows.iter().map(file).collect())
+    let files = session.ask(&server::table_files())?.into_iter();
+    let named = |f: TableFile| (crate::quote::qualified(&f.schema, &f.table), f.file);
+    Ok(files.map(named).collect())
 }
 
 fn rows_written(node: &mut Node) -> Result<Option<(u64, u64)>> {
-    let rows = server::rows_written().run(node)?;
-    rows.first()
-        .map(|row| Ok((row.parse(0)?, row.parse(1)?)))
-        .transpose()
+    let written = server::rows_written().first(node)?;
+    Ok(written.map(|w| (w.inserted, w.changed)))
 }
 
 impl Copying<'_> {
@@ -454,8 +449,7 @@ impl Copying<'_> {
     /// New sessions of the database cannot write: what an application wrote before the new node's
     /// slots exist would be on no other node.
     fn block_writes(&mut self) -> Result<Option<String>> {
-        let rows = server::database_read_only().run(self.nodes.new)?;
-        let before = rows.first().map(|r| r.text(0).to_owned());
+        let before = server::database_read_only().first(self.nodes.new)?;
         let effect = Effect::ReadOnly {
             database: self.database.to_owned(),
             before: before.clone(),

@@ -12,9 +12,10 @@ mod waiting_slots;
 use crate::copy;
 use crate::engine::{Engine, Identity, Path, Registry};
 use crate::error::{Error, Result, SqlState};
+use crate::libpq::Dsn;
 use crate::libpq::poll::{Poll, wait_until};
-use crate::libpq::{Dsn, Row, Rows};
 use crate::lsn::Position;
+use crate::node::server::OtherSession;
 use crate::node::{
     Local, Member, Mode, Node, Session, Statement, ask, ask_in_turn, ask_within, own_database,
     server,
@@ -321,7 +322,7 @@ impl Join {
         let identity = Identity {
             member: self.cluster.source().member(),
             system_identifier: known.source.system_identifier.clone(),
-            database: known.source.database.clone(),
+            database: known.source.id.database.clone(),
             location: String::new(),
             country: String::new(),
             info: "{}".into(),
@@ -340,7 +341,7 @@ impl Join {
         Identity {
             member: self.cluster.subject.local.member(),
             system_identifier: known.new.system_identifier.clone(),
-            database: known.new.database.clone(),
+            database: known.new.id.database.clone(),
             location: self.request.location.clone(),
             country: self.request.country.clone(),
             info: self.request.info.clone(),
@@ -349,8 +350,7 @@ impl Join {
     }
 
     fn now(&mut self) -> Result<String> {
-        let rows = server::now().run(&mut self.cluster.subject.local)?;
-        Ok(rows.one()?.text(0).to_owned())
+        server::now().one(&mut self.cluster.subject.local)
     }
 
     /// The statement locks a table that is in use, so it must not queue: whoever comes after it
@@ -420,7 +420,7 @@ impl Join {
             let questions = round
                 .iter_mut()
                 .map(|(_, path, node)| {
-                    server::create_slot(&path.slot, engine.plugin(), engine.failover()).on(node)
+                    server::create_slot(&path.slot, engine.plugin(), engine.failover()).ask(node)
                 })
                 .collect();
             // Not for the applications' sake, nothing is paused here: to name who is in the way.
@@ -430,7 +430,7 @@ impl Join {
                 let (slot, name) = (&path.slot, &path.provider);
                 match answer {
                     Ok(rows) => {
-                        let start = Position::new(name, server::parse_lsn(rows.one()?, 0)?);
+                        let start = Position::new(name, rows.one()?.only()?);
                         self.report
                             .step(&format!("slot on \"{name}\" starts at {start}"));
                         starts.insert(path.subscription.clone(), start);
@@ -507,7 +507,7 @@ impl Join {
         self.held = Copying {
             local: &self.local,
             nodes: self.cluster.nodes(),
-            database: &known.new.database,
+            database: &known.new.id.database,
             snapshot: &snapshot.name,
             engines: plan.engines.clone(),
             journal,
@@ -573,11 +573,9 @@ impl Join {
     /// applications.
     fn let_apply_write(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         let nodes = self.cluster.nodes();
-        let rows = nodes.engine.apply_role().run(nodes.loopback)?;
-        let role = rows.one()?.text(0).to_owned();
-        let before = server::role_read_only(&role).run(nodes.new)?;
-        let before = before.first().map(|row| row.text(0).to_owned());
-        let database = &known.new.database;
+        let role = nodes.engine.apply_role().one(nodes.loopback)?;
+        let before = server::role_read_only(&role).first(nodes.new)?;
+        let database = &known.new.id.database;
         let close = server::set_role_read_only(&role, database, before.as_deref());
         let step = Step::new(
             self.report.current(),
@@ -600,7 +598,7 @@ impl Join {
         } = self.cluster.nodes();
         loop {
             let statement = server::create_slot(slot, engine.plugin(), engine.failover());
-            let question = vec![statement.on(loopback)];
+            let question = vec![statement.ask(loopback)];
             match ask_within(question, Some(settings::slot_timeout())).pop() {
                 Some(Err(Error::Deadline { .. })) => {
                     // It may have been made a moment before.
@@ -617,7 +615,7 @@ impl Join {
     /// not be undone with it.
     fn opening(&self, known: &Known) -> Vec<Statement> {
         let before = self.held.read_only.as_deref();
-        let database = server::set_database_read_only(&known.new.database, before);
+        let database = server::set_database_read_only(&known.new.id.database, before);
         let engines = [&self.held.engines, &self.held.apply];
         let engines = engines.into_iter().flatten().cloned();
         engines.chain([database]).collect()
@@ -636,7 +634,7 @@ impl Join {
             hint,
             || {
                 // In this order: who is not counted now may be by the time the counters are read.
-                let uncounted = server::sessions_uncounted(&since).run(new)?;
+                let uncounted = server::sessions_uncounted(&since).on(new)?;
                 Ok(match (held.written_by_others(new)?, uncounted.first()) {
                     (false, Some(_)) => Poll::Pending(sessions_told(&uncounted)),
                     (written, _) => Poll::Ready(written),
@@ -646,7 +644,7 @@ impl Join {
         if !written {
             return Ok(());
         }
-        let sessions = server::other_sessions().run(&mut self.cluster.subject.local)?;
+        let sessions = server::other_sessions().on(&mut self.cluster.subject.local)?;
         Err(Error::Refused {
             state: SqlState::NOT_IN_PREREQUISITE_STATE,
             message: "the new node was written to before it joined".into(),
@@ -784,12 +782,12 @@ impl Join {
                 .flat_map(|p| engine.paths(p, &node.name))
                 .collect();
             markers::wait(engine, node, others, markers, &inbound, &new)?;
-            markers::wait_for_workers(engine, node, others, &inbound, &new, None)
+            markers::wait_for_workers(engine, node, others, &inbound, &new, &[])
         })?;
         for reader in readers {
             let inbound = engine.paths(&new, &reader.name);
             markers::wait(engine, reader, &mut all, markers, &inbound, &new)?;
-            markers::wait_for_workers(engine, reader, &mut all, &inbound, &new, None)?;
+            markers::wait_for_workers(engine, reader, &mut all, &inbound, &new, &[])?;
             self.report.step(&format!(
                 "node \"{}\" reads from \"{new}\" too",
                 reader.name
@@ -803,11 +801,10 @@ impl Join {
     fn prove_contents(&mut self) -> Result<()> {
         let nodes = self.cluster.nodes();
         self.held.check_structure(nodes.source)?;
-        if let Some(passed_over) = nodes.engine.passed_over() {
-            let rows = passed_over.run(nodes.new)?;
-            let table = |row: &Row| Some(quote::qualified(row.get(0)?, row.get(1)?));
-            self.held.doubt(rows.iter().map(table));
-        }
+        let passed_over = nodes.engine.passed_over().on(nodes.new)?.into_iter();
+        let named = |(schema, name): (String, String)| quote::qualified(&schema, &name);
+        self.held
+            .doubt(passed_over.map(|passed| passed.table.map(named)));
         if self.held.unproved.is_empty() && self.held.doubted.is_empty() {
             return Ok(());
         }
@@ -911,13 +908,14 @@ impl Join {
     }
 }
 
-/// Sessions as `pid, user, application`.
-fn sessions_told(rows: &Rows) -> String {
-    let told: Vec<String> = rows
+fn sessions_told(sessions: &[OtherSession]) -> String {
+    let told: Vec<String> = sessions
         .iter()
-        .map(|r| {
-            let (pid, user, application) = (r.text(0), r.text(1), r.text(2));
-            format!("pid {pid} (user \"{user}\", application \"{application}\")")
+        .map(|s| {
+            format!(
+                "pid {} (user \"{}\", application \"{}\")",
+                s.pid, s.user, s.application
+            )
         })
         .collect();
     told.join(", ")

@@ -2,8 +2,7 @@
 
 use super::Request;
 use crate::copy::Indexes;
-use crate::engine::identities::Unfit;
-use crate::engine::{Engine, Path};
+use crate::engine::{Engine, Path, Unfit};
 use crate::error::Result;
 use crate::node::{Mode, Node, Reader, Statement, server};
 use crate::run::{Action, Step};
@@ -50,9 +49,9 @@ impl Plan {
         let mut steps = vec![];
         let mut add = |phase, node: &str, action| steps.push(Step::new(phase, node, action));
 
-        let question = engine.unfit_identities(known.unsent());
-        let mut to_prepare = match question.filter(|_| !is_member) {
-            Some(question) => Unfit::all(&question.run(nodes.source)?),
+        let published = engine.published_tables().filter(|_| !is_member);
+        let mut to_prepare = match published {
+            Some(tables) => tables.unfit_identities(known.unsent()).on(nodes.source)?,
             None => vec![],
         };
         to_prepare.retain(|unfit| unfit.becomes.is_some());
@@ -86,7 +85,7 @@ impl Plan {
             add(SNAPSHOT, &source, Action::PauseApply);
         }
         add(COPY, &new, Action::BlockWritesOfNew);
-        let engines = engine.block_writes(nodes.new, &known.new.database)?;
+        let engines = engine.block_writes(nodes.new, &known.new.id.database)?;
         if engines.is_some() {
             add(COPY, &new, Action::BlockWritesByEngine);
         }
@@ -179,8 +178,8 @@ fn estimate(engine: &dyn Engine, source: &mut Node, new: &str) -> Result<Estimat
     // A snapshot to read the tables in; the session that has it ends here.
     let mut exporter = members::own_session(&source.member())?;
     server::begin_reading().run(&mut exporter)?;
-    let snapshot = server::export_snapshot().run(&mut exporter)?;
-    let copy = engine.copy_plan(source, new, snapshot.one()?.text(0))?;
+    let snapshot = server::export_snapshot().one(&mut exporter)?;
+    let copy = engine.copy_plan(source, new, &snapshot)?;
     let indexes = Indexes::of(&mut source.session)?;
     Ok(Estimate::of_copy(&copy.tables, &indexes))
 }

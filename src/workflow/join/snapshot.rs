@@ -53,7 +53,7 @@ impl KeptVersions {
     /// Its own snapshot is older than any that is exported from here on.
     fn begin(&mut self) -> Result<()> {
         self.0.query(&server::begin_reading().sql, &[])?;
-        self.0.query(&server::now().sql, &[]).map(|_| ())
+        self.0.query(&server::now().statement.sql, &[]).map(|_| ())
     }
 
     /// When the exporting session is idle in its transaction, or there is none.
@@ -198,8 +198,8 @@ fn create_slot(
     match exporter.query_within(&command, &[], Some(settings::slot_timeout())) {
         Ok(rows) => {
             let row = rows.one()?;
-            let start = Position::new(source, server::parse_lsn(row, 1)?);
-            Ok(Some((start, row.text(2).to_owned())))
+            let start = Position::new(source, row.get("consistent_point")?);
+            Ok(Some((start, row.get("snapshot_name")?)))
         }
         Err(Error::Deadline { .. }) => Ok(None),
         Err(error) => Err(error),

@@ -16,9 +16,9 @@ pub fn check<'a>(
         let paths = engine.paths(&m.name, new).into_iter();
         server::slots_lost(&paths.map(|p| p.slot).collect::<Vec<_>>())
     })?;
-    for (member, rows) in members.iter().zip(&answers) {
-        let Some(row) = rows.first() else { continue };
-        let (what, hint) = match row.bool(1) {
+    for (member, lost) in members.iter().zip(&answers) {
+        let Some(slot) = lost.first() else { continue };
+        let (what, hint) = match slot.is_missing {
             true => (
                 "was dropped while the copy ran",
                 "Leave the slots of the join alone, and run the CALL again.",
@@ -30,7 +30,7 @@ pub fn check<'a>(
         };
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
-            format!("slot {} on node \"{}\" {what}", row.text(0), member.name),
+            format!("slot {} on node \"{}\" {what}", slot.name, member.name),
             hint,
         ));
     }

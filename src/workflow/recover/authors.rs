@@ -5,7 +5,7 @@ use super::judge::{Ahead, Author, Authors, Case};
 use super::{MissingRange, Recovery};
 use crate::error::Result;
 use crate::lsn::Lsn;
-use crate::node::{Node, Statement, server};
+use crate::node::{Node, Query, server};
 use crate::workflow::unfinished::unfinished;
 use std::collections::BTreeMap;
 
@@ -134,16 +134,16 @@ impl Recovery {
         let path = self.engine.path(provider, node);
         let mark = self.engine.row_origin(&path);
         let node = self.survivor(node)?;
-        let mark = mark.run(node)?;
-        let Some(mark) = mark.first().map(|row| row.text(0).to_owned()) else {
+        let Some(mark) = mark.first(node)? else {
             return Ok(None);
         };
-        let number = Statement::new(
+        let number = Query::new(
             "SELECT coalesce((SELECT roident FROM pg_replication_origin WHERE roname = $1),
                              (CASE WHEN $1 ~ '^[0-9]+$' THEN $1 END)::oid)",
             &[&mark],
+            |row| row.only(),
         );
-        number.run(node)?.one()?.parse_opt(0)
+        number.one(node)
     }
 
     /// When the last of the members that there are joined, as `node` knows it.
@@ -151,16 +151,17 @@ impl Recovery {
         let registry = self.engine.members();
         let node = self.survivor(node)?;
         let mut last = None;
-        for row in &registry.run(node)? {
-            // Spock does not know.
-            if row.text(7).is_empty() {
+        for member in registry.on(node)? {
+            // Not every engine keeps it.
+            if member.joined_at.is_empty() {
                 continue;
             }
-            let microseconds = Statement::new(
+            let microseconds = Query::<Option<i64>>::new(
                 "SELECT (extract(epoch FROM $1::timestamptz - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint",
-                &[row.text(7)],
+                &[&member.joined_at],
+                |row| row.only(),
             );
-            last = last.max(microseconds.run(node)?.one()?.parse_opt(0)?);
+            last = last.max(microseconds.one(node)?);
         }
         Ok(last)
     }
@@ -176,9 +177,9 @@ impl Recovery {
         };
         let node = self.survivor(node)?;
         for window in range.backwards() {
-            let found = server::commits(origin, window, i64::MIN).run(node)?;
-            if let Some(last) = found.one()?.parse_opt(0)? {
-                return Ok(Some(last));
+            let found = server::commits(origin, window, i64::MIN).one(node)?;
+            if found.last.is_some() {
+                return Ok(found.last);
             }
         }
         Ok(None)
@@ -197,12 +198,9 @@ impl Recovery {
         let node = self.survivor(node)?;
         let mut first: Option<i64> = None;
         for window in range.backwards() {
-            let found = server::commits(origin, window, after).run(node)?;
-            let row = found.one()?;
-            let earlier: Option<i64> = row.parse_opt(1)?;
-            first = earlier.or(first);
-            let latest: Option<i64> = row.parse_opt(2)?;
-            if latest.is_none_or(|latest| latest < after) {
+            let found = server::commits(origin, window, after).one(node)?;
+            first = found.next.or(first);
+            if found.last_of_all.is_none_or(|latest| latest < after) {
                 break;
             }
         }
@@ -230,11 +228,10 @@ impl Range {
         if !server::has_commit_timestamps(node)? {
             return Ok(None);
         }
-        let rows = server::commit_timestamp_range().run(node)?;
-        let row = rows.one()?;
+        let ids = server::commit_timestamp_range().one(node)?;
         Ok(Some(Self {
-            first: row.parse(0)?,
-            next: row.parse(1)?,
+            first: ids.first,
+            next: ids.next,
         }))
     }
 

@@ -1,7 +1,7 @@
 //! Who has what of the failed node, and who can give it to whom.
 
 use super::{MissingRange, Recovery, Request, members};
-use crate::engine::{Path, SubscriptionState, subscription_states};
+use crate::engine::{Path, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::lsn::{Lsn, Position};
@@ -10,7 +10,7 @@ use crate::settings;
 use crate::workflow::clocks;
 use crate::workflow::findings::Status;
 use crate::workflow::liveness::{SlotReader, still_reads};
-use crate::workflow::lost_wal::{LostWal, end_of_wal};
+use crate::workflow::lost_wal::LostWal;
 use crate::workflow::members::each;
 use crate::workflow::membership::{reach, sync_lagging_members};
 use crate::workflow::removed::refuse_succeeded;
@@ -166,10 +166,8 @@ impl Recovery {
         let failed = self.failed.clone();
         let mut hint = "Stop its server, or mend its subscriptions instead. With force := true it is treated as dead.".to_owned();
         for node in &mut self.survivors {
-            if !server::unfinished_comparison(&failed.name)
-                .run(node)?
-                .is_empty()
-            {
+            let comparison = server::unfinished_comparison(&failed.name);
+            if comparison.first(node)?.is_some() {
                 hint = super::stay_away(&failed.name, &node.name);
             } else if unfinished(node)?.contains_key(&failed.name) {
                 hint = format!(
@@ -220,7 +218,7 @@ impl Recovery {
     fn lost_wal(&mut self, failed: &mut Node) -> Result<Option<Finding>> {
         // In this order: what has been applied had been flushed before.
         let states = self.inbound(&failed.name)?;
-        let end = end_of_wal(&server::wal_flushed().run(failed)?)?;
+        let end = server::wal_flushed().one(failed)?;
         let mut inbound = states.iter().flatten();
         let lost = inbound.find_map(|i| LostWal::find(&i.path, Some(&i.state), end));
         Ok(lost.map(|lost| lost.finding()))
@@ -272,8 +270,7 @@ impl Recovery {
         self.survivors
             .iter()
             .zip(&answers)
-            .map(|(node, rows)| {
-                let states = subscription_states(rows)?;
+            .map(|(node, states)| {
                 let paths = engine.paths(provider, &node.name);
                 let several = paths.len() > 1;
                 let of = |path: Path| {

@@ -167,7 +167,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let mut recovery = Recovery::connect_for(here, request, report, Failed::Anybody)?;
     let exists = server::slots_named(&[clone.to_owned()]);
     let slots = members::each(&mut recovery.survivors, |_| exists.clone())?;
-    if !slots.iter().flatten().any(|row| row.bool(2)) {
+    if !slots.iter().flatten().any(|slot| slot.is_own) {
         return Err(Error::Argument {
             argument: "cloned_slot_name",
             problem: format!("is \"{clone}\", which is not a slot of a survivor"),
@@ -409,8 +409,8 @@ impl Recovery {
         let (failed, target) = (self.request.failed.clone(), &repair.missing.target);
         let node = self.survivors.iter_mut().find(|n| n.name == *target);
         let begun = node.is_none_or(|node| {
-            let notes = server::unfinished_comparison(&failed).run(node);
-            notes.map_or(true, |rows| !rows.is_empty())
+            let notes = server::unfinished_comparison(&failed).first(node);
+            notes.map_or(true, |note| note.is_some())
         });
         match begun {
             false => first,

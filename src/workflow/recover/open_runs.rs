@@ -29,7 +29,7 @@ pub fn let_go(
 ) -> Result<()> {
     let mut journals = vec![(String::new(), None)];
     for node in survivors.iter_mut().filter(|node| node.name != here) {
-        if server::has_journal().run(node)?.one()?.bool(0) {
+        if server::has_journal().one(node)? {
             let place = format!(" on node \"{}\"", node.name);
             journals.push((place, Some((node.name.clone(), node.dsn.clone()))));
         }

@@ -2,12 +2,12 @@
 //! failed node's origin with its positions and times, so that data and progress move together.
 
 use super::{Method, MissingRange, Recovery, Repair};
-use crate::engine::{Path, names};
+use crate::engine::{CommitOrigin, Disabling, Path, names};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Conn;
 use crate::libpq::poll::{Poll, wait_until};
 use crate::lsn::{Lsn, Position};
-use crate::node::{Node, Session, Statement, server};
+use crate::node::{Node, Query, Session, server};
 use crate::progress::{self, Work};
 use crate::replay::{Applier, Catalog, Rendering, Transactions};
 use crate::run::effect;
@@ -84,8 +84,7 @@ impl Recovery {
     /// The subscriptions of a survivor that are enabled.
     fn enabled(&mut self, survivor: &str) -> Result<Vec<String>> {
         let states = self.engine.subscriptions();
-        let states = states.run(self.survivor(survivor)?)?;
-        let states = crate::engine::subscription_states(&states)?.into_iter();
+        let states = states.on(self.survivor(survivor)?)?.into_iter();
         Ok(states.filter(|s| s.enabled).map(|s| s.name).collect())
     }
 
@@ -110,8 +109,7 @@ impl Recovery {
     /// The recovery slot of the source, if it has kept all that the target lacks.
     pub fn check_slot(&mut self, missing: &MissingRange) -> Result<String> {
         let failed = self.request.failed.clone();
-        let has = server::has_commit_position().run(self.survivor(&missing.target)?)?;
-        if !has.one()?.bool(0) {
+        if !server::has_commit_position().one(self.survivor(&missing.target)?)? {
             return Err(Error::refused(
                 SqlState::UNDEFINED_OBJECT,
                 format!(
@@ -139,20 +137,19 @@ impl Recovery {
                 missing.target
             )));
         }
-        let state = server::slot_state(&slot).run(source)?;
-        let Some(row) = state.first() else {
+        let Some(state) = server::slot_state(&slot).first(source)? else {
             return Err(none(format!("there is no slot {slot}")));
         };
-        if row.bool(3) {
+        if state.is_lost {
             return Err(none(format!("slot {slot} has lost its WAL")));
         }
-        let kept = server::retained_from(&failed).run(source)?;
-        let Some(from) = kept.first().filter(|row| row.get(0).is_some()) else {
+        let kept = server::retained_from(&failed).first(source)?;
+        let Some(from) = kept.flatten() else {
             return Err(none(format!(
                 "it was made after node \"{failed}\" had died"
             )));
         };
-        let from = Position::new(&failed, server::parse_lsn(from, 0)?);
+        let from = Position::new(&failed, from);
         if !missing.since.reaches(&from)? {
             return Err(none(format!(
                 "it has the transactions after {from}, and those after {} are missing on node \"{}\"",
@@ -387,7 +384,7 @@ impl Recovery {
     pub fn origin_of(&mut self, missing: &MissingRange, path: &Path) -> Result<String> {
         let origin = self.engine.origin(path);
         let target = self.survivor(&missing.target)?;
-        Ok(origin.run(target)?.one()?.text(0).to_owned())
+        origin.one(target)
     }
 
     /// How the source's transactions are told apart, and how far the target, whose subscriptions are
@@ -400,7 +397,7 @@ impl Recovery {
         let names: Vec<String> = survivors.chain(self.away.iter().cloned()).collect();
         let subscriptions = engine.subscriptions();
         let mark = |name: &str| engine.row_origin(&engine.path(name, &missing.source));
-        let marks: Vec<(String, Statement)> = names
+        let marks: Vec<(String, Query<String>)> = names
             .iter()
             .filter(|name| **name != missing.source)
             .map(|name| (name.clone(), mark(name)))
@@ -417,10 +414,10 @@ impl Recovery {
                 )
             })
             .collect();
-        let exact = engine.set_commit_origin(&failed).is_none();
+        let exact = matches!(engine.commit_origin(&failed), CommitOrigin::OfSession);
 
         let target = self.survivor(&missing.target)?;
-        let states = crate::engine::subscription_states(&subscriptions.run(target)?)?;
+        let states = subscriptions.on(target)?;
         let applied = |name: &str| {
             let subscription = inbound.iter().find(|(n, _)| n == name)?;
             states.iter().find(|s| s.name == subscription.1)?.applied
@@ -428,18 +425,18 @@ impl Recovery {
         let (of_failed, of_source) = (applied(&failed), applied(&missing.source));
         let mut others = BTreeMap::new();
         let source = self.survivor(&missing.source)?;
-        let failed = failed_mark.run(source)?.one()?.text(0).to_owned();
-        let own = own_mark.run(source)?;
-        let own = own.first().map(|row| row.text(0).to_owned());
+        let failed = failed_mark.one(source)?;
+        let own = own_mark.first(source)?;
         for (name, mark) in marks {
-            let rows = mark.run(source)?;
-            let Some(row) = rows.first() else { continue };
+            let Some(mark) = mark.first(source)? else {
+                continue;
+            };
             // Its own writes it has, however far.
             let has = match name == missing.target {
                 true => Some(Lsn(u64::MAX)),
                 false => applied(&name),
             };
-            others.extend(has.map(|has| (row.text(0).to_owned(), has)));
+            others.extend(has.map(|has| (mark, has)));
         }
         Ok(Marks {
             origins: Origins {
@@ -466,7 +463,7 @@ impl Recovery {
             .flat_map(|provider| self.engine.paths(provider, &missing.target))
             .filter(|path| repair.held.contains(&path.subscription))
             .collect();
-        let set_commit_origin = self.engine.set_commit_origin(&self.request.failed);
+        let commit_origin = self.engine.commit_origin(&self.request.failed);
         for path in paths {
             let step = hold::intend(&*self.engine, journal, phase, &path)?;
             self.disable(&path)?;
@@ -493,8 +490,8 @@ impl Recovery {
                 Err(error) => Err(error),
             },
         )?;
-        if let Some(set_commit_origin) = set_commit_origin {
-            match set_commit_origin.run(&mut applier) {
+        if let CommitOrigin::Marked(mark) = commit_origin {
+            match mark.run(&mut applier) {
                 Err(error) if error.is_undefined() => self.report.warn(
                     &format!("node \"{}\" does not have the extension zodan: what is brought over is not marked as of \"{}\"", missing.target, self.request.failed),
                     "Run CREATE EXTENSION zodan there before, if who wrote a row matters.",
@@ -514,11 +511,12 @@ impl Recovery {
 
     /// Disables a subscription of a survivor.
     fn disable(&mut self, path: &Path) -> Result<()> {
-        let (plain, idle) = (self.engine.disable(path), self.engine.disable_if_idle(path));
+        let plain = self.engine.disable(path);
+        let disabling = self.engine.disable_between_transactions(path);
         let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
         let (provider, subscriber) = (at(&path.provider), at(&path.subscriber));
         // The failed node sends nothing that could be cut in two.
-        let (Some(idle), Some(provider)) = (idle, provider) else {
+        let (Disabling::OnceIdle(idle), Some(provider)) = (disabling, provider) else {
             plain.run(self.survivor(&path.subscriber)?)?;
             return Ok(());
         };

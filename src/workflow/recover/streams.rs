@@ -298,10 +298,9 @@ impl Recovery {
         for (stream, last) in last.iter().enumerate() {
             server::note_comparison(&failed, stream, last.target).run(target)?;
         }
-        for row in &server::unfinished_comparison(&failed).run(target)? {
-            let stream: usize = row.parse(0)?;
-            if let Some(last) = last.get_mut(stream) {
-                last.target = row.parse_opt(1)?;
+        for comparison in server::unfinished_comparison(&failed).on(target)? {
+            if let Some(last) = last.get_mut(comparison.lane) {
+                last.target = comparison.had;
             }
         }
         Ok(())

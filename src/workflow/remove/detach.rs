@@ -239,20 +239,17 @@ impl Removal {
             for (slot, _) in slots_there(node, &slots)? {
                 found("slot", &slot);
             }
-            let subscriptions = self.engine.subscriptions().run(node)?;
+            let subscriptions = self.engine.subscriptions().on(node)?;
             for from in self.engine.paths(&self.target, &name) {
-                if subscriptions
-                    .iter()
-                    .any(|row| row.text(0) == from.subscription)
-                {
+                if subscriptions.iter().any(|s| s.name == from.subscription) {
                     found("subscription", &from.subscription);
                 }
-                for row in &server::origins_named(&from.slot).run(node)? {
-                    found("origin", row.text(0));
+                for origin in server::origins_named(&from.slot).on(node)? {
+                    found("origin", &origin);
                 }
             }
-            for row in &self.engine.members().run(node)? {
-                if row.text(0) == self.target {
+            for member in self.engine.members().on(node)? {
+                if member.name == self.target {
                     found("registry entry", &self.target);
                 }
             }

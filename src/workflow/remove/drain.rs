@@ -4,7 +4,7 @@ use super::{Hold, Inbound, Removal};
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::{Poll, wait_until};
-use crate::libpq::{Rows, wait};
+use crate::libpq::wait;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, server};
 use crate::run::{Action, Step};
@@ -57,8 +57,7 @@ impl Removal {
     }
 
     fn leaving_now(&mut self) -> Result<String> {
-        let rows = server::now().run(self.leaving()?)?;
-        Ok(rows.one()?.text(0).to_owned())
+        server::now().one(self.leaving()?)
     }
 
     fn block_writes(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
@@ -68,11 +67,8 @@ impl Removal {
         let hold = match held {
             Some(hold) => hold,
             None => Hold {
-                database: members::identity(leaving)?.1,
-                read_only: server::database_read_only()
-                    .run(leaving)?
-                    .first()
-                    .map(|row| row.text(0).to_owned()),
+                database: members::identity(leaving)?.database,
+                read_only: server::database_read_only().first(leaving)?,
             },
         };
         let effect = Effect::ReadOnly {
@@ -90,14 +86,12 @@ impl Removal {
     fn wait_for_starting(&mut self) -> Result<()> {
         let target = self.target.clone();
         let leaving = self.leaving()?;
-        let statement = server::starting_sessions();
-        let first = statement.run(leaving)?;
-        let first: Vec<String> = first.iter().map(|row| row.text(0).to_owned()).collect();
+        let starting = server::starting_sessions();
+        let first = starting.on(leaving)?;
         let hint = "See pg_locks on the node for what keeps them.";
         wait_until(&target, "waiting for sessions to start", hint, || {
-            let left = statement.run(leaving)?;
-            let left = left.iter().map(|row| row.text(0).to_owned());
-            let left: Vec<String> = left.filter(|pid| first.contains(pid)).collect();
+            let mut left = starting.on(leaving)?;
+            left.retain(|pid| first.contains(pid));
             Ok(match left.is_empty() {
                 true => Poll::Ready(()),
                 false => Poll::Pending(format!("pid {}", left.join(", "))),
@@ -111,12 +105,9 @@ impl Removal {
         let target = self.target.clone();
         let force = self.force;
         let leaving = self.leaving()?;
-        let statement = server::prepared_transactions();
-        let open = |rows: &Rows| -> String {
-            let gids: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
-            format!("prepared transaction {}", gids.join(", "))
-        };
-        let found = statement.run(leaving)?;
+        let prepared = server::prepared_transactions();
+        let open = |gids: &[String]| format!("prepared transaction {}", gids.join(", "));
+        let found = prepared.on(leaving)?;
         if found.is_empty() {
             return Ok(false);
         }
@@ -130,7 +121,7 @@ impl Removal {
         self.report.notice(&format!("{what}: waiting for its end"));
         let leaving = self.leaving()?;
         wait_until(&target, "waiting for prepared transactions", hint, || {
-            let left = statement.run(leaving)?;
+            let left = prepared.on(leaving)?;
             Ok(match left.is_empty() {
                 true => Poll::Ready(()),
                 false => Poll::Pending(open(&left)),
@@ -143,10 +134,10 @@ impl Removal {
     /// were.
     fn end_sessions(&mut self, since: &str) -> Result<usize> {
         let own_pid = match self.here == self.target {
-            true => self.session.query(&server::backend_pid().sql, &[])?,
-            false => Default::default(),
+            true => self.session.session().ask(&server::backend_pid())?.pop(),
+            false => None,
         };
-        let own_pid = own_pid.first().map_or("0", |row| row.text(0)).to_owned();
+        let own_pid = own_pid.unwrap_or_else(|| "0".into());
         let target = self.target.clone();
         let leaving = self.leaving()?;
         let sessions = server::end_sessions_before(since, &own_pid).run(leaving)?;

@@ -130,9 +130,9 @@ pub fn former_member_here(here: &Mode, request: &Request, report: &Report) -> Re
 
 /// A copy that was made while its node was being removed has the write block, and nobody who knows what was before.
 fn warn_if_read_only(me: &mut Node, report: &Report) -> Result<()> {
-    let setting = server::database_read_only().run(me)?;
-    if setting.first().is_some_and(|row| row.text(0) == "on") {
-        let database = members::identity(me)?.1;
+    let setting = server::database_read_only().first(me)?;
+    if setting.is_some_and(|value| value == "on") {
+        let database = members::identity(me)?.database;
         report.warn(
             &format!("new sessions of database \"{database}\" are read-only"),
             &format!(

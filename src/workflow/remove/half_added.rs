@@ -4,7 +4,7 @@ use super::{Removal, Request};
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
-use crate::node::{Member, Mode, Node, Session, server};
+use crate::node::{Member, Mode, Node, Session, Statement, server};
 use crate::run::effect::{drop_slot, run_all};
 use crate::run::{Command, Effect, Interrupted, Journal, RunState};
 use crate::workflow::members::{self, slots_there};
@@ -138,9 +138,9 @@ impl Removal {
             }
             let path = self.engine.path(&self.target, &node.name);
             if let Some(origin) = self.engine.origin_wanted(&path)
-                && !server::origins_there(&[origin.to_owned()])
-                    .run(node)?
-                    .is_empty()
+                && server::origins_there(&[origin.to_owned()])
+                    .first(node)?
+                    .is_some()
             {
                 return Ok(true);
             }
@@ -153,8 +153,7 @@ impl Removal {
         let Some(node) = &mut self.leaving else {
             return Ok(None);
         };
-        let rows = server::has_journal().run(node)?;
-        match rows.one()?.bool(0) {
+        match server::has_journal().one(node)? {
             true => interrupted(&mut node.session, Command::AddNode, &self.target),
             false => Ok(None),
         }
@@ -214,9 +213,7 @@ impl Removal {
             }
             drop_slot(node, &slot)?;
             run_all(node, &self.engine.forget_node(&self.target))?;
-            if let Some(statement) = self.engine.forget_markers(&node.name) {
-                statement.run(node)?;
-            }
+            Statement::run_in_turn(&self.engine.forget_markers(&node.name), node)?;
         }
         self.report
             .notice(&format!("nothing of node \"{}\" is left", self.target));

@@ -16,7 +16,7 @@ use super::recover::open_runs::{self, Open};
 use super::report::{self, Report};
 use super::summary;
 use super::undo::Undo;
-use crate::engine::{Engine, Path, Registry, SubscriptionState, subscription_states};
+use crate::engine::{Engine, Path, Registry, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::node::{Local, Member, Mode, Node, Reader, server};
@@ -247,7 +247,7 @@ impl Removal {
         let Some(leaving) = &mut self.leaving else {
             return Ok(());
         };
-        if server::is_standby().run(leaving)?.one()?.bool(0) {
+        if server::is_standby().one(leaving)? {
             return Err(Error::Checks(vec![Finding::new(
                 &self.target,
                 SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -477,11 +477,11 @@ impl Removal {
             findings.extend(self.waited_for_by_commits()?);
         }
         if let Some(leaving) = &mut self.leaving {
-            for row in &server::prepared_transactions().run(leaving)? {
+            for gid in server::prepared_transactions().on(leaving)? {
                 findings.push(Finding::new(
                     &self.target,
                     SqlState::OBJECT_IN_USE,
-                    format!("prepared transaction {} is open", row.text(0)),
+                    format!("prepared transaction {gid} is open"),
                     "COMMIT PREPARED or ROLLBACK PREPARED it there.",
                 ));
             }
@@ -519,8 +519,7 @@ impl Removal {
         self.survivors
             .iter()
             .zip(&answers)
-            .map(|(survivor, rows)| {
-                let states = subscription_states(rows)?;
+            .map(|(survivor, states)| {
                 let inbound = |path: Path| {
                     let state = states.iter().find(|s| s.name == path.subscription);
                     let state = state.cloned();

@@ -4,8 +4,8 @@ use super::{Inbound, Removal};
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, scrub};
-use crate::node::server;
-use crate::workflow::lost_wal::{LostWal, end_of_wal};
+use crate::node::server::{self, DatabaseId};
+use crate::workflow::lost_wal::LostWal;
 use crate::workflow::members;
 use crate::workflow::topology::Outsider;
 
@@ -56,7 +56,7 @@ impl Removal {
         let Some(leaving) = &mut self.leaving else {
             return Ok(vec![]);
         };
-        let end = end_of_wal(&server::wal_flushed().run(leaving)?)?;
+        let end = server::wal_flushed().one(leaving)?;
         let find = |i: &Inbound| LostWal::find(&i.path, i.state.as_ref(), end).map(|l| l.finding());
         let found: Vec<Finding> = states.iter().flatten().filter_map(find).collect();
         self.went_back = !found.is_empty();
@@ -73,20 +73,14 @@ impl Removal {
         let mut findings = vec![];
         for (survivor, states) in self.survivors.iter_mut().zip(states) {
             for Inbound { path, .. } in states.iter().filter(|inbound| inbound.is_enabled()) {
-                let Some(question) = self.engine.idle_address(path) else {
-                    continue;
-                };
-                let rows = question.run(survivor)?;
-                let Some(address) = rows.first().map(|row| row.text(0).to_owned()) else {
+                let Some(address) = self.engine.idle_address(path).first(survivor)? else {
                     continue;
                 };
                 let why = match self.engine.probe(&address).last() {
                     None => continue,
                     Some(probe) => match probe.run(survivor) {
                         Ok(rows) => match rows.first() {
-                            Some(row)
-                                if (row.text(0), row.text(1)) != (&identity.0, &identity.1) =>
-                            {
+                            Some(row) if DatabaseId::read(row)? != identity => {
                                 "another database answers there".to_owned()
                             }
                             // It is there, and its worker on the way.
@@ -126,10 +120,9 @@ impl Removal {
                 true => outbound.clone(),
                 false => names(self.engine.paths(&node.name, &self.target)).collect(),
             };
-            for row in &server::waited_for(&paths).run(node)? {
+            for name in server::waited_for(&paths).on(node)? {
                 let what = format!(
-                    "synchronous_standby_names names {}, by which \"{}\" is read or reads: once it has left, commits wait for it for ever",
-                    row.text(0),
+                    "synchronous_standby_names names {name}, by which \"{}\" is read or reads: once it has left, commits wait for it for ever",
                     self.target
                 );
                 let hint = "Take it out there: ALTER SYSTEM SET synchronous_standby_names = ..., SELECT pg_reload_conf().";
@@ -155,16 +148,14 @@ impl Removal {
         let Some(leaving) = &mut self.leaving else {
             return Ok(());
         };
-        for row in &server::roles_that_write_on().run(leaving)? {
+        for role in server::roles_that_write_on().on(leaving)? {
             let what = format!(
                 "node \"{}\": role {} has default_transaction_read_only = off, so it can write on while the node leaves",
-                self.target,
-                row.text(0)
+                self.target, role.whose
             );
             let hint = format!(
                 "What it writes then stays on \"{}\" only. Keep it away, or run there: {};",
-                self.target,
-                row.text(1)
+                self.target, role.reset
             );
             self.report.warn(&what, &hint);
         }

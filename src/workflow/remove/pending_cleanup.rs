@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::node::Member;
 use crate::run::Effect;
 use crate::workflow::members::{self, each};
-use crate::workflow::membership::cleanup_of;
+use crate::workflow::membership::{cleanup_of, pending_cleanups};
 use std::collections::BTreeMap;
 
 impl Removal {
@@ -22,9 +22,10 @@ impl Removal {
                     removed: self.target.clone(),
                     effect: effect.to_text()?,
                 };
-                match self.engine.record_cleanup(&cleanup) {
-                    Some(statement) => {
-                        each(&mut self.survivors, |_| statement.clone())?;
+                match self.engine.registry() {
+                    Some(registry) => {
+                        let record = registry.record_cleanup(&cleanup);
+                        each(&mut self.survivors, |_| record.clone())?;
                     }
                     None => told.extend(effect.statements(&*self.engine)),
                 }
@@ -51,7 +52,7 @@ impl Removal {
         let Some(here) = self.survivors.first_mut() else {
             return Ok(vec![]);
         };
-        let mut cleanups = self.engine.pending_cleanups(here)?;
+        let mut cleanups = pending_cleanups(&*self.engine, here)?;
         cleanups.retain(|cleanup| cleanup.removed == self.target);
         Ok(cleanups)
     }
@@ -77,8 +78,9 @@ impl Removal {
             for effect in &effects {
                 effect.undo(&*self.engine, node)?;
             }
-            if let Some(statement) = self.engine.cleaned_up(&self.target, &name) {
-                each(&mut self.survivors, |_| statement.clone())?;
+            if let Some(registry) = self.engine.registry() {
+                let done = registry.cleaned_up(&self.target, &name);
+                each(&mut self.survivors, |_| done.clone())?;
             }
             self.report.notice(&format!(
                 "cleaned up \"{}\" on node \"{name}\"",

@@ -6,6 +6,7 @@ use super::{Removal, Request, interrupted_removals};
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
+use crate::node::server::DatabaseId;
 use crate::node::{Member, Mode, Node};
 use crate::workflow::members::{self, each};
 use crate::workflow::membership::{reach, sync_lagging_members};
@@ -138,8 +139,8 @@ impl Removal {
     pub fn standing(&mut self) -> Result<TargetState> {
         let engine = &*self.engine;
         let registries = each(&mut self.survivors, |_| engine.members())?;
-        for (survivor, rows) in self.survivors.iter().zip(&registries) {
-            if rows.iter().any(|row| row.text(0) == self.target) {
+        for (survivor, members) in self.survivors.iter().zip(&registries) {
+            if members.iter().any(|member| member.name == self.target) {
                 self.known_to.push(survivor.name.clone());
             }
         }
@@ -186,7 +187,7 @@ struct Finding<'a> {
     /// A session by the registry's connection string, or why there is none; used once.
     by_registry: RefCell<Option<Result<Node>>>,
     here: &'a str,
-    own: &'a (String, String),
+    own: &'a DatabaseId,
     /// A removal that was begun here may have made the target a database like any other.
     resumed: bool,
 }
@@ -284,12 +285,7 @@ impl Finding<'_> {
     }
 
     /// A node of that name may be one of another cluster, of a copy of this one for tests above all.
-    fn of_this_cluster(
-        &self,
-        me: &mut Node,
-        node: &mut Node,
-        identity: &(String, String),
-    ) -> Result<()> {
+    fn of_this_cluster(&self, me: &mut Node, node: &mut Node, identity: &DatabaseId) -> Result<()> {
         let other = || {
             self.wrong(format!(
                 "leads to another node \"{}\" than this cluster's",
@@ -302,21 +298,21 @@ impl Finding<'_> {
                 false => Err(other()),
             };
         }
-        let rows = self.engine.members().run(me)?;
-        let row = rows.iter().find(|row| row.text(0) == self.request.target);
-        if let Some(row) = row.filter(|row| !row.text(4).is_empty()) {
-            let system = identity.0.split(' ').next().unwrap_or_default();
-            if (system, identity.1.as_str()) != (row.text(4), row.text(5)) {
+        let members = self.engine.members().on(me)?;
+        let entry = members.iter().find(|m| m.name == self.request.target);
+        if let Some(entry) = entry.filter(|entry| !entry.system_identifier.is_empty()) {
+            let system = identity.system_identifier();
+            if (system, &identity.database) != (entry.system_identifier.as_str(), &entry.database) {
                 return Err(other());
             }
         }
         // Its own registry leads back to us.
-        let rows = self.engine.members().run(node)?;
-        if self.resumed && rows.iter().all(|row| row.text(0) == self.request.target) {
+        let members = self.engine.members().on(node)?;
+        if self.resumed && members.iter().all(|m| m.name == self.request.target) {
             return Ok(()); // an earlier run has made it forget all others
         }
-        let back = rows.iter().find(|row| row.text(0) == self.here);
-        let dsn = back.and_then(|row| Dsn::parse(row.text(3)).ok());
+        let back = members.iter().find(|member| member.name == self.here);
+        let dsn = back.and_then(|member| Dsn::parse(&member.dsn).ok());
         let Some(dsn) = dsn else { return Err(other()) };
         let mut back = members::connect(&[Member {
             name: self.here.to_owned(),
@@ -346,7 +342,7 @@ impl Finding<'_> {
     }
 }
 
-pub fn same(own: &(String, String), node: &mut Node, what: &str) -> Result<()> {
+pub fn same(own: &DatabaseId, node: &mut Node, what: &str) -> Result<()> {
     if members::identity(node)? == *own {
         return Ok(());
     }

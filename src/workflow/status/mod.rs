@@ -12,7 +12,7 @@ use crate::libpq::{Dsn, Row, Rows, scrub};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Reader, Session, query_with_deadline, server};
 use crate::settings;
-use crate::workflow::lost_wal::{self, end_of_wal};
+use crate::workflow::lost_wal;
 use crate::workflow::members;
 use crate::workflow::report::table;
 use crate::workflow::twin;
@@ -21,7 +21,7 @@ use zodan_core::subscription::{Answer, AtProvider, AtSubscriber, SubscriptionSta
 
 /// A member as the registry of this node has it.
 pub struct Registered {
-    /// Spock's.
+    /// As the engine itself tells nodes apart.
     pub id: Option<i32>,
     pub name: String,
     pub location: String,
@@ -156,7 +156,7 @@ pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
         ));
     }
     let mut members = seen(engine, registered)?;
-    let server = members::identity(node)?.0;
+    let server = members::identity(node)?.server;
     if let Some(own) = members.iter_mut().find(|m| m.registered.is_local) {
         tell_twin(own, &server, &twin::place_of(node)?);
     }
@@ -196,8 +196,8 @@ fn mark_lost_wal(members: &[MemberStatus], links: &mut [Link]) -> Result<()> {
     let nodes: Vec<&Member> = asked.iter().map(|(_, member)| member).collect();
     let answers = query_with_deadline(&nodes, &server::wal_flushed(), settings::status_timeout());
     for ((provider, member), answer) in asked.iter().zip(answers) {
-        let end = match answer.and_then(|rows| end_of_wal(&rows)) {
-            Ok(end) => end,
+        let end = match answer {
+            Ok(ends) => ends.into_iter().flatten().next(),
             Err(error @ Error::Interrupted { .. }) => return Err(error),
             // It has answered, and does not any more: the next look says more.
             Err(_) => continue,
@@ -255,27 +255,24 @@ fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
     let Some(own) = engine.local_name(here)? else {
         return Ok(vec![]);
     };
-    let text = |row: &Row, column: usize| {
-        let value = row.get(column).filter(|v| !v.is_empty());
-        value.map(str::to_owned)
-    };
+    let known = |text: String| (!text.is_empty()).then_some(text);
     let mut all: Vec<Registered> = engine
         .members()
-        .run(here)?
-        .iter()
-        .map(|row| Registered {
-            id: row.parse_opt(8).ok().flatten(),
-            name: row.text(0).to_owned(),
-            location: row.text(1).to_owned(),
-            country: row.text(2).to_owned(),
-            dsn: Dsn::parse(row.text(3))
+        .on(here)?
+        .into_iter()
+        .map(|node| Registered {
+            id: node.id,
+            is_local: node.name == own,
+            name: node.name,
+            location: node.location,
+            country: node.country,
+            dsn: Dsn::parse(&node.dsn)
                 .map_err(|bad| format!("its connection string {}", bad.problem())),
-            info: text(row, 6),
-            joined_at: text(row, 7),
-            is_local: row.text(0) == own,
-            database: row.text(5).to_owned(),
-            number: row.parse_opt(9).ok().flatten(),
-            cluster: text(row, 10),
+            info: known(node.info),
+            joined_at: known(node.joined_at),
+            database: node.database,
+            number: node.number,
+            cluster: known(node.cluster),
         })
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -284,10 +281,7 @@ fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
 
 fn seen(engine: &dyn Engine, registered: Vec<Registered>) -> Result<Vec<MemberStatus>> {
     let members: Vec<Member> = registered.iter().filter_map(Registered::member).collect();
-    let question = server::member_report(
-        &engine.subscription_details(),
-        engine.sent_tables().as_deref(),
-    );
+    let question = server::member_report(&engine.subscription_details(), &engine.sent_tables());
     let asked: Vec<&Member> = members.iter().collect();
     let mut answers =
         query_with_deadline(&asked, &question, settings::status_timeout()).into_iter();
@@ -308,19 +302,23 @@ fn seen(engine: &dyn Engine, registered: Vec<Registered>) -> Result<Vec<MemberSt
 
 fn report(rows: &Rows) -> Result<MemberReport> {
     let row = rows.one()?;
-    let bad = |e: serde_json::Error| Error::internal(format!("the answer of a node: {e}"));
     Ok(MemberReport {
-        version: row.text(0).to_owned(),
-        standby: row.bool(1),
-        slots: serde_json::from_str(row.text(2)).map_err(bad)?,
-        inbound: serde_json::from_str(row.text(3)).map_err(bad)?,
-        sent: row.get(4).map(str::to_owned),
-        compared: serde_json::from_str(row.text(6)).map_err(bad)?,
-        server: row.text(7).to_owned(),
-        place: row.text(8).to_owned(),
-        recovering: serde_json::from_str(row.text(9)).map_err(bad)?,
-        end: row.get(5).and_then(|lsn| lsn.parse().ok()),
+        version: row.get("version")?,
+        standby: row.get("standby")?,
+        slots: json(row, "slots")?,
+        inbound: json(row, "inbound")?,
+        sent: row.get("sent")?,
+        compared: json(row, "compared")?,
+        server: row.get("server")?,
+        place: row.get("place")?,
+        recovering: json(row, "recovering")?,
+        end: row.get("flushed")?,
     })
+}
+
+fn json<T: serde::de::DeserializeOwned>(row: &Row, column: &str) -> Result<T> {
+    serde_json::from_str(row.get(column)?)
+        .map_err(|e| Error::internal(format!("the answer of a node: {e}")))
 }
 
 /// Why a node does not answer, in one line.

@@ -1,0 +1,33 @@
+SELECT current_setting('server_version_num') AS version,
+       pg_is_in_recovery() AS in_recovery,
+       c.system_identifier,
+       current_database() AS database,
+       current_setting('wal_level') AS wal_level,
+       current_setting('max_replication_slots') AS replication_slots_limit,
+       (SELECT count(*) FROM pg_replication_slots) AS replication_slots_used,
+       current_setting('max_wal_senders') AS wal_senders_limit,
+       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender') AS wal_senders_used,
+       current_setting('max_logical_replication_workers') AS logical_workers_limit,
+       (SELECT count(*) FROM pg_subscription WHERE subenabled) AS logical_workers_used,
+       current_setting('max_worker_processes') AS worker_processes_limit,
+       (SELECT count(*) FROM pg_stat_activity
+         WHERE backend_type NOT IN ('client backend', 'autovacuum launcher',
+               'autovacuum worker', 'background writer', 'checkpointer', 'walwriter',
+               'walsender', 'walreceiver', 'walsummarizer', 'startup', 'archiver',
+               'slotsync worker', 'io worker', 'logger', 'standalone backend')) AS worker_processes_used,
+       coalesce(current_setting('max_active_replication_origins', true),
+                current_setting('max_replication_slots')) AS origins_limit,
+       (SELECT count(*) FROM pg_replication_origin_status) AS origins_used,
+       CASE WHEN current_setting('max_active_replication_origins', true) IS NULL
+            THEN 'max_replication_slots' ELSE 'max_active_replication_origins' END AS origins_setting,
+       pg_encoding_to_char(d.encoding) AS encoding,
+       concat_ws(' ', d.datlocprovider, d.datcollate, d.datctype,
+                 coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale'),
+                 quote_literal(to_jsonb(d) ->> 'daticurules')) AS collation,
+       (SELECT setting FROM pg_settings WHERE name = 'max_slot_wal_keep_size') AS max_slot_wal_keep_size,
+       (SELECT setting FROM pg_settings WHERE name = 'idle_replication_slot_timeout') AS idle_slot_timeout,
+       current_setting('output_plugin_libraries', true) AS output_plugins,
+       pg_database_size(current_database()) AS database_size,
+       concat_ws(' ', system_identifier, extract(epoch FROM pg_postmaster_start_time()), current_setting('port')) AS server
+  FROM pg_control_system() c, pg_database d
+ WHERE d.datname = current_database()

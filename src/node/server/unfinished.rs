@@ -1,0 +1,106 @@
+//! Notes of recoveries that are not finished.
+
+use crate::lsn::Lsn;
+use crate::node::{Query, Statement};
+
+/// What the name of the note is made of, by which an unfinished recovery is known: the position and the node. All
+/// databases of a server share their origins, so it is for one of them.
+pub(super) const UNFINISHED: &str = "(SELECT roname, m[1] AS lsn, m[2] AS failed
+     FROM pg_replication_origin,
+          regexp_match(roname, format('^zodan_recovering_%s_([0-9A-F]+/[0-9A-F]+)_(.*)$',
+                                      (SELECT oid FROM pg_database WHERE datname = current_database()))) m
+    WHERE m IS NOT NULL) note";
+
+/// Notes on the node that from `lsn` on it is being given what it lacks of `failed`, and may not have all that
+/// belongs to it. A replication origin that nobody uses, since there is a place for one on every node. An
+/// earlier note stays.
+pub fn note_recovery(failed: &str, lsn: Lsn) -> Statement {
+    Statement::new(
+        format!(
+            "SELECT pg_replication_origin_create(concat_ws('_', 'zodan_recovering', d.oid, $2::pg_lsn, $1::text))
+               FROM pg_database d
+              WHERE d.datname = current_database()
+                AND NOT EXISTS (SELECT FROM {UNFINISHED} WHERE failed = $1)"
+        ),
+        &[failed, &lsn.to_string()],
+    )
+}
+
+/// As [`UNFINISHED`], of a comparison: by which of several subscriptions, and until when the node had the failed one's
+/// transactions by it.
+pub(super) const COMPARED: &str = "(SELECT roname, m[1] AS lane, m[2] AS had, m[3] AS failed
+     FROM pg_replication_origin,
+          regexp_match(roname, format('^zodan_compared_%s_([0-9]+)_(never|-?[0-9]+)_(.*)$',
+                                      (SELECT oid FROM pg_database WHERE datname = current_database()))) m
+    WHERE m IS NOT NULL) compared";
+
+/// Notes on the node how far it had got `failed` when a comparison began to give it more, in microseconds since 2000.
+/// An earlier note stays.
+pub fn note_comparison(failed: &str, lane: usize, had: Option<i64>) -> Statement {
+    let had = had.map_or("never".into(), |had| had.to_string());
+    Statement::new(
+        format!(
+            "SELECT pg_replication_origin_create(concat_ws('_', 'zodan_compared', d.oid, $2::text, $3::text, $1::text))
+               FROM pg_database d
+              WHERE d.datname = current_database()
+                AND NOT EXISTS (SELECT FROM {COMPARED} WHERE failed = $1 AND lane = $2)"
+        ),
+        &[failed, &lane.to_string(), &had],
+    )
+}
+
+/// A comparison that is not finished.
+pub struct UnfinishedComparison {
+    /// By which of several subscriptions.
+    pub lane: usize,
+    /// Until when the node had the transactions of the failed one, in microseconds since 2000.
+    pub had: Option<i64>,
+}
+
+/// The comparisons with `failed` that the node has been in and that are not finished.
+pub fn unfinished_comparison(failed: &str) -> Query<UnfinishedComparison> {
+    Query::new(
+        format!("SELECT lane, nullif(had, 'never') AS had FROM {COMPARED} WHERE failed = $1"),
+        &[failed],
+        |row| {
+            Ok(UnfinishedComparison {
+                lane: row.get("lane")?,
+                had: row.get("had")?,
+            })
+        },
+    )
+}
+
+/// A recovery that is not finished.
+pub struct UnfinishedRecovery {
+    pub failed: String,
+    /// From where on the node is being given what it lacks of the failed one.
+    pub from: Lsn,
+}
+
+/// The recoveries of the node that are not finished.
+pub fn unfinished_recoveries() -> Query<UnfinishedRecovery> {
+    Query::new(
+        format!("SELECT failed, lsn FROM {UNFINISHED}"),
+        &[],
+        |row| {
+            Ok(UnfinishedRecovery {
+                failed: row.get("failed")?,
+                from: row.get("lsn")?,
+            })
+        },
+    )
+}
+
+/// Takes the note about `failed` away; all notes of the database where that is `None`.
+pub fn forget_unfinished(failed: Option<&str>) -> Statement {
+    let all = failed.is_none().to_string();
+    Statement::new(
+        format!(
+            "SELECT pg_replication_origin_drop(roname)
+               FROM (SELECT roname, failed FROM {UNFINISHED} UNION ALL SELECT roname, failed FROM {COMPARED}) AS notes
+              WHERE failed = $1 OR $2::boolean"
+        ),
+        &[failed.unwrap_or_default(), &all],
+    )
+}
