@@ -52,8 +52,8 @@ pub use tables::{Table, tables};
 pub use undo::undo;
 
 use crate::error::{Error, Result};
-use crate::libpq::{Conn, Dsn, Rows};
-use crate::node::{Session, Statement};
+use crate::libpq::{Conn, Dsn};
+use crate::node::{Question, Session, Statement};
 use crate::quote::literal;
 use std::collections::BTreeSet;
 use zodan_core::copy_plan as plan;
@@ -105,9 +105,10 @@ fn snapshot_session(source: &Source<'_>) -> Result<Conn> {
 }
 
 /// What `statement` answers on the source for what the snapshot shows.
-pub fn in_snapshot(source: &Source<'_>, statement: &Statement) -> Result<Rows> {
-    let params: Vec<&str> = statement.params.iter().map(String::as_str).collect();
-    snapshot_session(source)?.query(&statement.sql, &params)
+pub fn in_snapshot<Q: Question>(source: &Source<'_>, question: &Q) -> Result<Q::Answer> {
+    let Statement { sql, params } = question.statement();
+    let params: Vec<&str> = params.iter().map(String::as_str).collect();
+    question.answer(snapshot_session(source)?.query(sql, &params)?)
 }
 
 fn begin_in_snapshot(snapshot: &str) -> String {

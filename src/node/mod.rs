@@ -15,7 +15,7 @@ pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
 pub use query::{Query, Question};
 pub use reader::Reader;
 pub use session::{
-    Session, ask, ask_all, ask_all_of, ask_in_turn, ask_within, check_open, query_with_deadline,
+    Session, ask, ask_all, ask_in_turn, ask_within, check_open, query_with_deadline,
 };
 pub use statement::Statement;
 

@@ -111,25 +111,7 @@ pub fn ask_in_turn(nodes: &mut [&mut Node], statements: &[Vec<Statement>]) -> Re
 }
 
 /// Asks all of `nodes` the same; the first error is the answer of all.
-pub fn ask_all<'a>(
-    nodes: impl IntoIterator<Item = &'a mut Node>,
-    sql: &str,
-    params: &[&str],
-) -> Result<Vec<Rows>> {
-    ask(nodes
-        .into_iter()
-        .map(|node| Ask {
-            node,
-            sql: sql.to_owned(),
-            params: params.iter().map(|p| (*p).to_owned()).collect(),
-        })
-        .collect())
-    .into_iter()
-    .collect()
-}
-
-/// Asks all of `nodes` the same; the first error is the answer of all.
-pub fn ask_all_of<'a, Q: Question>(
+pub fn ask_all<'a, Q: Question>(
     nodes: impl IntoIterator<Item = &'a mut Node>,
     question: &Q,
 ) -> Result<Vec<Q::Answer>> {

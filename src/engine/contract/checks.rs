@@ -2,7 +2,7 @@
 
 use crate::error::{Finding, Result};
 use crate::libpq::Rows;
-use crate::node::{Node, Statement};
+use crate::node::{Node, Query, Statement};
 
 /// What an engine needs before a join, beyond what every engine needs.
 pub struct EngineCheck {
@@ -50,8 +50,37 @@ pub struct MemberCheck {
     pub with_new: bool,
     /// Without parameters.
     pub question: Statement,
-    /// By node; the source of a join is the first.
-    pub judge: fn(&[(String, Rows)]) -> Vec<Judged>,
+    judge: Box<Judge>,
+}
+
+type Judge = dyn Fn(Vec<(String, Rows)>) -> Result<Vec<Judged>>;
+
+impl MemberCheck {
+    /// `judge` is given the answers by node; the source of a join is the first.
+    pub fn new<T: 'static>(
+        name: &'static str,
+        wanted: &'static str,
+        with_new: bool,
+        question: Query<T>,
+        judge: fn(&[(String, Vec<T>)]) -> Vec<Judged>,
+    ) -> Self {
+        Self {
+            name,
+            wanted,
+            with_new,
+            question: question.statement.clone(),
+            judge: Box::new(move |answers| {
+                let read = |(node, rows)| Ok((node, question.read(&rows)?));
+                let answers: Result<Vec<_>> = answers.into_iter().map(read).collect();
+                Ok(judge(&answers?))
+            }),
+        }
+    }
+
+    /// What is said of the answers, by node.
+    pub fn judge(&self, answers: Vec<(String, Rows)>) -> Result<Vec<Judged>> {
+        (self.judge)(answers)
+    }
 }
 
 /// What has to hold before a join and on every member, beyond what has to with every engine. A check changes nothing, and

@@ -3,7 +3,7 @@
 use super::Native;
 use crate::engine::{Checks, EngineCheck, EngineFindings, On, Topology};
 use crate::error::{Finding, Result, SqlState};
-use crate::node::{Node, ask_all};
+use crate::node::{Node, Statement, ask_all};
 
 const SERVER: &str = "server of the engine";
 
@@ -41,28 +41,31 @@ impl Checks for Native {
         let (mut servers, mut publications, mut extensions) = (vec![], vec![], vec![]);
         let mut nodes: Vec<&mut Node> = members.iter_mut().map(|n| &mut **n).collect();
         nodes.push(new);
-        let answers = ask_all(
-            nodes.iter_mut().map(|n| &mut **n),
-            "SELECT current_setting('server_version_num'),
-                    (SELECT extversion FROM pg_extension WHERE extname = 'zodan'),
-                    EXISTS (SELECT FROM pg_publication WHERE pubname = 'zodan')",
+        let question = Statement::new(
+            "SELECT current_setting('server_version_num') AS version,
+                    (SELECT extversion FROM pg_extension WHERE extname = 'zodan') AS extension,
+                    EXISTS (SELECT FROM pg_publication WHERE pubname = 'zodan') AS publishes",
             &[],
-        )?;
+        );
+        let answers = ask_all(nodes.iter_mut().map(|n| &mut **n), &question)?;
         let mut versions = vec![];
         for (node, rows) in nodes.iter_mut().zip(&answers) {
             let row = rows.one()?;
-            if row.parse::<u32>(0)? < OLDEST_SERVER {
+            let server: u32 = row.get("version")?;
+            let extension: Option<String> = row.get("extension")?;
+            if server < OLDEST_SERVER {
                 servers.push(Finding::new(
                     &node.name,
                     SqlState::FEATURE_NOT_SUPPORTED,
                     format!(
                         "the native engine needs PostgreSQL 16 or newer, the server is {}",
-                        row.parse::<u32>(0)? / 10_000
+                        server / 10_000
                     ),
                     "Upgrade the server, or use Spock, which replicates older versions.",
                 ));
             }
-            if row.bool(2) && row.at(1).is_some() && self.members().first(node)?.is_none() {
+            if row.get("publishes")? && extension.is_some() && self.members().first(node)?.is_none()
+            {
                 publications.push(Finding::new(
                     &node.name,
                     SqlState::DUPLICATE_OBJECT,
@@ -70,9 +73,9 @@ impl Checks for Native {
                     "It was not made by zodan. ALTER PUBLICATION zodan RENAME TO another name, and have the subscriptions that name it follow.",
                 ));
             }
-            match row.at(1) {
+            match extension {
                 None => extensions.push(extension_missing(&node.name)),
-                Some(version) => versions.push(version.to_owned()),
+                Some(version) => versions.push(version),
             }
         }
         let ours = versions.last().cloned().unwrap_or_default();

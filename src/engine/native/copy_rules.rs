@@ -9,12 +9,12 @@ use crate::node::{Node, Query, own_database};
 impl CopyRules for Native {
     fn apply_runs_statements(&self, source: &mut Node) -> Result<bool> {
         // Triggers that fire for replicated rows may run any, and so may those that fire when subscriptions connect.
-        let triggers = triggers::of_apply().run(source)?;
+        let triggers = triggers::of_apply().one(source)?;
         let rows = source.query(
             "SELECT EXISTS (SELECT FROM pg_event_trigger WHERE evtevent = 'login' AND evtenabled <> 'D')",
             &[],
         )?;
-        Ok(triggers.one()?.bool(0) || rows.one()?.bool(0))
+        Ok(triggers || rows.one()?.only()?)
     }
 
     fn apply_role(&self) -> Query<String> {

@@ -4,8 +4,29 @@ use super::Native;
 use crate::engine::names::Numbered;
 use crate::engine::{Path, Paths, names, triggers};
 use crate::error::Result;
-use crate::node::{Member, Node, ask_all, server};
+use crate::node::{Member, Node, Query, ask_all, server};
 use std::collections::BTreeMap;
+
+/// What a member has of its paths: a row for each of its subscriptions, one at least.
+struct Known {
+    database: String,
+    /// A subscription, and the slot that it reads.
+    reads: Option<(String, String)>,
+    has_registry: bool,
+    /// The slots of the database, with commas between them.
+    slots: String,
+}
+
+/// A member by the registry of another one.
+struct Registered {
+    /// Of the registry: its generation, and when it was changed.
+    age: (i64, i64),
+    next_number: i32,
+    name: String,
+    number: i32,
+    database: String,
+    cluster: String,
+}
 
 impl Paths for Native {
     fn load_paths(&mut self, members: &mut [&mut Node], absent: &[Member]) -> Result<()> {
@@ -13,31 +34,41 @@ impl Paths for Native {
         if known && absent.is_empty() {
             return Ok(());
         }
-        let found = ask_all(
-            members.iter_mut().map(|m| &mut **m),
-            "SELECT current_database(), s.subname, s.subslotname, to_regclass('zodan.membership') IS NOT NULL,
+        let known = Query::new(
+            "SELECT current_database() AS database, s.subname, s.subslotname,
+                    to_regclass('zodan.membership') IS NOT NULL AS has_registry,
                     (SELECT string_agg(r.slot_name, ',') FROM pg_replication_slots r
-                      WHERE r.slot_type = 'logical' AND r.database = current_database())
+                      WHERE r.slot_type = 'logical' AND r.database = current_database()) AS slots
                FROM pg_database d
                LEFT JOIN pg_subscription s ON s.subdbid = d.oid AND s.subslotname IS NOT NULL
                                           AND 'zodan' = ANY (s.subpublications)
               WHERE d.datname = current_database()",
             &[],
-        )?;
+            |row| {
+                let subscription: Option<String> = row.get("subname")?;
+                Ok(Known {
+                    database: row.get("database")?,
+                    reads: subscription.zip(row.get("subslotname")?),
+                    has_registry: row.get("has_registry")?,
+                    slots: row.get("slots")?,
+                })
+            },
+        );
+        let found = ask_all(members.iter_mut().map(|m| &mut **m), &known)?;
         let mut there: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut with_registry = vec![];
         for (member, rows) in members.iter_mut().zip(&found) {
-            for row in rows {
-                let database = row.text(0).to_owned();
+            for known in rows {
+                let database = known.database.clone();
                 self.databases.insert(member.name.clone(), database);
-                let slots = row.at(4).unwrap_or_default().split(',');
-                there.insert(member.name.clone(), slots.map(str::to_owned).collect());
-                if let (Some(subscription), Some(slot)) = (row.at(1), row.at(2)) {
-                    let key = (member.name.clone(), subscription.to_owned());
-                    self.slots.insert(key, slot.to_owned());
+                let slots = known.slots.split(',').map(str::to_owned);
+                there.insert(member.name.clone(), slots.collect());
+                if let Some((subscription, slot)) = &known.reads {
+                    let key = (member.name.clone(), subscription.clone());
+                    self.slots.insert(key, slot.clone());
                 }
             }
-            if rows.first().is_some_and(|row| row.bool(3)) {
+            if rows.first().is_some_and(|known| known.has_registry) {
                 with_registry.push(&mut **member);
             }
         }
@@ -83,11 +114,10 @@ impl Paths for Native {
             self.slots.remove(&(path.subscriber, path.subscription));
         }
         if let Some(source) = members.first_mut() {
-            let rows = triggers::of_apply().run(source)?;
-            self.source_has_triggers = rows.one()?.bool(0);
+            let fires = triggers::of_apply().one(source)?;
+            self.source_has_triggers = fires;
         }
-        let database = new.query("SELECT current_database()", &[])?;
-        let database = database.one()?.text(0).to_owned();
+        let database = server::identity().one(new)?.database;
         self.databases.insert(new.name.clone(), database);
         if self.cluster.is_empty() {
             self.cluster = server::unique_id().one(new)?;
@@ -162,17 +192,28 @@ impl Native {
     /// Learns the numbers of the newest registry of `members`; what the databases of its members were called when they
     /// joined.
     fn learn_numbers(&mut self, members: &mut [&mut Node]) -> Result<BTreeMap<String, String>> {
-        let answers = ask_all(
-            members.iter_mut().map(|m| &mut **m),
-            "SELECT m.generation, (extract(epoch FROM m.changed_at) * 1000000)::bigint, m.next_number,
+        let numbered = Query::new(
+            "SELECT m.generation, (extract(epoch FROM m.changed_at) * 1000000)::bigint AS changed_at, m.next_number,
                     n.name, n.number, n.database, m.cluster
                FROM zodan.membership m CROSS JOIN zodan.node n",
             &[],
-        )?;
+            |row| {
+                Ok(Registered {
+                    age: (row.get("generation")?, row.get("changed_at")?),
+                    next_number: row.get("next_number")?,
+                    name: row.get("name")?,
+                    number: row.get("number")?,
+                    database: row.get("database")?,
+                    cluster: row.get("cluster")?,
+                })
+            },
+        );
+        let answers = ask_all(members.iter_mut().map(|m| &mut **m), &numbered)?;
         let mut newest = None;
         for rows in &answers {
-            let Some(row) = rows.first() else { continue };
-            let age: (i64, i64) = (row.parse(0)?, row.parse(1)?);
+            let Some(Registered { age, .. }) = rows.first() else {
+                continue;
+            };
             if newest.is_none_or(|(known, _)| age > known) {
                 newest = Some((age, rows));
             }
@@ -180,10 +221,10 @@ impl Native {
         self.next_number = self.next_number.max(1);
         let mut databases = BTreeMap::new();
         for row in newest.iter().flat_map(|(_, rows)| rows.iter()) {
-            self.next_number = row.parse(2)?;
-            row.text(6).clone_into(&mut self.cluster);
-            self.numbers.insert(row.text(3).to_owned(), row.parse(4)?);
-            databases.insert(row.text(3).to_owned(), row.text(5).to_owned());
+            self.next_number = row.next_number;
+            self.cluster.clone_from(&row.cluster);
+            self.numbers.insert(row.name.clone(), row.number);
+            databases.insert(row.name.clone(), row.database.clone());
         }
         Ok(databases)
     }

@@ -4,17 +4,16 @@ use super::Native;
 use super::checks::extension_missing;
 use crate::engine::{Paths, RegisteredNode, Survey, Topology, parse_dsn};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::Row;
 use crate::node::{Member, Node, Query, Statement};
 
 impl Topology for Native {
     fn local_name(&self, node: &mut Node) -> Result<Option<String>> {
-        let known = node.query("SELECT to_regclass('zodan.local_node') IS NOT NULL", &[])?;
-        if !known.one()?.bool(0) {
+        let known = "SELECT to_regclass('zodan.local_node') IS NOT NULL";
+        if !node.query(known, &[])?.one()?.only::<bool>()? {
             return Ok(None);
         }
-        let rows = node.query("SELECT name FROM zodan.local_node", &[])?;
-        Ok(rows.first().map(|row| row.text(0).to_owned()))
+        let name = "SELECT name FROM zodan.local_node";
+        Query::new(name, &[], |row| row.only()).first(node)
     }
 
     fn survey(&self, source: &mut Node) -> Result<Survey> {
@@ -22,11 +21,11 @@ impl Topology for Native {
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'zodan')",
             &[],
         )?;
-        if !installed.one()?.bool(0) {
+        if !installed.one()?.only::<bool>()? {
             return Err(Error::Checks(vec![extension_missing(&source.name)]));
         }
         let rows = source.query(
-            "SELECT n.name, n.dsn, n.name = (SELECT l.name FROM zodan.local_node l)
+            "SELECT n.name, n.dsn, n.name = (SELECT l.name FROM zodan.local_node l) AS is_own
                FROM zodan.node n ORDER BY n.joined_at, n.name",
             &[],
         )?;
@@ -39,11 +38,11 @@ impl Topology for Native {
         let mut members = vec![];
         let mut own = None;
         for row in &rows {
-            let name = row.text(0).to_owned();
-            if row.bool(2) {
+            let name: String = row.get("name")?;
+            if row.get("is_own")? {
                 own = Some(name.clone());
             }
-            let dsn = parse_dsn(&name, row.text(1))?;
+            let dsn = parse_dsn(&name, row.get("dsn")?)?;
             members.push(Member { name, dsn });
         }
         match own {
@@ -119,8 +118,8 @@ impl Native {
         node: &mut Node,
         members: &[String],
     ) -> Result<Vec<(String, String)>> {
-        let rows = node.query(
-            "SELECT s.slot_name, concat_ws(' ', r.application_name, r.client_addr::text)
+        let readers = Query::new(
+            "SELECT s.slot_name, concat_ws(' ', r.application_name, r.client_addr::text) AS who
                FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
                JOIN pg_stat_activity a ON a.pid = s.active_pid
               WHERE s.plugin = 'pgoutput' AND s.database = current_database()
@@ -128,13 +127,14 @@ impl Native {
                 AND s.slot_name !~ '^pg_[0-9]+_sync_'
               ORDER BY 1",
             &[],
-        )?;
+            |row| Ok((row.get("slot_name")?, row.get("who")?)),
+        );
         let ours: Vec<String> = members
             .iter()
             .map(|member| self.path(&node.name, member).slot)
             .collect();
-        let reader = |row: &Row| (row.text(0).to_owned(), row.text(1).to_owned());
-        let readers = rows.iter().map(reader);
-        Ok(readers.filter(|(slot, _)| !ours.contains(slot)).collect())
+        let mut readers = readers.on(node)?;
+        readers.retain(|(slot, _)| !ours.contains(slot));
+        Ok(readers)
     }
 }

@@ -5,7 +5,7 @@ use super::sets::SetTable;
 use super::{Spock, conditions, is_node, naming, set_tables, strangers};
 use crate::engine::{Checks, EngineCheck, EngineFindings, MemberCheck, Monitoring};
 use crate::error::{Finding, Result, SqlState};
-use crate::node::{Node, ask_all, ask_all_of};
+use crate::node::{Node, Query, Statement, ask_all, server};
 use std::collections::BTreeSet;
 
 impl Checks for Spock {
@@ -17,38 +17,38 @@ impl Checks for Spock {
         let (mut installed, mut timestamps) = (vec![], vec![]);
         let mut nodes: Vec<&mut Node> = members.iter_mut().map(|n| &mut **n).collect();
         nodes.push(new);
-        let answers = ask_all(
-            nodes.iter_mut().map(|n| &mut **n),
-            "SELECT (SELECT extversion FROM pg_extension WHERE extname = 'spock'),
-                    current_setting('track_commit_timestamp'),
-                    current_setting('shared_preload_libraries') ~ '\\yspock\\y',
-                    to_regprocedure('spock.pause_apply_workers()') IS NOT NULL",
+        let question = Statement::new(
+            "SELECT (SELECT extversion FROM pg_extension WHERE extname = 'spock') AS version,
+                    current_setting('track_commit_timestamp') AS timestamps,
+                    current_setting('shared_preload_libraries') ~ '\\yspock\\y' AS preloaded,
+                    to_regprocedure('spock.pause_apply_workers()') IS NOT NULL AS pauses",
             &[],
-        )?;
+        );
+        let answers = ask_all(nodes.iter_mut().map(|n| &mut **n), &question)?;
         let mut versions: Vec<(String, Version)> = vec![];
         for (node, rows) in nodes.iter().zip(&answers) {
             let row = rows.one()?;
-            let Some(version) = row.at(0) else {
+            let Some(version) = row.get::<Option<&str>>("version")? else {
                 installed.push(not_installed(&node.name));
                 continue;
             };
             let finding =
                 |state, message: String, hint: &str| Finding::new(&node.name, state, message, hint);
-            if row.text(1) != "on" {
+            if row.get::<&str>("timestamps")? != "on" {
                 timestamps.push(finding(
                     SqlState::NOT_IN_PREREQUISITE_STATE,
                     "track_commit_timestamp is off".into(),
                     "Set track_commit_timestamp = on and restart the server.",
                 ));
             }
-            if !row.bool(2) {
+            if !row.get::<bool>("preloaded")? {
                 installed.push(finding(
                     SqlState::NOT_IN_PREREQUISITE_STATE,
                     "spock is not in shared_preload_libraries".into(),
                     "Add it and restart the server.",
                 ));
             }
-            if !row.bool(3) {
+            if !row.get::<bool>("pauses")? {
                 installed.push(finding(
                     SqlState::FEATURE_NOT_SUPPORTED,
                     format!("Spock {version} cannot pause its apply workers"),
@@ -188,19 +188,16 @@ impl Spock {
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         let streamed = ask_all(
             members.iter_mut().map(|n| &mut **n),
-            "SELECT slot_name FROM pg_replication_slots WHERE active AND database = current_database()",
-            &[],
+            &server::active_slots(),
         )?;
-        let subscribed = ask_all_of(members.iter_mut().map(|n| &mut **n), &self.subscriptions())?;
+        let subscribed = ask_all(members.iter_mut().map(|n| &mut **n), &self.subscriptions())?;
         for (provider, streamed) in names.iter().zip(&streamed) {
             for (subscriber, states) in names.iter().zip(&subscribed) {
                 let key = (provider.clone(), subscriber.clone());
                 let working = states.iter().filter(|s| s.working);
                 let working: Vec<&String> = working.map(|s| &s.name).collect();
                 for path in self.paths.get(&key).into_iter().flatten() {
-                    if !working.contains(&&path.subscription)
-                        || streamed.iter().any(|r| r.text(0) == path.slot)
-                    {
+                    if !working.contains(&&path.subscription) || streamed.contains(&path.slot) {
                         continue;
                     }
                     findings.push(Finding::new(
@@ -227,11 +224,11 @@ impl Spock {
         findings: &mut Vec<Finding>,
     ) -> Result<()> {
         let installed = "SELECT extname FROM pg_extension WHERE extname <> 'spock'";
-        let here = new.query(installed, &[])?;
-        for row in &source.query(installed, &[])? {
-            let name = row.text(0);
-            let left_out = self.excluded.extensions.iter().any(|e| e == name);
-            if left_out && !here.iter().any(|r| r.text(0) == name) {
+        let installed = Query::<String>::new(installed, &[], |row| row.only());
+        let here = installed.on(new)?;
+        for name in &installed.on(source)? {
+            let left_out = self.excluded.extensions.contains(name);
+            if left_out && !here.contains(name) {
                 findings.push(Finding::new(
                     &new.name,
                     SqlState::UNDEFINED_OBJECT,
@@ -247,7 +244,7 @@ impl Spock {
         for (table, extension) in extension_tables(source)? {
             let quoted = crate::quote::ident(&extension);
             let there = "SELECT to_regclass($1) IS NOT NULL";
-            if !new.query(there, &[&table])?.one()?.bool(0) {
+            if !new.query(there, &[&table])?.one()?.only::<bool>()? {
                 findings.push(Finding::new(
                     &new.name,
                     SqlState::UNDEFINED_TABLE,
@@ -257,7 +254,7 @@ impl Spock {
                 continue;
             }
             let has_rows = format!("SELECT EXISTS (SELECT FROM {table})");
-            if new.query(&has_rows, &[])?.one()?.bool(0) {
+            if new.query(&has_rows, &[])?.one()?.only()? {
                 findings.push(Finding::new(
                     &new.name,
                     SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -282,14 +279,14 @@ fn check_node_ids(
 ) -> Result<()> {
     let id = "hashtext($1::name::text COLLATE \"C\") & 65535";
     let question = format!(
-        "SELECT {id}, (SELECT node_name FROM spock.node
-                        WHERE node_id = ({id})::oid AND node_name <> $1::name LIMIT 1)"
+        "SELECT {id} AS id, (SELECT node_name FROM spock.node
+                        WHERE node_id = ({id})::oid AND node_name <> $1::name LIMIT 1) AS other"
     );
     let name = new.name.clone();
     for node in members.iter_mut().map(|m| &mut **m).chain([&mut *new]) {
         let answer = node.query(&question, &[&name])?;
         let row = answer.one()?;
-        let message = match (row.text(0), row.at(1)) {
+        let message = match (row.get::<&str>("id")?, row.get::<Option<&str>>("other")?) {
             (id, Some(other)) => format!(
                 "Spock gives the name \"{name}\" the number {id}, which node \"{other}\" has"
             ),

@@ -3,7 +3,7 @@
 use super::{Spock, set_tables};
 use crate::engine::{EngineCheck, EngineFindings, Judged, MemberCheck, On};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Row, Rows, wait};
+use crate::libpq::wait;
 use crate::node::{Node, Query, Statement, ask_all};
 use crate::quote::{ident, literal};
 use crate::settings;
@@ -23,11 +23,18 @@ const ALIKE: [&str; 6] = [
 /// Where Spock does not know when a subscription was made, entries of its log count for so long.
 const LOG_DAYS: u32 = 30;
 
-/// `name, value, reset`: settings as an apply worker begins with them, which runs as the bootstrap superuser, and the
-/// statement that resets each where it is set.
-fn effective(names: &[&str]) -> Statement {
+/// A setting as an apply worker begins with it.
+struct Effective {
+    name: String,
+    value: String,
+    /// The statement that resets it where it is set.
+    reset: String,
+}
+
+/// Settings as an apply worker begins with them, which runs as the bootstrap superuser.
+fn effective(names: &[&str]) -> Query<Effective> {
     let names: Vec<String> = names.iter().copied().map(literal).collect();
-    Statement::new(
+    Query::new(
         format!(
             "SELECT g.name,
                     lower(coalesce(o.option_value,
@@ -35,12 +42,12 @@ fn effective(names: &[&str]) -> Statement {
                                         THEN g.reset_val END,
                                    (SELECT f.setting FROM pg_file_settings f WHERE lower(f.name) = g.name AND f.applied
                                      ORDER BY f.seqno DESC LIMIT 1),
-                                   g.boot_val)),
+                                   g.boot_val)) AS value,
                     CASE WHEN o.setrole IS NULL THEN format('ALTER SYSTEM SET %s = %L', g.name, g.boot_val)
                          WHEN o.setrole = 0 AND o.setdatabase = 0 THEN format('ALTER ROLE ALL RESET %s', g.name)
                          WHEN o.setrole = 0 THEN format('ALTER DATABASE %I RESET %s', current_database(), g.name)
                          WHEN o.setdatabase = 0 THEN format('ALTER ROLE %s RESET %s', o.setrole::regrole, g.name)
-                         ELSE format('ALTER ROLE %s IN DATABASE %I RESET %s', o.setrole::regrole, current_database(), g.name) END
+                         ELSE format('ALTER ROLE %s IN DATABASE %I RESET %s', o.setrole::regrole, current_database(), g.name) END AS reset
                FROM pg_settings g
                LEFT JOIN LATERAL (
                     SELECT s.setrole, s.setdatabase, t.option_value
@@ -52,19 +59,25 @@ fn effective(names: &[&str]) -> Statement {
             names.join(", ")
         ),
         &[],
+        |row| {
+            Ok(Effective {
+                name: row.get("name")?,
+                value: row.get("value")?,
+                reset: row.get("reset")?,
+            })
+        },
     )
 }
 
-fn readonly() -> Statement {
+fn readonly() -> Query<Effective> {
     effective(&["spock.readonly"])
 }
 
 /// A node on which apply workers write nothing.
-fn judge_readonly(node: &str, rows: &Rows) -> Option<Finding> {
-    let row = rows.iter().find(|row| row.text(1) == "all")?;
-    let reset = row.text(2);
+fn judge_readonly(node: &str, settings: &[Effective]) -> Option<Finding> {
+    let Effective { reset, .. } = settings.iter().find(|s| s.value == "all")?;
     let (statement, then) = match reset.starts_with("ALTER SYSTEM") {
-        true => (reset.to_owned(), ", and reload"),
+        true => (reset.clone(), ", and reload"),
         // Before 6.0 nobody else can do that.
         false => (format!("SET spock.readonly = 'off'; {reset}"), ""),
     };
@@ -81,54 +94,77 @@ fn judge_readonly(node: &str, rows: &Rows) -> Option<Finding> {
     )
 }
 
-/// `subscription, table, status, resync, wait`: tables of the node that one of its subscriptions is bringing, or has
-/// failed to bring. Meanwhile the subscription passes over their changes.
-pub(super) fn unsynced() -> Statement {
-    Statement::new(
-        "SELECT s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname), y.sync_status,
-                format('SELECT spock.sub_resync_table(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname)),
-                format('SELECT spock.table_wait_for_sync(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname))
+/// A table that a subscription is bringing, or has failed to bring.
+pub(super) struct Unsynced {
+    subscription: String,
+    table: String,
+    status: String,
+    resync: String,
+    wait: String,
+}
+
+/// Tables of the node that one of its subscriptions is bringing, or has failed to bring. Meanwhile the subscription passes
+/// over their changes.
+pub(super) fn unsynced() -> Query<Unsynced> {
+    Query::new(
+        "SELECT s.sub_name AS sub, format('%I.%I', y.sync_nspname, y.sync_relname) AS tab, y.sync_status AS status,
+                format('SELECT spock.sub_resync_table(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname)) AS resync,
+                format('SELECT spock.table_wait_for_sync(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname)) AS wait
            FROM spock.local_sync_status y JOIN spock.subscription s ON s.sub_id = y.sync_subid
            JOIN pg_namespace n ON n.nspname = y.sync_nspname
            JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = y.sync_relname
           WHERE y.sync_status <> 'r' AND s.sub_enabled
           ORDER BY 1, 2",
         &[],
+        |row| {
+            Ok(Unsynced {
+                subscription: row.get("sub")?,
+                table: row.get("tab")?,
+                status: row.get("status")?,
+                resync: row.get("resync")?,
+                wait: row.get("wait")?,
+            })
+        },
     )
 }
 
 const FAILED: &str = "f";
 
-fn unsynced_table(node: &str, row: &Row) -> Finding {
-    let (subscription, table) = (row.text(0), row.text(1));
+fn unsynced_table(node: &str, unsynced: &Unsynced) -> Finding {
+    let Unsynced {
+        subscription,
+        table,
+        status,
+        resync,
+        wait,
+    } = unsynced;
     let finding = |message: String, hint: String| {
         Finding::new(node, SqlState::NOT_IN_PREREQUISITE_STATE, message, hint)
     };
-    match row.text(2) {
+    match status.as_str() {
         FAILED => finding(
             format!(
                 "subscription {subscription} has failed to synchronize table {table}, and passes over what is written to it"
             ),
             format!(
-                "{}; it empties the table first. The log of that server says what it failed of.",
-                row.text(3)
+                "{resync}; it empties the table first. The log of that server says what it failed of."
             ),
         ),
         status => finding(
             format!("subscription {subscription} is synchronizing table {table} (status {status})"),
-            format!("Wait for its end: {}", row.text(4)),
+            format!("Wait for its end: {wait}"),
         )
-        .fixed_by(row.text(4)),
+        .fixed_by(wait.as_str()),
     }
 }
 
-fn judge_unsynced(answers: &[(String, Rows)]) -> Vec<Judged> {
+fn judge_unsynced(answers: &[(String, Vec<Unsynced>)]) -> Vec<Judged> {
     let all = answers
         .iter()
-        .flat_map(|(node, rows)| rows.iter().map(move |row| (node, row)));
-    all.map(|(node, row)| {
-        let finding = unsynced_table(node, row);
-        match row.text(2) {
+        .flat_map(|(node, tables)| tables.iter().map(move |table| (node, table)));
+    all.map(|(node, table)| {
+        let finding = unsynced_table(node, table);
+        match table.status.as_str() {
             FAILED => Judged::Failed(finding),
             _ => Judged::Warned(finding),
         }
@@ -137,10 +173,10 @@ fn judge_unsynced(answers: &[(String, Rows)]) -> Vec<Judged> {
 }
 
 /// Refuses a snapshot in which the source has but a part of a table.
-pub(super) fn in_sync(source: &str, unsynced: &Rows) -> Result<()> {
+pub(super) fn in_sync(source: &str, unsynced: &[Unsynced]) -> Result<()> {
     let findings: Vec<Finding> = unsynced
         .iter()
-        .map(|row| unsynced_table(source, row))
+        .map(|table| unsynced_table(source, table))
         .collect();
     match findings.is_empty() {
         true => Ok(()),
@@ -182,33 +218,49 @@ pub(super) fn left_out_of() -> String {
     )
 }
 
-/// `count, since, statement`: what stands in the log of exceptions.
-fn exceptions() -> Statement {
-    Statement::new(
+/// What stands in the log of exceptions.
+struct Logged {
+    count: String,
+    since: String,
+    /// What empties it.
+    delete: String,
+}
+
+/// No row where nothing stands in it.
+fn exceptions() -> Query<Logged> {
+    Query::new(
         format!(
-            "SELECT count(*), min(e.retry_errored_at)::timestamptz(0),
-                    format('DELETE FROM spock.exception_log WHERE retry_errored_at <= %L', max(e.retry_errored_at))
+            "SELECT count(*), min(e.retry_errored_at)::timestamptz(0) AS since,
+                    format('DELETE FROM spock.exception_log WHERE retry_errored_at <= %L', max(e.retry_errored_at)) AS delete
                FROM spock.exception_log e
               WHERE EXISTS (SELECT FROM spock.subscription s WHERE {})
              HAVING count(*) > 0",
             counts()
         ),
         &[],
+        |row| {
+            Ok(Logged {
+                count: row.get("count")?,
+                since: row.get("since")?,
+                delete: row.get("delete")?,
+            })
+        },
     )
 }
 
-fn judge_exceptions(answers: &[(String, Rows)]) -> Vec<Judged> {
-    let logged = |(node, rows): &(String, Rows)| {
-        let row = rows.first()?;
+fn judge_exceptions(answers: &[(String, Vec<Logged>)]) -> Vec<Judged> {
+    let logged = |(node, logged): &(String, Vec<Logged>)| {
+        let Logged {
+            count,
+            since,
+            delete,
+        } = logged.first()?;
         let message = format!(
-            "spock.exception_log has {} entries since {}: changes that its apply workers did not apply as they were sent",
-            row.text(0),
-            row.text(1)
+            "spock.exception_log has {count} entries since {since}: changes that its apply workers did not apply as they were sent"
         );
         // To forget them is for a person to decide.
         let hint = format!(
-            "Compare the nodes, spock.verify_nodes(), and mend what differs. Then: {}",
-            row.text(2)
+            "Compare the nodes, spock.verify_nodes(), and mend what differs. Then: {delete}"
         );
         let finding = Finding::new(node, SqlState::OK, message, hint);
         Some(Judged::Warned(finding))
@@ -217,26 +269,25 @@ fn judge_exceptions(answers: &[(String, Rows)]) -> Vec<Judged> {
 }
 
 /// The settings have one value on all members, and what a worker leaves out is logged.
-fn judge_alike(answers: &[(String, Rows)]) -> Vec<Judged> {
+fn judge_alike(answers: &[(String, Vec<Effective>)]) -> Vec<Judged> {
     let Some((first, theirs)) = answers.first() else {
         return vec![];
     };
     let mut found = vec![];
-    for (node, rows) in answers {
-        let silent = |r: &&Row| (r.text(0), r.text(1)) == ("spock.exception_logging", "none");
-        if let Some(row) = rows.iter().find(silent) {
+    for (node, settings) in answers {
+        let silent = |s: &&Effective| s.name == "spock.exception_logging" && s.value == "none";
+        if let Some(silent) = settings.iter().find(silent) {
             found.push(Judged::Warned(Finding::new(
                 node,
                 SqlState::OK,
                 "spock.exception_logging is none: what its apply workers leave out is told nowhere",
-                format!("{}, and reload.", row.text(2)),
+                format!("{}, and reload.", silent.reset),
             )));
         }
     }
-    let theirs: BTreeMap<&str, &str> = theirs.iter().map(|r| (r.text(0), r.text(1))).collect();
-    for (node, rows) in &answers[1..] {
-        for row in rows {
-            let (name, value) = (row.text(0), row.text(1));
+    let theirs: BTreeMap<&String, &String> = theirs.iter().map(|s| (&s.name, &s.value)).collect();
+    for (node, settings) in &answers[1..] {
+        for Effective { name, value, .. } in settings {
             match theirs.get(name) {
                 Some(other) if *other != value => found.push(Judged::Warned(Finding::new(
                     node,
@@ -302,39 +353,32 @@ pub(in crate::engine) const BEFORE_A_JOIN: [EngineCheck; 11] = {
 /// What every member is asked, before a join and afterwards.
 pub(in crate::engine) fn of_members() -> Vec<MemberCheck> {
     vec![
-        MemberCheck {
-            name: "spock.readonly",
-            wanted: "not all",
-            with_new: true,
-            question: readonly(),
-            judge: |answers| {
-                let found = answers
-                    .iter()
-                    .filter_map(|(n, rows)| judge_readonly(n, rows));
-                found.map(Judged::Failed).collect()
-            },
-        },
-        MemberCheck {
-            name: "synchronization of tables",
-            wanted: "done",
-            with_new: false,
-            question: unsynced(),
-            judge: judge_unsynced,
-        },
-        MemberCheck {
-            name: "settings of Spock",
-            wanted: "the same on all nodes",
-            with_new: true,
-            question: effective(&ALIKE),
-            judge: judge_alike,
-        },
-        MemberCheck {
-            name: "exceptions",
-            wanted: "none logged",
-            with_new: false,
-            question: exceptions(),
-            judge: judge_exceptions,
-        },
+        MemberCheck::new("spock.readonly", "not all", true, readonly(), |answers| {
+            let found = answers.iter();
+            let found = found.filter_map(|(n, settings)| judge_readonly(n, settings));
+            found.map(Judged::Failed).collect()
+        }),
+        MemberCheck::new(
+            "synchronization of tables",
+            "done",
+            false,
+            unsynced(),
+            judge_unsynced,
+        ),
+        MemberCheck::new(
+            "settings of Spock",
+            "the same on all nodes",
+            true,
+            effective(&ALIKE),
+            judge_alike,
+        ),
+        MemberCheck::new(
+            "exceptions",
+            "none logged",
+            false,
+            exceptions(),
+            judge_exceptions,
+        ),
     ]
 }
 
@@ -375,27 +419,28 @@ fn check_readonly(
 ) -> Result<()> {
     let mut nodes: Vec<&mut Node> = members.iter_mut().map(|m| &mut **m).collect();
     nodes.push(new);
-    let answers = ask_all(nodes.iter_mut().map(|n| &mut **n), &readonly().sql, &[])?;
+    let answers = ask_all(nodes.iter_mut().map(|n| &mut **n), &readonly())?;
     let answers = nodes.iter().zip(&answers);
-    findings.extend(answers.filter_map(|(node, rows)| judge_readonly(&node.name, rows)));
+    findings.extend(answers.filter_map(|(node, settings)| judge_readonly(&node.name, settings)));
     Ok(())
 }
 
 /// A subscription that also brings what its provider has from others: what the new node writes would come twice, and
 /// Spock 6 enables no other subscription beside such a one.
 fn check_forwarding(members: &mut [&mut Node], findings: &mut Vec<Finding>) -> Result<()> {
-    let question = "SELECT s.sub_name, n.node_name, array_to_string(s.sub_forward_origins, ', '),
+    let question = "SELECT s.sub_name, n.node_name, array_to_string(s.sub_forward_origins, ', ') AS origins,
                            CASE WHEN to_regprocedure('spock.sub_alter_options(name, jsonb)') IS NOT NULL
-                                THEN format('SELECT spock.sub_alter_options(%L, %L)', s.sub_name, '{\"forward_origins\": []}') END
+                                THEN format('SELECT spock.sub_alter_options(%L, %L)', s.sub_name, '{\"forward_origins\": []}') END AS clear
                       FROM spock.subscription s JOIN spock.node n ON n.node_id = s.sub_origin
                       JOIN spock.local_node l ON l.node_id = s.sub_target
                      WHERE s.sub_enabled AND cardinality(s.sub_forward_origins) > 0 ORDER BY 1";
-    let answers = ask_all(members.iter_mut().map(|m| &mut **m), question, &[])?;
+    let question = Statement::new(question, &[]);
+    let answers = ask_all(members.iter_mut().map(|m| &mut **m), &question)?;
     for (member, rows) in members.iter().zip(&answers) {
         for row in rows {
             // In a chain or a star nobody else brings them, so it is not for a statement alone.
-            let clear = match row.at(3) {
-                Some(statement) => statement.to_owned(),
+            let clear = match row.get::<Option<String>>("clear")? {
+                Some(statement) => statement,
                 None => "drop the subscription, when it has applied all that its provider has, and create it again with forward_origins := '{}'.".into(),
             };
             findings.push(Finding::new(
@@ -403,9 +448,9 @@ fn check_forwarding(members: &mut [&mut Node], findings: &mut Vec<Finding>) -> R
                 SqlState::NOT_IN_PREREQUISITE_STATE,
                 format!(
                     "subscription {} from node \"{}\" forwards changes of other nodes (forward_origins is {}), and every node of a mesh subscribes to those itself",
-                    row.text(0),
-                    row.text(1),
-                    row.text(2)
+                    row.get::<&str>("sub_name")?,
+                    row.get::<&str>("node_name")?,
+                    row.get::<&str>("origins")?
                 ),
                 format!("Let every node subscribe to every other. Then: {clear}"),
             ));
@@ -423,12 +468,14 @@ fn check_reserved(
 ) -> Result<()> {
     let reserved = &spock.excluded.schemas;
     // Tables of extensions that are there have been looked at.
-    let of_extensions = source.query(
+    let of_extensions = Query::<(String, String)>::new(
         "SELECT n.nspname, c.relname
            FROM pg_depend d JOIN pg_class c ON c.oid = d.objid JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE d.classid = 'pg_class'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'p')",
         &[],
-    )?;
+        |row| Ok((row.get("nspname")?, row.get("relname")?)),
+    );
+    let of_extensions = of_extensions.on(source)?;
     let own = set_tables(source)?;
     let taken = spock.subscriptions_of(&source.name, &new.name);
     let comes = own
@@ -439,7 +486,7 @@ fn check_reserved(
         let quoted = crate::quote::qualified(&table.schema, &table.name);
         let installed = of_extensions
             .iter()
-            .any(|of| (of.text(0), of.text(1)) == (table.schema.as_str(), table.name.as_str()));
+            .any(|(schema, name)| (schema, name) == (&table.schema, &table.name));
         if installed || !reserved.contains(&table.schema) || !told.insert(quoted.clone()) {
             continue;
         }
@@ -460,15 +507,16 @@ fn check_reserved(
     }
     check_dependents(reserved, source, findings)?;
     let knows = "SELECT to_regclass('spock.reserved_object') IS NOT NULL";
-    if !new.query(knows, &[])?.one()?.bool(0) {
+    if !new.query(knows, &[])?.one()?.only::<bool>()? {
         return Ok(());
     }
-    let blocked = new.query(
+    let blocked = Query::<String>::new(
         "SELECT name FROM spock.reserved_object WHERE kind = 'schema' AND block_in_repset",
         &[],
-    )?;
-    let blocked: BTreeSet<&str> = blocked.iter().map(|row| row.text(0)).collect();
-    for table in own.iter().filter(|t| blocked.contains(t.schema.as_str())) {
+        |row| row.only(),
+    );
+    let blocked = blocked.on(new)?;
+    for table in own.iter().filter(|t| blocked.contains(&t.schema)) {
         let quoted = crate::quote::qualified(&table.schema, &table.name);
         if !told.insert(quoted.clone()) {
             continue;
@@ -535,7 +583,8 @@ fn check_dependents(
                                               ELSE d.objid END AS objid
                           FROM (SELECT) one LEFT JOIN pg_constraint k
                             ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid) x)
-             SELECT DISTINCT nspname, pg_describe_object(classid, objid, 0), pg_describe_object(refclassid, refobjid, 0)
+             SELECT DISTINCT nspname, pg_describe_object(classid, objid, 0) AS dependent,
+                    pg_describe_object(refclassid, refobjid, 0) AS needed
                FROM outside o
               WHERE NOT EXISTS (SELECT FROM inside i WHERE i.classid = o.classid AND i.objid = o.objid)
                 AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid AND e.deptype = 'e')
@@ -553,12 +602,12 @@ fn check_dependents(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
                 "{} needs {}, whose schema Spock reserves to each node, so that its structure is not copied",
-                row.text(1),
-                row.text(2)
+                row.get::<&str>("dependent")?,
+                row.get::<&str>("needed")?
             ),
             format!(
                 "Move one of the two to another schema; or, since Spock 6, take the reservation away: SELECT spock.reserved_object_remove({}, 'schema').",
-                literal(row.text(0))
+                literal(row.get("nspname")?)
             ),
         ));
     }
@@ -571,13 +620,17 @@ fn check_synchronized(source: &mut Node, findings: &mut Vec<Finding>) -> Result<
     let begun = Instant::now();
     let mut rest = Duration::from_millis(10);
     loop {
-        let rows = unsynced().run(source)?;
-        let failed = rows.iter().any(|row| row.text(2) == FAILED);
-        if rows.is_empty() {
+        let tables = unsynced().on(source)?;
+        let failed = tables.iter().any(|table| table.status == FAILED);
+        if tables.is_empty() {
             return Ok(());
         }
         if failed || begun.elapsed() > settings::connect_timeout() {
-            findings.extend(rows.iter().map(|row| unsynced_table(&source.name, row)));
+            findings.extend(
+                tables
+                    .iter()
+                    .map(|table| unsynced_table(&source.name, table)),
+            );
             return Ok(());
         }
         wait::on_latch(rest)?;
@@ -600,10 +653,10 @@ pub(super) fn worker_error(subscription: &str) -> Query<String> {
                                                                   b.state), ', ')
                                            FROM pg_stat_activity b WHERE b.pid = ANY (pg_blocking_pids(a.pid)))) END,
                     (SELECT 'spock.readonly is all there: ' || r.reset
-                       FROM ({}) AS r (name, value, reset) WHERE r.value = 'all'),
+                       FROM ({}) AS r WHERE r.value = 'all'),
                     (SELECT 'applies with a delay of ' || s.sub_apply_delay WHERE s.sub_apply_delay > '0'),
                     (SELECT string_agg(format('table %s is being synchronized (status %s)', u.tab, u.status), ', ')
-                       FROM ({}) AS u (sub, tab, status, resync, wait) WHERE u.sub = s.sub_name),
+                       FROM ({}) AS u WHERE u.sub = s.sub_name),
                     (SELECT 'the last that it could not apply: '
                             || concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || nullif(e.table_name, '')), ''),
                                          e.error_message)
@@ -614,8 +667,8 @@ pub(super) fn worker_error(subscription: &str) -> Query<String> {
                LEFT JOIN pg_stat_activity a
                  ON a.backend_type = format('spock apply %s:%s', (SELECT oid FROM pg_database WHERE datname = current_database()), s.sub_id)
               WHERE s.sub_name = $1",
-            readonly().sql,
-            unsynced().sql,
+            readonly().statement.sql,
+            unsynced().statement.sql,
             counts()
         ),
         &[subscription],

@@ -30,7 +30,7 @@ impl CopyRules for Spock {
             &[],
         )?;
         let database = crate::quote::ident(database);
-        Ok(rows.one()?.bool(0).then(|| {
+        Ok(rows.one()?.only::<bool>()?.then(|| {
             ["SET spock.readonly = 'local'", "RESET spock.readonly"]
                 .map(|what| Statement::new(format!("ALTER DATABASE {database} {what}"), &[]))
         }))
@@ -62,7 +62,7 @@ impl CopyRules for Spock {
             &source.name,
             &copy::in_snapshot(&from, &conditions::unsynced())?,
         )?;
-        let in_sets = sets::parse(&copy::in_snapshot(&from, &sets::set_tables())?)?;
+        let in_sets = copy::in_snapshot(&from, &sets::set_tables())?;
         self.copied.replace(Some(in_sets.clone()));
         // What nobody will send is not copied either: it would be of one moment, for good.
         let mut ways = Ways::default();
@@ -122,7 +122,7 @@ impl CopyRules for Spock {
         );
         let sets = source.query(&sets, &[])?;
         for row in &sets {
-            let verb = match BUILT_IN.contains(&row.text(0)) {
+            let verb = match BUILT_IN.contains(&row.get("set_name")?) {
                 true => "repset_alter",
                 false => "repset_create",
             };
@@ -130,7 +130,13 @@ impl CopyRules for Spock {
                 &format!(
                     "SELECT spock.{verb}($1::name, $2::boolean, $3::boolean, $4::boolean, $5::boolean)"
                 ),
-                &[row.text(0), row.text(1), row.text(2), row.text(3), row.text(4)],
+                &[
+                    row.get("set_name")?,
+                    row.get("replicate_insert")?,
+                    row.get("replicate_update")?,
+                    row.get("replicate_delete")?,
+                    row.get("replicate_truncate")?,
+                ],
             )?;
         }
         let wanted = match self.copied.take() {
@@ -171,13 +177,11 @@ impl CopyRules for Spock {
         );
         let there = new.query(&sequences, &[])?;
         for row in &source.query(&sequences, &[])? {
-            if !there.iter().any(|t| t == row) && exists(new, row.text(1), row.text(2))? {
+            let (schema, name) = (row.get("nspname")?, row.get("relname")?);
+            if !there.iter().any(|t| t == row) && exists(new, schema, name)? {
                 new.query(
                     "SELECT spock.repset_add_seq($1::name, $2::regclass, false)",
-                    &[
-                        row.text(0),
-                        &crate::quote::qualified(row.text(1), row.text(2)),
-                    ],
+                    &[row.get("set_name")?, &crate::quote::qualified(schema, name)],
                 )?;
             }
         }
@@ -205,14 +209,16 @@ impl CopyRules for Spock {
 
     fn origins_of_copied_rows(&self, source: &mut Node) -> Result<Option<Vec<(u32, Statement)>>> {
         let rows = source.query(
-            "SELECT CASE WHEN l.node_id IS NULL THEN n.node_id ELSE 0 END, n.node_id
+            "SELECT CASE WHEN l.node_id IS NULL THEN n.node_id ELSE 0 END AS origin, n.node_id
                FROM spock.node n LEFT JOIN spock.local_node l USING (node_id)",
             &[],
         )?;
         let author = |row: &crate::libpq::Row| {
-            let set_commit_origin =
-                Statement::new("SELECT zodan.session_origin($1::integer)", &[row.text(1)]);
-            Ok((row.parse(0)?, set_commit_origin))
+            let set_commit_origin = Statement::new(
+                "SELECT zodan.session_origin($1::integer)",
+                &[row.get("node_id")?],
+            );
+            Ok((row.get("origin")?, set_commit_origin))
         };
         rows.iter().map(author).collect::<Result<_>>().map(Some)
     }
@@ -221,19 +227,20 @@ impl CopyRules for Spock {
 /// Tables in replication sets that belong to extensions, and to which.
 pub(super) fn extension_tables(node: &mut Node) -> Result<Vec<(String, String)>> {
     let members = format!(
-        "SELECT DISTINCT format('%I.%I', n.nspname, c.relname), e.extname
+        "SELECT DISTINCT format('%I.%I', n.nspname, c.relname) AS table_name, e.extname
            FROM {LOCAL_SETS} JOIN spock.replication_set_table t ON t.set_id = s.set_id
            JOIN pg_class c ON c.oid = t.set_reloid JOIN pg_namespace n ON n.oid = c.relnamespace
            JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
            JOIN pg_extension e ON e.oid = d.refobjid ORDER BY 1"
     );
-    let rows = node.query(&members, &[])?;
-    let named = |row: &crate::libpq::Row| (row.text(0).to_owned(), row.text(1).to_owned());
-    Ok(rows.iter().map(named).collect())
+    Query::new(members, &[], |row| {
+        Ok((row.get("table_name")?, row.get("extname")?))
+    })
+    .on(node)
 }
 
 fn exists(node: &mut Node, schema: &str, name: &str) -> Result<bool> {
     let name = crate::quote::qualified(schema, name);
     let rows = node.query("SELECT to_regclass($1) IS NOT NULL", &[&name])?;
-    Ok(rows.one()?.bool(0))
+    rows.one()?.only()
 }

@@ -18,9 +18,9 @@ const ROWS: usize = 100;
 fn key(table: &str) -> Statement {
     Statement::new(
         format!(
-            "SELECT string_agg(quote_ident(a.attname), ', '),
+            "SELECT string_agg(quote_ident(a.attname), ', ') AS columns,
                     least(100, {BLOCKS} * 100 / greatest(1, (SELECT sum(pg_relation_size(t.relid)) FROM pg_partition_tree(c.oid) t)
-                                                            / current_setting('block_size')::numeric))
+                                                            / current_setting('block_size')::numeric)) AS percent
                FROM pg_class c
                JOIN pg_index i ON {IDENTITY_INDEX}
                JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
@@ -87,16 +87,16 @@ fn rows_of_both(source: &mut Node, peer: &mut Node, table: &str) -> Result<Optio
     let Some(row) = known.first() else {
         return Ok(None);
     };
-    let (key, percent) = (row.text(0), row.text(1));
+    let (key, percent): (&str, &str) = (row.get("columns")?, row.get("percent")?);
     let written = source.query(
         &format!(
-            "SELECT coalesce(json_agg(k), '[]'), count(*)
+            "SELECT coalesce(json_agg(k), '[]') AS keys, count(*) AS number
                FROM (SELECT {key} FROM {table} TABLESAMPLE SYSTEM ({percent}) WHERE {ORIGIN} = 0 LIMIT {ROWS}) k"
         ),
         &[],
     )?;
     let written = written.one()?;
-    let there: u64 = written.parse(1)?;
+    let there: u64 = written.get("number")?;
     if there == 0 {
         return Ok(None);
     }
@@ -104,8 +104,8 @@ fn rows_of_both(source: &mut Node, peer: &mut Node, table: &str) -> Result<Optio
         &format!(
             "SELECT count(*) FROM {table} JOIN json_populate_recordset(NULL::{table}, $1::json) k USING ({key})"
         ),
-        &[written.text(0)],
+        &[written.get("keys")?],
     )?;
-    let both = found.one()?.parse(0)?;
+    let both = found.one()?.only()?;
     Ok(Some((there, both)).filter(|_| both > 0))
 }

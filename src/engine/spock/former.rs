@@ -3,7 +3,7 @@
 
 use crate::engine::names;
 use crate::error::{Error, Result};
-use crate::node::{Node, ask_all};
+use crate::node::{Node, Query, ask_all};
 use std::collections::BTreeMap;
 
 /// By name.
@@ -17,21 +17,20 @@ const HAS_TABLE: &str =
 impl Former {
     /// Adds what these nodes remember.
     pub fn load_paths(&mut self, nodes: &mut [&mut Node]) -> Result<()> {
-        let has = ask_all(nodes.iter_mut().map(|n| &mut **n), HAS_TABLE, &[])?;
+        let has = Query::<bool>::new(HAS_TABLE, &[], |row| row.only());
+        let has = ask_all(nodes.iter_mut().map(|n| &mut **n), &has)?;
         let mut remembering = vec![];
         for (node, has) in nodes.iter_mut().zip(&has) {
-            if has.one()?.bool(0) {
+            if has.iter().all(|has| *has) {
                 remembering.push(&mut **node);
             }
         }
-        let answers = ask_all(
-            remembering,
-            "SELECT name, times FROM zodan.former_node",
-            &[],
-        )?;
-        for row in answers.iter().flatten() {
-            let known = self.0.entry(row.text(0).to_owned()).or_default();
-            *known = row.parse::<u32>(1)?.max(*known);
+        let former = Query::new("SELECT name, times FROM zodan.former_node", &[], |row| {
+            Ok((row.get::<String>("name")?, row.get::<u32>("times")?))
+        });
+        for (name, times) in ask_all(remembering, &former)?.into_iter().flatten() {
+            let known = self.0.entry(name).or_default();
+            *known = times.max(*known);
         }
         Ok(())
     }
@@ -71,7 +70,7 @@ impl Former {
 
     /// Writes down that nodes of the name have been removed so often.
     pub fn remember(node: &mut Node, name: &str, times: u32) -> Result<()> {
-        if node.query(HAS_TABLE, &[])?.one()?.bool(0) {
+        if node.query(HAS_TABLE, &[])?.one()?.only()? {
             node.query(
                 "INSERT INTO zodan.former_node AS f (name, times)
                  SELECT $1, $2::integer FROM zodan.unreplicated()

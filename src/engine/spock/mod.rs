@@ -67,11 +67,11 @@ pub fn is_node(node: &mut Node) -> Result<bool> {
         "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'spock')",
         &[],
     )?;
-    if !installed.one()?.bool(0) {
+    if !installed.one()?.only::<bool>()? {
         return Ok(false);
     }
     let rows = node.query("SELECT EXISTS (SELECT FROM spock.local_node)", &[])?;
-    Ok(rows.one()?.bool(0))
+    rows.one()?.only()
 }
 
 impl Engine for Spock {
@@ -123,5 +123,5 @@ impl Engine for Spock {
 }
 
 fn set_tables(node: &mut Node) -> Result<Vec<SetTable>> {
-    sets::parse(&sets::set_tables().run(node)?)
+    sets::set_tables().on(node)
 }

@@ -19,35 +19,31 @@ impl Paths for Spock {
         for member in members.iter_mut() {
             let rows = member.query(
                 "SELECT n.node_name, s.sub_name, s.sub_slot_name,
-                        array_to_string(ARRAY(SELECT unnest(s.sub_replication_sets) ORDER BY 1), ', ')
+                        array_to_string(ARRAY(SELECT unnest(s.sub_replication_sets) ORDER BY 1), ', ') AS part
                    FROM spock.subscription s JOIN spock.node n ON n.node_id = s.sub_origin
                   ORDER BY s.sub_name",
                 &[],
             )?;
             for row in &rows {
                 let path = Path {
-                    provider: row.text(0).to_owned(),
+                    provider: row.get("node_name")?,
                     subscriber: member.name.clone(),
-                    subscription: row.text(1).to_owned(),
-                    slot: row.text(2).to_owned(),
+                    subscription: row.get("sub_name")?,
+                    slot: row.get("sub_slot_name")?,
                 };
                 let part = (path.subscriber.clone(), path.subscription.clone());
-                self.parts.insert(part, row.text(3).to_owned());
+                self.parts.insert(part, row.get("part")?);
                 let ends = (path.provider.clone(), path.subscriber.clone());
                 found.entry(ends).or_default().push(path);
             }
         }
         self.seen.extend(found.keys().cloned());
         self.paths.append(&mut found);
-        let databases = ask_all(
-            members.iter_mut().map(|m| &mut **m),
-            "SELECT current_database()",
-            &[],
-        )?;
-        let mut known = vec![];
-        for (member, rows) in members.iter().zip(&databases) {
-            known.push((member.name.clone(), rows.one()?.text(0).to_owned()));
-        }
+        let ids = ask_all(members.iter_mut().map(|m| &mut **m), &server::identity())?;
+        let ids = members.iter().zip(ids.into_iter().flatten());
+        let known: Vec<(String, String)> = ids
+            .map(|(member, id)| (member.name.clone(), id.database))
+            .collect();
         let mut wanted = vec![];
         // A removal that was cut off may have dropped one end of a path.
         for (subscriber, database) in &known {
@@ -118,7 +114,7 @@ impl Paths for Spock {
         }
         self.source_sends_all = self.sends_all(members, &new.name)?;
         let options = "SELECT to_regprocedure('spock.sub_alter_options(name,jsonb)') IS NOT NULL";
-        self.alters_options = new.query(options, &[])?.one()?.bool(0);
+        self.alters_options = new.query(options, &[])?.one()?.only()?;
         Ok(())
     }
 
@@ -243,7 +239,7 @@ impl Spock {
     /// each, without delay, with the same sets, in which the same is of every table.
     fn sends_all(&self, members: &mut [&mut Node], new: &str) -> Result<bool> {
         if let Some(source) = members.first_mut()
-            && triggers::of_apply().run(source)?.one()?.bool(0)
+            && triggers::of_apply().one(source)?
         {
             return Ok(false);
         }
@@ -346,7 +342,7 @@ fn named_paths(
             provider: provider.to_owned(),
             subscriber: subscriber.to_owned(),
             subscription,
-            slot: rows.one()?.text(0).to_owned(),
+            slot: rows.one()?.only()?,
         })
     };
     subscriptions.into_iter().map(path).collect()
@@ -364,7 +360,7 @@ fn has_failover_slots(source: &mut Node) -> Result<bool> {
                              true)",
         &[],
     )?;
-    Ok(rows.one()?.bool(0))
+    rows.one()?.only()
 }
 
 /// What Spock leaves out of the structure that it copies itself.
@@ -373,7 +369,7 @@ fn left_out(source: &mut Node) -> Result<Excluded> {
         "SELECT to_regclass('spock.reserved_object') IS NOT NULL",
         &[],
     )?;
-    if !known.one()?.bool(0) {
+    if !known.one()?.only::<bool>()? {
         // Before 6.0 these are fixed.
         return Ok(Excluded {
             schemas: vec!["pgedge_ace".into()],
@@ -385,17 +381,17 @@ fn left_out(source: &mut Node) -> Result<Excluded> {
           WHERE exclude_from_dump AND name NOT IN ('spock', 'zodan') ORDER BY 1, 2",
         &[],
     )?;
-    let of = |kind: &str| {
-        let named = rows.iter().filter(|r| r.text(0) == kind);
-        named.map(|r| r.text(1).to_owned()).collect()
-    };
-    Ok(Excluded {
-        schemas: of("schema"),
-        extensions: of("extension"),
-    })
+    let mut excluded = Excluded::default();
+    for row in &rows {
+        match row.get("kind")? {
+            "schema" => excluded.schemas.push(row.get("name")?),
+            "extension" => excluded.extensions.push(row.get("name")?),
+            _ => {}
+        }
+    }
+    Ok(excluded)
 }
 
 fn database(node: &mut Node) -> Result<String> {
-    let rows = node.query("SELECT current_database()", &[])?;
-    Ok(rows.one()?.text(0).to_owned())
+    Ok(server::identity().one(node)?.database)
 }

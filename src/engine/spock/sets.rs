@@ -3,8 +3,7 @@
 
 use crate::engine::SetDifference;
 use crate::error::{Error, Result};
-use crate::libpq::{Row, Rows};
-use crate::node::{Node, Statement, ask_all};
+use crate::node::{Node, Query, Statement, ask_all};
 use crate::replay::share::Kinds;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,28 +48,31 @@ impl Sets {
     pub fn of(members: &mut [&mut Node]) -> Result<Self> {
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         let mut sets = Self::default();
-        let question = format!("SELECT s.set_name FROM {LOCAL_SETS}");
-        let provided = ask_all(members.iter_mut().map(|m| &mut **m), &question, &[])?;
-        for (name, rows) in names.iter().zip(&provided) {
-            sets.provides(name, rows.iter().map(|r| r.text(0)));
+        let provided = format!("SELECT s.set_name FROM {LOCAL_SETS}");
+        let provided = Query::<String>::new(provided, &[], |row| row.only());
+        let provided = ask_all(members.iter_mut().map(|m| &mut **m), &provided)?;
+        for (name, provided) in names.iter().zip(&provided) {
+            sets.provides(name, provided.iter().map(String::as_str));
         }
-        let question =
-            "SELECT n.node_name, coalesce(to_json(s.sub_replication_sets), '[]'), s.sub_name,
-                               s.sub_apply_delay
-                          FROM spock.subscription s
-                          JOIN spock.local_node l ON l.node_id = s.sub_target
-                          JOIN spock.node n ON n.node_id = s.sub_origin
-                         ORDER BY s.sub_name";
-        let taken = ask_all(members.iter_mut().map(|m| &mut **m), question, &[])?;
+        let taken = Statement::new(
+            "SELECT n.node_name, coalesce(to_json(s.sub_replication_sets), '[]') AS sets, s.sub_name,
+                    s.sub_apply_delay
+               FROM spock.subscription s
+               JOIN spock.local_node l ON l.node_id = s.sub_target
+               JOIN spock.node n ON n.node_id = s.sub_origin
+              ORDER BY s.sub_name",
+            &[],
+        );
+        let taken = ask_all(members.iter_mut().map(|m| &mut **m), &taken)?;
         for (name, rows) in names.iter().zip(&taken) {
             for row in rows {
                 sets.takes(Subscription {
-                    ends: (row.text(0).to_owned(), name.clone()),
-                    name: row.text(2).to_owned(),
-                    sets: names_in(row.text(1), "spock.subscription")?
+                    ends: (row.get("node_name")?, name.clone()),
+                    name: row.get("sub_name")?,
+                    sets: names_in(row.get("sets")?, "spock.subscription")?
                         .into_iter()
                         .collect(),
-                    delay: row.text(3).to_owned(),
+                    delay: row.get("sub_apply_delay")?,
                 });
             }
         }
@@ -211,60 +213,52 @@ pub(super) struct SetTable {
 }
 
 /// The tables in the sets of a node.
-pub(super) fn set_tables() -> Statement {
-    Statement::new(
+pub(super) fn set_tables() -> Query<SetTable> {
+    Query::new(
         format!(
-            "SELECT s.set_name, n.nspname, c.relname, coalesce(t.set_att_list, '{{}}'),
-                    coalesce(to_json(t.set_att_list), '[]'), pg_get_expr(t.set_row_filter, t.set_reloid),
+            "SELECT s.set_name, n.nspname, c.relname, coalesce(t.set_att_list, '{{}}') AS column_list,
+                    coalesce(to_json(t.set_att_list), '[]') AS columns,
+                    pg_get_expr(t.set_row_filter, t.set_reloid) AS filter,
                     coalesce((SELECT json_agg(DISTINCT coalesce(a.attname, '*'))
                                 FROM regexp_matches(t.set_row_filter::text, ':varattno (-?[0-9]+)', 'g') v (no)
-                                LEFT JOIN pg_attribute a ON a.attrelid = t.set_reloid AND a.attnum = v.no[1]::integer), '[]')
+                                LEFT JOIN pg_attribute a ON a.attrelid = t.set_reloid AND a.attnum = v.no[1]::integer), '[]') AS filter_columns
                FROM {LOCAL_SETS} JOIN spock.replication_set_table t ON t.set_id = s.set_id
                JOIN pg_class c ON c.oid = t.set_reloid JOIN pg_namespace n ON n.oid = c.relnamespace
               ORDER BY 1, 2, 3"
         ),
         &[],
-    )
-}
-
-/// Parses the answer of [`set_tables`].
-pub(super) fn parse(rows: &Rows) -> Result<Vec<SetTable>> {
-    rows.iter()
-        .map(|row| {
+        |row| {
             Ok(SetTable {
-                set: row.text(0).to_owned(),
-                schema: row.text(1).to_owned(),
-                name: row.text(2).to_owned(),
-                column_list: row.text(3).to_owned(),
-                columns: names_in(row.text(4), "spock.replication_set_table")?,
-                filter: row.at(5).map(str::to_owned),
-                filter_columns: names_in(row.text(6), "spock.replication_set_table")?,
+                set: row.get("set_name")?,
+                schema: row.get("nspname")?,
+                name: row.get("relname")?,
+                column_list: row.get("column_list")?,
+                columns: names_in(row.get("columns")?, "spock.replication_set_table")?,
+                filter: row.get("filter")?,
+                filter_columns: names_in(row.get("filter_columns")?, "spock.replication_set_table")?,
             })
-        })
-        .collect()
+        },
+    )
 }
 
 /// What is in the sets of each of `nodes`, and what the sets replicate.
 pub(super) fn contents(nodes: &mut [&mut Node]) -> Result<Vec<(Vec<SetTable>, SetKinds)>> {
-    let tables = ask_all(nodes.iter_mut().map(|n| &mut **n), &set_tables().sql, &[])?;
-    let question = format!(
+    let tables = ask_all(nodes.iter_mut().map(|n| &mut **n), &set_tables())?;
+    let kinds = format!(
         "SELECT s.set_name, s.replicate_insert, s.replicate_update, s.replicate_delete, s.replicate_truncate FROM {LOCAL_SETS}"
     );
-    let kinds = ask_all(nodes.iter_mut().map(|n| &mut **n), &question, &[])?;
-    let of = |row: &Row| Kinds {
-        inserts: row.bool(1),
-        updates: row.bool(2),
-        deletes: row.bool(3),
-        truncates: row.bool(4),
-    };
-    tables
-        .iter()
-        .zip(&kinds)
-        .map(|(tables, kinds)| {
-            let kinds = kinds.iter().map(|row| (row.text(0).to_owned(), of(row)));
-            Ok((parse(tables)?, kinds.collect()))
-        })
-        .collect()
+    let kinds = Query::new(kinds, &[], |row| {
+        let kinds = Kinds {
+            inserts: row.get("replicate_insert")?,
+            updates: row.get("replicate_update")?,
+            deletes: row.get("replicate_delete")?,
+            truncates: row.get("replicate_truncate")?,
+        };
+        Ok((row.get("set_name")?, kinds))
+    });
+    let kinds = ask_all(nodes.iter_mut().map(|n| &mut **n), &kinds)?.into_iter();
+    let kinds = kinds.map(|kinds| kinds.into_iter().collect());
+    Ok(tables.into_iter().zip(kinds).collect())
 }
 
 /// The names in a JSON array.

@@ -5,21 +5,42 @@
 use crate::engine::{Path, Provider};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, Row};
-use crate::node::{Member, Node};
+use crate::node::{Member, Node, Query};
 use std::collections::{BTreeMap, BTreeSet};
 
 type Paths = BTreeMap<(String, String), Vec<Path>>;
 
-/// The slots of Spock in the database, whether somebody streams from them, who, and whether that is what others have
-/// written too.
+/// A slot of Spock, and who streams from it.
+struct Slot {
+    name: String,
+    is_active: bool,
+    /// Application and address.
+    reader: String,
+    /// What others have written is sent too.
+    forwards: bool,
+}
+
 const SLOTS: &str = "
-SELECT s.slot_name, s.active, coalesce(r.application_name, ''), coalesce(r.client_addr::text, ''),
-       coalesce(a.query ~ 'spock[.]forward_origins. ''[^'']', false)
+SELECT s.slot_name, s.active, rtrim(concat(r.application_name, ' ', r.client_addr::text)) AS reader,
+       coalesce(a.query ~ 'spock[.]forward_origins. ''[^'']', false) AS forwards
   FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
   LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
  WHERE s.plugin IN ('spock_output', 'spock') AND s.database = current_database() AND s.slot_name ~ '^spk_'
    AND s.slot_name !~ '^spk_recovery_'
  ORDER BY 1";
+
+/// The slots of Spock in the database.
+fn slots(node: &mut Node) -> Result<Vec<Slot>> {
+    let slots = Query::new(SLOTS, &[], |row| {
+        Ok(Slot {
+            name: row.get("slot_name")?,
+            is_active: row.get("active")?,
+            reader: row.get("reader")?,
+            forwards: row.get("forwards")?,
+        })
+    });
+    slots.on(node)
+}
 
 /// The slots on `provider` of all paths that are known.
 fn claimed(paths: &Paths, provider: &str) -> BTreeSet<String> {
@@ -33,7 +54,7 @@ fn claimed(paths: &Paths, provider: &str) -> BTreeSet<String> {
 pub fn providers(node: &mut Node) -> Result<Vec<Provider>> {
     let rows = node.query(
         "SELECT n.node_name, i.if_dsn, s.sub_name, s.sub_enabled,
-                coalesce(cardinality(s.sub_forward_origins), 0) > 0
+                coalesce(cardinality(s.sub_forward_origins), 0) > 0 AS forwarded
            FROM spock.subscription s
            JOIN spock.local_node l ON l.node_id = s.sub_target
            JOIN spock.node n ON n.node_id = s.sub_origin
@@ -41,8 +62,8 @@ pub fn providers(node: &mut Node) -> Result<Vec<Provider>> {
         &[],
     )?;
     let provider = |row: &Row| {
-        let name = row.text(0).to_owned();
-        let dsn = Dsn::parse(row.text(1)).map_err(|bad| {
+        let name: String = row.get("node_name")?;
+        let dsn = Dsn::parse(row.get("if_dsn")?).map_err(|bad| {
             Error::refused(
                 SqlState::INVALID_PARAMETER_VALUE,
                 format!("the connection string of node \"{name}\" {}", bad.problem()),
@@ -51,9 +72,9 @@ pub fn providers(node: &mut Node) -> Result<Vec<Provider>> {
         })?;
         Ok(Provider {
             node: Member { name, dsn },
-            subscription: row.text(2).to_owned(),
-            enabled: row.bool(3),
-            forwarded: row.bool(4),
+            subscription: row.get("sub_name")?,
+            enabled: row.get("sub_enabled")?,
+            forwarded: row.get("forwarded")?,
         })
     };
     rows.iter().map(provider).collect()
@@ -63,16 +84,20 @@ pub fn providers(node: &mut Node) -> Result<Vec<Provider>> {
 pub fn strangers(paths: &Paths, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
     let claimed = claimed(paths, &leaving.name);
     let mut findings = vec![];
-    for row in &leaving.query(SLOTS, &[])? {
-        let slot = row.text(0);
-        if claimed.contains(slot) {
+    for Slot {
+        name: slot,
+        is_active,
+        reader,
+        ..
+    } in slots(leaving)?
+    {
+        if claimed.contains(&slot) {
             continue;
         }
-        let what = match row.bool(1) {
-            true => format!(
-                "{} streams from slot {slot}, and is not a member of the cluster",
-                reader(row)
-            ),
+        let what = match is_active {
+            true => {
+                format!("{reader} streams from slot {slot}, and is not a member of the cluster")
+            }
             false => format!(
                 "slot {slot} is of no member of the cluster, and would be dropped with what its reader has not had yet"
             ),
@@ -133,22 +158,14 @@ pub fn sources(member: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
     Ok(told.collect())
 }
 
-/// Application and address.
-fn reader(row: &Row) -> String {
-    format!("{} {}", row.text(2), row.text(3))
-        .trim_end()
-        .to_owned()
-}
-
 /// Who streams from `provider` and gets nothing of what is written on a node that joins.
 pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
     let claimed = claimed(paths, &provider.name);
-    let rows = provider.query(SLOTS, &[])?;
-    let missing = |row: &&Row| !claimed.contains(row.text(0)) && !row.bool(4);
-    let strangers = rows.iter().filter(missing);
-    let told = strangers.map(|row| {
-        let who = match row.bool(1) {
-            true => reader(row),
+    let slots = slots(provider)?.into_iter();
+    let strangers = slots.filter(|slot| !claimed.contains(&slot.name) && !slot.forwards);
+    let told = strangers.map(|slot| {
+        let who = match slot.is_active {
+            true => slot.reader,
             false => "somebody who is not connected at the moment".to_owned(),
         };
         Finding::new(
@@ -156,7 +173,7 @@ pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
             SqlState::OK,
             format!(
                 "{who} reads from slot {}, is not a member of the cluster, and does not get what is written on the new node",
-                row.text(0)
+                slot.name
             ),
             "If it is to have all, give its connection string in the argument readers, or let it subscribe to the new node too when that has joined.",
         )
@@ -167,7 +184,6 @@ pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
 /// Slots that no known path has, and whether somebody streams from them.
 pub fn unclaimed_slots(paths: &Paths, node: &mut Node) -> Result<Vec<(String, bool)>> {
     let claimed = claimed(paths, &node.name);
-    let rows = node.query(SLOTS, &[])?;
-    let slots = rows.iter().map(|row| (row.text(0).to_owned(), row.bool(1)));
+    let slots = slots(node)?.into_iter().map(|s| (s.name, s.is_active));
     Ok(slots.filter(|(slot, _)| !claimed.contains(slot)).collect())
 }

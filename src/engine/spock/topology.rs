@@ -16,12 +16,12 @@ impl Topology for Spock {
             "SELECT n.node_name FROM spock.node n JOIN spock.local_node USING (node_id)",
             &[],
         )?;
-        Ok(rows.first().map(|row| row.text(0).to_owned()))
+        rows.first().map(|row| row.only()).transpose()
     }
 
     fn survey(&self, source: &mut Node) -> Result<Survey> {
         let rows = source.query(
-            "SELECT n.node_name, i.if_dsn, l.node_id IS NOT NULL
+            "SELECT n.node_name, i.if_dsn, l.node_id IS NOT NULL AS is_local
                FROM spock.node n
                LEFT JOIN spock.local_node l ON l.node_id = n.node_id
                LEFT JOIN spock.subscription s ON s.sub_origin = n.node_id
@@ -32,8 +32,8 @@ impl Topology for Spock {
         )?;
         let mut members: Vec<Member> = vec![];
         for row in &rows {
-            let name = row.text(0).to_owned();
-            if row.bool(2) && name != source.name {
+            let name: String = row.get("node_name")?;
+            if row.get("is_local")? && name != source.name {
                 return Err(Error::Argument {
                     argument: "src_node_name",
                     problem: format!(
@@ -47,7 +47,7 @@ impl Topology for Spock {
                     state: SqlState::INVALID_PARAMETER_VALUE,
                 });
             }
-            let dsn = Dsn::parse(row.text(1)).map_err(|bad| {
+            let dsn = Dsn::parse(row.get("if_dsn")?).map_err(|bad| {
                 Error::refused(
                     SqlState::INVALID_PARAMETER_VALUE,
                     format!("the connection string of node \"{name}\" {}", bad.problem()),
@@ -141,8 +141,8 @@ impl Topology for Spock {
         if !Former::is_remembered(other, &me.name)? {
             return Ok(false);
         }
-        let read = me.query("SELECT sub_slot_name FROM spock.subscription", &[])?;
-        let read: Vec<&str> = read.iter().map(|row| row.text(0)).collect();
+        let read = "SELECT sub_slot_name FROM spock.subscription";
+        let read = Query::<String>::new(read, &[], |row| row.only()).on(me)?;
         let rows = other.query(
             "SELECT NOT EXISTS (SELECT FROM spock.node WHERE node_name = $1)
                 AND NOT EXISTS (SELECT FROM pg_replication_slots
@@ -150,7 +150,7 @@ impl Topology for Spock {
                                    AND slot_name = ANY (string_to_array($2, ',')))",
             &[&me.name, &read.join(",")],
         )?;
-        Ok(rows.one()?.bool(0))
+        rows.one()?.only()
     }
 }
 

@@ -30,8 +30,9 @@ impl EveryMember<'_> {
     pub fn of_the_engine(&mut self, wanted: MemberCheck) -> Result<Vec<Outcome>> {
         let mut check = Check::new(wanted.name, wanted.wanted, Severity::Failure);
         let answers = self.answers(&mut check, &wanted.question, wanted.with_new)?;
+        let nodes: Vec<String> = answers.iter().map(|(node, _)| node.clone()).collect();
         let mut told = vec![];
-        for judged in (wanted.judge)(&answers) {
+        for judged in wanted.judge(answers)? {
             match judged {
                 Judged::Failed(finding) => {
                     told.push(finding.node.clone());
@@ -43,7 +44,7 @@ impl EveryMember<'_> {
                 }
             }
         }
-        for (node, _) in answers.iter().filter(|(node, _)| !told.contains(node)) {
+        for node in nodes.iter().filter(|node| !told.contains(node)) {
             check.pass(node, "");
         }
         Ok(check.outcomes())

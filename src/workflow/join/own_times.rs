@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::libpq::Conn;
 use crate::lsn::Lsn;
-use crate::node::{Node, Session, Statement, ask_all, server};
+use crate::node::{Node, Query, Session, Statement, ask_all, server};
 use crate::replay::{Applier, Catalog, Rendering};
 use zodan_core::decoding::Message;
 
@@ -44,12 +44,9 @@ pub fn from_now_on(
         return Ok(None);
     };
     let now = "SELECT (extract(epoch FROM clock_timestamp() - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint";
-    let mut earliest: Option<i64> = None;
-    for rows in ask_all(peers.iter_mut(), now, &[])? {
-        let at = rows.one()?.parse(0)?;
-        earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
-    }
-    let Some(at) = earliest else {
+    let now = Query::<i64>::new(now, &[], |row| row.only());
+    let clocks = ask_all(peers.iter_mut(), &now)?.into_iter().flatten();
+    let Some(at) = clocks.min() else {
         return Ok(None);
     };
     let xid = Since::oldest_running().run(source)?.one()?.parse(0)?;
