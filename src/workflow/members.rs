@@ -1,6 +1,6 @@
 //! The members a run works with: sessions, the membership lock, answers from all of them at once.
 
-use crate::engine::{self, Engine, names};
+use crate::engine::{self, Engine, Path, names};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Conn, Dsn, Row};
 use crate::node::{Member, Mode, Node, Session, Statement, ask, server};
@@ -278,4 +278,10 @@ pub fn each_in_turn<'a>(
         });
     }
     first
+}
+
+/// The one of `paths` that a planned step is about.
+pub fn planned_path(paths: &[Path], is_it: impl Fn(&Path) -> bool) -> Result<&Path> {
+    let path = paths.iter().find(|path| is_it(path));
+    path.ok_or_else(|| Error::internal("a planned step is about no path of the run"))
 }

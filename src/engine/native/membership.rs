@@ -57,22 +57,22 @@ impl Membership for Native {
 
     fn record_cleanup(&self, cleanup: &PendingCleanup) -> Option<Statement> {
         Some(Statement::new(
-            "INSERT INTO zodan.pending_cleanup (member, dsn, removed, effect)
+            "INSERT INTO zodan.pending_cleanup (member, dsn, removed, action)
              SELECT $1, $2, $3, $4::jsonb FROM zodan.unreplicated() ON CONFLICT DO NOTHING",
             &[
                 &cleanup.member.name,
                 &cleanup.member.dsn.reveal(),
                 &cleanup.removed,
-                &cleanup.effect,
+                &cleanup.action,
             ],
         ))
     }
 
     fn pending_cleanups(&self, node: &mut Node) -> Result<Vec<PendingCleanup>> {
         let rows = node.query(
-            "SELECT o.member, coalesce(n.dsn, o.dsn), o.effect, o.removed
+            "SELECT o.member, coalesce(n.dsn, o.dsn), o.action, o.removed
                FROM zodan.pending_cleanup o LEFT JOIN zodan.node n ON n.name = o.member
-              ORDER BY o.recorded_at, o.effect",
+              ORDER BY o.recorded_at, o.action",
             &[],
         )?;
         rows.iter()
@@ -86,7 +86,7 @@ impl Membership for Native {
                         dsn,
                     },
                     removed: row.text(3).to_owned(),
-                    effect: row.text(2).to_owned(),
+                    action: row.text(2).to_owned(),
                 })
             })
             .collect()

@@ -7,7 +7,7 @@ use crate::engine::{self, Engine, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Member, Mode, Node, server};
-use crate::run::effect::run_all;
+use crate::run::revert::run_all;
 use crate::workflow::members;
 use crate::workflow::membership::reach;
 use crate::workflow::removed::{by_members, by_successor, end_replication};

@@ -5,8 +5,8 @@ use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
 use crate::node::{Member, Mode, Node, Session, server};
-use crate::run::effect::{drop_slot, run_all};
-use crate::run::{Command, Effect, Interrupted, Journal, RunState};
+use crate::run::revert::{drop_slot, run_all};
+use crate::run::{Act, Action, Command, Interrupted, Journal, RunState};
 use crate::workflow::members::{self, slots_there};
 use crate::workflow::membership::{reach, sync_lagging_members};
 use crate::workflow::registries::{now, publish_registry};
@@ -77,8 +77,8 @@ pub fn end_interrupted(engine: &dyn engine::Engine, here: &Mode, me: &mut Node) 
     while let Some(run) = interrupted(&mut me.session, Command::RemoveNode, &me.name)? {
         let journal = Journal::reopen(here.session(), run.run);
         for begun in journal.begun()? {
-            if let Effect::ReadOnly { .. } = begun.effect {
-                begun.effect.undo(engine, me)?;
+            if let Action::BlockWrites(block) = begun.action {
+                block.undo(engine, me)?;
             }
         }
         journal.end(RunState::Done, None)?;

@@ -20,8 +20,8 @@ use crate::engine::{Engine, Path, Registry, SubscriptionState, subscription_stat
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::node::{Local, Member, Mode, Node, Reader, server};
-use crate::run::{Action, Command, RunState, Step};
-use crate::run::{Effect, Interrupted, Journal, RunHeader};
+use crate::run::action::{BlockWrites, Detach, DropNode, HoldSubscription, Marker, ReadOnlyBefore};
+use crate::run::{Act, Action, Command, Interrupted, Journal, Plan, RunHeader, RunState};
 use crate::settings;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -91,7 +91,9 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
             if removal.leaving.is_none() && !resumed {
                 removal.compare_survivors()?;
             }
-            return Ok(removal.steps()?.into_iter().map(Planned::from).collect());
+            let times = removal.times_removed(&earlier);
+            let steps = removal.steps(times)?;
+            return Ok(steps.into_iter().map(Planned::from).collect());
         }
         TargetState::HalfAdded => "was half added: the CALL takes back what its join did",
         TargetState::Owed => "has left: the CALL has those forget it that were down then",
@@ -133,12 +135,6 @@ struct Removal {
     deaf: BTreeSet<String>,
 }
 
-/// What the leaving node's database was set to before writes were held off.
-struct Hold {
-    database: String,
-    read_only: Option<String>,
-}
-
 impl Removal {
     fn run(&mut self, local: &Local, begun: Instant) -> Result<()> {
         let earlier = self.earlier_runs()?;
@@ -148,8 +144,9 @@ impl Removal {
             .phase(&format!("check that \"{}\" can leave", self.target));
         let resumed = earlier.iter().any(|e| e.detached);
         self.check(&earlier)?;
-        let steps = self.steps()?;
-        let mut journal = Journal::begin(
+        let times = self.times_removed(&earlier);
+        let steps = self.steps(times)?;
+        let mut journal = Journal::open(
             local,
             &RunHeader {
                 command: COMMAND,
@@ -160,8 +157,6 @@ impl Removal {
             },
             steps,
         )?;
-        let counted = earlier.iter().filter_map(|e| e.times).max();
-        let times = self.engine.times_removed(&self.target, counted);
         let held = earlier.into_iter().find_map(|e| e.hold);
         let hold = match self.before_detaching(&mut journal, held, resumed) {
             Ok(hold) => hold,
@@ -266,13 +261,13 @@ impl Removal {
 
     /// What an interrupted run held and did not detach is as it was before.
     fn let_go_again(&mut self, earlier: &[Earlier]) -> Result<()> {
-        for (node, effect) in earlier
+        for (node, hold) in earlier
             .iter()
             .filter(|e| !e.detached)
             .flat_map(|e| &e.held_back)
         {
             if let Some(survivor) = self.survivors.iter_mut().find(|n| n.name == *node) {
-                match effect.undo(&*self.engine, survivor) {
+                match hold.undo(&*self.engine, survivor) {
                     Err(error) if error.is_undefined() => {}
                     answer => answer?,
                 }
@@ -282,37 +277,47 @@ impl Removal {
     }
 
     /// What is going to be done, in the order of the journal.
-    fn steps(&mut self) -> Result<Vec<Step>> {
-        let mut steps = vec![];
+    fn steps(&mut self, times_removed: Option<u32>) -> Result<Plan> {
+        let mut plan = Plan::default();
         if self.leaving.is_some() {
-            for action in [Action::BlockWrites, Action::Marker] {
-                steps.push(Step::new(DRAIN_PHASE, &self.target, action));
-            }
+            plan.add(DRAIN_PHASE, &self.target, BlockWrites::default());
+            plan.add(DRAIN_PHASE, &self.target, Marker {});
         } else {
             let states = self.inbound_states()?;
             let enabled = states
                 .iter()
                 .flatten()
                 .filter(|inbound| inbound.is_enabled());
-            steps.extend(enabled.map(|inbound| hold::step(DRAIN_PHASE, &inbound.path)));
+            for Inbound { path, .. } in enabled {
+                let hold = hold::action(&*self.engine, path);
+                plan.add(DRAIN_PHASE, &path.subscriber, hold);
+            }
         }
         for survivor in &self.survivors {
-            let node = self.target.clone();
-            let action = Action::Detach { node };
-            steps.push(Step::new(DETACH_PHASE, &survivor.name, action));
+            let detach = Detach {
+                node: self.target.clone(),
+                times_removed,
+            };
+            plan.add(DETACH_PHASE, &survivor.name, detach);
         }
         if self.leaving.is_some() {
-            steps.push(Step::new(DETACH_PHASE, &self.target, Action::DropNode));
+            plan.add(DETACH_PHASE, &self.target, DropNode {});
         }
-        Ok(steps)
+        Ok(plan)
+    }
+
+    /// How often nodes of the name have been removed then, where the engine counts that.
+    fn times_removed(&self, earlier: &[Earlier]) -> Option<u32> {
+        let counted = earlier.iter().filter_map(|e| e.times_removed).max();
+        self.engine.times_removed(&self.target, counted)
     }
 
     fn before_detaching(
         &mut self,
         journal: &mut Journal,
-        held: Option<Hold>,
+        held: Option<ReadOnlyBefore>,
         resumed: bool,
-    ) -> Result<Option<Hold>> {
+    ) -> Result<Option<ReadOnlyBefore>> {
         journal.passed("the run is written down")?;
         if self.leaving.is_some() {
             self.report.phase(&format!(
@@ -555,24 +560,21 @@ impl Removal {
         let mut found = vec![];
         for run in interrupted_removals(&self.session, &self.target)? {
             let journal = Journal::reopen(self.session.session(), run.run);
-            let (mut hold, mut held_back, mut times) = (None, vec![], None);
+            let (mut hold, mut held_back, mut times_removed) = (None, vec![], None);
             for begun in journal.begun()? {
-                match begun.effect {
-                    Effect::ReadOnly { database, before } => {
-                        hold.get_or_insert(Hold {
-                            database,
-                            read_only: before,
-                        });
+                match begun.action {
+                    Action::BlockWrites(block) => hold = hold.or(block.before),
+                    Action::HoldSubscription(hold) => held_back.push((begun.node, hold)),
+                    Action::Detach(detach) => {
+                        times_removed = times_removed.max(detach.times_removed);
                     }
-                    effect @ Effect::Statement { .. } => held_back.push((begun.node, effect)),
-                    Effect::Former { times: counted, .. } => times = times.max(Some(counted)),
                     _ => {}
                 }
             }
             found.push(Earlier {
                 hold,
                 held_back,
-                times,
+                times_removed,
                 detached: journal.furthest_phase()? >= DETACH_PHASE,
             });
             if self.session.changes() {
@@ -617,11 +619,11 @@ fn interrupted_removals(here: &Mode, target: &str) -> Result<Vec<Interrupted>> {
 
 /// A removal of the same node that was interrupted.
 struct Earlier {
-    hold: Option<Hold>,
+    hold: Option<ReadOnlyBefore>,
     /// Subscriptions of survivors that it held, by node.
-    held_back: Vec<(String, Effect)>,
+    held_back: Vec<(String, HoldSubscription)>,
     /// How often nodes of the name have been removed, as it counted.
-    times: Option<u32>,
+    times_removed: Option<u32>,
     /// It had begun to detach the node.
     detached: bool,
 }
