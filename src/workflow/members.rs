@@ -285,3 +285,18 @@ pub fn planned_path(paths: &[Path], is_it: impl Fn(&Path) -> bool) -> Result<&Pa
     let path = paths.iter().find(|path| is_it(path));
     path.ok_or_else(|| Error::internal("a planned step is about no path of the run"))
 }
+
+/// Fails unless `node`, to which `what` leads, is the database that is `own`.
+pub fn require_same(own: &(String, String), node: &mut Node, what: &str) -> Result<()> {
+    if identity(node)? == *own {
+        return Ok(());
+    }
+    Err(Error::refused(
+        SqlState::INVALID_PARAMETER_VALUE,
+        format!(
+            "{what} has a connection string for node \"{}\" that leads to another database than the one that the CALL runs in",
+            node.name
+        ),
+        "Correct it: the other nodes use it too.",
+    ))
+}

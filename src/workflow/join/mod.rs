@@ -278,11 +278,7 @@ impl Join {
     }
 
     /// A source that is not a node yet becomes a cluster of one.
-    fn bootstrap_cluster(
-        &mut self,
-        known: &Known,
-        journal: &mut Journal,
-    ) -> Result<()> {
+    fn bootstrap_cluster(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         if self.cluster.subject.source_is_member {
             return Ok(());
         }
@@ -482,12 +478,7 @@ impl Join {
         Ok(positions)
     }
 
-    fn copy(
-        &mut self,
-        known: &Known,
-        journal: &mut Journal,
-        snapshot: Snapshot,
-    ) -> Result<()> {
+    fn copy(&mut self, known: &Known, journal: &mut Journal, snapshot: Snapshot) -> Result<()> {
         self.held = Copying {
             local: &self.local,
             nodes: self.cluster.nodes(),
@@ -663,10 +654,7 @@ impl Join {
             let mut questions = vec![];
             let mut round = vec![];
             for member in &mut members {
-                if let Some(i) = left
-                    .iter()
-                    .position(|(_, p)| p.subscriber == member.name)
-                {
+                if let Some(i) = left.iter().position(|(_, p)| p.subscriber == member.name) {
                     let (step, path) = left.remove(i);
                     questions.push(engine.subscribe(path, &new).on(member));
                     round.push(step);

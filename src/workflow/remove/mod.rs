@@ -25,7 +25,7 @@ use crate::run::{Act, Action, Command, Interrupted, Journal, Plan, RunHeader, Ru
 use crate::settings;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use target::TargetState;
+use target::Target;
 
 const COMMAND: Command = Command::RemoveNode;
 const PHASES: usize = 5;
@@ -56,24 +56,14 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
         "lock the membership of the cluster that \"{}\" leaves",
         request.target
     ));
-    let session = Mode::Execute(local.clone());
-    if half_added::half_added_here(&session, &request, &report)?
-        || half_added::former_node(&session, &request, &report)?
-        || former_member::former_member_here(&session, &request, &report)?
-    {
-        return Ok(());
-    }
-    let mut removal = Removal::connect(session, &request, report)?;
-    match removal.standing()? {
-        TargetState::Member => removal.run(&local, begun),
-        TargetState::HalfAdded => removal.remove_half_added(),
-        TargetState::Owed => removal.clean_up_pending(),
-        TargetState::Gone => {
-            removal.end_earlier_runs()?;
-            let text = format!("node \"{}\" has left already", removal.target);
-            removal.report.notice(&text);
-            Ok(())
-        }
+    match Target::classify(Mode::Execute(local.clone()), &request, report)? {
+        Target::Member(mut removal) => removal.run(&local, begun),
+        Target::HalfAdded(mut removal) => removal.remove_half_added(),
+        Target::HalfAddedHere(half_added) => half_added.take_back(),
+        Target::FormerMember(former_member) => former_member.end_membership(),
+        Target::PendingCleanup(mut removal) => removal.clean_up_pending(),
+        Target::Gone(removal) => removal.end_gone(),
+        Target::GoneHere(former_node) => former_node.end_removal(),
     }
 }
 
@@ -81,10 +71,8 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
 pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     let here = Mode::DryRun(reader.clone());
     refuse_interrupted_join(&here)?;
-    former_member::refuse_plan(&here, request)?;
-    let mut removal = Removal::connect(here, request, Report::silent())?;
-    let what = match removal.standing()? {
-        TargetState::Member => {
+    let what = match Target::classify(here, request, Report::silent())? {
+        Target::Member(mut removal) => {
             let earlier = removal.earlier_runs()?;
             let resumed = earlier.iter().any(|e| e.detached);
             removal.check(&earlier)?;
@@ -95,9 +83,12 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
             let steps = removal.steps(times)?;
             return Ok(steps.into_iter().map(Planned::from).collect());
         }
-        TargetState::HalfAdded => "was half added: the CALL takes back what its join did",
-        TargetState::Owed => "has left: the CALL has those forget it that were down then",
-        TargetState::Gone => "has left already",
+        Target::FormerMember(former_member) => return Err(former_member.refuse_plan()),
+        Target::HalfAdded(_) | Target::HalfAddedHere(_) => {
+            "was half added: the CALL takes back what its join did"
+        }
+        Target::PendingCleanup(_) => "has left: the CALL has those forget it that were down then",
+        Target::Gone(_) | Target::GoneHere(_) => "has left already",
     };
     Err(Error::refused(
         SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -585,6 +576,14 @@ impl Removal {
             }
         }
         Ok(found)
+    }
+
+    /// The removals that were begun here have come to their end, and the node is gone.
+    fn end_gone(&self) -> Result<()> {
+        self.end_earlier_runs()?;
+        let text = format!("node \"{}\" has left already", self.target);
+        self.report.notice(&text);
+        Ok(())
     }
 
     fn end_earlier_runs(&self) -> Result<()> {
