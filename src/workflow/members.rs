@@ -185,19 +185,7 @@ pub fn changed_meanwhile(node: &str) -> Error {
     )
 }
 
-/// Takes it for a CALL; for who only looks it has to be free.
-pub fn lock_for<'a>(
-    here: &Mode,
-    nodes: impl IntoIterator<Item = &'a mut Node>,
-    purpose: &str,
-) -> Result<()> {
-    match here.changes() {
-        true => lock(nodes, purpose),
-        false => require_unlocked(nodes),
-    }
-}
-
-/// The same without taking it.
+/// As [`lock`], without taking it.
 pub fn require_unlocked<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<()> {
     for node in nodes {
         let holder = server::membership_lock_holder().run(node)?;

@@ -9,7 +9,7 @@ use super::twin::Twin;
 use crate::engine::{Engine, Identity, Registry, SequencePolicy, Survey, registered_members};
 use crate::error::{Error, Result};
 use crate::libpq::Dsn;
-use crate::node::{Member, Mode, Node};
+use crate::node::{Member, Node};
 use crate::run::action::{CreateSlot, Register, Subscribe};
 use crate::run::{Act, Action};
 use crate::settings;
@@ -157,25 +157,6 @@ impl ReachableMembers {
     pub fn without(&self, start: &str) -> Option<(&Registry, &Registry)> {
         let (newest, own) = (self.registry.as_ref()?, self.own_registry.as_ref()?);
         (!newest.has_same(start, own)).then_some((own, newest))
-    }
-
-    /// To be asked when nobody can change the membership any more: an error if somebody has since `start` was asked.
-    pub fn require_unchanged(&self, engine: &dyn Engine, start: &mut Node) -> Result<()> {
-        match engine.survey(start)?.is_as(&self.own) {
-            true => Ok(()),
-            false => Err(changed_meanwhile(&start.name)),
-        }
-    }
-
-    /// Those of `members`, which are locked, that are behind catch up, if `mode` changes anything.
-    pub fn update_lagging(
-        &self,
-        engine: &mut dyn Engine,
-        members: &mut [&mut Node],
-        mode: &Mode,
-    ) -> Result<Vec<CaughtUp>> {
-        let newest = self.registry.as_ref().filter(|_| mode.changes());
-        sync_lagging_members(engine, members, newest)
     }
 
     /// Fewer than half of the members change nothing.

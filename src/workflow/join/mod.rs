@@ -149,7 +149,7 @@ struct Join {
 impl Join {
     fn connect(local: Local, request: Request, report: Report) -> Result<Self> {
         let mode = Mode::Execute(local.clone());
-        let locking = Locking::for_join(&mode, &request.new);
+        let locking = Locking::of_join(&mode, &request.new);
         let cluster = Cluster::of_join(request.nodes(&mode), &locking)?;
         Ok(Self {
             local,

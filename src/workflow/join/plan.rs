@@ -159,10 +159,8 @@ fn subscribe(engine: &dyn Engine, path: Path, by_reader: bool) -> Subscribe {
 pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     let mode = Mode::DryRun(reader.clone());
     refuse_interrupted(&mode)?;
-    let mut cluster = Cluster::of_join(
-        request.nodes(&mode),
-        &Locking::for_join(&mode, &request.new),
-    )?;
+    let mut cluster =
+        Cluster::of_join(request.nodes(&mode), &Locking::of_join(&mode, &request.new))?;
     let report = Report::silent();
     let known = cluster.nodes().check(|outcome| report.warn_of(outcome))?;
     let nodes = cluster.nodes();

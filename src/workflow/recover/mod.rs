@@ -11,6 +11,7 @@ mod replay;
 mod spared;
 mod streams;
 
+use super::cluster::Cluster;
 use super::estimate::Estimate;
 use super::hold;
 use super::members;
@@ -18,7 +19,7 @@ use super::plan::{Planned, refuse_interrupted};
 use super::report::{self, Report};
 use super::undo::Undo;
 use super::verify;
-use crate::engine::{Engine, Path};
+use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::{Lsn, Position};
@@ -167,7 +168,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let here = Mode::Execute(local.clone());
     let mut recovery = Recovery::connect_for(here, request, report, Failed::Anybody)?;
     let exists = server::slots_named(&[clone.to_owned()]);
-    let slots = members::each(&mut recovery.survivors, |_| exists.clone())?;
+    let slots = members::each(&mut recovery.cluster.members, |_| exists.clone())?;
     if !slots.iter().flatten().any(|row| row.bool(2)) {
         return Err(Error::Argument {
             argument: "cloned_slot_name",
@@ -258,17 +259,13 @@ fn stay_away(failed: &str, target: &str) -> String {
 }
 
 pub struct Recovery {
-    engine: Box<dyn Engine>,
+    /// The members but the failed one.
+    cluster: Cluster<Member>,
     session: Mode,
     /// The node that the CALL runs on.
     here: String,
     report: Report,
     request: Request,
-    /// The members that answer, the failed one not among them.
-    survivors: Vec<Node>,
-    /// Those that do not.
-    away: Vec<String>,
-    failed: Member,
     /// What has been replayed, of what there is to replay.
     done: Work,
 }
@@ -276,11 +273,13 @@ pub struct Recovery {
 impl Recovery {
     fn survivor(&mut self, name: &str) -> Result<&mut Node> {
         let known: Vec<String> = self
-            .survivors
+            .cluster
+            .members
             .iter()
             .map(|n| format!("\"{}\"", n.name))
             .collect();
-        self.survivors
+        self.cluster
+            .members
             .iter_mut()
             .find(|node| node.name == name)
             .ok_or_else(|| {
@@ -323,7 +322,7 @@ impl Recovery {
                 plan.add(PHASES, &missing.target, Marker {});
             }
             for path in &repair.held {
-                let hold = hold::action(&*self.engine, path);
+                let hold = hold::action(&*self.cluster.engine, path);
                 plan.add(PHASES, &missing.target, hold);
             }
             match repair.method {
@@ -350,7 +349,7 @@ impl Recovery {
             local,
             &RunHeader {
                 command: COMMAND,
-                engine: self.engine.label(),
+                engine: self.cluster.engine.label(),
                 source,
                 source_dsn: "",
                 node: &self.request.failed,
@@ -364,10 +363,10 @@ impl Recovery {
 
     /// Says where the survivors are not the same.
     fn verify(&mut self) -> Result<()> {
-        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
         let all = nodes.len();
         let found = verify::mismatches(
-            &*self.engine,
+            &*self.cluster.engine,
             &mut nodes,
             all,
             MAX_KEYS_SHOWN,
@@ -390,12 +389,12 @@ impl Recovery {
     /// Lets go of what runs that have no end hold, whichever survivor they ran on.
     fn clean_up(&mut self, open: Open) -> Result<()> {
         let (session, here) = (self.session.clone(), self.here.clone());
-        let engine = &*self.engine;
+        let engine = &*self.cluster.engine;
         open_runs::let_go(
             engine,
             &session,
             &here,
-            &mut self.survivors,
+            &mut self.cluster.members,
             &self.report,
             open,
             None,
@@ -409,7 +408,7 @@ impl Recovery {
             return first;
         };
         let (failed, target) = (self.request.failed.clone(), &repair.missing.target);
-        let node = self.survivors.iter_mut().find(|n| n.name == *target);
+        let node = self.cluster.members.iter_mut().find(|n| n.name == *target);
         let begun = node.is_none_or(|node| {
             let notes = server::unfinished_comparison(&failed).run(node);
             notes.map_or(true, |rows| !rows.is_empty())
@@ -426,12 +425,12 @@ impl Recovery {
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
         self.report.notice(&format!("failed, undoing: {first}"));
         let undo = Undo {
-            engine: &*self.engine,
+            engine: &*self.cluster.engine,
             journal,
             subject: &self.request.failed,
             name_taken: false,
         };
-        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
         undo.give_up(first, &mut nodes)
     }
 }

@@ -56,12 +56,20 @@ impl Recovery {
     /// between; else the one to the failed node, whose origin is used. Those that do so already are left
     /// alone.
     pub fn repair(&mut self, missing: MissingRange, method: Method) -> Result<Repair> {
-        let mut paths = self.engine.paths(&self.request.failed, &missing.target);
+        let mut paths = self
+            .cluster
+            .engine
+            .paths(&self.request.failed, &missing.target);
         if let Method::Slot(_) = method {
-            let others = self.survivors.iter().filter(|n| n.name != missing.target);
-            paths.extend(others.flat_map(|n| self.engine.paths(&n.name, &missing.target)));
+            let others = self
+                .cluster
+                .members
+                .iter()
+                .filter(|n| n.name != missing.target);
+            paths.extend(others.flat_map(|n| self.cluster.engine.paths(&n.name, &missing.target)));
         }
         let back = self
+            .cluster
             .engine
             .path(&missing.target, &missing.source)
             .subscription;
@@ -82,7 +90,7 @@ impl Recovery {
 
     /// The subscriptions of a survivor that are enabled.
     fn enabled(&mut self, survivor: &str) -> Result<Vec<String>> {
-        let states = self.engine.subscriptions();
+        let states = self.cluster.engine.subscriptions();
         let states = states.run(self.survivor(survivor)?)?;
         let states = crate::engine::subscription_states(&states)?.into_iter();
         Ok(states.filter(|s| s.enabled).map(|s| s.name).collect())
@@ -201,8 +209,8 @@ impl Recovery {
     fn replay(&mut self, repair: &Repair, clone: &str, journal: &mut Journal) -> Result<Brought> {
         let missing = &repair.missing;
         let request = self.request.clone();
-        let decoding = self.engine.decoding();
-        let own_schemas = self.engine.own_schemas();
+        let decoding = self.cluster.engine.decoding();
+        let own_schemas = self.cluster.engine.own_schemas();
         // What the target has written is with the source first, and what the source has is on disk.
         self.send_to_source(repair, journal)?;
         let ours = self.origin_of_target(missing)?;
@@ -335,11 +343,11 @@ impl Recovery {
         let Some(step) = journal.take_on::<action::Marker>(phase, &missing.target) else {
             return Ok(());
         };
-        let path = self.engine.path(&missing.target, &missing.source);
+        let path = self.cluster.engine.path(&missing.target, &missing.source);
         let step = journal.begin(step)?;
-        let engine = &*self.engine;
+        let engine = &*self.cluster.engine;
         let (mut target, mut source) = (vec![], None);
-        for node in &mut self.survivors {
+        for node in &mut self.cluster.members {
             match &node.name {
                 name if *name == missing.target => target.push(node),
                 name if *name == missing.source => source = Some(node),
@@ -356,14 +364,17 @@ impl Recovery {
     pub fn origin_of_target(&mut self, missing: &MissingRange) -> Result<String> {
         let path = match missing.streams.first() {
             Some(stream) => stream.path.clone(),
-            None => self.engine.path(&self.request.failed, &missing.target),
+            None => self
+                .cluster
+                .engine
+                .path(&self.request.failed, &missing.target),
         };
         self.origin_of(missing, &path)
     }
 
     /// The origin of a subscription of the target.
     pub fn origin_of(&mut self, missing: &MissingRange, path: &Path) -> Result<String> {
-        let origin = self.engine.origin(path);
+        let origin = self.cluster.engine.origin(path);
         let target = self.survivor(&missing.target)?;
         Ok(origin.run(target)?.one()?.text(0).to_owned())
     }
@@ -371,11 +382,11 @@ impl Recovery {
     /// How the source's transactions are told apart, and how far the target, whose subscriptions are
     /// held, has got those of each node.
     fn marks(&mut self, missing: &MissingRange) -> Result<Marks> {
-        let engine = &*self.engine;
+        let engine = &*self.cluster.engine;
         let failed = self.request.failed.clone();
         // Also of those that are away both may have got something.
-        let survivors = self.survivors.iter().map(|n| n.name.clone());
-        let names: Vec<String> = survivors.chain(self.away.iter().cloned()).collect();
+        let mut names = self.cluster.names();
+        names.extend(self.cluster.unreachable_names());
         let subscriptions = engine.subscriptions();
         let mark = |name: &str| engine.row_origin(&engine.path(name, &missing.source));
         let marks: Vec<(String, Statement)> = names
@@ -436,14 +447,14 @@ impl Recovery {
     pub fn hold(&mut self, repair: &Repair, origin: &str, journal: &mut Journal) -> Result<Node> {
         let phase = self.report.current();
         let missing = &repair.missing;
-        let set_commit_origin = self.engine.set_commit_origin(&self.request.failed);
+        let set_commit_origin = self.cluster.engine.set_commit_origin(&self.request.failed);
         while let Some(step) = journal.take_on::<HoldSubscription>(phase, &missing.target) {
             let path = hold::path_of(&step, &repair.held)?;
             let step = journal.begin(step)?;
             self.disable(path)?;
             journal.done(step)?;
         }
-        let ending = hold::Ending::of(&*self.engine);
+        let ending = hold::Ending::of(&*self.cluster.engine);
         let target = self.survivor(&missing.target)?;
         ending.wait(target)?;
         // A session of its own: it ends with the replay, and the origin is free then.
@@ -485,8 +496,11 @@ impl Recovery {
 
     /// Disables a subscription of a survivor.
     fn disable(&mut self, path: &Path) -> Result<()> {
-        let (plain, idle) = (self.engine.disable(path), self.engine.disable_if_idle(path));
-        let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
+        let (plain, idle) = (
+            self.cluster.engine.disable(path),
+            self.cluster.engine.disable_if_idle(path),
+        );
+        let at = |name: &str| self.cluster.members.iter().position(|n| n.name == name);
         let (provider, subscriber) = (at(&path.provider), at(&path.subscriber));
         // The failed node sends nothing that could be cut in two.
         let (Some(idle), Some(provider)) = (idle, provider) else {
@@ -494,7 +508,7 @@ impl Recovery {
             return Ok(());
         };
         let nodes = subscriber.map(|subscriber| [provider, subscriber]);
-        let nodes = nodes.and_then(|nodes| self.survivors.get_disjoint_mut(nodes).ok());
+        let nodes = nodes.and_then(|nodes| self.cluster.members.get_disjoint_mut(nodes).ok());
         let [provider, subscriber] =
             nodes.ok_or_else(|| Error::internal("a node was not connected"))?;
         hold::stop_idle(&idle, path, provider, subscriber)
@@ -504,13 +518,14 @@ impl Recovery {
     fn release(&mut self, journal: &Journal) -> Result<()> {
         for begun in journal.begun()? {
             let node = self
-                .survivors
+                .cluster
+                .members
                 .iter_mut()
                 .find(|n| n.name == begun.node)
                 .ok_or_else(|| Error::internal("a node was not connected"))?;
             let what = format!("{} on {}", begun.description, begun.node);
             journal.passed(&format!("the release, before {what}"))?;
-            begun.action.undo(&*self.engine, node)?;
+            begun.action.undo(&*self.cluster.engine, node)?;
             journal.passed(&format!("the release, after {what}"))?;
             journal.undone(&begun)?;
         }

@@ -56,8 +56,7 @@ impl Removal {
     }
 
     fn leaving(&mut self) -> Result<&mut Node> {
-        let none = || Error::internal("the leaving node has no session");
-        self.leaving.as_mut().ok_or_else(none)
+        self.cluster.subject.as_mut().map_err(|error| error.clone())
     }
 
     fn leaving_now(&mut self) -> Result<String> {
@@ -177,17 +176,17 @@ impl Removal {
     fn barrier(&mut self, journal: &Journal) -> Result<()> {
         let states = self.inbound_states()?;
         let target = self.target.clone();
-        let engine = &*self.engine;
-        let markers = markers::emit(engine, self.leaving.as_mut())?;
+        let engine = &*self.cluster.engine;
+        let markers = markers::emit(engine, &mut self.cluster.subject)?;
         journal.passed("the leaving node's marker is committed")?;
-        for (survivor, states) in self.survivors.iter_mut().zip(&states) {
+        for (survivor, states) in self.cluster.members.iter_mut().zip(&states) {
             // Where there is none, `findings` has said so.
             let enabled = states.iter().filter(|inbound| inbound.is_enabled());
             let paths: Vec<Path> = enabled.map(|inbound| inbound.path.clone()).collect();
             if paths.is_empty() || self.deaf.contains(&survivor.name) {
                 continue;
             }
-            let mut leaving: Vec<&mut Node> = self.leaving.iter_mut().collect();
+            let mut leaving: Vec<&mut Node> = self.cluster.subject.iter_mut().collect();
             match markers::wait(engine, survivor, &mut leaving, &markers, &paths, &target) {
                 Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
                 Err(error) if !self.force => return Err(error),
@@ -211,7 +210,7 @@ impl Removal {
         let mut rest = Duration::from_millis(1);
         let (mut last, mut since) = (vec![], Instant::now());
         let mut unfinished_from = BTreeMap::new();
-        for node in &mut self.survivors {
+        for node in &mut self.cluster.members {
             let from = unfinished(node)?.remove(&self.target);
             unfinished_from.extend(from.map(|lsn| (node.name.clone(), lsn)));
         }
@@ -252,8 +251,8 @@ impl Removal {
     /// compared after that.
     pub fn hold_inbound(&mut self, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
-        let engine = &*self.engine;
-        for survivor in &mut self.survivors {
+        let engine = &*self.cluster.engine;
+        for survivor in &mut self.cluster.members {
             let paths = engine.paths(&self.target, &survivor.name);
             while let Some(step) = journal.take_on::<HoldSubscription>(phase, &survivor.name) {
                 let path = hold::path_of(&step, &paths)?;
@@ -271,7 +270,7 @@ impl Removal {
                 )));
             }
         }
-        for survivor in &mut self.survivors {
+        for survivor in &mut self.cluster.members {
             ending.wait(survivor)?;
         }
         journal.passed("nobody applies anything of it any more")
@@ -283,7 +282,7 @@ impl Removal {
         // Where each has one, what it takes makes no difference to how far it is.
         let single = states.iter().all(|inbound| inbound.len() <= 1);
         let mut have = vec![];
-        for (node, inbound) in self.survivors.iter().zip(&states) {
+        for (node, inbound) in self.cluster.members.iter().zip(&states) {
             for Inbound { path, state } in inbound {
                 let Some(state) = state else { continue };
                 let applied = state.applied.unwrap_or(Lsn(0));
@@ -292,7 +291,7 @@ impl Removal {
                     node: node.name.clone(),
                     part: match single {
                         true => String::new(),
-                        false => self.engine.part(path),
+                        false => self.cluster.engine.part(path),
                     },
                     applied: from.map_or(applied, |from| applied.min(*from)),
                     working: state.working,

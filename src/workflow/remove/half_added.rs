@@ -7,8 +7,9 @@ use crate::libpq::{Conn, Dsn};
 use crate::node::{Member, Mode, Node, Session, server};
 use crate::run::revert::{drop_slot, run_all};
 use crate::run::{Command, Interrupted, Journal, RunState};
+use crate::workflow::cluster::{Cluster, Locking};
 use crate::workflow::members::{self, slots_there};
-use crate::workflow::membership::{reach, sync_lagging_members};
+use crate::workflow::membership::reach;
 use crate::workflow::registries::{now, publish_registry};
 use crate::workflow::report::Report;
 use crate::workflow::undo::Undo;
@@ -40,19 +41,27 @@ impl HalfAddedHere {
             .pop()
             .ok_or_else(|| Error::internal("a node was not connected"))?;
         let mut new = members::local(target, &source.dsn.clone(), &here);
-        let mut engine = engine::detect(&mut source)?;
+        let engine = engine::detect(&mut source)?;
         let reached = reach(&*engine, &mut source, Some(target))?;
         reached.require_member(&source.name)?;
         let mut nodes = members::all(reached.answers)?;
         nodes.retain(|node| node.name != source.name);
         nodes.insert(0, source);
-        let purpose = format!("remove_node {target}");
-        members::lock(std::iter::once(&mut new).chain(&mut nodes), &purpose)?;
-        let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
-        sync_lagging_members(&mut *engine, &mut all, reached.registry.as_ref())?;
-        engine.load_paths(&mut nodes.iter_mut().collect::<Vec<_>>(), &[])?;
-        let mut all: Vec<&mut Node> = std::iter::once(&mut new).chain(&mut nodes).collect();
-        take_back(&*engine, here.session(), &run, &report, &mut all)?;
+        let mut cluster = Cluster {
+            engine,
+            members: nodes,
+            unreachable: vec![],
+            registry: reached.registry,
+            confirmed: reached.confirmed,
+            subject: (),
+        };
+        let locking = Locking::of(&here, format!("remove_node {target}"));
+        locking.lock([&mut new])?;
+        cluster.lock(None, &reached.own, &locking, &[])?;
+        let mut all: Vec<&mut Node> = std::iter::once(&mut new)
+            .chain(&mut cluster.members)
+            .collect();
+        take_back(&*cluster.engine, here.session(), &run, &report, &mut all)?;
         report.notice(&format!(
             "the interrupted join of node \"{target}\" has been taken back"
         ));
@@ -106,13 +115,13 @@ impl Removal {
         {
             return Ok(true);
         }
-        for node in &mut self.survivors {
-            let slot = self.engine.path(&node.name, &self.target).slot;
+        for node in &mut self.cluster.members {
+            let slot = self.cluster.engine.path(&node.name, &self.target).slot;
             if !slots_there(node, &[slot])?.is_empty() {
                 return Ok(true);
             }
-            let path = self.engine.path(&self.target, &node.name);
-            if let Some(origin) = self.engine.origin_wanted(&path)
+            let path = self.cluster.engine.path(&self.target, &node.name);
+            if let Some(origin) = self.cluster.engine.origin_wanted(&path)
                 && !server::origins_there(&[origin.to_owned()])
                     .run(node)?
                     .is_empty()
@@ -125,7 +134,7 @@ impl Removal {
 
     /// The run on the target that its journal knows to be interrupted, if it can be asked.
     pub fn journal_there(&mut self) -> Result<Option<Interrupted>> {
-        let Some(node) = &mut self.leaving else {
+        let Ok(node) = &mut self.cluster.subject else {
             return Ok(None);
         };
         let rows = server::has_journal().run(node)?;
@@ -141,7 +150,7 @@ impl Removal {
             "node \"{}\" is not a member: removing what is left of it",
             self.target
         ));
-        if let Some((member, error)) = self.away.first() {
+        if let Some((member, error)) = self.cluster.unreachable.first() {
             return Err(Error::refused(
                 error.sqlstate(),
                 format!(
@@ -152,27 +161,27 @@ impl Removal {
             ));
         }
         if let Some(run) = self.journal_there()?
-            && let Some(leaving) = &mut self.leaving
+            && let Ok(leaving) = &mut self.cluster.subject
         {
             let session = Session::Remote(Conn::open(&leaving.name, &leaving.dsn)?);
             let mut all: Vec<&mut Node> = std::iter::once(leaving)
-                .chain(&mut self.survivors)
+                .chain(&mut self.cluster.members)
                 .collect();
-            take_back(&*self.engine, session, &run, &self.report, &mut all)?;
+            take_back(&*self.cluster.engine, session, &run, &self.report, &mut all)?;
         }
-        if let Some(registry) = &self.registry {
+        if let Some(registry) = &self.cluster.registry {
             let next = registry.without_next_number(now());
-            let standing = &self.standing;
-            let members = self.survivors.iter_mut();
+            let standing = &self.cluster.confirmed;
+            let members = self.cluster.members.iter_mut();
             let mut members: Vec<&mut Node> =
                 members.filter(|n| standing.contains(&n.name)).collect();
-            publish_registry(&*self.engine, &mut members, &next)?
+            publish_registry(&*self.cluster.engine, &mut members, &next)?
                 .into_iter()
                 .collect::<Result<()>>()?;
         }
-        for node in &mut self.survivors {
-            let from = self.engine.path(&self.target, &node.name);
-            let slot = self.engine.path(&node.name, &self.target).slot;
+        for node in &mut self.cluster.members {
+            let from = self.cluster.engine.path(&self.target, &node.name);
+            let slot = self.cluster.engine.path(&node.name, &self.target).slot;
             if let Some((slot, true)) = slots_there(node, std::slice::from_ref(&slot))?.first() {
                 return Err(Error::refused(
                     SqlState::OBJECT_IN_USE,
@@ -183,13 +192,13 @@ impl Removal {
                     "It is not a leftover. See pg_stat_replication there for who reads it.",
                 ));
             }
-            run_all(node, &self.engine.unsubscribe(&from.subscription))?;
-            if let Some(origin) = self.engine.origin_wanted(&from) {
+            run_all(node, &self.cluster.engine.unsubscribe(&from.subscription))?;
+            if let Some(origin) = self.cluster.engine.origin_wanted(&from) {
                 run_all(node, &[server::drop_origin(origin)])?;
             }
             drop_slot(node, &slot)?;
-            run_all(node, &self.engine.forget_node(&self.target))?;
-            if let Some(statement) = self.engine.forget_markers(&node.name) {
+            run_all(node, &self.cluster.engine.forget_node(&self.target))?;
+            if let Some(statement) = self.cluster.engine.forget_markers(&node.name) {
                 statement.run(node)?;
             }
         }

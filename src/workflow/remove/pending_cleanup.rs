@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 impl Removal {
     /// Before anything is detached, so that it is known however the run ends.
     pub fn record_cleanup(&mut self) -> Result<()> {
-        for (member, _) in &self.away {
-            let actions = cleanup_of(&*self.engine, &self.target, &member.name);
+        for (member, _) in &self.cluster.unreachable {
+            let actions = cleanup_of(&*self.cluster.engine, &self.target, &member.name);
             let mut told = vec![];
             for action in &actions {
                 let cleanup = PendingCleanup {
@@ -22,11 +22,11 @@ impl Removal {
                     removed: self.target.clone(),
                     action: action.to_text()?,
                 };
-                match self.engine.record_cleanup(&cleanup) {
+                match self.cluster.engine.record_cleanup(&cleanup) {
                     Some(statement) => {
-                        each(&mut self.survivors, |_| statement.clone())?;
+                        each(&mut self.cluster.members, |_| statement.clone())?;
                     }
-                    None => told.extend(action.statements(&*self.engine)),
+                    None => told.extend(action.statements(&*self.cluster.engine)),
                 }
             }
             let what = format!(
@@ -48,10 +48,10 @@ impl Removal {
 
     /// What is still recorded of earlier removals of the target.
     pub fn pending_cleanups(&mut self) -> Result<Vec<PendingCleanup>> {
-        let Some(here) = self.survivors.first_mut() else {
+        let Some(here) = self.cluster.members.first_mut() else {
             return Ok(vec![]);
         };
-        let mut cleanups = self.engine.pending_cleanups(here)?;
+        let mut cleanups = self.cluster.engine.pending_cleanups(here)?;
         cleanups.retain(|cleanup| cleanup.removed == self.target);
         Ok(cleanups)
     }
@@ -66,19 +66,19 @@ impl Removal {
             entry.1.push(Action::parse(&cleanup.action)?);
         }
         for (name, (member, actions)) in by_member {
-            let known = self.survivors.iter().any(|n| n.name == name);
+            let known = self.cluster.members.iter().any(|n| n.name == name);
             if !known {
                 let mut opened = members::connect(&[member])?;
                 members::lock(&mut opened, &format!("remove_node {}", self.target))?;
-                self.survivors.append(&mut opened);
+                self.cluster.members.append(&mut opened);
             }
-            let node = self.survivors.iter_mut().find(|n| n.name == name);
+            let node = self.cluster.members.iter_mut().find(|n| n.name == name);
             let node = node.ok_or_else(|| Error::internal("a node was not connected"))?;
             for action in &actions {
-                action.undo(&*self.engine, node)?;
+                action.undo(&*self.cluster.engine, node)?;
             }
-            if let Some(statement) = self.engine.cleaned_up(&self.target, &name) {
-                each(&mut self.survivors, |_| statement.clone())?;
+            if let Some(statement) = self.cluster.engine.cleaned_up(&self.target, &name) {
+                each(&mut self.cluster.members, |_| statement.clone())?;
             }
             self.report.notice(&format!(
                 "cleaned up \"{}\" on node \"{name}\"",

@@ -10,9 +10,10 @@ use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Member, Mode, Node};
 use crate::run::Command;
+use crate::workflow::cluster::{Cluster, Locking};
 use crate::workflow::members::{self, each, require_same};
-use crate::workflow::membership::{reach, sync_lagging_members};
-use crate::workflow::removed::{ended_on, refuse_succeeded};
+use crate::workflow::membership::reach;
+use crate::workflow::removed::ended_on;
 use crate::workflow::report::Report;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -73,7 +74,7 @@ impl Target {
 
 impl Removal {
     fn connect(session: Mode, request: &Request, report: Report) -> Result<Self> {
-        let (mut engine, mut me) = members::own_node(
+        let (engine, mut me) = members::own_node(
             &session,
             "Run it in the database of any node of the cluster.",
         )?;
@@ -96,7 +97,7 @@ impl Removal {
         let is_target = |m: &&Member| m.name == request.target;
         let registered = reached.survey.members.iter().find(is_target);
         let registered = registered.or_else(|| reached.own.members.iter().find(is_target));
-        let (mut survivors, mut away, mut by_registry) = (vec![], vec![], None);
+        let (mut survivors, mut unreachable, mut by_registry) = (vec![], vec![], None);
         reached.confirmed.remove(&request.target);
         for (member, answer) in reached.answers {
             match answer {
@@ -107,7 +108,7 @@ impl Removal {
                 }
                 Ok(node) => survivors.push(node),
                 Err(error) if member.name == here => return Err(error),
-                Err(error) => away.push((member, error)),
+                Err(error) => unreachable.push((member, error)),
             }
         }
         let finding = Finding {
@@ -119,21 +120,29 @@ impl Removal {
             own: &own,
             resumed,
         };
-        let (mut leaving, unreachable) = match finding.leaving(&mut me)? {
-            Found::ReachableMembers(node) => (Some(*node), None),
-            Found::Unreachable(error) => (None, Some(error)),
+        let subject = match finding.leaving(&mut me)? {
+            Found::Reachable(node) => Ok(*node),
+            Found::Unreachable(error) => Err(error),
         };
-        members::require_superuser(survivors.iter_mut().chain(leaving.as_mut()))?;
-        let purpose = format!("remove_node {}", request.target);
-        let all = leaving.iter_mut().chain(survivors.iter_mut());
-        members::lock_for(&session, all, &purpose)?;
-        if !engine.survey(&mut me)?.is_as(&reached.own) {
-            return Err(members::changed_meanwhile(&here));
-        }
-        let mut all: Vec<&mut Node> = survivors.iter_mut().collect();
-        // A plan only looks.
-        let newest = reached.registry.as_ref().filter(|_| session.changes());
-        let caught_up = sync_lagging_members(&mut *engine, &mut all, newest)?;
+        let absent = Member {
+            name: request.target.clone(),
+            dsn: match (registered, &request.target_dsn) {
+                (Some(known), _) => known.dsn.clone(),
+                (None, Some(given)) => given.clone(),
+                (None, None) => Dsn::nowhere(),
+            },
+        };
+        let absent = subject.is_err().then_some(absent);
+        let mut cluster = Cluster {
+            engine,
+            members: survivors,
+            unreachable,
+            registry: reached.registry,
+            confirmed: reached.confirmed,
+            subject,
+        };
+        let locking = Locking::of(&session, format!("remove_node {}", request.target));
+        let caught_up = cluster.lock(Some(&mut me), &reached.own, &locking, absent.as_slice())?;
         let mut forgotten_late = false;
         for done in &caught_up {
             for gone in &done.forgotten {
@@ -147,34 +156,14 @@ impl Removal {
             }
             forgotten_late |= done.forgotten.contains(&request.target);
         }
-        let mut asked: Vec<&mut Node> = survivors.iter_mut().chain(leaving.as_mut()).collect();
-        let mut absent: Vec<Member> = away.iter().map(|(member, _)| member.clone()).collect();
-        if !asked.iter().any(|node| node.name == request.target) {
-            absent.push(Member {
-                name: request.target.clone(),
-                dsn: match (registered, &request.target_dsn) {
-                    (Some(known), _) => known.dsn.clone(),
-                    (None, Some(given)) => given.clone(),
-                    (None, None) => Dsn::nowhere(),
-                },
-            });
-        }
-        engine.load_paths(&mut asked, &absent)?;
-        refuse_succeeded(&*engine, &mut asked)?;
         Ok(Self {
-            engine,
+            cluster,
             session,
             report,
             target: request.target.clone(),
             force: request.force,
             here,
-            survivors,
-            away,
-            leaving,
-            unreachable,
             known_to: vec![],
-            standing: reached.confirmed,
-            registry: reached.registry,
             forgotten_late,
             went_back: false,
             deaf: BTreeSet::new(),
@@ -182,16 +171,16 @@ impl Removal {
     }
 
     fn classify(mut self) -> Result<Target> {
-        let engine = &*self.engine;
-        let registries = each(&mut self.survivors, |_| engine.members())?;
-        for (survivor, rows) in self.survivors.iter().zip(&registries) {
+        let engine = &*self.cluster.engine;
+        let registries = each(&mut self.cluster.members, |_| engine.members())?;
+        for (survivor, rows) in self.cluster.members.iter().zip(&registries) {
             if rows.iter().any(|row| row.text(0) == self.target) {
                 self.known_to.push(survivor.name.clone());
             }
         }
-        let leaving_is_node = match &mut self.leaving {
-            Some(node) => self.engine.local_name(node)?.is_some(),
-            None => false,
+        let leaving_is_node = match &mut self.cluster.subject {
+            Ok(node) => engine.local_name(node)?.is_some(),
+            Err(_) => false,
         };
         if leaving_is_node || self.known_to.contains(&self.here) {
             return Ok(Target::Member(Box::new(self)));
@@ -205,8 +194,8 @@ impl Removal {
         if !interrupted_removals(&self.session, &self.target)?.is_empty() {
             return Ok(Target::Gone(Box::new(self)));
         }
-        let mut members: Vec<&str> = self.survivors.iter().map(|n| n.name.as_str()).collect();
-        members.extend(self.away.iter().map(|(m, _)| m.name.as_str()));
+        let mut members = self.cluster.names();
+        members.extend(self.cluster.unreachable_names());
         members.sort_unstable();
         Err(Error::Argument {
             argument: "target_node_name",
@@ -221,7 +210,7 @@ impl Removal {
 }
 
 enum Found {
-    ReachableMembers(Box<Node>),
+    Reachable(Box<Node>),
     Unreachable(Error),
 }
 
@@ -288,7 +277,7 @@ impl Finding<'_> {
                 if self.here != self.request.target {
                     self.of_this_cluster(me, &mut node, &identity)?;
                 }
-                Ok(Found::ReachableMembers(Box::new(node)))
+                Ok(Found::Reachable(Box::new(node)))
             }
             (None, Some(_)) if given.is_some() && !self.resumed => {
                 Err(self.wrong("leads to a database that is not a cluster node".into()))
@@ -299,7 +288,7 @@ impl Finding<'_> {
                 "its database is not a cluster node any more",
                 "",
             ))),
-            (None, None) => Ok(Found::ReachableMembers(Box::new(node))),
+            (None, None) => Ok(Found::Reachable(Box::new(node))),
         }
     }
 
