@@ -1,16 +1,17 @@
 //! The cluster as a run works with it: what replicates it, and a session on each of its nodes.
 
 use super::members;
-use super::membership;
+use super::membership::{self, CaughtUp, sync_lagging_members};
 use super::readers;
 use super::removed::refuse_succeeded;
-use crate::engine::{self, Engine, Path, Registry};
+use crate::engine::{self, Engine, Path, Registry, Survey};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::{Member, Mode, Node};
 use std::collections::BTreeSet;
 
-/// `S` is what the run is about: the [`NewNode`] of a join, the node that leaves or failed of the other commands.
+/// `S` is what the run is about: the [`NewNode`] of a join, the [`Leaving`] node of a removal, the failed [`Member`] of a
+/// recovery.
 pub struct Cluster<S> {
     pub engine: Box<dyn Engine>,
     /// Members with a session. The first one is the source of a join; for any other command the node that the CALL runs
@@ -25,39 +26,112 @@ pub struct Cluster<S> {
     pub subject: S,
 }
 
-/// How a run treats the membership lock of the nodes.
-pub struct Locking<'a> {
-    pub mode: &'a Mode,
-    /// What is told to others that want the lock.
-    pub purpose: String,
+/// What a run does with the membership lock of the nodes.
+pub enum Locking {
+    /// A CALL takes it, for the purpose that others are told who want it.
+    Take(String),
+    /// Who only looks needs it to be free.
+    BeFree,
 }
 
-impl<'a> Locking<'a> {
-    pub fn for_join(mode: &'a Mode, new: &str) -> Self {
-        Self {
-            mode,
-            purpose: format!("add_node {new}"),
+impl Locking {
+    pub fn of(mode: &Mode, purpose: String) -> Self {
+        match mode.changes() {
+            true => Self::Take(purpose),
+            false => Self::BeFree,
         }
     }
 
-    /// Takes it for a CALL; for who only looks it has to be free.
+    pub fn of_join(mode: &Mode, new: &str) -> Self {
+        Self::of(mode, format!("add_node {new}"))
+    }
+
     pub fn lock<'n>(&self, nodes: impl IntoIterator<Item = &'n mut Node>) -> Result<()> {
-        match self.mode.changes() {
-            true => members::lock(nodes, &self.purpose),
-            false => members::require_unlocked(nodes),
+        match self {
+            Self::Take(purpose) => members::lock(nodes, purpose),
+            Self::BeFree => members::require_unlocked(nodes),
         }
     }
 }
 
-/// Every method that is about all members alike.
-impl<S> Cluster<S> {
-    /// The members, and the engine beside them.
-    pub fn with_engine(&mut self) -> (&dyn Engine, Vec<&mut Node>) {
-        (&*self.engine, self.members.iter_mut().collect())
+/// What a run is about, beside the members that are to stay.
+pub trait Subject {
+    /// Nodes that are locked with the members.
+    fn nodes(&mut self) -> Vec<&mut Node> {
+        vec![]
     }
 
+    /// Learns the names of the paths between `members`, these nodes and `absent`, which cannot be asked.
+    fn load_paths(
+        &mut self,
+        engine: &mut dyn Engine,
+        members: &mut [Node],
+        absent: &[Member],
+    ) -> Result<()> {
+        let mut asked: Vec<&mut Node> = members.iter_mut().chain(self.nodes()).collect();
+        engine.load_paths(&mut asked, absent)
+    }
+}
+
+/// Of a run about all members.
+impl Subject for () {}
+
+/// The failed node of a recovery.
+impl Subject for Member {}
+
+/// A session on the node that leaves, or why there is none.
+pub type Leaving = Result<Node>;
+
+impl Subject for Leaving {
+    fn nodes(&mut self) -> Vec<&mut Node> {
+        self.iter_mut().collect()
+    }
+}
+
+impl<S: Subject> Cluster<S> {
+    /// From here on nobody else changes the membership: the lock is taken, or is free for who only looks, and the node
+    /// that was asked first, `start` or the first member, knows the members that it knew then, `seen`. Members that are
+    /// behind catch up, which is returned, and the paths are known, also those to `absent`.
+    pub fn lock(
+        &mut self,
+        start: Option<&mut Node>,
+        seen: &Survey,
+        locking: &Locking,
+        absent: &[Member],
+    ) -> Result<Vec<CaughtUp>> {
+        let engine = &mut *self.engine;
+        let nodes = self.members.iter_mut().chain(self.subject.nodes());
+        members::require_superuser(nodes)?;
+        locking.lock(self.members.iter_mut().chain(self.subject.nodes()))?;
+        if let Some(start) = start.or(self.members.first_mut())
+            && !engine.survey(start)?.is_as(seen)
+        {
+            return Err(members::changed_meanwhile(&start.name));
+        }
+        let mut members: Vec<&mut Node> = self.members.iter_mut().collect();
+        let newest = self
+            .registry
+            .as_ref()
+            .filter(|_| matches!(locking, Locking::Take(_)));
+        let caught_up = sync_lagging_members(engine, &mut members, newest)?;
+        let unreachable = self.unreachable.iter().map(|(member, _)| member);
+        let absent: Vec<Member> = unreachable.chain(absent).cloned().collect();
+        self.subject
+            .load_paths(engine, &mut self.members, &absent)?;
+        let nodes = self.members.iter_mut().chain(self.subject.nodes());
+        refuse_succeeded(engine, &mut nodes.collect::<Vec<_>>())?;
+        Ok(caught_up)
+    }
+}
+
+impl<S> Cluster<S> {
     pub fn names(&self) -> Vec<String> {
         self.members.iter().map(|n| n.name.clone()).collect()
+    }
+
+    pub fn unreachable_names(&self) -> Vec<String> {
+        let unreachable = self.unreachable.iter();
+        unreachable.map(|(member, _)| member.name.clone()).collect()
     }
 }
 
@@ -75,6 +149,18 @@ pub struct NewNode {
     pub registered_as: Vec<String>,
     /// Whether the source is a node already; if not, it becomes the first one of a cluster.
     pub source_is_member: bool,
+}
+
+impl Subject for NewNode {
+    fn load_paths(
+        &mut self,
+        engine: &mut dyn Engine,
+        members: &mut [Node],
+        _absent: &[Member],
+    ) -> Result<()> {
+        let mut members: Vec<&mut Node> = members.iter_mut().collect();
+        engine.load_paths_with(&mut members, &mut self.local)
+    }
 }
 
 /// What is known of a join beforehand.
@@ -178,7 +264,7 @@ impl Cluster<NewNode> {
         check_arguments(&mut source, &mut loopback, &mut new)?;
         locking.lock([&mut loopback])?;
 
-        let mut engine = engine::detect(&mut source)?;
+        let engine = engine::detect(&mut source)?;
         let mut reached = membership::reach(&*engine, &mut source, None)?;
         reached.require_member(&source.name)?;
         reached.require_half()?;
@@ -206,17 +292,9 @@ impl Cluster<NewNode> {
                 peers.push(member);
             }
         }
-        members::require_superuser(&mut peers)?;
         let mut members = vec![source];
         members.append(&mut peers);
-        locking.lock(&mut members)?;
-        reached.require_unchanged(&*engine, &mut members[0])?;
-        let mut all: Vec<&mut Node> = members.iter_mut().collect();
-        reached.update_lagging(&mut *engine, &mut all, locking.mode)?;
-        engine.load_paths_with(&mut all, &mut new)?;
-        refuse_succeeded(&*engine, &mut all)?;
-        let readers = readers::connect(&mut *engine, &readers, &mut all, &mut new)?;
-        Ok(Self {
+        let mut cluster = Self {
             engine,
             members,
             unreachable: vec![],
@@ -225,11 +303,17 @@ impl Cluster<NewNode> {
             subject: NewNode {
                 local: new,
                 loopback,
-                readers,
+                readers: vec![],
                 registered_as,
                 source_is_member: reached.survey.is_member,
             },
-        })
+        };
+        cluster.lock(None, &reached.own, locking, &[])?;
+        let (members, new) = (&mut cluster.members, &mut cluster.subject.local);
+        let mut members: Vec<&mut Node> = members.iter_mut().collect();
+        let readers = readers::connect(&mut *cluster.engine, &readers, &mut members, new)?;
+        cluster.subject.readers = readers;
+        Ok(cluster)
     }
 
     pub fn source(&self) -> &Node {

@@ -63,7 +63,7 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
         new: here,
         readers: vec![],
     };
-    let mut cluster = match Cluster::of_join(request, &Locking::for_join(&mode, &new_name)) {
+    let mut cluster = match Cluster::of_join(request, &Locking::of_join(&mode, &new_name)) {
         Ok(cluster) => cluster,
         Err(error) => {
             connection.record_all([], findings_of(error, &new_name)?);

@@ -1,7 +1,8 @@
 //! Of two updates of a row the later one stays, on every member: the guard is installed on all of them in one go.
 
+use super::cluster::{Cluster, Locking};
 use super::members;
-use super::membership::{reach, sync_lagging_members};
+use super::membership::reach;
 use crate::engine::{self, ConflictRule};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::{Poll, wait_until};
@@ -13,7 +14,7 @@ const HINT: &str = "End the transactions that hold locks on the table.";
 /// node that the call runs on, `command` what its sessions are called.
 pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32> {
     let mut here = members::own_session(own)?;
-    let mut engine = engine::detect(&mut here)?;
+    let engine = engine::detect(&mut here)?;
     let reached = reach(&*engine, &mut here, None)?;
     reached.require_own(&*engine, &mut here, true)?;
     let Some(name) = server::table_name(table).first(&mut here)? else {
@@ -34,15 +35,20 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
             ));
         }
     };
-    let mut nodes = members::all(reached.answers)?;
-    members::require_superuser(&mut nodes)?;
+    let mut cluster = Cluster {
+        engine,
+        members: members::all(reached.answers)?,
+        unreachable: vec![],
+        registry: reached.registry,
+        confirmed: reached.confirmed,
+        subject: (),
+    };
     // A node that is joining gets the structure that the source had before.
-    members::lock(&mut nodes, command)?;
-    let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
-    sync_lagging_members(&mut *engine, &mut all, reached.registry.as_ref())?;
+    let locking = Locking::Take(command.to_owned());
+    cluster.lock(Some(&mut here), &reached.own, &locking, &[])?;
     let mut in_the_way = own.name.clone();
     let locked = wait_until(&own.name, &format!("locking {name}"), HINT, || {
-        on_all(&change, &mut nodes, &mut in_the_way)
+        on_all(&change, &mut cluster.members, &mut in_the_way)
     });
     locked.map_err(|error| error.of_node(&in_the_way))
 }

@@ -11,8 +11,9 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::libpq::Dsn;
-use crate::node::{Member, Mode, Node};
-use crate::run::Effect;
+use crate::node::{Member, Node};
+use crate::run::action::{CreateSlot, Register, Subscribe};
+use crate::run::{Act, Action};
 use crate::settings;
 use std::collections::BTreeSet;
 
@@ -160,25 +161,6 @@ impl ReachableMembers {
         (!newest.has_same(start, own)).then_some((own, newest))
     }
 
-    /// To be asked when nobody can change the membership any more: an error if somebody has since `start` was asked.
-    pub fn require_unchanged(&self, engine: &dyn Engine, start: &mut Node) -> Result<()> {
-        match engine.survey(start)?.is_as(&self.own) {
-            true => Ok(()),
-            false => Err(changed_meanwhile(&start.name)),
-        }
-    }
-
-    /// Those of `members`, which are locked, that are behind catch up, if `mode` changes anything.
-    pub fn update_lagging(
-        &self,
-        engine: &mut dyn Engine,
-        members: &mut [&mut Node],
-        mode: &Mode,
-    ) -> Result<Vec<CaughtUp>> {
-        let newest = self.registry.as_ref().filter(|_| mode.changes());
-        sync_lagging_members(engine, members, newest)
-    }
-
     /// Fewer than half of the members change nothing.
     pub fn require_half(&self) -> Result<()> {
         let Some(registry) = &self.registry else {
@@ -256,17 +238,22 @@ pub fn sync_lagging_members(
 }
 
 /// What a member that is away when `removed` leaves has to take back later.
-pub fn cleanup_of(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effect> {
+pub fn cleanup_of(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Action> {
     let (from, to) = (engine.path(removed, member), engine.path(member, removed));
     vec![
-        Effect::Subscription {
+        Subscribe {
+            provider: removed.to_owned(),
             subscription: from.subscription,
-        },
-        Effect::Slot { slot: to.slot },
-        Effect::Registration {
+            one_of_several: false,
+            by_reader: false,
+        }
+        .into(),
+        CreateSlot { slot: to.slot }.into(),
+        Register {
             member: removed.to_owned(),
             divided_before: None,
-        },
+        }
+        .into(),
     ]
 }
 
@@ -293,26 +280,26 @@ pub fn catch_up(
         .collect();
     engine.unload_paths();
     engine.load_paths(&mut [&mut *nodes[behind]], &absent)?;
-    let mut cleanups: Vec<(String, Effect)> = vec![];
+    let mut cleanups: Vec<(String, Action)> = vec![];
     for node in nodes.iter_mut() {
         for cleanup in pending_cleanups(engine, node)? {
             if cleanup.member.name == name {
-                cleanups.push((cleanup.removed, Effect::parse(&cleanup.effect)?));
+                cleanups.push((cleanup.removed, Action::parse(&cleanup.action)?));
             }
         }
     }
     // Who noted it may be away itself by now.
     for gone in &gone {
-        let effects = cleanup_of(engine, gone, &name);
-        cleanups.extend(effects.into_iter().map(|effect| (gone.clone(), effect)));
+        let actions = cleanup_of(engine, gone, &name);
+        cleanups.extend(actions.into_iter().map(|action| (gone.clone(), action)));
     }
     engine.unload_paths();
     let mut forgotten = BTreeSet::new();
-    let mut reverted: Vec<Effect> = vec![];
-    for (removed, effect) in cleanups {
-        if !reverted.contains(&effect) {
-            effect.undo(engine, nodes[behind])?;
-            reverted.push(effect);
+    let mut reverted: Vec<Action> = vec![];
+    for (removed, action) in cleanups {
+        if !reverted.contains(&action) {
+            action.undo(engine, nodes[behind])?;
+            reverted.push(action);
         }
         forgotten.insert(removed);
     }

@@ -25,7 +25,7 @@ impl Recovery {
     /// What has to be known to judge the rows of the two nodes.
     pub fn case(&mut self, missing: &MissingRange) -> Result<Case> {
         let mut leads = vec![];
-        for member in self.away.clone() {
+        for member in self.cluster.unreachable_names() {
             leads.extend(self.leads(missing, &member)?);
         }
         let ahead = leads
@@ -51,7 +51,7 @@ impl Recovery {
         let connected = self.still_connected(member, false)?;
         let states = self.inbound(member)?;
         let mut applied: BTreeMap<String, BTreeMap<String, Lsn>> = BTreeMap::new();
-        for (node, states) in self.survivors.iter_mut().zip(states) {
+        for (node, states) in self.cluster.members.iter_mut().zip(states) {
             // One that has been given only a part of it counts as having what it had before.
             let from = unfinished(node)?.remove(member);
             let streams = applied.entry(node.name.clone()).or_default();
@@ -106,8 +106,8 @@ impl Recovery {
 
     fn authors(&mut self, node: &str, leads: &[Lead]) -> Result<Authors> {
         let failed = self.request.failed.clone();
-        let away = self.away.clone();
-        let others: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
+        let away = self.cluster.unreachable_names();
+        let others = self.cluster.names();
         let mut of = BTreeMap::from([(0, Author::Survivor)]);
         let authors = others
             .iter()
@@ -131,8 +131,8 @@ impl Recovery {
 
     /// The number that what `provider` wrote bears on `node`.
     pub fn origin_number(&mut self, provider: &str, node: &str) -> Result<Option<u32>> {
-        let path = self.engine.path(provider, node);
-        let mark = self.engine.row_origin(&path);
+        let path = self.cluster.engine.path(provider, node);
+        let mark = self.cluster.engine.row_origin(&path);
         let node = self.survivor(node)?;
         let Some(mark) = mark.first(node)? else {
             return Ok(None);
@@ -148,7 +148,7 @@ impl Recovery {
 
     /// When the last of the members that there are joined, as `node` knows it.
     fn joined(&mut self, node: &str) -> Result<Option<i64>> {
-        let registry = self.engine.members();
+        let registry = self.cluster.engine.members();
         let node = self.survivor(node)?;
         let mut last = None;
         for member in registry.on(node)? {

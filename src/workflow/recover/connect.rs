@@ -8,12 +8,11 @@ use crate::lsn::{Lsn, Position};
 use crate::node::{Member, Mode, Node, server};
 use crate::settings;
 use crate::workflow::clocks;
-use crate::workflow::findings::Status;
+use crate::workflow::cluster::{Cluster, Locking};
 use crate::workflow::liveness::{SlotReader, still_reads};
 use crate::workflow::lost_wal::LostWal;
 use crate::workflow::members::each;
-use crate::workflow::membership::{reach, sync_lagging_members};
-use crate::workflow::removed::refuse_succeeded;
+use crate::workflow::membership::reach;
 use crate::workflow::report::Report;
 use crate::workflow::unfinished::unfinished;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +42,7 @@ impl Recovery {
         report: Report,
         whose: Failed,
     ) -> Result<Self> {
-        let (mut engine, mut me) =
+        let (engine, mut me) =
             members::own_node(&session, "Run it in the database of a survivor.")?;
         let here = me.name.clone();
         let mut reached = reach(&*engine, &mut me, Some(&request.failed))?;
@@ -88,7 +87,7 @@ impl Recovery {
                 .find(|(n, _)| n.as_deref() == Some(name))?;
             Some(found.1.clone())
         };
-        let (mut survivors, mut away) = (vec![], vec![]);
+        let (mut survivors, mut unreachable) = (vec![], vec![]);
         for (member, answer) in reached.answers {
             let named = given(&member.name);
             let answer = match named.clone().flatten() {
@@ -107,11 +106,10 @@ impl Recovery {
                         &format!("node \"{}\" is left out: {error}", member.name),
                         "Run the CALL again when it can be reached.",
                     );
-                    away.push(member);
+                    unreachable.push((member, error));
                 }
             }
         }
-        members::require_superuser(&mut survivors)?;
         for node in &mut survivors {
             if engine.local_name(node)?.as_ref() != Some(&node.name) {
                 return Err(Error::refused(
@@ -124,33 +122,28 @@ impl Recovery {
                 ));
             }
         }
-        let purpose = format!("recover_run {}", request.failed);
-        members::lock_for(&session, &mut survivors, &purpose)?;
-        let mut asked: Vec<&mut Node> = survivors.iter_mut().collect();
-        // A plan only looks.
-        let newest = reached.registry.as_ref().filter(|_| session.changes());
-        sync_lagging_members(&mut *engine, &mut asked, newest)?;
-        let gone: Vec<Member> = std::iter::once(&failed).chain(&away).cloned().collect();
-        engine.load_paths(&mut asked, &gone)?;
-        refuse_succeeded(&*engine, &mut asked)?;
-        let mut recovery = Self {
+        let mut cluster = Cluster {
             engine,
+            members: survivors,
+            unreachable,
+            registry: reached.registry,
+            confirmed: reached.confirmed,
+            subject: failed.clone(),
+        };
+        let locking = Locking::of(&session, format!("recover_run {}", failed.name));
+        cluster.lock(Some(&mut me), &reached.own, &locking, &[failed])?;
+        let mut recovery = Self {
+            cluster,
             session,
             here,
             report,
             request,
-            survivors,
-            away: away.into_iter().map(|member| member.name).collect(),
-            failed,
             done: Default::default(),
         };
         let mut check = clocks::begin_check();
-        clocks::check(&clocks::read(&mut recovery.survivors)?, &mut check);
+        clocks::check(&clocks::read(&mut recovery.cluster.members)?, &mut check);
         for outcome in check.outcomes() {
-            if outcome.status == Status::Warning {
-                let what = format!("node \"{}\": {}", outcome.node, outcome.found);
-                recovery.report.warn(&what, &outcome.remedy);
-            }
+            recovery.report.warn_of(&outcome);
         }
         if whose == Failed::Dead {
             recovery.refuse_living()?;
@@ -163,9 +156,9 @@ impl Recovery {
         if self.request.force {
             return Ok(());
         }
-        let failed = self.failed.clone();
+        let failed = self.cluster.subject.clone();
         let mut hint = "Stop its server, or mend its subscriptions instead. With force := true it is treated as dead.".to_owned();
-        for node in &mut self.survivors {
+        for node in &mut self.cluster.members {
             let comparison = server::unfinished_comparison(&failed.name);
             if comparison.first(node)?.is_some() {
                 hint = super::stay_away(&failed.name, &node.name);
@@ -206,7 +199,11 @@ impl Recovery {
         if let Some(name) = self.still_connected(&failed.name, true)?.first() {
             return refused(format!("node \"{name}\" is connected to it"));
         }
-        match still_reads(&*self.engine, &mut self.survivors, &failed.name)? {
+        match still_reads(
+            &*self.cluster.engine,
+            &mut self.cluster.members,
+            &failed.name,
+        )? {
             Some(SlotReader { provider, slot }) => refused(format!(
                 "it streams from slot {slot} of node \"{provider}\""
             )),
@@ -226,7 +223,7 @@ impl Recovery {
 
     /// To make the survivors equal does not help a node that was put back to an earlier state.
     pub fn warn_of_lost_wal(&mut self) -> Result<()> {
-        let failed = self.failed.clone();
+        let failed = self.cluster.subject.clone();
         match members::connect_each(std::slice::from_ref(&failed)).pop() {
             Some(Ok(mut node)) => {
                 if let Some(lost) = self.lost_wal(&mut node)? {
@@ -251,7 +248,7 @@ impl Recovery {
             let most = most.entry(&inbound.part).or_insert(Lsn(0));
             *most = (*most).max(inbound.applied());
         }
-        for (node, states) in self.survivors.iter_mut().zip(&states) {
+        for (node, states) in self.cluster.members.iter_mut().zip(&states) {
             let has_all = |i: &Inbound| most.get(i.part.as_str()) == Some(&i.applied());
             if !states.is_empty()
                 && states.iter().all(has_all)
@@ -265,9 +262,10 @@ impl Recovery {
 
     /// Each survivor's subscriptions to `provider`.
     pub fn inbound(&mut self, provider: &str) -> Result<Vec<Vec<Inbound>>> {
-        let engine = &*self.engine;
-        let answers = each(&mut self.survivors, |_| engine.subscriptions())?;
-        self.survivors
+        let engine = &*self.cluster.engine;
+        let answers = each(&mut self.cluster.members, |_| engine.subscriptions())?;
+        self.cluster
+            .members
             .iter()
             .zip(&answers)
             .map(|(node, states)| {
@@ -314,7 +312,12 @@ impl Recovery {
                 since = Instant::now();
             }
             if gone.iter().all(|gone| *gone) || since.elapsed() > limit {
-                let connected = self.survivors.iter().zip(&gone).filter(|(_, gone)| !**gone);
+                let connected = self
+                    .cluster
+                    .members
+                    .iter()
+                    .zip(&gone)
+                    .filter(|(_, gone)| !**gone);
                 return Ok(connected.map(|(node, _)| node.name.clone()).collect());
             }
             wait::on_latch(rest)?;
@@ -331,7 +334,7 @@ impl Recovery {
         }
         let mut have = vec![];
         let mut unfinished_from = BTreeMap::new();
-        for (node, states) in self.survivors.iter_mut().zip(states) {
+        for (node, states) in self.cluster.members.iter_mut().zip(states) {
             let Some(inbound) = states.into_iter().next() else {
                 continue;
             };
@@ -358,7 +361,8 @@ impl Recovery {
         };
         let (source, has) = match &self.request.source {
             Some(name) => {
-                self.survivors
+                self.cluster
+                    .members
                     .iter()
                     .find(|n| n.name == *name)
                     .ok_or_else(|| unknown("source_node_name", name))?;
@@ -380,7 +384,7 @@ impl Recovery {
                 });
             }
             Some(name) => {
-                if !self.survivors.iter().any(|n| n.name == *name) {
+                if !self.cluster.members.iter().any(|n| n.name == *name) {
                     return Err(unknown("target_node_name", name));
                 }
                 vec![(name.clone(), of(name).ok_or_else(|| unsubscribed(name))?)]

@@ -13,7 +13,7 @@ use crate::replay::content::{Compared, relations};
 use crate::replay::share::{Kinds, ORIGIN, Share};
 use crate::replay::{Applier, Catalog, Rendering};
 use crate::run::Journal;
-use crate::run::{Action, Step};
+use crate::run::action::Compare;
 use crate::workflow::verify;
 use std::collections::{BTreeMap, BTreeSet};
 use zodan_core::decoding::{Message, Relation};
@@ -57,7 +57,7 @@ impl Recovery {
         if arrived.is_empty() {
             arrived.push((origin_here.clone(), missing.to.clone()));
         }
-        let own_schemas = self.engine.own_schemas();
+        let own_schemas = self.cluster.engine.own_schemas();
         // Before the session that brings it commits anything.
         let mut case = self.case(missing)?;
         let streams = self.streams(missing)?;
@@ -65,13 +65,8 @@ impl Recovery {
         tables.retain(|t| streams.may_be_compared(&t.relation));
         let mut last = self.last_by_stream(missing, &streams, &tables)?;
         let mut session = self.hold(repair, &origin_here, journal)?;
-        let (failed, source) = (self.request.failed.clone(), missing.source.clone());
-        let step = Step::new(
-            self.report.current(),
-            &missing.target,
-            Action::Compare { failed, source },
-        );
-        let step = journal.go_on(&step)?;
+        let step = journal.take::<Compare>(self.report.current(), &missing.target)?;
+        let step = journal.begin(step)?;
         let catalog = Catalog::read(&mut session)?;
         let mut applier = Applier::begin(&mut session)?;
         self.note_comparison(missing, &mut last)?;
@@ -90,12 +85,12 @@ impl Recovery {
             ));
             let mut rendering = Rendering::new(catalog.clone(), own_schemas).careful();
             rendering.describe(table.relation.clone());
-            let engine = &*self.engine;
-            let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
+            let engine = &*self.cluster.engine;
+            let at = |name: &str| self.cluster.members.iter().position(|n| n.name == name);
             let (Some(source), Some(target)) = (at(&missing.source), at(&missing.target)) else {
                 return Err(Error::internal("a node was not connected"));
             };
-            let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+            let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
             for part in verify::parts(&mut nodes, table, source, target)? {
                 let found = verify::settled(engine, &mut nodes, table, &part, source, target)?;
                 // One transaction of the failed node has one time. What it replaced goes first.
@@ -171,21 +166,24 @@ impl Recovery {
         ];
         // What the one takes and the other does not it has not deleted.
         let parts = |subscriber: &str| -> BTreeSet<String> {
-            let paths = self.engine.paths(&failed, subscriber);
-            paths.iter().map(|path| self.engine.part(path)).collect()
+            let paths = self.cluster.engine.paths(&failed, subscriber);
+            paths
+                .iter()
+                .map(|path| self.cluster.engine.part(path))
+                .collect()
         };
         let orphaned = parts(&missing.source) == parts(&missing.target);
-        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
         let at = |name: &str| nodes.iter().position(|n| n.name == name);
         let (Some(source), Some(target)) = (at(&missing.source), at(&missing.target)) else {
             return Err(Error::internal("a node was not connected"));
         };
-        let sent = verify::tables(&*self.engine, &mut nodes, source, target)?;
+        let sent = verify::tables(&*self.cluster.engine, &mut nodes, source, target)?;
         let mut tables: Vec<Compared> = sent.into_iter().map(verify::Table::sent).collect();
         let [Some(here), Some(there)] = origins else {
             return Ok(tables);
         };
-        let own_schemas = self.engine.own_schemas();
+        let own_schemas = self.cluster.engine.own_schemas();
         let known: BTreeSet<String> = tables.iter().map(Compared::name).collect();
         let on_target = relations(nodes[target], own_schemas)?;
         for relation in relations(nodes[source], own_schemas)? {

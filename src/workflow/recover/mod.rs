@@ -11,20 +11,22 @@ mod replay;
 mod spared;
 mod streams;
 
+use super::cluster::Cluster;
 use super::estimate::Estimate;
+use super::hold;
 use super::members;
 use super::plan::{Planned, refuse_interrupted};
 use super::report::{self, Report};
 use super::undo::Undo;
 use super::verify;
-use crate::engine::Engine;
+use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Local, Member, Mode, Node, Reader, server};
 use crate::progress::Work;
-use crate::run::{Action, Command, Step};
-use crate::run::{Journal, RunHeader};
+use crate::run::action::{CloneSlot, Compare, Marker, RecordRecovery, Replay};
+use crate::run::{Command, Journal, Plan, RunHeader};
 use connect::Failed;
 use open_runs::Open;
 use std::time::Instant;
@@ -166,7 +168,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let here = Mode::Execute(local.clone());
     let mut recovery = Recovery::connect_for(here, request, report, Failed::Anybody)?;
     let exists = server::slots_named(&[clone.to_owned()]);
-    let slots = members::each(&mut recovery.survivors, |_| exists.clone())?;
+    let slots = members::each(&mut recovery.cluster.members, |_| exists.clone())?;
     if !slots.iter().flatten().any(|slot| slot.is_own) {
         return Err(Error::Argument {
             argument: "cloned_slot_name",
@@ -235,7 +237,7 @@ pub struct Repair {
     /// Whether the source gets what the target writes: it has to have all of it first.
     sends: bool,
     /// The subscriptions of the target that stand still meanwhile.
-    held: Vec<String>,
+    held: Vec<Path>,
 }
 
 impl std::fmt::Display for MissingRange {
@@ -257,17 +259,13 @@ fn stay_away(failed: &str, target: &str) -> String {
 }
 
 pub struct Recovery {
-    engine: Box<dyn Engine>,
+    /// The members but the failed one.
+    cluster: Cluster<Member>,
     session: Mode,
     /// The node that the CALL runs on.
     here: String,
     report: Report,
     request: Request,
-    /// The members that answer, the failed one not among them.
-    survivors: Vec<Node>,
-    /// Those that do not.
-    away: Vec<String>,
-    failed: Member,
     /// What has been replayed, of what there is to replay.
     done: Work,
 }
@@ -275,11 +273,13 @@ pub struct Recovery {
 impl Recovery {
     fn survivor(&mut self, name: &str) -> Result<&mut Node> {
         let known: Vec<String> = self
-            .survivors
+            .cluster
+            .members
             .iter()
             .map(|n| format!("\"{}\"", n.name))
             .collect();
-        self.survivors
+        self.cluster
+            .members
             .iter_mut()
             .find(|node| node.name == name)
             .ok_or_else(|| {
@@ -310,31 +310,32 @@ impl Recovery {
     }
 
     /// What is going to be done, in the order of the journal.
-    fn steps(&self, repairs: &[Repair]) -> Vec<Step> {
-        let mut steps = vec![];
+    fn steps(&self, repairs: &[Repair]) -> Plan {
+        let mut plan = Plan::default();
         for repair in repairs {
             let missing = &repair.missing;
             let (failed, source) = (self.request.failed.clone(), missing.source.clone());
-            let mut add = |node: &str, action| steps.push(Step::new(PHASES, node, action));
             if let Method::Slot(slot) = &repair.method {
-                add(&missing.source, Action::CloneSlot { slot: slot.clone() });
+                plan.add(PHASES, &missing.source, CloneSlot::new(slot.clone()));
             }
             if repair.sends {
-                add(&missing.target, Action::Marker);
+                plan.add(PHASES, &missing.target, Marker {});
             }
-            for subscription in repair.held.clone() {
-                add(&missing.target, Action::HoldSubscription { subscription });
+            for path in &repair.held {
+                let hold = hold::action(&*self.cluster.engine, path);
+                plan.add(PHASES, &missing.target, hold);
             }
-            let bring = match repair.method {
+            match repair.method {
                 Method::Slot(_) => {
-                    add(&missing.target, Action::RecordRecovery);
-                    Action::Replay { failed, source }
+                    plan.add(PHASES, &missing.target, RecordRecovery {});
+                    plan.add(PHASES, &missing.target, Replay { failed, source });
                 }
-                Method::Comparison(_) => Action::Compare { failed, source },
-            };
-            add(&missing.target, bring);
+                Method::Comparison(_) => {
+                    plan.add(PHASES, &missing.target, Compare { failed, source });
+                }
+            }
         }
-        steps
+        plan
     }
 
     /// Begins the journal, and the phase that changes something.
@@ -344,11 +345,11 @@ impl Recovery {
             .filter(|f| matches!(f.method, Method::Slot(_)));
         self.done.bytes_total = replays.map(|f| f.missing.bytes_to(&f.missing.to)).sum();
         let source = repairs.first().map_or("", |f| &f.missing.source);
-        let journal = Journal::begin(
+        let journal = Journal::open(
             local,
             &RunHeader {
                 command: COMMAND,
-                engine: self.engine.label(),
+                engine: self.cluster.engine.label(),
                 source,
                 source_dsn: "",
                 node: &self.request.failed,
@@ -362,10 +363,10 @@ impl Recovery {
 
     /// Says where the survivors are not the same.
     fn verify(&mut self) -> Result<()> {
-        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
         let all = nodes.len();
         let found = verify::mismatches(
-            &*self.engine,
+            &*self.cluster.engine,
             &mut nodes,
             all,
             MAX_KEYS_SHOWN,
@@ -388,12 +389,12 @@ impl Recovery {
     /// Lets go of what runs that have no end hold, whichever survivor they ran on.
     fn clean_up(&mut self, open: Open) -> Result<()> {
         let (session, here) = (self.session.clone(), self.here.clone());
-        let engine = &*self.engine;
+        let engine = &*self.cluster.engine;
         open_runs::let_go(
             engine,
             &session,
             &here,
-            &mut self.survivors,
+            &mut self.cluster.members,
             &self.report,
             open,
             None,
@@ -407,7 +408,7 @@ impl Recovery {
             return first;
         };
         let (failed, target) = (self.request.failed.clone(), &repair.missing.target);
-        let node = self.survivors.iter_mut().find(|n| n.name == *target);
+        let node = self.cluster.members.iter_mut().find(|n| n.name == *target);
         let begun = node.is_none_or(|node| {
             let notes = server::unfinished_comparison(&failed).first(node);
             notes.map_or(true, |note| note.is_some())
@@ -424,12 +425,12 @@ impl Recovery {
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
         self.report.notice(&format!("failed, undoing: {first}"));
         let undo = Undo {
-            engine: &*self.engine,
+            engine: &*self.cluster.engine,
             journal,
             subject: &self.request.failed,
             name_taken: false,
         };
-        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
+        let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
         undo.give_up(first, &mut nodes)
     }
 }

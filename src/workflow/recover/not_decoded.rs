@@ -12,18 +12,27 @@ impl Recovery {
     /// A table of the source with rows of the failed node that the target lacks, and that the slot leaves out.
     pub fn not_decoded(&mut self, missing: &MissingRange) -> Result<Option<String>> {
         let failed = self.request.failed.clone();
-        let Some(at) = self.survivors.iter().position(|n| n.name == missing.source) else {
+        let Some(at) = self
+            .cluster
+            .members
+            .iter()
+            .position(|n| n.name == missing.source)
+        else {
             return Err(Error::internal("a node was not connected"));
         };
-        let Some(decoded) = self.engine.decoded_tables(&mut self.survivors[at])? else {
+        let Some(decoded) = self
+            .cluster
+            .engine
+            .decoded_tables(&mut self.cluster.members[at])?
+        else {
             return Ok(None);
         };
         let Some(origin) = self.origin_number(&failed, &missing.source)? else {
             return Ok(None);
         };
         let had = self.last_commit(&failed, &missing.target)?.unwrap_or(0);
-        let source = &mut self.survivors[at];
-        for relation in relations(source, self.engine.own_schemas())? {
+        let source = &mut self.cluster.members[at];
+        for relation in relations(source, self.cluster.engine.own_schemas())? {
             let name = (relation.schema.clone(), relation.name.clone());
             let left_out = match decoded.get(&name) {
                 None => "true".to_owned(),

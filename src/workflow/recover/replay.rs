@@ -10,9 +10,9 @@ use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Query, Session, server};
 use crate::progress::{self, Work};
 use crate::replay::{Applier, Catalog, Rendering, Transactions};
-use crate::run::effect;
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::action::{self, CloneSlot, HoldSubscription, RecordRecovery};
+use crate::run::revert::drop_slot;
+use crate::run::{Act, Journal};
 use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
@@ -56,12 +56,20 @@ impl Recovery {
     /// between; else the one to the failed node, whose origin is used. Those that do so already are left
     /// alone.
     pub fn repair(&mut self, missing: MissingRange, method: Method) -> Result<Repair> {
-        let mut paths = self.engine.paths(&self.request.failed, &missing.target);
+        let mut paths = self
+            .cluster
+            .engine
+            .paths(&self.request.failed, &missing.target);
         if let Method::Slot(_) = method {
-            let others = self.survivors.iter().filter(|n| n.name != missing.target);
-            paths.extend(others.flat_map(|n| self.engine.paths(&n.name, &missing.target)));
+            let others = self
+                .cluster
+                .members
+                .iter()
+                .filter(|n| n.name != missing.target);
+            paths.extend(others.flat_map(|n| self.cluster.engine.paths(&n.name, &missing.target)));
         }
         let back = self
+            .cluster
             .engine
             .path(&missing.target, &missing.source)
             .subscription;
@@ -70,8 +78,7 @@ impl Recovery {
         let enabled = self.enabled(&missing.target)?;
         let held = paths
             .into_iter()
-            .map(|path| path.subscription)
-            .filter(|subscription| enabled.contains(subscription))
+            .filter(|path| enabled.contains(&path.subscription))
             .collect();
         Ok(Repair {
             missing,
@@ -83,7 +90,7 @@ impl Recovery {
 
     /// The subscriptions of a survivor that are enabled.
     fn enabled(&mut self, survivor: &str) -> Result<Vec<String>> {
-        let states = self.engine.subscriptions();
+        let states = self.cluster.engine.subscriptions();
         let states = states.on(self.survivor(survivor)?)?.into_iter();
         Ok(states.filter(|s| s.enabled).map(|s| s.name).collect())
     }
@@ -174,21 +181,11 @@ impl Recovery {
     ) -> Result<String> {
         let clone = names::recovery_copy(slot, journal.run());
         let phase = self.report.current();
-        let step = journal.intend(
-            &Step::new(
-                phase,
-                &missing.source,
-                Action::CloneSlot {
-                    slot: slot.to_owned(),
-                },
-            ),
-            &Effect::Slot {
-                slot: clone.clone(),
-            },
-        )?;
+        let step = journal.take::<CloneSlot>(phase, &missing.source)?;
+        let step = journal.begin_with(step, clone.clone())?;
         let source = self.survivor(&missing.source)?;
         // Left by a CALL on a node that is gone, with its journal.
-        effect::drop_slot(source, &clone)?;
+        drop_slot(source, &clone)?;
         wait_until(
             &missing.source,
             &format!("copying slot {slot}"),
@@ -209,8 +206,8 @@ impl Recovery {
     fn replay(&mut self, repair: &Repair, clone: &str, journal: &mut Journal) -> Result<Brought> {
         let missing = &repair.missing;
         let request = self.request.clone();
-        let decoding = self.engine.decoding();
-        let own_schemas = self.engine.own_schemas();
+        let decoding = self.cluster.engine.decoding();
+        let own_schemas = self.cluster.engine.own_schemas();
         // What the target has written is with the source first, and what the source has is on disk.
         self.send_to_source(repair, journal)?;
         let ours = self.origin_of_target(missing)?;
@@ -229,15 +226,8 @@ impl Recovery {
             None => missing.from.clone(),
         };
         self.note_begin(missing, journal)?;
-        let step = Step::new(
-            self.report.current(),
-            &missing.target,
-            Action::Replay {
-                failed: request.failed.clone(),
-                source: missing.source.clone(),
-            },
-        );
-        let step = journal.go_on(&step)?;
+        let step = journal.take::<action::Replay>(self.report.current(), &missing.target)?;
+        let step = journal.begin(step)?;
         let source = self.survivor(&missing.source)?;
         server::flush_wal().run(source)?;
         let mut reader = Conn::open(&missing.source, &source.dsn)?;
@@ -318,12 +308,8 @@ impl Recovery {
     /// whichever node, repeats what others did to it, and no recovery slot gives that up before.
     fn note_begin(&mut self, missing: &MissingRange, journal: &mut Journal) -> Result<()> {
         let failed = self.request.failed.clone();
-        let step = Step::new(
-            self.report.current(),
-            &missing.target,
-            Action::RecordRecovery,
-        );
-        let step = journal.go_on(&step)?;
+        let step = journal.take::<RecordRecovery>(self.report.current(), &missing.target)?;
+        let step = journal.begin(step)?;
         let target = self.survivor(&missing.target)?;
         server::note_recovery(&failed, missing.since.lsn()).run(target)?;
         journal.done(step)
@@ -349,16 +335,16 @@ impl Recovery {
 
     /// A marker of the target is applied on the source, where the source subscribes to it.
     fn send_to_source(&mut self, repair: &Repair, journal: &mut Journal) -> Result<()> {
-        if !repair.sends {
-            return Ok(());
-        }
         let missing = &repair.missing;
-        let path = self.engine.path(&missing.target, &missing.source);
-        let step = Step::new(self.report.current(), &missing.target, Action::Marker);
-        let step = journal.intend(&step, &Effect::Marker)?;
-        let engine = &*self.engine;
+        let phase = self.report.current();
+        let Some(step) = journal.take_on::<action::Marker>(phase, &missing.target) else {
+            return Ok(());
+        };
+        let path = self.cluster.engine.path(&missing.target, &missing.source);
+        let step = journal.begin(step)?;
+        let engine = &*self.cluster.engine;
         let (mut target, mut source) = (vec![], None);
-        for node in &mut self.survivors {
+        for node in &mut self.cluster.members {
             match &node.name {
                 name if *name == missing.target => target.push(node),
                 name if *name == missing.source => source = Some(node),
@@ -375,14 +361,17 @@ impl Recovery {
     pub fn origin_of_target(&mut self, missing: &MissingRange) -> Result<String> {
         let path = match missing.streams.first() {
             Some(stream) => stream.path.clone(),
-            None => self.engine.path(&self.request.failed, &missing.target),
+            None => self
+                .cluster
+                .engine
+                .path(&self.request.failed, &missing.target),
         };
         self.origin_of(missing, &path)
     }
 
     /// The origin of a subscription of the target.
     pub fn origin_of(&mut self, missing: &MissingRange, path: &Path) -> Result<String> {
-        let origin = self.engine.origin(path);
+        let origin = self.cluster.engine.origin(path);
         let target = self.survivor(&missing.target)?;
         origin.one(target)
     }
@@ -390,11 +379,11 @@ impl Recovery {
     /// How the source's transactions are told apart, and how far the target, whose subscriptions are
     /// held, has got those of each node.
     fn marks(&mut self, missing: &MissingRange) -> Result<Marks> {
-        let engine = &*self.engine;
+        let engine = &*self.cluster.engine;
         let failed = self.request.failed.clone();
         // Also of those that are away both may have got something.
-        let survivors = self.survivors.iter().map(|n| n.name.clone());
-        let names: Vec<String> = survivors.chain(self.away.iter().cloned()).collect();
+        let mut names = self.cluster.names();
+        names.extend(self.cluster.unreachable_names());
         let subscriptions = engine.subscriptions();
         let mark = |name: &str| engine.row_origin(&engine.path(name, &missing.source));
         let marks: Vec<(String, Query<String>)> = names
@@ -455,21 +444,14 @@ impl Recovery {
     pub fn hold(&mut self, repair: &Repair, origin: &str, journal: &mut Journal) -> Result<Node> {
         let phase = self.report.current();
         let missing = &repair.missing;
-        let mut providers = vec![self.request.failed.clone()];
-        let others = self.survivors.iter().filter(|n| n.name != missing.target);
-        providers.extend(others.map(|n| n.name.clone()));
-        let paths: Vec<Path> = providers
-            .iter()
-            .flat_map(|provider| self.engine.paths(provider, &missing.target))
-            .filter(|path| repair.held.contains(&path.subscription))
-            .collect();
-        let commit_origin = self.engine.commit_origin(&self.request.failed);
-        for path in paths {
-            let step = hold::intend(&*self.engine, journal, phase, &path)?;
-            self.disable(&path)?;
+        let commit_origin = self.cluster.engine.commit_origin(&self.request.failed);
+        while let Some(step) = journal.take_on::<HoldSubscription>(phase, &missing.target) {
+            let path = hold::path_of(&step, &repair.held)?;
+            let step = journal.begin(step)?;
+            self.disable(path)?;
             journal.done(step)?;
         }
-        let ending = hold::Ending::of(&*self.engine);
+        let ending = hold::Ending::of(&*self.cluster.engine);
         let target = self.survivor(&missing.target)?;
         ending.wait(target)?;
         // A session of its own: it ends with the replay, and the origin is free then.
@@ -511,9 +493,9 @@ impl Recovery {
 
     /// Disables a subscription of a survivor.
     fn disable(&mut self, path: &Path) -> Result<()> {
-        let plain = self.engine.disable(path);
-        let disabling = self.engine.disable_between_transactions(path);
-        let at = |name: &str| self.survivors.iter().position(|n| n.name == name);
+        let plain = self.cluster.engine.disable(path);
+        let disabling = self.cluster.engine.disable_between_transactions(path);
+        let at = |name: &str| self.cluster.members.iter().position(|n| n.name == name);
         let (provider, subscriber) = (at(&path.provider), at(&path.subscriber));
         // The failed node sends nothing that could be cut in two.
         let (Disabling::OnceIdle(idle), Some(provider)) = (disabling, provider) else {
@@ -521,7 +503,7 @@ impl Recovery {
             return Ok(());
         };
         let nodes = subscriber.map(|subscriber| [provider, subscriber]);
-        let nodes = nodes.and_then(|nodes| self.survivors.get_disjoint_mut(nodes).ok());
+        let nodes = nodes.and_then(|nodes| self.cluster.members.get_disjoint_mut(nodes).ok());
         let [provider, subscriber] =
             nodes.ok_or_else(|| Error::internal("a node was not connected"))?;
         hold::stop_idle(&idle, path, provider, subscriber)
@@ -531,15 +513,16 @@ impl Recovery {
     fn release(&mut self, journal: &Journal) -> Result<()> {
         for begun in journal.begun()? {
             let node = self
-                .survivors
+                .cluster
+                .members
                 .iter_mut()
                 .find(|n| n.name == begun.node)
                 .ok_or_else(|| Error::internal("a node was not connected"))?;
             let what = format!("{} on {}", begun.description, begun.node);
             journal.passed(&format!("the release, before {what}"))?;
-            begun.effect.undo(&*self.engine, node)?;
+            begun.action.undo(&*self.cluster.engine, node)?;
             journal.passed(&format!("the release, after {what}"))?;
-            journal.undone(begun.step)?;
+            journal.undone(&begun)?;
         }
         Ok(())
     }

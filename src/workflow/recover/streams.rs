@@ -40,7 +40,7 @@ impl Recovery {
     pub fn plan_of_several(&mut self, states: Vec<Vec<Inbound>>) -> Result<Vec<MissingRange>> {
         let failed = self.request.failed.clone();
         let mut all = vec![];
-        for (node, states) in self.survivors.iter().zip(states) {
+        for (node, states) in self.cluster.members.iter().zip(states) {
             let mut streams = BTreeMap::new();
             for inbound in states {
                 let lsn = inbound.applied();
@@ -173,9 +173,9 @@ impl Recovery {
             return Ok(Streams::default());
         }
         let failed = self.request.failed.clone();
-        let paths = self.engine.paths(&failed, &missing.target);
-        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
-        let brought = self.engine.tables_of(&mut nodes, &paths)?;
+        let paths = self.cluster.engine.paths(&failed, &missing.target);
+        let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
+        let brought = self.cluster.engine.tables_of(&mut nodes, &paths)?;
         let ours = |path: &Path| {
             missing.all_streams || missing.streams.iter().any(|stream| stream.path == *path)
         };

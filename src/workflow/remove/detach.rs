@@ -1,12 +1,12 @@
 //! Nothing of the node remains on the others, and nothing of them on it.
 
-use super::{Hold, Removal};
+use super::Removal;
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Node, Statement, server};
-use crate::run::effect::drop_slot;
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::Journal;
+use crate::run::action::{Detach, DropNode, ReadOnlyBefore};
+use crate::run::revert::drop_slot;
 use crate::workflow::members::{each_in_turn, recovery_slot, slots_there};
 use crate::workflow::registries::{now, publish_registry};
 
@@ -16,27 +16,20 @@ impl Removal {
     pub fn detach(
         &mut self,
         journal: &mut Journal,
-        hold: Option<&Hold>,
+        hold: Option<&ReadOnlyBefore>,
         times: Option<u32>,
     ) -> Result<()> {
         self.report
             .phase(&format!("detach \"{}\" from every member", self.target));
         let phase = self.report.current();
         let mut steps = vec![];
-        let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
-        for name in &names {
-            let node = self.target.clone();
-            let step = Step::new(phase, name, Action::Detach { node });
-            steps.push(match times {
-                Some(times) => {
-                    let name = self.target.clone();
-                    journal.intend(&step, &Effect::Former { name, times })?
-                }
-                None => journal.go_on(&step)?,
-            });
+        for survivor in &self.cluster.members {
+            let step = journal.take::<Detach>(phase, &survivor.name)?;
+            steps.push(journal.begin(step)?);
         }
-        if self.leaving.is_some() {
-            steps.push(journal.go_on(&Step::new(phase, &self.target, Action::DropNode))?);
+        if self.cluster.subject.is_ok() {
+            let step = journal.take::<DropNode>(phase, &self.target)?;
+            steps.push(journal.begin(step)?);
         }
         self.record_cleanup()?;
         journal.passed("pending cleanup is recorded")?;
@@ -70,42 +63,44 @@ impl Removal {
 
     /// Before any name is free again.
     fn remember_name(&mut self, times: Option<u32>) -> Result<()> {
-        let (engine, target) = (&*self.engine, &self.target);
+        let (engine, target) = (&*self.cluster.engine, &self.target);
         let Some(times) = times else {
             return Ok(());
         };
-        let mut survivors = self.survivors.iter_mut();
+        let mut survivors = self.cluster.members.iter_mut();
         survivors.try_for_each(|node| engine.remember_removed(node, target, times))
     }
 
     /// What makes the leaving node a database like any other. Writes are let in first: once it is no
     /// node any more, nobody would come back for that.
-    fn final_statements(&self, hold: Option<&Hold>) -> Vec<Statement> {
-        let release = hold
-            .map(|hold| server::set_database_read_only(&hold.database, hold.read_only.as_deref()));
-        release.into_iter().chain(self.engine.drop_node()).collect()
+    fn final_statements(&self, hold: Option<&ReadOnlyBefore>) -> Vec<Statement> {
+        let release = hold.map(ReadOnlyBefore::restore);
+        release
+            .into_iter()
+            .chain(self.cluster.engine.drop_node())
+            .collect()
     }
 
     /// What the node that the CALL runs on does with its subscription to the other end of `path`. Where it would
     /// forget that node with it, the next CALL could not go on: there it is dropped last.
     fn let_go(&self, path: &Path) -> Vec<Statement> {
-        match self.engine.drops_node_with_last_subscription() {
-            true => vec![self.engine.disable(path)],
-            false => self.engine.unsubscribe(&path.subscription),
+        match self.cluster.engine.drops_node_with_last_subscription() {
+            true => vec![self.cluster.engine.disable(path)],
+            false => self.cluster.engine.unsubscribe(&path.subscription),
         }
     }
 
     /// What that leaves for the end.
     fn drop_node_with_subscription(&self, path: &Path) -> Vec<Statement> {
-        match self.engine.drops_node_with_last_subscription() {
-            true => self.engine.unsubscribe(&path.subscription),
+        match self.cluster.engine.drops_node_with_last_subscription() {
+            true => self.cluster.engine.unsubscribe(&path.subscription),
             false => vec![],
         }
     }
 
     /// The leaving node is none any more. Before the others forget how to reach it; or last of all, if the CALL
     /// runs on it: from its registry and its journal the next CALL would start.
-    fn drop_node(&mut self, hold: Option<&Hold>, last: bool) -> Result<()> {
+    fn drop_node(&mut self, hold: Option<&ReadOnlyBefore>, last: bool) -> Result<()> {
         let own = self.here == self.target;
         let mut statements = vec![];
         if own {
@@ -117,7 +112,7 @@ impl Removal {
             );
         }
         statements.extend(self.final_statements(hold));
-        let Some(leaving) = self.leaving.as_mut().filter(|_| own == last) else {
+        let Some(leaving) = self.cluster.subject.iter_mut().find(|_| own == last) else {
             return Ok(());
         };
         // Its node worker sees to that by itself, where one runs.
@@ -128,38 +123,45 @@ impl Removal {
 
     /// One change of the membership, the same on every member that can be reached.
     fn deregister(&mut self) -> Result<()> {
-        let statements = self.engine.forget_node(&self.target);
-        let paths = self.engine.paths(&self.target, &self.here);
+        let statements = self.cluster.engine.forget_node(&self.target);
+        let paths = self.cluster.engine.paths(&self.target, &self.here);
         let mut on_here: Vec<Statement> = paths
             .iter()
             .flat_map(|p| self.drop_node_with_subscription(p))
             .collect();
         on_here.extend(statements.clone());
         let (here, others): (Vec<_>, Vec<_>) = self
-            .survivors
+            .cluster
+            .members
             .iter_mut()
             .partition(|node| node.name == self.here);
         each_in_turn(others.into_iter().map(|node| (node, statements.clone())))?;
         each_in_turn(here.into_iter().map(|node| (node, on_here.clone())))?;
-        let Some(registry) = self.registry.as_ref().filter(|r| r.has(&self.target)) else {
+        let Some(registry) = self
+            .cluster
+            .registry
+            .as_ref()
+            .filter(|r| r.has(&self.target))
+        else {
             return Ok(());
         };
         let next = registry.without(&self.target, now());
-        let standing = &self.standing;
+        let standing = &self.cluster.confirmed;
         let mut members: Vec<&mut Node> = self
-            .survivors
+            .cluster
+            .members
             .iter_mut()
             .filter(|n| standing.contains(&n.name))
             .collect();
-        publish_registry(&*self.engine, &mut members, &next)?
+        publish_registry(&*self.cluster.engine, &mut members, &next)?
             .into_iter()
             .collect::<Result<()>>()?;
-        self.registry = Some(next);
+        self.cluster.registry = Some(next);
         Ok(())
     }
 
     fn drop_subscriptions(&mut self) -> Result<()> {
-        let engine = &*self.engine;
+        let engine = &*self.cluster.engine;
         let target = &self.target;
         let of = |node: &str, path: &Path| match node == self.here {
             true => self.let_go(path),
@@ -172,7 +174,8 @@ impl Removal {
             .chain([server::forget_unfinished(None)])
             .collect();
         let inbound: Vec<Vec<Statement>> = self
-            .survivors
+            .cluster
+            .members
             .iter()
             .map(|node| {
                 let paths = engine.paths(target, &node.name);
@@ -180,7 +183,8 @@ impl Removal {
             })
             .collect();
         let mut lanes: Vec<(&mut Node, Vec<Statement>)> = self
-            .survivors
+            .cluster
+            .members
             .iter_mut()
             .zip(inbound)
             .map(|(node, mut statements)| {
@@ -188,18 +192,23 @@ impl Removal {
                 (node, statements)
             })
             .collect();
-        lanes.extend(self.leaving.as_mut().map(|node| (node, outbound)));
+        lanes.extend(
+            self.cluster
+                .subject
+                .iter_mut()
+                .map(|node| (node, outbound.clone())),
+        );
         each_in_turn(lanes)
     }
 
     fn drop_slots(&mut self) -> Result<()> {
         let outbound = self.outbound_paths();
-        for survivor in &mut self.survivors {
-            for path in self.engine.paths(&survivor.name, &self.target) {
+        for survivor in &mut self.cluster.members {
+            for path in self.cluster.engine.paths(&survivor.name, &self.target) {
                 drop_slot(survivor, &path.slot)?;
             }
         }
-        if let Some(leaving) = &mut self.leaving {
+        if let Ok(leaving) = &mut self.cluster.subject {
             for path in &outbound {
                 drop_slot(leaving, &path.slot)?;
             }
@@ -209,11 +218,11 @@ impl Removal {
 
     /// A node that has died cannot be asked how its subscriptions were called.
     fn tell_unclaimed(&mut self) -> Result<()> {
-        if self.leaving.is_some() {
+        if self.cluster.subject.is_ok() {
             return Ok(());
         }
-        for node in &mut self.survivors {
-            let unclaimed = self.engine.unclaimed_slots(node)?.into_iter();
+        for node in &mut self.cluster.members {
+            let unclaimed = self.cluster.engine.unclaimed_slots(node)?.into_iter();
             for (slot, _) in unclaimed.filter(|(_, active)| !active) {
                 let what = format!(
                     "node \"{}\": slot {slot} is inactive and belongs to no member: it may have been that of \"{}\"",
@@ -229,18 +238,18 @@ impl Removal {
 
     fn prove(&mut self) -> Result<()> {
         let mut left = vec![];
-        for node in &mut self.survivors {
+        for node in &mut self.cluster.members {
             let name = node.name.clone();
             let mut found = |what: &str, which: &str| {
                 left.push(format!("{what} {which} on node \"{name}\""));
             };
-            let to = self.engine.paths(&name, &self.target);
+            let to = self.cluster.engine.paths(&name, &self.target);
             let slots: Vec<String> = to.into_iter().map(|path| path.slot).collect();
             for (slot, _) in slots_there(node, &slots)? {
                 found("slot", &slot);
             }
-            let subscriptions = self.engine.subscriptions().on(node)?;
-            for from in self.engine.paths(&self.target, &name) {
+            let subscriptions = self.cluster.engine.subscriptions().on(node)?;
+            for from in self.cluster.engine.paths(&self.target, &name) {
                 if subscriptions.iter().any(|s| s.name == from.subscription) {
                     found("subscription", &from.subscription);
                 }
@@ -248,7 +257,7 @@ impl Removal {
                     found("origin", &origin);
                 }
             }
-            for member in self.engine.members().on(node)? {
+            for member in self.cluster.engine.members().on(node)? {
                 if member.name == self.target {
                     found("registry entry", &self.target);
                 }

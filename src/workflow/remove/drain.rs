@@ -1,14 +1,14 @@
 //! Before a node leaves: everything that it has committed is on every other node.
 
-use super::{Hold, Inbound, Removal};
+use super::{Inbound, Removal};
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::{Poll, wait_until};
 use crate::libpq::wait;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, server};
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::Journal;
+use crate::run::action::{BlockWrites, HoldSubscription, Marker, ReadOnlyBefore};
 use crate::settings;
 use crate::workflow::hold;
 use crate::workflow::markers;
@@ -31,15 +31,19 @@ impl Removal {
     /// arrived everywhere. A session that was open before could write on, so it is ended; one that was
     /// on its way in meanwhile is found in the next round, and ended too. What such a session has prepared anybody
     /// can commit: it is waited for.
-    pub fn drain(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
+    pub fn drain(
+        &mut self,
+        journal: &mut Journal,
+        held: Option<ReadOnlyBefore>,
+    ) -> Result<ReadOnlyBefore> {
         let hold = self.block_writes(journal, held)?;
         self.wait_for_starting()?;
         let since = self.leaving_now()?;
         self.end_sessions(&since)?;
         self.wait_for_prepared()?;
         journal.passed("sessions of applications are ended")?;
-        let marker = Step::new(self.report.current(), &self.target, Action::Marker);
-        let marker = journal.intend(&marker, &Effect::Marker)?;
+        let marker = journal.take::<Marker>(self.report.current(), &self.target)?;
+        let marker = journal.begin(marker)?;
         loop {
             self.barrier(journal)?;
             let came = self.end_sessions(&since)?;
@@ -52,31 +56,30 @@ impl Removal {
     }
 
     fn leaving(&mut self) -> Result<&mut Node> {
-        let none = || Error::internal("the leaving node has no session");
-        self.leaving.as_mut().ok_or_else(none)
+        self.cluster.subject.as_mut().map_err(|error| error.clone())
     }
 
     fn leaving_now(&mut self) -> Result<String> {
         server::now().one(self.leaving()?)
     }
 
-    fn block_writes(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
+    fn block_writes(
+        &mut self,
+        journal: &mut Journal,
+        held: Option<ReadOnlyBefore>,
+    ) -> Result<ReadOnlyBefore> {
         let phase = self.report.current();
         let target = self.target.clone();
         let leaving = self.leaving()?;
         let hold = match held {
             Some(hold) => hold,
-            None => Hold {
+            None => ReadOnlyBefore {
                 database: members::identity(leaving)?.database,
-                read_only: server::database_read_only().first(leaving)?,
+                setting: server::database_read_only().first(leaving)?,
             },
         };
-        let effect = Effect::ReadOnly {
-            database: hold.database.clone(),
-            before: hold.read_only.clone(),
-        };
-        let step = Step::new(phase, &target, Action::BlockWrites);
-        let step = journal.intend(&step, &effect)?;
+        let step = journal.take::<BlockWrites>(phase, &target)?;
+        let step = journal.begin_with(step, hold.clone())?;
         server::set_database_read_only(&hold.database, Some("on")).run(leaving)?;
         journal.done(step)?;
         Ok(hold)
@@ -164,17 +167,17 @@ impl Removal {
     fn barrier(&mut self, journal: &Journal) -> Result<()> {
         let states = self.inbound_states()?;
         let target = self.target.clone();
-        let engine = &*self.engine;
-        let markers = markers::emit(engine, self.leaving.as_mut())?;
+        let engine = &*self.cluster.engine;
+        let markers = markers::emit(engine, &mut self.cluster.subject)?;
         journal.passed("the leaving node's marker is committed")?;
-        for (survivor, states) in self.survivors.iter_mut().zip(&states) {
+        for (survivor, states) in self.cluster.members.iter_mut().zip(&states) {
             // Where there is none, `findings` has said so.
             let enabled = states.iter().filter(|inbound| inbound.is_enabled());
             let paths: Vec<Path> = enabled.map(|inbound| inbound.path.clone()).collect();
             if paths.is_empty() || self.deaf.contains(&survivor.name) {
                 continue;
             }
-            let mut leaving: Vec<&mut Node> = self.leaving.iter_mut().collect();
+            let mut leaving: Vec<&mut Node> = self.cluster.subject.iter_mut().collect();
             match markers::wait(engine, survivor, &mut leaving, &markers, &paths, &target) {
                 Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
                 Err(error) if !self.force => return Err(error),
@@ -198,7 +201,7 @@ impl Removal {
         let mut rest = Duration::from_millis(1);
         let (mut last, mut since) = (vec![], Instant::now());
         let mut unfinished_from = BTreeMap::new();
-        for node in &mut self.survivors {
+        for node in &mut self.cluster.members {
             let from = unfinished(node)?.remove(&self.target);
             unfinished_from.extend(from.map(|lsn| (node.name.clone(), lsn)));
         }
@@ -239,17 +242,26 @@ impl Removal {
     /// compared after that.
     pub fn hold_inbound(&mut self, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
-        let states = self.inbound_states()?;
-        let engine = &*self.engine;
-        for (survivor, inbound) in self.survivors.iter_mut().zip(&states) {
-            for Inbound { path, .. } in inbound.iter().filter(|inbound| inbound.is_enabled()) {
-                let step = hold::intend(engine, journal, phase, path)?;
+        let engine = &*self.cluster.engine;
+        for survivor in &mut self.cluster.members {
+            let paths = engine.paths(&self.target, &survivor.name);
+            while let Some(step) = journal.take_on::<HoldSubscription>(phase, &survivor.name) {
+                let path = hold::path_of(&step, &paths)?;
+                let step = journal.begin(step)?;
                 engine.disable(path).run(survivor)?;
                 journal.done(step)?;
             }
         }
         let ending = hold::Ending::of(engine);
-        for survivor in &mut self.survivors {
+        for inbound in self.inbound_states()?.iter().flatten() {
+            if inbound.is_enabled() {
+                return Err(Error::internal(format!(
+                    "subscription {} was enabled meanwhile",
+                    inbound.path.subscription
+                )));
+            }
+        }
+        for survivor in &mut self.cluster.members {
             ending.wait(survivor)?;
         }
         journal.passed("nobody applies anything of it any more")
@@ -261,7 +273,7 @@ impl Removal {
         // Where each has one, what it takes makes no difference to how far it is.
         let single = states.iter().all(|inbound| inbound.len() <= 1);
         let mut have = vec![];
-        for (node, inbound) in self.survivors.iter().zip(&states) {
+        for (node, inbound) in self.cluster.members.iter().zip(&states) {
             for Inbound { path, state } in inbound {
                 let Some(state) = state else { continue };
                 let applied = state.applied.unwrap_or(Lsn(0));
@@ -270,7 +282,7 @@ impl Removal {
                     node: node.name.clone(),
                     part: match single {
                         true => String::new(),
-                        false => self.engine.part(path),
+                        false => self.cluster.engine.part(path),
                     },
                     applied: from.map_or(applied, |from| applied.min(*from)),
                     working: state.working,

@@ -1,92 +1,76 @@
 //! A node that was half added: its join was interrupted, and nobody wants to run it again.
 
-use super::{Removal, Request};
+use super::Removal;
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
 use crate::node::{Member, Mode, Node, Session, Statement, server};
-use crate::run::effect::{drop_slot, run_all};
-use crate::run::{Command, Effect, Interrupted, Journal, RunState};
+use crate::run::revert::{drop_slot, run_all};
+use crate::run::{Command, Interrupted, Journal, RunState};
+use crate::workflow::cluster::{Cluster, Locking};
 use crate::workflow::members::{self, slots_there};
-use crate::workflow::membership::{reach, sync_lagging_members};
+use crate::workflow::membership::reach;
 use crate::workflow::registries::{now, publish_registry};
 use crate::workflow::report::Report;
 use crate::workflow::undo::Undo;
 
-/// Called on the half-added node itself, its journal knows what there is to take back. False if there
-/// is no such journal.
-pub fn half_added_here(here: &Mode, request: &Request, report: &Report) -> Result<bool> {
-    let mut session = here.session();
-    let Some(run) = interrupted(&mut session, Command::AddNode, &request.target)? else {
-        return Ok(false);
-    };
-    let source_dsn = Dsn::parse(&run.source_dsn)
-        .map_err(|bad| Error::internal(format!("zodan.run.source_dsn {}", bad.problem())))?;
-    let elsewhere = format!(
-        "Run CALL spock.remove_node({}, ...) on a node of the cluster, such as \"{}\", with the connection string of this one.",
-        crate::quote::literal(&request.target),
-        run.source
-    );
-    let source = Member {
-        name: run.source.clone(),
-        dsn: source_dsn,
-    };
-    let mut source = members::connect(&[source])
-        .map_err(|error| error.hinted(|_| elsewhere))?
-        .pop()
-        .ok_or_else(|| Error::internal("a node was not connected"))?;
-    let mut new = members::local(&request.target, &source.dsn.clone(), here);
-    let mut engine = engine::detect(&mut source)?;
-    let reached = reach(&*engine, &mut source, Some(&request.target))?;
-    reached.require_member(&source.name)?;
-    let mut nodes = members::all(reached.answers)?;
-    nodes.retain(|node| node.name != source.name);
-    nodes.insert(0, source);
-    let purpose = format!("remove_node {}", request.target);
-    members::lock(std::iter::once(&mut new).chain(&mut nodes), &purpose)?;
-    let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
-    sync_lagging_members(&mut *engine, &mut all, reached.registry.as_ref())?;
-    engine.load_paths(&mut nodes.iter_mut().collect::<Vec<_>>(), &[])?;
-    let mut all: Vec<&mut Node> = std::iter::once(&mut new).chain(&mut nodes).collect();
-    take_back(&*engine, session, &run, report, &mut all)?;
-    report.notice(&format!(
-        "the interrupted join of node \"{}\" has been taken back",
-        request.target
-    ));
-    Ok(true)
+/// The half-added node itself: its journal knows what there is to take back.
+pub struct HalfAddedHere {
+    pub here: Mode,
+    pub run: Interrupted,
+    pub report: Report,
 }
 
-/// Called on a node that has left already, by a removal that was interrupted after that: writes are let
-/// in again. False if there was none.
-pub fn former_node(here: &Mode, request: &Request, report: &Report) -> Result<bool> {
-    let mut me = members::local(&request.target, &Dsn::nowhere(), here);
-    let engine = engine::detect(&mut me)?;
-    if engine.local_name(&mut me)?.is_some() {
-        return Ok(false);
+impl HalfAddedHere {
+    pub fn take_back(self) -> Result<()> {
+        let Self { here, run, report } = self;
+        let target = &run.node;
+        let source_dsn = Dsn::parse(&run.source_dsn)
+            .map_err(|bad| Error::internal(format!("zodan.run.source_dsn {}", bad.problem())))?;
+        let elsewhere = format!(
+            "Run CALL spock.remove_node({}, ...) on a node of the cluster, such as \"{}\", with the connection string of this one.",
+            crate::quote::literal(target),
+            run.source
+        );
+        let source = Member {
+            name: run.source.clone(),
+            dsn: source_dsn,
+        };
+        let mut source = members::connect(&[source])
+            .map_err(|error| error.hinted(|_| elsewhere))?
+            .pop()
+            .ok_or_else(|| Error::internal("a node was not connected"))?;
+        let mut new = members::local(target, &source.dsn.clone(), &here);
+        let engine = engine::detect(&mut source)?;
+        let reached = reach(&*engine, &mut source, Some(target))?;
+        reached.require_member(&source.name)?;
+        let mut nodes = members::all(reached.answers)?;
+        nodes.retain(|node| node.name != source.name);
+        nodes.insert(0, source);
+        let mut cluster = Cluster {
+            engine,
+            members: nodes,
+            unreachable: vec![],
+            registry: reached.registry,
+            confirmed: reached.confirmed,
+            subject: (),
+        };
+        let locking = Locking::of(&here, format!("remove_node {target}"));
+        locking.lock([&mut new])?;
+        cluster.lock(None, &reached.own, &locking, &[])?;
+        let mut all: Vec<&mut Node> = std::iter::once(&mut new)
+            .chain(&mut cluster.members)
+            .collect();
+        take_back(&*cluster.engine, here.session(), &run, &report, &mut all)?;
+        report.notice(&format!(
+            "the interrupted join of node \"{target}\" has been taken back"
+        ));
+        Ok(())
     }
-    if interrupted(&mut me.session, Command::RemoveNode, &request.target)?.is_none() {
-        return Ok(false);
-    }
-    end_interrupted(&*engine, here, &mut me)?;
-    report.notice(&format!("node \"{}\" has left already", request.target));
-    Ok(true)
 }
 
-/// Removals of `me` on itself that were interrupted have come to their end: writes are let in again.
-pub fn end_interrupted(engine: &dyn engine::Engine, here: &Mode, me: &mut Node) -> Result<()> {
-    while let Some(run) = interrupted(&mut me.session, Command::RemoveNode, &me.name)? {
-        let journal = Journal::reopen(here.session(), run.run);
-        for begun in journal.begun()? {
-            if let Effect::ReadOnly { .. } = begun.effect {
-                begun.effect.undo(engine, me)?;
-            }
-        }
-        journal.end(RunState::Done, None)?;
-    }
-    Ok(())
-}
-
-fn interrupted(
+/// A run about `target` that was interrupted, and that the journal of `session` has.
+pub fn interrupted(
     session: &mut Session,
     command: Command,
     target: &str,
@@ -131,13 +115,13 @@ impl Removal {
         {
             return Ok(true);
         }
-        for node in &mut self.survivors {
-            let slot = self.engine.path(&node.name, &self.target).slot;
+        for node in &mut self.cluster.members {
+            let slot = self.cluster.engine.path(&node.name, &self.target).slot;
             if !slots_there(node, &[slot])?.is_empty() {
                 return Ok(true);
             }
-            let path = self.engine.path(&self.target, &node.name);
-            if let Some(origin) = self.engine.origin_wanted(&path)
+            let path = self.cluster.engine.path(&self.target, &node.name);
+            if let Some(origin) = self.cluster.engine.origin_wanted(&path)
                 && server::origins_there(&[origin.to_owned()])
                     .first(node)?
                     .is_some()
@@ -150,7 +134,7 @@ impl Removal {
 
     /// The run on the target that its journal knows to be interrupted, if it can be asked.
     pub fn journal_there(&mut self) -> Result<Option<Interrupted>> {
-        let Some(node) = &mut self.leaving else {
+        let Ok(node) = &mut self.cluster.subject else {
             return Ok(None);
         };
         match server::has_journal().one(node)? {
@@ -165,7 +149,7 @@ impl Removal {
             "node \"{}\" is not a member: removing what is left of it",
             self.target
         ));
-        if let Some((member, error)) = self.away.first() {
+        if let Some((member, error)) = self.cluster.unreachable.first() {
             return Err(Error::refused(
                 error.sqlstate(),
                 format!(
@@ -176,27 +160,27 @@ impl Removal {
             ));
         }
         if let Some(run) = self.journal_there()?
-            && let Some(leaving) = &mut self.leaving
+            && let Ok(leaving) = &mut self.cluster.subject
         {
             let session = Session::Remote(Conn::open(&leaving.name, &leaving.dsn)?);
             let mut all: Vec<&mut Node> = std::iter::once(leaving)
-                .chain(&mut self.survivors)
+                .chain(&mut self.cluster.members)
                 .collect();
-            take_back(&*self.engine, session, &run, &self.report, &mut all)?;
+            take_back(&*self.cluster.engine, session, &run, &self.report, &mut all)?;
         }
-        if let Some(registry) = &self.registry {
+        if let Some(registry) = &self.cluster.registry {
             let next = registry.without_next_number(now());
-            let standing = &self.standing;
-            let members = self.survivors.iter_mut();
+            let standing = &self.cluster.confirmed;
+            let members = self.cluster.members.iter_mut();
             let mut members: Vec<&mut Node> =
                 members.filter(|n| standing.contains(&n.name)).collect();
-            publish_registry(&*self.engine, &mut members, &next)?
+            publish_registry(&*self.cluster.engine, &mut members, &next)?
                 .into_iter()
                 .collect::<Result<()>>()?;
         }
-        for node in &mut self.survivors {
-            let from = self.engine.path(&self.target, &node.name);
-            let slot = self.engine.path(&node.name, &self.target).slot;
+        for node in &mut self.cluster.members {
+            let from = self.cluster.engine.path(&self.target, &node.name);
+            let slot = self.cluster.engine.path(&node.name, &self.target).slot;
             if let Some((slot, true)) = slots_there(node, std::slice::from_ref(&slot))?.first() {
                 return Err(Error::refused(
                     SqlState::OBJECT_IN_USE,
@@ -207,13 +191,13 @@ impl Removal {
                     "It is not a leftover. See pg_stat_replication there for who reads it.",
                 ));
             }
-            run_all(node, &self.engine.unsubscribe(&from.subscription))?;
-            if let Some(origin) = self.engine.origin_wanted(&from) {
+            run_all(node, &self.cluster.engine.unsubscribe(&from.subscription))?;
+            if let Some(origin) = self.cluster.engine.origin_wanted(&from) {
                 run_all(node, &[server::drop_origin(origin)])?;
             }
             drop_slot(node, &slot)?;
-            run_all(node, &self.engine.forget_node(&self.target))?;
-            Statement::run_in_turn(&self.engine.forget_markers(&node.name), node)?;
+            run_all(node, &self.cluster.engine.forget_node(&self.target))?;
+            Statement::run_in_turn(&self.cluster.engine.forget_markers(&node.name), node)?;
         }
         self.report
             .notice(&format!("nothing of node \"{}\" is left", self.target));

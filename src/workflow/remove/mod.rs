@@ -8,6 +8,7 @@ mod obstacles;
 mod pending_cleanup;
 mod target;
 
+use super::cluster::{Cluster, Leaving};
 use super::hold;
 use super::liveness::{SlotReader, still_reads};
 use super::membership::{Quorum, no_majority};
@@ -16,16 +17,16 @@ use super::recover::open_runs::{self, Open};
 use super::report::{self, Report};
 use super::summary;
 use super::undo::Undo;
-use crate::engine::{Engine, Path, Registry, SubscriptionState};
+use crate::engine::{Path, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
-use crate::node::{Local, Member, Mode, Node, Reader, server};
-use crate::run::{Action, Command, RunState, Step};
-use crate::run::{Effect, Interrupted, Journal, RunHeader};
+use crate::node::{Local, Mode, Node, Reader, server};
+use crate::run::action::{BlockWrites, Detach, DropNode, HoldSubscription, Marker, ReadOnlyBefore};
+use crate::run::{Act, Action, Command, Interrupted, Journal, Plan, RunHeader, RunState};
 use crate::settings;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use target::TargetState;
+use target::Target;
 
 const COMMAND: Command = Command::RemoveNode;
 const PHASES: usize = 5;
@@ -56,24 +57,14 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
         "lock the membership of the cluster that \"{}\" leaves",
         request.target
     ));
-    let session = Mode::Execute(local.clone());
-    if half_added::half_added_here(&session, &request, &report)?
-        || half_added::former_node(&session, &request, &report)?
-        || former_member::former_member_here(&session, &request, &report)?
-    {
-        return Ok(());
-    }
-    let mut removal = Removal::connect(session, &request, report)?;
-    match removal.standing()? {
-        TargetState::Member => removal.run(&local, begun),
-        TargetState::HalfAdded => removal.remove_half_added(),
-        TargetState::Owed => removal.clean_up_pending(),
-        TargetState::Gone => {
-            removal.end_earlier_runs()?;
-            let text = format!("node \"{}\" has left already", removal.target);
-            removal.report.notice(&text);
-            Ok(())
-        }
+    match Target::classify(Mode::Execute(local.clone()), &request, report)? {
+        Target::Member(mut removal) => removal.run(&local, begun),
+        Target::HalfAdded(mut removal) => removal.remove_half_added(),
+        Target::HalfAddedHere(half_added) => half_added.take_back(),
+        Target::FormerMember(former_member) => former_member.end_membership(),
+        Target::PendingCleanup(mut removal) => removal.clean_up_pending(),
+        Target::Gone(removal) => removal.end_gone(),
+        Target::GoneHere(former_node) => former_node.end_removal(),
     }
 }
 
@@ -81,21 +72,24 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
 pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     let here = Mode::DryRun(reader.clone());
     refuse_interrupted_join(&here)?;
-    former_member::refuse_plan(&here, request)?;
-    let mut removal = Removal::connect(here, request, Report::silent())?;
-    let what = match removal.standing()? {
-        TargetState::Member => {
+    let what = match Target::classify(here, request, Report::silent())? {
+        Target::Member(mut removal) => {
             let earlier = removal.earlier_runs()?;
             let resumed = earlier.iter().any(|e| e.detached);
             removal.check(&earlier)?;
-            if removal.leaving.is_none() && !resumed {
+            if removal.cluster.subject.is_err() && !resumed {
                 removal.compare_survivors()?;
             }
-            return Ok(removal.steps()?.into_iter().map(Planned::from).collect());
+            let times = removal.times_removed(&earlier);
+            let steps = removal.steps(times)?;
+            return Ok(steps.into_iter().map(Planned::from).collect());
         }
-        TargetState::HalfAdded => "was half added: the CALL takes back what its join did",
-        TargetState::Owed => "has left: the CALL has those forget it that were down then",
-        TargetState::Gone => "has left already",
+        Target::FormerMember(former_member) => return Err(former_member.refuse_plan()),
+        Target::HalfAdded(_) | Target::HalfAddedHere(_) => {
+            "was half added: the CALL takes back what its join did"
+        }
+        Target::PendingCleanup(_) => "has left: the CALL has those forget it that were down then",
+        Target::Gone(_) | Target::GoneHere(_) => "has left already",
     };
     Err(Error::refused(
         SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -105,38 +99,22 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
 }
 
 struct Removal {
-    engine: Box<dyn Engine>,
+    /// The other members, and the leaving node. The member that the CALL runs on comes first, if it stays.
+    cluster: Cluster<Leaving>,
     session: Mode,
     report: Report,
     target: String,
     force: bool,
     /// The member that the CALL runs on.
     here: String,
-    /// The other members. The one that the CALL runs on comes first, if it stays.
-    survivors: Vec<Node>,
-    /// The other members that cannot be reached, and why.
-    away: Vec<(Member, Error)>,
-    /// The leaving node, if it can be reached.
-    leaving: Option<Node>,
-    /// Why it cannot.
-    unreachable: Option<Error>,
     /// The survivors that have it in their registry.
     known_to: Vec<String>,
-    /// The survivors that are members in their own view.
-    standing: BTreeSet<String>,
-    registry: Option<Registry>,
     /// A member that had been away has done the pending cleanup of the target.
     forgotten_late: bool,
     /// The leaving node lacks what survivors have of it.
     went_back: bool,
     /// Survivors that do not get what the leaving node writes, which has been told.
     deaf: BTreeSet<String>,
-}
-
-/// What the leaving node's database was set to before writes were held off.
-struct Hold {
-    database: String,
-    read_only: Option<String>,
 }
 
 impl Removal {
@@ -148,20 +126,19 @@ impl Removal {
             .phase(&format!("check that \"{}\" can leave", self.target));
         let resumed = earlier.iter().any(|e| e.detached);
         self.check(&earlier)?;
-        let steps = self.steps()?;
-        let mut journal = Journal::begin(
+        let times = self.times_removed(&earlier);
+        let steps = self.steps(times)?;
+        let mut journal = Journal::open(
             local,
             &RunHeader {
                 command: COMMAND,
-                engine: self.engine.label(),
+                engine: self.cluster.engine.label(),
                 source: &self.here,
                 source_dsn: "",
                 node: &self.target,
             },
             steps,
         )?;
-        let counted = earlier.iter().filter_map(|e| e.times).max();
-        let times = self.engine.times_removed(&self.target, counted);
         let held = earlier.into_iter().find_map(|e| e.hold);
         let hold = match self.before_detaching(&mut journal, held, resumed) {
             Ok(hold) => hold,
@@ -181,15 +158,15 @@ impl Removal {
             });
         }
         self.report.finished();
-        let mut all: Vec<&mut Node> = self.survivors.iter_mut().collect();
         // It has left, whatever can be told of the others.
-        let away: Vec<String> = self.away.iter().map(|(m, _)| m.name.clone()).collect();
-        if let Err(error) = summary::show(&*self.engine, &mut all, &away, &self.report) {
+        let away = self.cluster.unreachable_names();
+        let mut all: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
+        if let Err(error) = summary::show(&*self.cluster.engine, &mut all, &away, &self.report) {
             let what = format!("the other nodes could not be listed: {error}");
             self.report.warn(&what, "Look after them.");
         }
-        let left = self.survivors.len() + self.away.len();
-        if self.leaving.is_some() {
+        let left = self.cluster.members.len() + self.cluster.unreachable.len();
+        if self.cluster.subject.is_ok() {
             self.report.notice(&format!(
                 "node \"{}\" is now standalone: its data is kept, and new writes are not replicated",
                 self.target
@@ -209,10 +186,10 @@ impl Removal {
     fn let_go_of_recoveries(&mut self) -> Result<()> {
         let (session, here) = (self.session.clone(), self.here.clone());
         open_runs::let_go(
-            &*self.engine,
+            &*self.cluster.engine,
             &session,
             &here,
-            &mut self.survivors,
+            &mut self.cluster.members,
             &self.report,
             Open::Finalized,
             Some(&self.target),
@@ -223,7 +200,7 @@ impl Removal {
         let resumed = earlier.iter().any(|e| e.detached);
         // It is here to cease to be a node, or did so in an earlier run.
         let ceased = earlier.iter().any(|e| e.detached && e.hold.is_some());
-        let torn = self.quorum(self.leaving.is_some() || ceased)?;
+        let torn = self.quorum(self.cluster.subject.is_ok() || ceased)?;
         if !resumed {
             self.refuse_reader()?;
             self.refuse_strangers()?;
@@ -242,9 +219,14 @@ impl Removal {
 
     /// What `force` does not help against: the node could not cease to be one, or takes away what others wait for.
     fn refuse_strangers(&mut self) -> Result<()> {
-        let mut members: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
-        members.extend(self.away.iter().map(|(member, _)| member.name.clone()));
-        let Some(leaving) = &mut self.leaving else {
+        let mut members: Vec<String> = self
+            .cluster
+            .members
+            .iter()
+            .map(|n| n.name.clone())
+            .collect();
+        members.extend(self.cluster.unreachable_names());
+        let Ok(leaving) = &mut self.cluster.subject else {
             return Ok(());
         };
         if server::is_standby().one(leaving)? {
@@ -255,10 +237,10 @@ impl Removal {
                 "Wait for the end of its promotion, or give a target_node_dsn that leads to the primary.",
             )]));
         }
-        if self.engine.local_name(leaving)?.is_none() {
+        if self.cluster.engine.local_name(leaving)?.is_none() {
             return Ok(());
         }
-        match self.engine.strangers(leaving, &members)? {
+        match self.cluster.engine.strangers(leaving, &members)? {
             found if found.is_empty() => Ok(()),
             found => Err(Error::Checks(found)),
         }
@@ -266,13 +248,13 @@ impl Removal {
 
     /// What an interrupted run held and did not detach is as it was before.
     fn let_go_again(&mut self, earlier: &[Earlier]) -> Result<()> {
-        for (node, effect) in earlier
+        for (node, hold) in earlier
             .iter()
             .filter(|e| !e.detached)
             .flat_map(|e| &e.held_back)
         {
-            if let Some(survivor) = self.survivors.iter_mut().find(|n| n.name == *node) {
-                match effect.undo(&*self.engine, survivor) {
+            if let Some(survivor) = self.cluster.members.iter_mut().find(|n| n.name == *node) {
+                match hold.undo(&*self.cluster.engine, survivor) {
                     Err(error) if error.is_undefined() => {}
                     answer => answer?,
                 }
@@ -282,39 +264,49 @@ impl Removal {
     }
 
     /// What is going to be done, in the order of the journal.
-    fn steps(&mut self) -> Result<Vec<Step>> {
-        let mut steps = vec![];
-        if self.leaving.is_some() {
-            for action in [Action::BlockWrites, Action::Marker] {
-                steps.push(Step::new(DRAIN_PHASE, &self.target, action));
-            }
+    fn steps(&mut self, times_removed: Option<u32>) -> Result<Plan> {
+        let mut plan = Plan::default();
+        if self.cluster.subject.is_ok() {
+            plan.add(DRAIN_PHASE, &self.target, BlockWrites::default());
+            plan.add(DRAIN_PHASE, &self.target, Marker {});
         } else {
             let states = self.inbound_states()?;
             let enabled = states
                 .iter()
                 .flatten()
                 .filter(|inbound| inbound.is_enabled());
-            steps.extend(enabled.map(|inbound| hold::step(DRAIN_PHASE, &inbound.path)));
+            for Inbound { path, .. } in enabled {
+                let hold = hold::action(&*self.cluster.engine, path);
+                plan.add(DRAIN_PHASE, &path.subscriber, hold);
+            }
         }
-        for survivor in &self.survivors {
-            let node = self.target.clone();
-            let action = Action::Detach { node };
-            steps.push(Step::new(DETACH_PHASE, &survivor.name, action));
+        for survivor in &self.cluster.members {
+            let detach = Detach {
+                node: self.target.clone(),
+                times_removed,
+            };
+            plan.add(DETACH_PHASE, &survivor.name, detach);
         }
-        if self.leaving.is_some() {
-            steps.push(Step::new(DETACH_PHASE, &self.target, Action::DropNode));
+        if self.cluster.subject.is_ok() {
+            plan.add(DETACH_PHASE, &self.target, DropNode {});
         }
-        Ok(steps)
+        Ok(plan)
+    }
+
+    /// How often nodes of the name have been removed then, where the engine counts that.
+    fn times_removed(&self, earlier: &[Earlier]) -> Option<u32> {
+        let counted = earlier.iter().filter_map(|e| e.times_removed).max();
+        self.cluster.engine.times_removed(&self.target, counted)
     }
 
     fn before_detaching(
         &mut self,
         journal: &mut Journal,
-        held: Option<Hold>,
+        held: Option<ReadOnlyBefore>,
         resumed: bool,
-    ) -> Result<Option<Hold>> {
+    ) -> Result<Option<ReadOnlyBefore>> {
         journal.passed("the run is written down")?;
-        if self.leaving.is_some() {
+        if self.cluster.subject.is_ok() {
             self.report.phase(&format!(
                 "block writes on \"{}\" and wait until every other node has them",
                 self.target
@@ -345,29 +337,36 @@ impl Removal {
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
         self.report.notice(&format!("failed, undoing: {first}"));
         let undo = Undo {
-            engine: &*self.engine,
+            engine: &*self.cluster.engine,
             journal,
             subject: &self.target,
             name_taken: false,
         };
-        let mut nodes: Vec<&mut Node> = self.survivors.iter_mut().collect();
-        nodes.extend(self.leaving.as_mut());
+        let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
+        nodes.extend(&mut self.cluster.subject);
         undo.give_up(first, &mut nodes)
     }
 
     /// Whether enough members are here to take one out. With half of them there may be two halves that each take
     /// the other for dead: only who knows better goes on.
     fn quorum(&self, target_knows: bool) -> Result<Option<Finding>> {
-        let Some(registry) = self.registry.as_ref().filter(|r| r.has(&self.target)) else {
+        let Some(registry) = self
+            .cluster
+            .registry
+            .as_ref()
+            .filter(|r| r.has(&self.target))
+        else {
             return Ok(None);
         };
         let members = registry.size();
-        let reached = self.standing.len() + usize::from(target_knows);
+        let reached = self.cluster.confirmed.len() + usize::from(target_knows);
         let away = self
-            .away
+            .cluster
+            .unreachable
             .iter()
             .map(|(member, error)| (&member.name, error));
-        let target = self.unreachable.iter().map(|error| (&self.target, error));
+        let target = self.cluster.subject.as_ref().err();
+        let target = target.map(|error| (&self.target, error));
         let quorum = Quorum::of(reached, members);
         if quorum == Quorum::Majority {
             return Ok(None);
@@ -394,11 +393,11 @@ impl Removal {
     /// What stands in the way of an exact removal.
     fn findings(&mut self, resumed: bool) -> Result<Vec<Finding>> {
         let mut findings = vec![];
-        let later = match self.engine.registry() {
+        let later = match self.cluster.engine.registry() {
             Some(_) => "its cleanup is kept for later",
             None => "the statements that it needs later are told",
         };
-        for (member, error) in &self.away {
+        for (member, error) in &self.cluster.unreachable {
             findings.push(Finding::new(
                 &member.name,
                 error.sqlstate(),
@@ -406,10 +405,10 @@ impl Removal {
                 format!("Make it reachable and run the CALL again. With force := true it is left out, and {later}."),
             ));
         }
-        if let Some(error) = self
-            .unreachable
-            .as_ref()
-            .filter(|e| e.is_of_a_server() && !resumed)
+        let unreachable = self.cluster.subject.as_ref().err().cloned();
+        if let Some(error) = &unreachable
+            && error.is_of_a_server()
+            && !resumed
         {
             findings.push(Finding::new(
                 &self.target,
@@ -418,9 +417,13 @@ impl Removal {
                 "Make it reachable, or stop its server if it is to be given up. With force := true it is removed as it is.",
             ));
         }
-        if self.leaving.is_none()
+        if let Some(unreachable) = &unreachable
             && !resumed
-            && let Some(reader) = still_reads(&*self.engine, &mut self.survivors, &self.target)?
+            && let Some(reader) = still_reads(
+                &*self.cluster.engine,
+                &mut self.cluster.members,
+                &self.target,
+            )?
         {
             findings.push(Finding::new(
                 &reader.provider,
@@ -429,38 +432,36 @@ impl Removal {
                     "node \"{}\" streams from slot {} of it, so it is not dead, and cannot be reached from here: {}",
                     self.target,
                     reader.slot,
-                    self.unreachable
-                        .as_ref()
-                        .map_or(String::new(), Error::to_string)
+                    unreachable
                 ),
                 format!("{} With force := true it is removed as it is.", SlotReader::HINT),
             ));
         }
         let connected = self.still_connected()?;
         let states = self.inbound_states()?;
-        for (survivor, states) in self.survivors.iter().zip(&states) {
+        for (survivor, states) in self.cluster.members.iter().zip(&states) {
             if !self.known_to.contains(&survivor.name) || resumed {
                 continue;
             }
-            if self.leaving.is_none() && connected.contains(&survivor.name) {
+            if let Some(unreachable) = &unreachable
+                && connected.contains(&survivor.name)
+            {
                 findings.push(Finding::new(
                     &survivor.name,
                     SqlState::OBJECT_IN_USE,
                     format!(
                         "it is connected to node \"{}\", which cannot be reached from here: {}",
                         self.target,
-                        self.unreachable
-                            .as_ref()
-                            .map_or(String::new(), Error::to_string)
+                        unreachable
                     ),
                     "Give a target_node_dsn by which it can be reached from here. If it is dead, wait until the others have noticed.",
                 ));
                 continue;
             }
             for Inbound { path, state } in states {
-                let trouble = match (state, &self.leaving) {
+                let trouble = match (state, &self.cluster.subject) {
                     (None, _) => "does not exist",
-                    (Some(s), Some(_)) if !s.enabled => "is disabled",
+                    (Some(s), Ok(_)) if !s.enabled => "is disabled",
                     _ => continue,
                 };
                 findings.push(Finding::new(
@@ -476,7 +477,7 @@ impl Removal {
             findings.extend(self.not_connected(&states)?);
             findings.extend(self.waited_for_by_commits()?);
         }
-        if let Some(leaving) = &mut self.leaving {
+        if let Ok(leaving) = &mut self.cluster.subject {
             for gid in server::prepared_transactions().on(leaving)? {
                 findings.push(Finding::new(
                     &self.target,
@@ -492,16 +493,16 @@ impl Removal {
     /// The survivors that have a connection to a leaving node that cannot be reached from here. A worker that
     /// was seen to be gone has none: it only tries again and again.
     fn still_connected(&mut self) -> Result<Vec<String>> {
-        let mut connected: Vec<String> = match self.leaving {
-            Some(_) => vec![],
-            None => self.survivors.iter().map(|n| n.name.clone()).collect(),
+        let mut connected: Vec<String> = match self.cluster.subject {
+            Ok(_) => vec![],
+            Err(_) => self.cluster.names(),
         };
         let limit = settings::connect_timeout();
         let begun = Instant::now();
         let mut rest = Duration::from_millis(1);
         while !connected.is_empty() && begun.elapsed() < limit {
             let states = self.inbound_states()?;
-            for (node, states) in self.survivors.iter().zip(&states) {
+            for (node, states) in self.cluster.members.iter().zip(&states) {
                 if !states.iter().any(Inbound::is_working) {
                     connected.retain(|name| *name != node.name);
                 }
@@ -514,9 +515,10 @@ impl Removal {
 
     /// How each survivor subscribes to the leaving node.
     fn inbound_states(&mut self) -> Result<Vec<Vec<Inbound>>> {
-        let engine = &*self.engine;
-        let answers = super::members::each(&mut self.survivors, |_| engine.subscriptions())?;
-        self.survivors
+        let engine = &*self.cluster.engine;
+        let answers = super::members::each(&mut self.cluster.members, |_| engine.subscriptions())?;
+        self.cluster
+            .members
             .iter()
             .zip(&answers)
             .map(|(survivor, states)| {
@@ -533,19 +535,20 @@ impl Removal {
 
     /// Every other member.
     fn others(&self) -> impl Iterator<Item = &String> {
-        let away = self.away.iter().map(|(member, _)| &member.name);
-        self.survivors.iter().map(|n| &n.name).chain(away)
+        let away = self.cluster.unreachable.iter();
+        let away = away.map(|(member, _)| &member.name);
+        self.cluster.members.iter().map(|n| &n.name).chain(away)
     }
 
     /// Every path from the leaving node to another member.
     fn outbound_paths(&self) -> Vec<Path> {
-        let paths = |name: &String| self.engine.paths(&self.target, name);
+        let paths = |name: &String| self.cluster.engine.paths(&self.target, name);
         self.others().flat_map(paths).collect()
     }
 
     /// Every path from another member to the leaving node.
     fn paths_to_target(&self) -> Vec<Path> {
-        let paths = |name: &String| self.engine.paths(name, &self.target);
+        let paths = |name: &String| self.cluster.engine.paths(name, &self.target);
         self.others().flat_map(paths).collect()
     }
 
@@ -554,24 +557,21 @@ impl Removal {
         let mut found = vec![];
         for run in interrupted_removals(&self.session, &self.target)? {
             let journal = Journal::reopen(self.session.session(), run.run);
-            let (mut hold, mut held_back, mut times) = (None, vec![], None);
+            let (mut hold, mut held_back, mut times_removed) = (None, vec![], None);
             for begun in journal.begun()? {
-                match begun.effect {
-                    Effect::ReadOnly { database, before } => {
-                        hold.get_or_insert(Hold {
-                            database,
-                            read_only: before,
-                        });
+                match begun.action {
+                    Action::BlockWrites(block) => hold = hold.or(block.before),
+                    Action::HoldSubscription(hold) => held_back.push((begun.node, hold)),
+                    Action::Detach(detach) => {
+                        times_removed = times_removed.max(detach.times_removed);
                     }
-                    effect @ Effect::Statement { .. } => held_back.push((begun.node, effect)),
-                    Effect::Former { times: counted, .. } => times = times.max(Some(counted)),
                     _ => {}
                 }
             }
             found.push(Earlier {
                 hold,
                 held_back,
-                times,
+                times_removed,
                 detached: journal.furthest_phase()? >= DETACH_PHASE,
             });
             if self.session.changes() {
@@ -582,6 +582,14 @@ impl Removal {
             }
         }
         Ok(found)
+    }
+
+    /// The removals that were begun here have come to their end, and the node is gone.
+    fn end_gone(&self) -> Result<()> {
+        self.end_earlier_runs()?;
+        let text = format!("node \"{}\" has left already", self.target);
+        self.report.notice(&text);
+        Ok(())
     }
 
     fn end_earlier_runs(&self) -> Result<()> {
@@ -616,11 +624,11 @@ fn interrupted_removals(here: &Mode, target: &str) -> Result<Vec<Interrupted>> {
 
 /// A removal of the same node that was interrupted.
 struct Earlier {
-    hold: Option<Hold>,
+    hold: Option<ReadOnlyBefore>,
     /// Subscriptions of survivors that it held, by node.
-    held_back: Vec<(String, Effect)>,
+    held_back: Vec<(String, HoldSubscription)>,
     /// How often nodes of the name have been removed, as it counted.
-    times: Option<u32>,
+    times_removed: Option<u32>,
     /// It had begun to detach the node.
     detached: bool,
 }

@@ -27,17 +27,21 @@ impl Removal {
     /// A node that takes changes of members and that none of them knows only reads. It has never been a member.
     pub fn refuse_reader(&mut self) -> Result<()> {
         let known = !self.known_to.is_empty() || self.here == self.target;
-        if known || self.engine.registry().is_some() || self.journal_there()?.is_some() {
+        if known || self.cluster.engine.registry().is_some() || self.journal_there()?.is_some() {
             return Ok(());
         }
-        let Some(leaving) = &mut self.leaving else {
+        let Ok(leaving) = &mut self.cluster.subject else {
             return Ok(());
         };
-        let Some(providers) = self.engine.providers(leaving)? else {
+        let Some(providers) = self.cluster.engine.providers(leaving)? else {
             return Ok(());
         };
         let drop = providers.iter().filter_map(|provider| {
-            let last = self.engine.unsubscribe(&provider.subscription).pop()?;
+            let last = self
+                .cluster
+                .engine
+                .unsubscribe(&provider.subscription)
+                .pop()?;
             Some(last.inlined())
         });
         let drop: Vec<String> = drop.collect();
@@ -53,7 +57,7 @@ impl Removal {
 
     /// What survivors have of the leaving node, and that it has not any more. `states` are from before.
     pub fn lost_wal(&mut self, states: &[Vec<Inbound>]) -> Result<Vec<Finding>> {
-        let Some(leaving) = &mut self.leaving else {
+        let Ok(leaving) = &mut self.cluster.subject else {
             return Ok(vec![]);
         };
         let end = server::wal_flushed().one(leaving)?;
@@ -66,17 +70,17 @@ impl Removal {
     /// Survivors whose subscriptions lead elsewhere, or nowhere: what the leaving node writes does not get there,
     /// however long it is waited for.
     pub fn not_connected(&mut self, states: &[Vec<Inbound>]) -> Result<Vec<Finding>> {
-        let Some(leaving) = &mut self.leaving else {
+        let Ok(leaving) = &mut self.cluster.subject else {
             return Ok(vec![]);
         };
         let identity = members::identity(leaving)?;
         let mut findings = vec![];
-        for (survivor, states) in self.survivors.iter_mut().zip(states) {
+        for (survivor, states) in self.cluster.members.iter_mut().zip(states) {
             for Inbound { path, .. } in states.iter().filter(|inbound| inbound.is_enabled()) {
-                let Some(address) = self.engine.idle_address(path).first(survivor)? else {
+                let Some(address) = self.cluster.engine.idle_address(path).first(survivor)? else {
                     continue;
                 };
-                let why = match self.engine.probe(&address).last() {
+                let why = match self.cluster.engine.probe(&address).last() {
                     None => continue,
                     Some(probe) => match probe.run(survivor) {
                         Ok(rows) => match rows.first() {
@@ -113,12 +117,16 @@ impl Removal {
         let names = |paths: Vec<Path>| paths.into_iter().map(|path| path.subscription);
         let outbound: Vec<String> = names(self.outbound_paths()).collect();
         let mut findings = vec![];
-        let is_there = self.leaving.is_some();
-        let nodes = self.survivors.iter_mut().chain(self.leaving.as_mut());
+        let is_there = self.cluster.subject.is_ok();
+        let nodes = self
+            .cluster
+            .members
+            .iter_mut()
+            .chain(&mut self.cluster.subject);
         for node in nodes {
             let paths = match node.name == self.target {
                 true => outbound.clone(),
-                false => names(self.engine.paths(&node.name, &self.target)).collect(),
+                false => names(self.cluster.engine.paths(&node.name, &self.target)).collect(),
             };
             for name in server::waited_for(&paths).on(node)? {
                 let what = format!(
@@ -145,7 +153,7 @@ impl Removal {
 
     /// Who can write on although the database of the leaving node is read-only.
     pub fn warn_of_writers(&mut self) -> Result<()> {
-        let Some(leaving) = &mut self.leaving else {
+        let Ok(leaving) = &mut self.cluster.subject else {
             return Ok(());
         };
         for role in server::roles_that_write_on().on(leaving)? {

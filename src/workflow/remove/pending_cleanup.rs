@@ -5,7 +5,7 @@ use super::Removal;
 use crate::engine::PendingCleanup;
 use crate::error::{Error, Result};
 use crate::node::Member;
-use crate::run::Effect;
+use crate::run::{Act, Action};
 use crate::workflow::members::{self, each};
 use crate::workflow::membership::{cleanup_of, pending_cleanups};
 use std::collections::BTreeMap;
@@ -13,21 +13,21 @@ use std::collections::BTreeMap;
 impl Removal {
     /// Before anything is detached, so that it is known however the run ends.
     pub fn record_cleanup(&mut self) -> Result<()> {
-        for (member, _) in &self.away {
-            let effects = cleanup_of(&*self.engine, &self.target, &member.name);
+        for (member, _) in &self.cluster.unreachable {
+            let actions = cleanup_of(&*self.cluster.engine, &self.target, &member.name);
             let mut told = vec![];
-            for effect in &effects {
+            for action in &actions {
                 let cleanup = PendingCleanup {
                     member: member.clone(),
                     removed: self.target.clone(),
-                    effect: effect.to_text()?,
+                    action: action.to_text()?,
                 };
-                match self.engine.registry() {
+                match self.cluster.engine.registry() {
                     Some(registry) => {
                         let record = registry.record_cleanup(&cleanup);
-                        each(&mut self.survivors, |_| record.clone())?;
+                        each(&mut self.cluster.members, |_| record.clone())?;
                     }
-                    None => told.extend(effect.statements(&*self.engine)),
+                    None => told.extend(action.statements(&*self.cluster.engine)),
                 }
             }
             let what = format!(
@@ -49,38 +49,38 @@ impl Removal {
 
     /// What is still recorded of earlier removals of the target.
     pub fn pending_cleanups(&mut self) -> Result<Vec<PendingCleanup>> {
-        let Some(here) = self.survivors.first_mut() else {
+        let Some(here) = self.cluster.members.first_mut() else {
             return Ok(vec![]);
         };
-        let mut cleanups = pending_cleanups(&*self.engine, here)?;
+        let mut cleanups = pending_cleanups(&*self.cluster.engine, here)?;
         cleanups.retain(|cleanup| cleanup.removed == self.target);
         Ok(cleanups)
     }
 
     /// Does what is still recorded of earlier removals of the target.
     pub fn clean_up_pending(&mut self) -> Result<()> {
-        let mut by_member: BTreeMap<String, (Member, Vec<Effect>)> = BTreeMap::new();
+        let mut by_member: BTreeMap<String, (Member, Vec<Action>)> = BTreeMap::new();
         for cleanup in self.pending_cleanups()? {
             let entry = by_member
                 .entry(cleanup.member.name.clone())
                 .or_insert_with(|| (cleanup.member.clone(), vec![]));
-            entry.1.push(Effect::parse(&cleanup.effect)?);
+            entry.1.push(Action::parse(&cleanup.action)?);
         }
-        for (name, (member, effects)) in by_member {
-            let known = self.survivors.iter().any(|n| n.name == name);
+        for (name, (member, actions)) in by_member {
+            let known = self.cluster.members.iter().any(|n| n.name == name);
             if !known {
                 let mut opened = members::connect(&[member])?;
                 members::lock(&mut opened, &format!("remove_node {}", self.target))?;
-                self.survivors.append(&mut opened);
+                self.cluster.members.append(&mut opened);
             }
-            let node = self.survivors.iter_mut().find(|n| n.name == name);
+            let node = self.cluster.members.iter_mut().find(|n| n.name == name);
             let node = node.ok_or_else(|| Error::internal("a node was not connected"))?;
-            for effect in &effects {
-                effect.undo(&*self.engine, node)?;
+            for action in &actions {
+                action.undo(&*self.cluster.engine, node)?;
             }
-            if let Some(registry) = self.engine.registry() {
+            if let Some(registry) = self.cluster.engine.registry() {
                 let done = registry.cleaned_up(&self.target, &name);
-                each(&mut self.survivors, |_| done.clone())?;
+                each(&mut self.cluster.members, |_| done.clone())?;
             }
             self.report.notice(&format!(
                 "cleaned up \"{}\" on node \"{name}\"",

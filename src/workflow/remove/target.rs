@@ -1,34 +1,81 @@
 //! Who is who: the member that the CALL runs on, the others, and the one that is to leave. Nodes are
 //! told by server and database, never by name alone.
 
+use super::former_member::{FormerMember, FormerNode, Why};
+use super::half_added::{HalfAddedHere, interrupted};
 use super::obstacles::no_member;
 use super::{Removal, Request, interrupted_removals};
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::server::DatabaseId;
 use crate::node::{Member, Mode, Node};
-use crate::workflow::members::{self, each};
-use crate::workflow::membership::{reach, sync_lagging_members};
-use crate::workflow::removed::{ended_on, refuse_succeeded};
+use crate::run::Command;
+use crate::workflow::cluster::{Cluster, Locking};
+use crate::workflow::members::{self, each, require_same};
+use crate::workflow::membership::reach;
+use crate::workflow::removed::ended_on;
 use crate::workflow::report::Report;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-/// What the target is to the cluster.
-pub enum TargetState {
-    Member,
+/// What the target is to the cluster, with what has been found out for that.
+pub enum Target {
+    Member(Box<Removal>),
     /// A join of it was interrupted, and there are traces of it.
-    HalfAdded,
+    HalfAdded(Box<Removal>),
+    /// The same, and this is the node that was to join.
+    HalfAddedHere(HalfAddedHere),
+    /// This node takes itself for a member, and the cluster goes on without it.
+    FormerMember(FormerMember),
     /// It has left, and cleanup is pending on members that could not be reached then.
-    Owed,
+    PendingCleanup(Box<Removal>),
     /// It is gone, by a removal on this node that was interrupted at its very end.
-    Gone,
+    Gone(Box<Removal>),
+    /// The same, and this is the node that has left.
+    GoneHere(FormerNode),
+}
+
+impl Target {
+    pub fn classify(here: Mode, request: &Request, report: Report) -> Result<Self> {
+        let run = interrupted(&mut here.session(), Command::AddNode, &request.target)?;
+        if let Some(run) = run {
+            return Ok(Self::HalfAddedHere(HalfAddedHere { here, run, report }));
+        }
+        let mut me = members::local(&request.target, &Dsn::nowhere(), &here);
+        let mut engine = engine::detect(&mut me)?;
+        match engine.local_name(&mut me)? {
+            Some(name) if name == me.name => {
+                if let Some(why) = Why::find(&mut *engine, &mut me, request)? {
+                    return Ok(Self::FormerMember(FormerMember {
+                        engine,
+                        here,
+                        me,
+                        why,
+                        report,
+                    }));
+                }
+            }
+            Some(_) => {}
+            None => {
+                let removal = interrupted(&mut me.session, Command::RemoveNode, &me.name)?;
+                if removal.is_some() {
+                    return Ok(Self::GoneHere(FormerNode {
+                        engine,
+                        here,
+                        me,
+                        report,
+                    }));
+                }
+            }
+        }
+        Removal::connect(here, request, report)?.classify()
+    }
 }
 
 impl Removal {
-    pub fn connect(session: Mode, request: &Request, report: Report) -> Result<Self> {
-        let (mut engine, mut me) = members::own_node(
+    fn connect(session: Mode, request: &Request, report: Report) -> Result<Self> {
+        let (engine, mut me) = members::own_node(
             &session,
             "Run it in the database of any node of the cluster.",
         )?;
@@ -51,18 +98,18 @@ impl Removal {
         let is_target = |m: &&Member| m.name == request.target;
         let registered = reached.survey.members.iter().find(is_target);
         let registered = registered.or_else(|| reached.own.members.iter().find(is_target));
-        let (mut survivors, mut away, mut by_registry) = (vec![], vec![], None);
+        let (mut survivors, mut unreachable, mut by_registry) = (vec![], vec![], None);
         reached.confirmed.remove(&request.target);
         for (member, answer) in reached.answers {
             match answer {
                 answer if member.name == request.target => by_registry = Some(answer),
                 Ok(mut node) if node.name == here => {
-                    same(&own, &mut node, "the registry")?;
+                    require_same(&own, &mut node, "the registry")?;
                     survivors.insert(0, node);
                 }
                 Ok(node) => survivors.push(node),
                 Err(error) if member.name == here => return Err(error),
-                Err(error) => away.push((member, error)),
+                Err(error) => unreachable.push((member, error)),
             }
         }
         let finding = Finding {
@@ -74,21 +121,29 @@ impl Removal {
             own: &own,
             resumed,
         };
-        let (mut leaving, unreachable) = match finding.leaving(&mut me)? {
-            Found::ReachableMembers(node) => (Some(*node), None),
-            Found::Unreachable(error) => (None, Some(error)),
+        let subject = match finding.leaving(&mut me)? {
+            Found::Reachable(node) => Ok(*node),
+            Found::Unreachable(error) => Err(error),
         };
-        members::require_superuser(survivors.iter_mut().chain(leaving.as_mut()))?;
-        let purpose = format!("remove_node {}", request.target);
-        let all = leaving.iter_mut().chain(survivors.iter_mut());
-        members::lock_for(&session, all, &purpose)?;
-        if !engine.survey(&mut me)?.is_as(&reached.own) {
-            return Err(members::changed_meanwhile(&here));
-        }
-        let mut all: Vec<&mut Node> = survivors.iter_mut().collect();
-        // A plan only looks.
-        let newest = reached.registry.as_ref().filter(|_| session.changes());
-        let caught_up = sync_lagging_members(&mut *engine, &mut all, newest)?;
+        let absent = Member {
+            name: request.target.clone(),
+            dsn: match (registered, &request.target_dsn) {
+                (Some(known), _) => known.dsn.clone(),
+                (None, Some(given)) => given.clone(),
+                (None, None) => Dsn::nowhere(),
+            },
+        };
+        let absent = subject.is_err().then_some(absent);
+        let mut cluster = Cluster {
+            engine,
+            members: survivors,
+            unreachable,
+            registry: reached.registry,
+            confirmed: reached.confirmed,
+            subject,
+        };
+        let locking = Locking::of(&session, format!("remove_node {}", request.target));
+        let caught_up = cluster.lock(Some(&mut me), &reached.own, &locking, absent.as_slice())?;
         let mut forgotten_late = false;
         for done in &caught_up {
             for gone in &done.forgotten {
@@ -102,66 +157,46 @@ impl Removal {
             }
             forgotten_late |= done.forgotten.contains(&request.target);
         }
-        let mut asked: Vec<&mut Node> = survivors.iter_mut().chain(leaving.as_mut()).collect();
-        let mut absent: Vec<Member> = away.iter().map(|(member, _)| member.clone()).collect();
-        if !asked.iter().any(|node| node.name == request.target) {
-            absent.push(Member {
-                name: request.target.clone(),
-                dsn: match (registered, &request.target_dsn) {
-                    (Some(known), _) => known.dsn.clone(),
-                    (None, Some(given)) => given.clone(),
-                    (None, None) => Dsn::nowhere(),
-                },
-            });
-        }
-        engine.load_paths(&mut asked, &absent)?;
-        refuse_succeeded(&*engine, &mut asked)?;
         Ok(Self {
-            engine,
+            cluster,
             session,
             report,
             target: request.target.clone(),
             force: request.force,
             here,
-            survivors,
-            away,
-            leaving,
-            unreachable,
             known_to: vec![],
-            standing: reached.confirmed,
-            registry: reached.registry,
             forgotten_late,
             went_back: false,
             deaf: BTreeSet::new(),
         })
     }
 
-    pub fn standing(&mut self) -> Result<TargetState> {
-        let engine = &*self.engine;
-        let registries = each(&mut self.survivors, |_| engine.members())?;
-        for (survivor, members) in self.survivors.iter().zip(&registries) {
+    fn classify(mut self) -> Result<Target> {
+        let engine = &*self.cluster.engine;
+        let registries = each(&mut self.cluster.members, |_| engine.members())?;
+        for (survivor, members) in self.cluster.members.iter().zip(&registries) {
             if members.iter().any(|member| member.name == self.target) {
                 self.known_to.push(survivor.name.clone());
             }
         }
-        let leaving_is_node = match &mut self.leaving {
-            Some(node) => self.engine.local_name(node)?.is_some(),
-            None => false,
+        let leaving_is_node = match &mut self.cluster.subject {
+            Ok(node) => engine.local_name(node)?.is_some(),
+            Err(_) => false,
         };
         if leaving_is_node || self.known_to.contains(&self.here) {
-            return Ok(TargetState::Member);
+            return Ok(Target::Member(Box::new(self)));
         }
         if self.forgotten_late || !self.pending_cleanups()?.is_empty() {
-            return Ok(TargetState::Owed);
+            return Ok(Target::PendingCleanup(Box::new(self)));
         }
         if self.is_half_added()? {
-            return Ok(TargetState::HalfAdded);
+            return Ok(Target::HalfAdded(Box::new(self)));
         }
         if !interrupted_removals(&self.session, &self.target)?.is_empty() {
-            return Ok(TargetState::Gone);
+            return Ok(Target::Gone(Box::new(self)));
         }
-        let mut members: Vec<&str> = self.survivors.iter().map(|n| n.name.as_str()).collect();
-        members.extend(self.away.iter().map(|(m, _)| m.name.as_str()));
+        let mut members = self.cluster.names();
+        members.extend(self.cluster.unreachable_names());
         members.sort_unstable();
         Err(Error::Argument {
             argument: "target_node_name",
@@ -176,7 +211,7 @@ impl Removal {
 }
 
 enum Found {
-    ReachableMembers(Box<Node>),
+    Reachable(Box<Node>),
     Unreachable(Error),
 }
 
@@ -227,7 +262,7 @@ impl Finding<'_> {
         };
         let identity = members::identity(&mut node)?;
         if self.here == self.request.target {
-            same(self.own, &mut node, "target_node_dsn")?;
+            require_same(self.own, &mut node, "target_node_dsn")?;
         } else if identity == *self.own {
             return Err(self.wrong(format!(
                 "leads to this node, which is \"{}\", not \"{}\"",
@@ -243,7 +278,7 @@ impl Finding<'_> {
                 if self.here != self.request.target {
                     self.of_this_cluster(me, &mut node, &identity)?;
                 }
-                Ok(Found::ReachableMembers(Box::new(node)))
+                Ok(Found::Reachable(Box::new(node)))
             }
             (None, Some(_)) if given.is_some() && !self.resumed => {
                 Err(self.wrong("leads to a database that is not a cluster node".into()))
@@ -254,7 +289,7 @@ impl Finding<'_> {
                 "its database is not a cluster node any more",
                 "",
             ))),
-            (None, None) => Ok(Found::ReachableMembers(Box::new(node))),
+            (None, None) => Ok(Found::Reachable(Box::new(node))),
         }
     }
 
@@ -340,18 +375,4 @@ impl Finding<'_> {
             ),
         }
     }
-}
-
-pub fn same(own: &DatabaseId, node: &mut Node, what: &str) -> Result<()> {
-    if members::identity(node)? == *own {
-        return Ok(());
-    }
-    Err(Error::refused(
-        SqlState::INVALID_PARAMETER_VALUE,
-        format!(
-            "{what} has a connection string for node \"{}\" that leads to another database than the one that the CALL runs in",
-            node.name
-        ),
-        "Correct it: the other nodes use it too.",
-    ))
 }
