@@ -81,6 +81,7 @@ pub trait Incomplete: Kind {
     fn with(self, found: Self::Found) -> Self;
 }
 
+// Not by way of `dyn Act`: unit tests, which have no server to link, would need all that an undo does.
 macro_rules! actions {
     ($($action:ident),* $(,)?) => {
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,10 +93,48 @@ macro_rules! actions {
         impl Action {
             #[cfg(test)]
             const COUNT: usize = [$(stringify!($action)),*].len();
+        }
 
-            fn act(&self) -> &dyn Act {
+        impl Act for Action {
+            fn does(&self) -> String {
                 match self {
-                    $(Self::$action(action) => action,)*
+                    $(Self::$action(action) => action.does(),)*
+                }
+            }
+
+            fn why(&self) -> &'static str {
+                match self {
+                    $(Self::$action(action) => action.why(),)*
+                }
+            }
+
+            fn after_failure(&self) -> AfterFailure {
+                match self {
+                    $(Self::$action(action) => action.after_failure(),)*
+                }
+            }
+
+            fn statements(&self, engine: &dyn Engine) -> Vec<Statement> {
+                match self {
+                    $(Self::$action(action) => action.statements(engine),)*
+                }
+            }
+
+            fn undo(&self, engine: &dyn Engine, node: &mut Node) -> Result<()> {
+                match self {
+                    $(Self::$action(action) => action.undo(engine, node),)*
+                }
+            }
+
+            fn left_if(&self) -> Option<LeftIf<'_>> {
+                match self {
+                    $(Self::$action(action) => action.left_if(),)*
+                }
+            }
+
+            fn is_record(&self) -> bool {
+                match self {
+                    $(Self::$action(action) => action.is_record(),)*
                 }
             }
         }
@@ -189,36 +228,6 @@ impl Action {
         match self.after_failure() {
             AfterFailure::Undone(how) | AfterFailure::Stays(how) => how,
         }
-    }
-}
-
-impl Act for Action {
-    fn does(&self) -> String {
-        self.act().does()
-    }
-
-    fn why(&self) -> &'static str {
-        self.act().why()
-    }
-
-    fn after_failure(&self) -> AfterFailure {
-        self.act().after_failure()
-    }
-
-    fn statements(&self, engine: &dyn Engine) -> Vec<Statement> {
-        self.act().statements(engine)
-    }
-
-    fn undo(&self, engine: &dyn Engine, node: &mut Node) -> Result<()> {
-        self.act().undo(engine, node)
-    }
-
-    fn left_if(&self) -> Option<LeftIf<'_>> {
-        self.act().left_if()
-    }
-
-    fn is_record(&self) -> bool {
-        self.act().is_record()
     }
 }
 

@@ -255,10 +255,15 @@ impl Removal {
         let ending = hold::Ending::of(engine);
         for inbound in self.inbound_states()?.iter().flatten() {
             if inbound.is_enabled() {
-                return Err(Error::internal(format!(
-                    "subscription {} was enabled meanwhile",
-                    inbound.path.subscription
-                )));
+                let path = &inbound.path;
+                return Err(Error::refused(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "subscription {} of node \"{}\" was enabled meanwhile",
+                        path.subscription, path.subscriber
+                    ),
+                    "Run the same CALL again.",
+                ));
             }
         }
         for survivor in &mut self.cluster.members {
