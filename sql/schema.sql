@@ -58,14 +58,14 @@ CREATE TABLE zodan.pending_cleanup (
     member      text NOT NULL,
     dsn         text NOT NULL,
     removed     text NOT NULL,
-    effect      jsonb NOT NULL,
+    action      jsonb NOT NULL,
     recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (removed, member, effect)
+    PRIMARY KEY (removed, member, action)
 );
 REVOKE ALL ON zodan.pending_cleanup FROM PUBLIC;
 COMMENT ON TABLE zodan.pending_cleanup IS 'What members that could not be reached when a node was removed still have to forget; CALL spock.remove_node for that node again has them do it';
 COMMENT ON COLUMN zodan.pending_cleanup.dsn IS 'How the member was reached when the node was removed; may hold a password';
-COMMENT ON COLUMN zodan.pending_cleanup.effect IS 'What is to be taken back there, as in zodan.step';
+COMMENT ON COLUMN zodan.pending_cleanup.action IS 'What is to be taken back there, as in zodan.step';
 
 CREATE TABLE zodan.marker (
     id      text PRIMARY KEY,
@@ -112,9 +112,9 @@ CREATE TABLE zodan.step (
     phase       integer NOT NULL,
     node        text NOT NULL,
     description text NOT NULL,
-    effect      jsonb,
+    action      jsonb NOT NULL,
     state       text NOT NULL DEFAULT 'begun'
-                CHECK (state IN ('begun', 'done', 'undone', 'undo_failed')),
+                CHECK (state IN ('announced', 'begun', 'done', 'undone', 'undo_failed')),
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     ended_at    timestamptz,
     message     text,
@@ -122,7 +122,8 @@ CREATE TABLE zodan.step (
 );
 REVOKE ALL ON zodan.step FROM PUBLIC;
 COMMENT ON TABLE zodan.step IS 'What each run did, written before the side effect and again after it';
-COMMENT ON COLUMN zodan.step.effect IS 'What an undo needs to know; never a password';
+COMMENT ON COLUMN zodan.step.action IS 'The step with all that an undo needs to know; never a password';
+COMMENT ON COLUMN zodan.step.state IS 'announced (nothing is there yet that is the run''s), begun, done, undone, undo_failed';
 
 CREATE FUNCTION zodan.unreplicated() RETURNS boolean
 LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'unreplicated_wrapper';

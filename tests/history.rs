@@ -18,8 +18,8 @@ fn old_runs_are_deleted_by_the_next_call() {
          SELECT 'spock.remove_node', 'native', 'n2', 'n7', state, now() - age, now() - age
            FROM (VALUES ('done', interval '364 days'), ('done', '366 days'), ('undone', '366 days'))
                  v (state, age);
-         INSERT INTO zodan.step (run_id, step, phase, node, description)
-         SELECT id, 1, 3, 'n7', 'marker' FROM zodan.run",
+         INSERT INTO zodan.step (run_id, step, phase, node, description, action)
+         SELECT id, 1, 3, 'n7', 'marker', jsonb_build_object('kind', 'marker') FROM zodan.run",
     );
     // A call that is refused by the checks changes nothing at all.
     n2.sql("CREATE TABLE there ()");

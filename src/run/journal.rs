@@ -1,9 +1,9 @@
 //! The journal of a run: `zodan.run` and `zodan.step`, written and committed before a side effect
 //! and again after it, so that whoever comes later knows what may have to be undone.
 
-use super::action::{AfterFailure, Step};
-use super::effect::Effect;
+use super::action::{Act, Action, AfterFailure, Complete, Incomplete, Kind};
 use super::interrupted::Command;
+use super::plan::{Plan, Step};
 use crate::copy::Inventory;
 use crate::encoding::shown;
 use crate::error::{Error, Result};
@@ -13,18 +13,28 @@ use crate::node::{Local, Session, Statement};
 use crate::progress;
 use crate::settings;
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
-/// A step whose effect may still be there.
+/// A step of a run that may have to be taken back, or that a run which goes on has to know of.
 #[derive(Clone, Debug)]
 pub struct Begun {
     pub step: i32,
     pub node: String,
     pub description: String,
-    pub effect: Effect,
+    pub action: Action,
+    /// Nothing is there that is the run's.
+    pub announced: bool,
     /// The step has come to its end: what is there is the run's.
     pub done: bool,
 }
+
+/// A step that is going to be made where somebody else may make something of that name first. Nothing of it is undone.
+#[must_use]
+pub struct Announced(i32);
+
+/// A step that is under way: how it ends has to be written down.
+#[must_use]
+pub struct Running(i32);
 
 /// What a run is about.
 pub struct RunHeader<'a> {
@@ -80,16 +90,17 @@ const HANG: &str = "SELECT pg_advisory_xact_lock_shared(2054120550, 1)";
 pub struct Journal {
     session: RefCell<Session>,
     run: i64,
-    next: i32,
     /// What is still to come.
-    plan: VecDeque<Step>,
+    plan: Plan,
+    /// Steps of which the end has not been written down.
+    open: RefCell<BTreeSet<i32>>,
     /// Steps that somebody else's things stood in the way of, also where that could not be written down.
     refused: RefCell<BTreeSet<i32>>,
 }
 
 impl Journal {
-    /// The journal of a run of these steps: it takes no other, and none in another order.
-    pub fn begin(local: &Local, header: &RunHeader, plan: Vec<Step>) -> Result<Self> {
+    /// The journal of a run that takes its steps from `plan`.
+    pub fn open(local: &Local, header: &RunHeader, plan: Plan) -> Result<Self> {
         if let Some(days) = settings::history_days() {
             // What failed, or was interrupted, has still to be undone or gone on with.
             local.query(
@@ -115,8 +126,8 @@ impl Journal {
         Ok(Self {
             session: RefCell::new(Session::Local(local.clone())),
             run,
-            next: 1,
-            plan: plan.into(),
+            plan,
+            open: RefCell::default(),
             refused: RefCell::default(),
         })
     }
@@ -126,8 +137,8 @@ impl Journal {
         Self {
             session: RefCell::new(session),
             run,
-            next: i32::MAX,
-            plan: VecDeque::new(),
+            plan: Plan::default(),
+            open: RefCell::default(),
             refused: RefCell::default(),
         }
     }
@@ -141,11 +152,12 @@ impl Journal {
         self.session.borrow_mut().query(sql, params)
     }
 
-    /// Steps with effects that have not been undone, the last one first.
+    /// The steps that have not been undone, the last one first.
     pub fn begun(&self) -> Result<Vec<Begun>> {
         let rows = self.query(
-            "SELECT step, node, description, effect, state = 'done' FROM zodan.step
-              WHERE run_id = $1::bigint AND effect IS NOT NULL AND state <> 'undone'
+            "SELECT step, node, description, action, state = 'announced', state = 'done'
+               FROM zodan.step
+              WHERE run_id = $1::bigint AND state <> 'undone'
               ORDER BY step DESC",
             &[&self.run.to_string()],
         )?;
@@ -154,12 +166,16 @@ impl Journal {
                 step: row.parse(0)?,
                 node: row.text(1).to_owned(),
                 description: row.text(2).to_owned(),
-                effect: Effect::parse(row.text(3))?,
-                done: row.bool(4),
+                action: Action::parse(row.text(3))?,
+                announced: row.bool(4),
+                done: row.bool(5),
             })
         });
         let mut begun = begun.collect::<Result<Vec<Begun>>>()?;
-        begun.retain(|b| !self.refused.borrow().contains(&b.step));
+        begun.retain(|b| {
+            let stays = matches!(b.action.after_failure(), AfterFailure::Stays(_));
+            (!stays || b.action.is_record()) && !self.refused.borrow().contains(&b.step)
+        });
         Ok(begun)
     }
 
@@ -172,96 +188,119 @@ impl Journal {
         rows.one()?.parse(0)
     }
 
+    /// Takes the next step from the plan, which is one on `node`.
+    pub fn take<A: Kind>(&mut self, phase: usize, node: &str) -> Result<Step<A>> {
+        self.plan.take(phase, node)
+    }
+
+    /// Takes the next step from the plan, if it is one of that kind on `node`.
+    pub fn take_on<A: Kind>(&mut self, phase: usize, node: &str) -> Option<Step<A>> {
+        self.plan.take_on(phase, node)
+    }
+
+    /// Takes the next step from the plan, if it is one of that kind.
+    pub fn take_if<A: Kind>(&mut self, phase: usize) -> Option<Step<A>> {
+        self.plan.take_if(phase)
+    }
+
+    /// Takes all of that kind that are next in the plan.
+    pub fn take_all<A: Kind>(&mut self, phase: usize) -> Vec<Step<A>> {
+        std::iter::from_fn(|| self.plan.take_if(phase)).collect()
+    }
+
     /// Writes down what is about to be done, and commits that.
-    pub fn intend(&mut self, step: &Step, effect: &Effect) -> Result<i32> {
-        self.write(step, Some(effect))
+    pub fn begin<A: Complete>(&self, step: Step<A>) -> Result<Running> {
+        self.write(step.with(Into::into), "begun").map(Running)
     }
 
-    /// Writes down what is about to be done and is not undone: a run that is interrupted there is continued.
-    pub fn go_on(&mut self, step: &Step) -> Result<i32> {
-        self.write(step, None)
+    /// The same, with what has been found out for it.
+    pub fn begin_with<A: Incomplete>(&self, step: Step<A>, found: A::Found) -> Result<Running> {
+        let step = step.with(|action| action.with(found).into());
+        self.write(step, "begun").map(Running)
     }
 
-    /// Writes down what is about to be made where somebody else may make something of that name first. Nothing is
-    /// undone before [`Journal::makes`].
-    pub fn announce(&mut self, step: &Step) -> Result<i32> {
-        self.intend(step, &Effect::Nothing)
+    /// All of that kind that are next in the plan.
+    pub fn begin_all<A: Complete>(&mut self, phase: usize) -> Result<Vec<Running>> {
+        let steps = self.take_all::<A>(phase).into_iter();
+        steps.map(|step| self.begin(step)).collect()
     }
 
-    /// From here on `effect` may be there, and is the run's.
-    pub fn makes(&self, step: i32, effect: &Effect) -> Result<()> {
+    /// Writes down what is about to be made. Nothing is undone before [`Journal::makes`].
+    pub fn announce<A: Complete>(&self, step: Step<A>) -> Result<Announced> {
+        self.write(step.with(Into::into), "announced")
+            .map(Announced)
+    }
+
+    /// From here on it may be there, and is the run's.
+    pub fn makes(&self, Announced(step): Announced) -> Result<Running> {
         self.query(
-            "UPDATE zodan.step SET effect = $3::jsonb FROM zodan.unreplicated()
+            "UPDATE zodan.step SET state = 'begun' FROM zodan.unreplicated()
               WHERE run_id = $1::bigint AND step = $2::integer",
-            &[&self.run.to_string(), &step.to_string(), &effect.to_text()?],
+            &[&self.run.to_string(), &step.to_string()],
         )?;
-        Ok(())
+        Ok(Running(step))
     }
 
     /// It was not made: what is there is somebody else's, and is not undone.
-    pub fn refused(&self, step: i32) -> Result<()> {
-        self.refused.borrow_mut().insert(step);
-        self.undone(step)
+    pub fn refused(&self, Running(step): &Running) -> Result<()> {
+        self.refused.borrow_mut().insert(*step);
+        self.set(*step, StepState::Undone, "")
     }
 
-    /// Has `make` make the effect of a step that was announced, in one transaction.
+    /// Has `make` make what was announced, in one transaction.
     pub fn make<T>(
         &self,
-        step: i32,
-        effect: &Effect,
+        announced: Announced,
         make: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
-        self.makes(step, effect)?;
+    ) -> Result<Running> {
+        let step = self.makes(announced)?;
         let made = make();
         if made.as_ref().is_err_and(Error::is_answer) {
-            self.refused(step)?;
+            self.refused(&step)?;
         }
-        made
+        made.map(|_| step)
     }
 
-    fn write(&mut self, intended: &Step, effect: Option<&Effect>) -> Result<i32> {
-        let planned = self.plan.pop_front();
-        if planned.as_ref() != Some(intended) {
-            return Err(Error::internal(format!(
-                "{intended:?} was to be done, but {planned:?} was planned"
-            )));
-        }
-        let stays = matches!(intended.action.after_failure(), AfterFailure::Stays(_));
-        if stays && effect.is_some_and(|effect| !effect.is_record()) || !stays && effect.is_none() {
-            return Err(Error::internal(format!(
-                "{intended:?} has {effect:?} to undo, against its plan"
-            )));
-        }
-        let effect = effect.map_or(Ok(String::new()), Effect::to_text)?;
-        let step = self.next;
+    fn write(&self, step: Step, state: &str) -> Result<i32> {
         let Step {
+            number,
             phase,
             node,
             action,
-        } = intended;
+        } = step;
         let description = action.to_string();
-        progress::step(node, &description);
+        progress::step(&node, &description);
         self.query(
-            "INSERT INTO zodan.step (run_id, step, phase, node, description, effect)
-             SELECT $1::bigint, $2::integer, $3::integer, $4, $5, nullif($6, '')::jsonb
+            "INSERT INTO zodan.step (run_id, step, phase, node, description, action, state)
+             SELECT $1::bigint, $2::integer, $3::integer, $4, $5, $6::jsonb, $7
                FROM zodan.unreplicated()",
             &[
                 &self.run.to_string(),
-                &step.to_string(),
+                &number.to_string(),
                 &phase.to_string(),
-                node,
+                &node,
                 &description,
-                &effect,
+                &action.to_text()?,
+                state,
             ],
         )?;
-        self.next += 1;
+        self.open.borrow_mut().insert(number);
         self.reached(|| Ok(format!("{phase} before {description} on {node}")))?;
-        Ok(step)
+        Ok(number)
     }
 
-    pub fn done(&self, step: i32) -> Result<()> {
+    pub fn done(&self, Running(step): Running) -> Result<()> {
         self.reached(|| self.name_after(step))?;
         self.set(step, StepState::Done, "")
+    }
+
+    pub fn all_done(&self, steps: impl IntoIterator<Item = Running>) -> Result<()> {
+        steps.into_iter().try_for_each(|step| self.done(step))
+    }
+
+    /// Nothing of it is there any more.
+    pub fn ended(&self, Running(step): Running) -> Result<()> {
+        self.set(step, StepState::Undone, "")
     }
 
     /// A step of several side effects, or a stretch between steps, has come to here.
@@ -283,20 +322,20 @@ impl Journal {
         Ok(rows.one()?.text(0).to_owned())
     }
 
-    pub fn undone(&self, step: i32) -> Result<()> {
-        self.set(step, StepState::Undone, "")
+    pub fn undone(&self, begun: &Begun) -> Result<()> {
+        self.set(begun.step, StepState::Undone, "")
     }
 
-    pub fn not_undone(&self, step: i32, why: &str) -> Result<()> {
-        self.set(step, StepState::UndoFailed, why)
+    pub fn not_undone(&self, begun: &Begun, why: &str) -> Result<()> {
+        self.set(begun.step, StepState::UndoFailed, why)
     }
 
     /// More was there before the copy than what its step says.
-    pub fn note_inventory(&self, step: i32, before: &Inventory) -> Result<()> {
+    pub fn note_inventory(&self, Running(step): &Running, before: &Inventory) -> Result<()> {
         let before = serde_json::to_string(before)
-            .map_err(|e| Error::internal(format!("zodan.step.effect: {e}")))?;
+            .map_err(|e| Error::internal(format!("zodan.step.action: {e}")))?;
         self.query(
-            "UPDATE zodan.step SET effect = jsonb_set(effect, '{before}', $3::jsonb)
+            "UPDATE zodan.step SET action = jsonb_set(action, '{restore,before}', $3::jsonb)
                FROM zodan.unreplicated()
               WHERE run_id = $1::bigint AND step = $2::integer",
             &[&self.run.to_string(), &step.to_string(), &before],
@@ -311,6 +350,7 @@ impl Journal {
               WHERE run_id = $1::bigint AND step = $2::integer",
             &[&self.run.to_string(), &step.to_string(), state.text(), &shown(message)],
         )?;
+        self.open.borrow_mut().remove(&step);
         Ok(())
     }
 
@@ -347,12 +387,17 @@ impl Journal {
     /// As [`Journal::finish`], together with statements on this server, without parameters, in one
     /// transaction: they hold if and only if the run can no longer be undone.
     pub fn finish_with(&self, last: &[Statement]) -> Result<()> {
-        match self.plan.front() {
-            None => self.end_with(last, RunState::Done, None),
-            Some(left) => Err(Error::internal(format!(
+        if let Some(left) = self.plan.next() {
+            return Err(Error::internal(format!(
                 "{left:?} was planned and not done"
-            ))),
+            )));
         }
+        if let Some(open) = self.open.borrow().first() {
+            return Err(Error::internal(format!(
+                "step {open} was begun and has no end"
+            )));
+        }
+        self.end_with(last, RunState::Done, None)
     }
 
     pub fn end(&self, state: RunState, error: Option<&Error>) -> Result<()> {

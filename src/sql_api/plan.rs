@@ -2,6 +2,7 @@
 
 use super::entry::{self, raised};
 use super::{add_node, recover, remove_node};
+use crate::run::Act;
 use crate::workflow::join::Request;
 use crate::workflow::plan::Planned;
 use crate::workflow::{join, recover as recovery, remove};
@@ -25,11 +26,11 @@ fn row((i, planned): (usize, Planned)) -> Row {
     let estimate = estimate.as_ref();
     (
         i as i32 + 1,
-        step.phase as i32,
-        step.node,
-        step.action.to_string(),
-        step.action.reason(),
-        step.action.undo(),
+        step.phase() as i32,
+        step.node().to_owned(),
+        step.action().to_string(),
+        step.action().why(),
+        step.action().undo_words(),
         estimate.and_then(|e| e.rows).map(|rows| rows as i64),
         estimate.map(|e| e.bytes as i64),
         estimate.map(|e| e.time.as_secs_f64()),

@@ -9,8 +9,8 @@ use crate::engine::{Engine, Registry, SequencePolicy, division};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::poll::{Poll, wait_until};
 use crate::node::{Node, server};
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::Journal;
+use crate::run::action::DivideSequences;
 use crate::settings;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -275,11 +275,9 @@ impl Dividing<'_> {
             .filter(|(_, known)| !known)
             .map(|(name, _)| name.clone())
             .collect();
-        let effect = Effect::Statement {
-            undo: division::restore(&new),
-        };
-        let step = Step::new(self.report.current(), &node.name, Action::DivideSequences);
-        let step = self.journal.intend(&step, &effect)?;
+        let phase = self.report.current();
+        let step = self.journal.take::<DivideSequences>(phase, &node.name)?;
+        let step = self.journal.begin_with(step, division::restore(&new))?;
         for (name, known) in &wanted {
             // Of one that is divided already nobody gives what others do.
             let model = models.get(name).filter(|_| !(first && *known));

@@ -1,28 +1,25 @@
 //! Subscriptions that a run holds: they bring nothing until they are let go.
 
+use super::members::planned_path;
 use crate::engine::{Disabling, Engine, Path};
 use crate::error::Result;
 use crate::libpq::poll::{Poll, wait_until};
 use crate::node::{Node, Query, Statement, server};
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::Step;
+use crate::run::action::HoldSubscription;
 
-/// The step that holds the subscription of `path`.
-pub fn step(phase: usize, path: &Path) -> Step {
-    let subscription = path.subscription.clone();
-    let action = Action::HoldSubscription { subscription };
-    Step::new(phase, &path.subscriber, action)
+/// Holds the subscription of `path`.
+pub fn action(engine: &dyn Engine, path: &Path) -> HoldSubscription {
+    HoldSubscription {
+        subscription: path.subscription.clone(),
+        let_go: engine.enable(path).inlined(),
+    }
 }
 
-/// Announces that the subscription of `path` is held, and how it is let go.
-pub fn intend(
-    engine: &dyn Engine,
-    journal: &mut Journal,
-    phase: usize,
-    path: &Path,
-) -> Result<i32> {
-    let undo = engine.enable(path).inlined();
-    journal.intend(&step(phase, path), &Effect::Statement { undo })
+/// That of `paths` whose subscription `step` holds.
+pub fn path_of<'p>(step: &Step<HoldSubscription>, paths: &'p [Path]) -> Result<&'p Path> {
+    let held = &step.action().subscription;
+    planned_path(paths, |path| path.subscription == *held)
 }
 
 /// Disables the subscription of `path`, between two transactions, and waits until its worker has ended.

@@ -1,6 +1,6 @@
 //! The members a run works with: sessions, the membership lock, answers from all of them at once.
 
-use crate::engine::{self, Engine, names};
+use crate::engine::{self, Engine, Path, names};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
 use crate::node::server::{self, DatabaseId, LockHolder};
@@ -270,4 +270,25 @@ pub fn each_in_turn<'a>(
         });
     }
     first
+}
+
+/// The one of `paths` that a planned step is about.
+pub fn planned_path(paths: &[Path], is_it: impl Fn(&Path) -> bool) -> Result<&Path> {
+    let path = paths.iter().find(|path| is_it(path));
+    path.ok_or_else(|| Error::internal("a planned step is about no path of the run"))
+}
+
+/// Fails unless `node`, to which `what` leads, is the database that is `own`.
+pub fn require_same(own: &DatabaseId, node: &mut Node, what: &str) -> Result<()> {
+    if identity(node)? == *own {
+        return Ok(());
+    }
+    Err(Error::refused(
+        SqlState::INVALID_PARAMETER_VALUE,
+        format!(
+            "{what} has a connection string for node \"{}\" that leads to another database than the one that the CALL runs in",
+            node.name
+        ),
+        "Correct it: the other nodes use it too.",
+    ))
 }

@@ -12,7 +12,8 @@ use crate::engine::{
 use crate::error::{Error, Result};
 use crate::libpq::Dsn;
 use crate::node::{Member, Mode, Node};
-use crate::run::Effect;
+use crate::run::action::{CreateSlot, Register, Subscribe};
+use crate::run::{Act, Action};
 use crate::settings;
 use std::collections::BTreeSet;
 
@@ -256,17 +257,22 @@ pub fn sync_lagging_members(
 }
 
 /// What a member that is away when `removed` leaves has to take back later.
-pub fn cleanup_of(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Effect> {
+pub fn cleanup_of(engine: &dyn Engine, removed: &str, member: &str) -> Vec<Action> {
     let (from, to) = (engine.path(removed, member), engine.path(member, removed));
     vec![
-        Effect::Subscription {
+        Subscribe {
+            provider: removed.to_owned(),
             subscription: from.subscription,
-        },
-        Effect::Slot { slot: to.slot },
-        Effect::Registration {
+            one_of_several: false,
+            by_reader: false,
+        }
+        .into(),
+        CreateSlot { slot: to.slot }.into(),
+        Register {
             member: removed.to_owned(),
             divided_before: None,
-        },
+        }
+        .into(),
     ]
 }
 
@@ -293,26 +299,26 @@ pub fn catch_up(
         .collect();
     engine.unload_paths();
     engine.load_paths(&mut [&mut *nodes[behind]], &absent)?;
-    let mut cleanups: Vec<(String, Effect)> = vec![];
+    let mut cleanups: Vec<(String, Action)> = vec![];
     for node in nodes.iter_mut() {
         for cleanup in pending_cleanups(engine, node)? {
             if cleanup.member.name == name {
-                cleanups.push((cleanup.removed, Effect::parse(&cleanup.effect)?));
+                cleanups.push((cleanup.removed, Action::parse(&cleanup.action)?));
             }
         }
     }
     // Who noted it may be away itself by now.
     for gone in &gone {
-        let effects = cleanup_of(engine, gone, &name);
-        cleanups.extend(effects.into_iter().map(|effect| (gone.clone(), effect)));
+        let actions = cleanup_of(engine, gone, &name);
+        cleanups.extend(actions.into_iter().map(|action| (gone.clone(), action)));
     }
     engine.unload_paths();
     let mut forgotten = BTreeSet::new();
-    let mut reverted: Vec<Effect> = vec![];
-    for (removed, effect) in cleanups {
-        if !reverted.contains(&effect) {
-            effect.undo(engine, nodes[behind])?;
-            reverted.push(effect);
+    let mut reverted: Vec<Action> = vec![];
+    for (removed, action) in cleanups {
+        if !reverted.contains(&action) {
+            action.undo(engine, nodes[behind])?;
+            reverted.push(action);
         }
         forgotten.insert(removed);
     }

@@ -8,7 +8,7 @@ use crate::engine::names::{self, Numbered};
 use crate::engine::{Engine, Path, Registry, parse_dsn, registered_members};
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Member, Node, server};
-use crate::run::effect::{drop_slot, run_all};
+use crate::run::revert::{drop_slot, run_all};
 use std::collections::BTreeSet;
 
 /// What the slots may be called that others of the cluster read on member `name`, whose database is called `database`

@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Member, Node, Session, Statement, server};
 use crate::place;
-use crate::run::effect::{drop_slot, run_all};
+use crate::run::revert::{drop_slot, run_all};
 
 /// A server that claims to be what the registry means by another one.
 pub struct Twin {

@@ -7,7 +7,8 @@ use crate::error::{Error, Result, SqlState};
 use crate::libpq::Conn;
 use crate::node::{Node, Session, ask_within, server};
 use crate::progress;
-use crate::run::{Begun, Effect, Journal, RunState};
+use crate::run::action::{LeftIf, Register, Subscribe};
+use crate::run::{Act, Action, Begun, Journal, RunState};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -36,24 +37,25 @@ impl Undo<'_> {
             .journal
             .begun()?
             .into_iter()
-            .partition(|begun| begun.effect == Effect::Marker);
+            .partition(|begun| matches!(begun.action, Action::Marker(_)));
         for begun in steps.into_iter().chain(markers) {
             let what = format!("{} on {}", begun.description, begun.node);
             progress::step(&begun.node, &format!("undo: {}", begun.description));
             self.journal.passed(&format!("the undo, before {what}"))?;
             let answer = match unreachable.get(&begun.node) {
+                _ if begun.announced => Ok(()),
                 None => self.undo_one(&begun, nodes),
                 // Every further try would wait as long.
                 Some(error) => Err(Error::clone(error)),
             };
             self.journal.passed(&format!("the undo, after {what}"))?;
             match answer {
-                Ok(()) => self.journal.undone(begun.step)?,
+                Ok(()) => self.journal.undone(&begun)?,
                 Err(error) => {
                     if matches!(error, Error::Connect { .. }) {
                         unreachable.insert(begun.node.clone(), error.clone());
                     }
-                    self.journal.not_undone(begun.step, &error.to_string())?;
+                    self.journal.not_undone(&begun, &error.to_string())?;
                     left.push(format!(
                         "\"{}\" on node \"{}\" ({error})",
                         begun.description, begun.node
@@ -126,7 +128,7 @@ impl Undo<'_> {
     }
 
     fn undo_one(&self, begun: &Begun, nodes: &mut [&mut Node]) -> Result<()> {
-        if self.name_taken && begun.node != self.subject || begun.effect == Effect::Nothing {
+        if self.name_taken && begun.node != self.subject {
             return Ok(());
         }
         let unknown = || {
@@ -137,7 +139,10 @@ impl Undo<'_> {
             )
         };
         let at = nodes.iter().position(|n| n.name == begun.node);
-        if let (None, Effect::OfReader { subscription }) = (at, &begun.effect) {
+        if let (None, Action::Subscribe(subscribe)) = (at, &begun.action)
+            && subscribe.by_reader
+        {
+            let Subscribe { subscription, .. } = subscribe;
             // It gets nothing any more, and nobody waits for it.
             let drop = self.engine.unsubscribe(subscription).pop();
             ereport::warning(
@@ -165,25 +170,26 @@ impl Undo<'_> {
     }
 
     fn undo_on(&self, begun: &Begun, nodes: &mut [&mut Node], at: usize) -> Result<()> {
-        if let Effect::Registration {
+        if let Action::Register(Register {
             member,
             divided_before,
-        } = &begun.effect
+        }) = &begun.action
         {
             remove_member(self.engine, nodes, member, *divided_before, &begun.node)?;
         }
         let node = &mut *nodes[at];
-        if begun.effect.is_of_bootstrap() && self.has_other_members(node)? {
-            return Ok(());
+        let left = match begun.action.left_if() {
+            Some(LeftIf::OtherMembers) => self.has_other_members(node)?,
+            // Nobody reads what a run was just about to make.
+            Some(LeftIf::Read { slot }) => {
+                !begun.done && server::slot_reader(slot).first(node)?.is_some()
+            }
+            None => false,
+        };
+        match left {
+            true => Ok(()),
+            false => begun.action.undo(self.engine, node),
         }
-        // Nobody reads what a run was just about to make.
-        if let Effect::Slot { slot } = &begun.effect
-            && !begun.done
-            && server::slot_reader(slot).first(node)?.is_some()
-        {
-            return Ok(());
-        }
-        begun.effect.undo(self.engine, node)
     }
 
     fn has_other_members(&self, node: &mut Node) -> Result<bool> {

@@ -22,7 +22,7 @@ pub struct PendingCleanup {
     pub member: Member,
     pub removed: String,
     /// What is to be taken back there, as in the journal.
-    pub effect: String,
+    pub action: String,
 }
 
 /// How a database becomes a node, and ceases to be one; what is remembered of nodes that were removed. Whoever changes

@@ -70,22 +70,22 @@ impl KeepsRegistry for Native {
 
     fn record_cleanup(&self, cleanup: &PendingCleanup) -> Statement {
         Statement::new(
-            "INSERT INTO zodan.pending_cleanup (member, dsn, removed, effect)
+            "INSERT INTO zodan.pending_cleanup (member, dsn, removed, action)
              SELECT $1, $2, $3, $4::jsonb FROM zodan.unreplicated() ON CONFLICT DO NOTHING",
             &[
                 &cleanup.member.name,
                 &cleanup.member.dsn.reveal(),
                 &cleanup.removed,
-                &cleanup.effect,
+                &cleanup.action,
             ],
         )
     }
 
     fn pending_cleanups(&self) -> Query<PendingCleanup> {
         Query::new(
-            "SELECT o.member, coalesce(n.dsn, o.dsn) AS dsn, o.effect, o.removed
+            "SELECT o.member, coalesce(n.dsn, o.dsn) AS dsn, o.action, o.removed
                FROM zodan.pending_cleanup o LEFT JOIN zodan.node n ON n.name = o.member
-              ORDER BY o.recorded_at, o.effect",
+              ORDER BY o.recorded_at, o.action",
             &[],
             |row| {
                 let dsn = Dsn::parse(row.get("dsn")?).map_err(|bad| {
@@ -97,7 +97,7 @@ impl KeepsRegistry for Native {
                         dsn,
                     },
                     removed: row.get("removed")?,
-                    effect: row.get("effect")?,
+                    action: row.get("action")?,
                 })
             },
         )

@@ -1,15 +1,15 @@
 //! The new node subscribes to every member, from where the copy ends.
 
 use super::forwarding::Forwarding;
-use super::plan::{self, subscribe};
 use super::starts::{Positions, Starts};
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};
 use crate::node::{Member, Node, server};
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::action::{self, CatchUp, PauseApplyToHandOver, Subscribe};
+use crate::run::{Journal, Step};
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::markers::{self, Marker};
+use crate::workflow::members::planned_path;
 use crate::workflow::report::Report;
 
 /// What has become of it.
@@ -36,27 +36,27 @@ impl Attaching<'_> {
         let new = self.nodes.new.name.clone();
         let members = std::iter::once(&*self.nodes.source).chain(&*self.nodes.peers);
         let members: Vec<Member> = members.map(Node::member).collect();
-        let mut paths = vec![];
-        let mut steps = vec![];
-        for member in &members {
-            for path in engine.paths(&member.name, &new) {
-                steps.push(self.announce(&new, subscribe(engine, &path))?);
-                paths.push((path, member));
-            }
+        let paths = members.iter().flat_map(|m| engine.paths(&m.name, &new));
+        let paths: Vec<Path> = paths.collect();
+        let phase = self.report.current();
+        let mut announced = vec![];
+        for step in self.journal.take_all::<Subscribe>(phase) {
+            let subscription = &step.action().subscription;
+            let path = planned_path(&paths, |path| path.subscription == *subscription)?;
+            announced.push((self.journal.announce(step)?, path));
         }
-        for ((path, member), step) in paths.iter().zip(&steps) {
+        let mut steps = vec![];
+        for (step, path) in announced {
+            let member = members.iter().find(|m| m.name == path.provider);
+            let member = member.ok_or_else(|| Error::internal("a node was not connected"))?;
             // Not through SPI: the context of whatever is said meanwhile would be the statement, and
             // the connection string is in it.
-            let subscription = path.subscription.clone();
             let loopback = &mut *self.nodes.loopback;
-            let effect = Effect::Subscription { subscription };
-            self.journal.make(*step, &effect, || {
-                engine.subscribe(path, member).run(loopback)
-            })?;
+            let subscribe = || engine.subscribe(path, member).run(loopback);
+            steps.push(self.journal.make(step, subscribe)?);
             self.journal
                 .passed(&format!("{} exists", path.subscription))?;
         }
-        let paths: Vec<Path> = paths.into_iter().map(|(path, _)| path).collect();
         if paths
             .iter()
             .any(|p| !positions.contains_key(&p.subscription))
@@ -65,43 +65,46 @@ impl Attaching<'_> {
                 "a subscription has no position to start from",
             ));
         }
-        let catches_up = plan::catches_up_from_source(engine, self.nodes.peers);
+        let catch_up = self.journal.take_if::<CatchUp>(phase);
         let source = &self.nodes.source.name;
         // Those of the peers come when the new node has caught up.
         let first = paths
             .iter()
-            .filter(|p| !catches_up || p.provider == *source);
+            .filter(|p| catch_up.is_none() || p.provider == *source);
         start_at(engine, self.nodes.new, first, positions, self.report)?;
         self.journal.passed("the first positions are set")?;
-        let attached = match catches_up {
-            true => self.after_catching_up(&paths, starts)?,
-            false => {
+        let attached = match catch_up {
+            Some(step) => self.after_catching_up(step, &paths, starts)?,
+            None => {
                 if !self.nodes.peers.is_empty() {
                     self.report.step("each member sends its own changes of the time of the copy: those of the others do not wait for them");
                 }
-                let steps = self.intend_markers()?;
+                let markers = self.journal.begin_all::<action::Marker>(phase)?;
                 let attached = mark(engine, self.nodes.source, self.nodes.peers, self.nodes.new)?;
-                self.done(&steps)?;
+                self.journal.all_done(markers)?;
                 let mut providers = all_members(self.nodes.source, self.nodes.peers);
                 enable(engine, self.nodes.new, &mut providers, &paths)?;
                 attached
             }
         };
-        self.done(&steps)?;
+        self.journal.all_done(steps)?;
         Ok(attached)
     }
 
     /// The new node catches up with the source first, and its peers take over from there.
-    fn after_catching_up(&mut self, paths: &[Path], starts: &Starts) -> Result<Attached> {
+    fn after_catching_up(
+        &mut self,
+        catch_up: Step<CatchUp>,
+        paths: &[Path],
+        starts: &Starts,
+    ) -> Result<Attached> {
         let engine = self.nodes.engine;
         let (source, new) = (self.nodes.source.name.clone(), self.nodes.new.name.clone());
-        let action = Action::CatchUp {
-            source: source.clone(),
-        };
-        let caught_up = self.announce(&new, action)?;
-        let pause = Step::new(self.report.current(), &source, Action::PauseApplyToHandOver);
-        let pause = self.journal.intend(&pause, &Effect::Pause)?;
-        let steps = self.intend_markers()?;
+        let phase = self.report.current();
+        let caught_up = self.journal.begin(catch_up)?;
+        let pause = self.journal.take::<PauseApplyToHandOver>(phase, &source)?;
+        let pause = self.journal.begin(pause)?;
+        let markers = self.journal.begin_all::<action::Marker>(phase)?;
         let of_source = engine.path(&source, &new);
         let mut attached = None;
         let (journal, report) = (&*self.journal, self.report);
@@ -127,28 +130,10 @@ impl Attaching<'_> {
             attached = Some(marked);
             Ok(())
         })?;
-        self.journal.undone(pause)?;
+        self.journal.ended(pause)?;
         self.journal.done(caught_up)?;
-        self.done(&steps)?;
+        self.journal.all_done(markers)?;
         attached.ok_or_else(|| Error::internal("nothing has been handed over"))
-    }
-
-    fn announce(&mut self, node: &str, action: Action) -> Result<i32> {
-        let step = Step::new(self.report.current(), node, action);
-        self.journal.announce(&step)
-    }
-
-    fn intend_markers(&mut self) -> Result<Vec<i32>> {
-        let mut steps = vec![];
-        for name in [&self.nodes.source.name, &self.nodes.new.name] {
-            let step = Step::new(self.report.current(), name, Action::Marker);
-            steps.push(self.journal.intend(&step, &Effect::Marker)?);
-        }
-        Ok(steps)
-    }
-
-    fn done(&self, steps: &[i32]) -> Result<()> {
-        steps.iter().try_for_each(|step| self.journal.done(*step))
     }
 }
 

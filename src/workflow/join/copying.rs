@@ -12,8 +12,10 @@ use crate::node::server::{self, TableFile};
 use crate::node::{Local, Member, Node, Session, Statement};
 use crate::progress::{self, Work};
 use crate::quote::ident;
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::action::{
+    BlockWritesByEngine, BlockWritesOfNew, CopyDatabase, CreateOrigin, ReadOnlyBefore, Restore,
+};
+use crate::run::{Journal, Running};
 use crate::settings::copy_jobs;
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::estimate::time_to_build;
@@ -33,8 +35,6 @@ pub struct Copying<'a> {
     /// The new node's database.
     pub database: &'a str,
     pub snapshot: &'a str,
-    /// The engine's own way of keeping applications from writing, and what takes it back.
-    pub engines: Option<[Statement; 2]>,
     pub journal: &'a mut Journal,
     pub report: &'a Report,
     /// Which rows keep their times, if any do.
@@ -156,12 +156,15 @@ impl Copying<'_> {
                 .copy_plan(self.nodes.source, &self.nodes.new.name, self.snapshot)?;
         tell_structure_only(self.report, &plan.structure_only);
         self.create_origin(&plan.origin)?;
-        let effect = Effect::Objects {
+        let restore = Restore {
             before: before.clone(),
             preexisting: plan.preexisting.clone(),
             brought: Some(copy::brought(&mut self.nodes.source.session)?),
         };
-        let step = self.intend(Action::Copy, &effect)?;
+        let phase = self.report.current();
+        let new = &self.nodes.new.name;
+        let step = self.journal.take::<CopyDatabase>(phase, new)?;
+        let step = self.journal.begin_with(step, restore)?;
         let tables = plan.tables.iter().filter(|table| !table.extension);
         let labels = tables.map(copy::Table::label).collect();
         let Stored {
@@ -169,7 +172,7 @@ impl Copying<'_> {
             mut files,
             structure,
             rows_kept,
-        } = self.copy(plan, step, &mut before)?;
+        } = self.copy(plan, &step, &mut before)?;
         // Emptied by ourselves.
         files.retain(|table, _| !copied.again.contains(table));
         self.journal
@@ -205,7 +208,7 @@ impl Copying<'_> {
         })
     }
 
-    fn copy(&mut self, plan: CopyPlan, step: i32, before: &mut Inventory) -> Result<Stored> {
+    fn copy(&mut self, plan: CopyPlan, step: &Running, before: &mut Inventory) -> Result<Stored> {
         let report = self.report;
         let kept = self.kept.take().map(|kept| (kept, plan.tables.clone()));
         let Member { name, dsn } = self.nodes.source.member();
@@ -450,42 +453,39 @@ impl Copying<'_> {
     /// slots exist would be on no other node.
     fn block_writes(&mut self) -> Result<Option<String>> {
         let before = server::database_read_only().first(self.nodes.new)?;
-        let effect = Effect::ReadOnly {
+        let setting = ReadOnlyBefore {
             database: self.database.to_owned(),
-            before: before.clone(),
+            setting: before.clone(),
         };
-        let step = self.intend(Action::BlockWritesOfNew, &effect)?;
+        let phase = self.report.current();
+        let new = &self.nodes.new.name;
+        let step = self.journal.take::<BlockWritesOfNew>(phase, new)?;
+        let step = self.journal.begin_with(step, setting)?;
         server::set_database_read_only(self.database, Some("on")).run(self.nodes.new)?;
         self.journal.done(step)?;
         Ok(before)
     }
 
     fn hold_off_by_engine(&mut self) -> Result<Option<Statement>> {
-        let Some([hold, release]) = self.engines.clone() else {
+        let phase = self.report.current();
+        let Some(step) = self.journal.take_if::<BlockWritesByEngine>(phase) else {
             return Ok(None);
         };
-        let effect = Effect::Statement {
-            undo: release.sql.clone(),
-        };
-        let step = self.intend(Action::BlockWritesByEngine, &effect)?;
-        hold.run(self.nodes.new)?;
+        let BlockWritesByEngine { block, release } = step.action().clone();
+        let step = self.journal.begin(step)?;
+        Statement::new(block, &[]).run(self.nodes.new)?;
         self.journal.done(step)?;
-        Ok(Some(release))
+        Ok(Some(Statement::new(release, &[])))
     }
 
     fn create_origin(&mut self, origin: &str) -> Result<()> {
-        let effect = Effect::Origin {
-            origin: origin.to_owned(),
-        };
-        let step = self.intend(Action::CreateOrigin, &effect)?;
+        let phase = self.report.current();
+        let new = &self.nodes.new.name;
+        let step = self.journal.take::<CreateOrigin>(phase, new)?;
+        let step = self.journal.begin_with(step, origin.to_owned())?;
         // One that an earlier run left is of no use to anyone: positions are not read from it.
         server::drop_origin(origin).run(self.nodes.new)?;
         server::create_origin(origin).run(self.nodes.new)?;
         self.journal.done(step)
-    }
-
-    fn intend(&mut self, action: Action, effect: &Effect) -> Result<i32> {
-        let step = Step::new(self.report.current(), &self.nodes.new.name, action);
-        self.journal.intend(&step, effect)
     }
 }

@@ -23,13 +23,17 @@ use crate::node::{
 use crate::place;
 use crate::quote;
 use crate::replay::content::Compared;
-use crate::run::{Action, Command, Effect, Interrupted, Journal, RunHeader, RunState, Step};
+use crate::run::action::{
+    self, BootstrapCluster, CreateNode, CreateSlot, LetApplyWrite, Register, ReplicaIdentity,
+    Subscribe,
+};
+use crate::run::{Announced, Command, Interrupted, Journal, Plan, RunHeader, RunState, Running};
 use crate::settings;
 use crate::workflow::checks::Known;
 use crate::workflow::cluster::{Cluster, JoinNodes, JoinRequest, Locking, NewNode};
 use crate::workflow::division::Division;
 use crate::workflow::markers::{self, Marker};
-use crate::workflow::members::{self, each_beside_others};
+use crate::workflow::members::{self, each_beside_others, planned_path};
 use crate::workflow::membership;
 use crate::workflow::registries::{now, publish_registry, registry_of};
 use crate::workflow::report::{self, Report};
@@ -40,7 +44,6 @@ use crate::workflow::verify;
 use attach::Attaching;
 use copying::{Copying, Held};
 use own_times::Kept;
-use plan::Plan;
 use snapshot::{Snapshot, Taking, wait_for_writers};
 use starts::{Positions, Starts};
 use std::collections::BTreeMap;
@@ -99,8 +102,8 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
     join.report
         .phase("check every node before the first change");
     let known = join.check()?;
-    let mut plan = join.plan(&known)?;
-    let mut journal = Journal::begin(
+    let plan = join.plan(&known)?;
+    let mut journal = Journal::open(
         &join.local,
         &RunHeader {
             command: COMMAND,
@@ -109,10 +112,10 @@ pub fn add_node(local: Local, request: Request) -> Result<()> {
             source_dsn: &join.request.source_dsn.without_secrets(),
             node: join.cluster.new_name(),
         },
-        std::mem::take(&mut plan.steps),
+        plan,
     )?;
     let outcome = join
-        .run(&known, &plan, &mut journal)
+        .run(&known, &mut journal)
         .and_then(|()| journal.finish_with(&join.opening(&known)));
     match outcome {
         Ok(()) => {
@@ -208,13 +211,13 @@ impl Join {
     }
 
     fn plan(&mut self, known: &Known) -> Result<Plan> {
-        Plan::of(self.cluster.nodes(), known, self.division.is_some())
+        plan::steps(self.cluster.nodes(), known, self.division)
     }
 
-    fn run(&mut self, known: &Known, plan: &Plan, journal: &mut Journal) -> Result<()> {
+    fn run(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         journal.passed("the run is written down")?;
         self.report.phase("create a replication slot on every peer");
-        self.bootstrap_cluster(known, plan, journal)?;
+        self.bootstrap_cluster(known, journal)?;
         if let Some(division) = self.division {
             division.divide_members(self.cluster.nodes(), journal, &self.report)?;
         }
@@ -227,12 +230,10 @@ impl Join {
         self.report.phase("take the snapshot of the source");
         let nodes = self.cluster.nodes();
         let inbound = nodes.inbound_of_source();
-        let own = nodes.engine.path(&nodes.source.name, &nodes.new.name);
         let snapshot = Taking {
             engine: nodes.engine,
             source: nodes.source,
             inbound: &inbound,
-            slot: &own.slot,
             journal: &mut *journal,
             report: &self.report,
             tried: false,
@@ -245,13 +246,11 @@ impl Join {
         let positions = self.positions(&starts, &snapshot)?;
 
         self.report.phase("copy structure and data");
-        self.copy(known, plan, journal, snapshot)?;
+        self.copy(known, journal, snapshot)?;
 
         self.report.phase("subscribe the new node to every member");
         self.provide(known, journal)?;
-        if plan.apply_writes {
-            self.let_apply_write(known, journal)?;
-        }
+        self.let_apply_write(known, journal)?;
         let attached = Attaching {
             nodes: self.cluster.nodes(),
             inbound: &inbound,
@@ -280,12 +279,7 @@ impl Join {
     }
 
     /// A source that is not a node yet becomes a cluster of one.
-    fn bootstrap_cluster(
-        &mut self,
-        known: &Known,
-        plan: &Plan,
-        journal: &mut Journal,
-    ) -> Result<()> {
+    fn bootstrap_cluster(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         if self.cluster.subject.source_is_member {
             return Ok(());
         }
@@ -294,31 +288,29 @@ impl Join {
             "node \"{name}\" becomes the first node of a cluster"
         ));
         let phase = self.report.current();
-        for unfit in &plan.to_prepare {
-            let table = unfit.table.clone();
+        while let Some(step) = journal.take_if::<ReplicaIdentity>(phase) {
+            let ReplicaIdentity {
+                table,
+                becomes,
+                change,
+                ..
+            } = step.action().clone();
             self.report.notice(&format!(
-                "table {table} of node \"{name}\" has no replica identity: it becomes {}, or updates and deletes would fail",
-                unfit.becomes.as_deref().unwrap_or_default()
+                "table {table} of node \"{name}\" has no replica identity: it becomes {becomes}, or updates and deletes would fail"
             ));
-            let step = journal.intend(
-                &Step::new(phase, &name, Action::ReplicaIdentity { table }),
-                &Effect::ReplicaIdentity {
-                    undo: unfit.undo.clone(),
-                },
-            )?;
-            if let Err(error) = self.prepare_table(&unfit.statement) {
+            let step = journal.begin(step)?;
+            if let Err(error) = self.prepare_table(&change) {
                 // What the server has refused did nothing that an undo could take back.
                 let unknown = matches!(error, Error::Interrupted { .. } | Error::Lost { .. });
                 if !unknown && self.cluster.source().session.is_usable() {
-                    journal.undone(step)?;
+                    journal.ended(step)?;
                 }
                 return Err(error);
             }
             journal.done(step)?;
         }
-        let action = Action::BootstrapCluster { node: name.clone() };
-        let step = Step::new(phase, &name, action);
-        let step = journal.announce(&step)?;
+        let step = journal.take::<BootstrapCluster>(phase, &name)?;
+        let step = journal.announce(step)?;
         let identity = Identity {
             member: self.cluster.source().member(),
             system_identifier: known.source.system_identifier.clone(),
@@ -328,9 +320,8 @@ impl Join {
             info: "{}".into(),
             joined_at: self.now()?,
         };
-        let effect = (step, &Effect::FirstNode);
         let nodes = self.cluster.nodes();
-        create_node(nodes.engine, &identity, nodes.source, journal, effect)?;
+        let step = create_node(nodes.engine, &identity, nodes.source, journal, step)?;
         membership::bootstrap(nodes.engine, nodes.source, &identity)?;
         server::keep_place().run(nodes.source)?;
         self.cluster.subject.source_is_member = true;
@@ -385,33 +376,31 @@ impl Join {
         let to_new = |provider: &Node| engine.paths(&provider.name, &new.name);
         let mut wanted: Vec<Path> = peers.iter().flat_map(to_new).collect();
         wanted.extend(to_new(source).into_iter().skip(1));
-        let mut steps = vec![];
-        for path in &wanted {
-            let slot = path.slot.clone();
-            let action = Action::CreateSlot { slot };
-            let step = Step::new(self.report.current(), &path.provider, action);
-            steps.push(journal.announce(&step)?);
+        let (mut announced, mut paths) = (vec![], vec![]);
+        for step in journal.take_all::<CreateSlot>(self.report.current()) {
+            let (node, slot) = (step.node(), &step.action().slot);
+            let path = planned_path(&wanted, |p| p.provider == node && p.slot == *slot)?;
+            paths.push(path);
+            announced.push(journal.announce(step)?);
         }
         let mut providers: Vec<&mut Node> = peers.iter_mut().chain([source]).collect();
-        for path in &wanted {
+        for path in &paths {
             if let Some(provider) = providers.iter_mut().find(|n| n.name == path.provider) {
                 taken::refuse_slot(provider, &path.slot)?;
             }
         }
-        for (step, path) in steps.iter().zip(&wanted) {
-            let slot = path.slot.clone();
-            journal.makes(*step, &Effect::Slot { slot })?;
-        }
+        let made = announced.into_iter().map(|step| journal.makes(step));
+        let steps = made.collect::<Result<Vec<Running>>>()?;
         let mut starts = BTreeMap::new();
         loop {
             // One on each node at a time.
             let mut round = vec![];
             for provider in &mut providers {
-                let left = steps.iter().zip(&wanted).find(|(_, path)| {
+                let left = steps.iter().zip(&paths).find(|(_, path)| {
                     path.provider == provider.name && !starts.contains_key(&path.subscription)
                 });
                 if let Some((step, path)) = left {
-                    round.push((*step, path, provider));
+                    round.push((step, path, provider));
                 }
             }
             if round.is_empty() {
@@ -452,9 +441,7 @@ impl Join {
                 return Err(error);
             }
         }
-        for step in steps {
-            journal.done(step)?;
-        }
+        journal.all_done(steps)?;
         Ok(starts)
     }
 
@@ -465,11 +452,7 @@ impl Join {
         if nodes.peers.is_empty() {
             return Ok(());
         }
-        let mut steps = vec![];
-        for peer in &*nodes.peers {
-            let step = Step::new(self.report.current(), &peer.name, Action::Marker);
-            steps.push(journal.intend(&step, &Effect::Marker)?);
-        }
+        let steps = journal.begin_all::<action::Marker>(self.report.current())?;
         let paths = nodes.inbound_of_source();
         let JoinNodes {
             engine,
@@ -480,9 +463,7 @@ impl Join {
         } = nodes;
         self.kept = own_times::from_now_on(engine, source, peers)?;
         let markers = markers::emit(engine, &mut *peers)?;
-        for step in steps {
-            journal.done(step)?;
-        }
+        journal.all_done(steps)?;
         let mut others: Vec<&mut Node> = peers.iter_mut().collect();
         markers::wait(engine, source, &mut others, &markers, &paths, &new.name)?;
         markers::forget(engine, others, &markers)
@@ -497,19 +478,12 @@ impl Join {
         Ok(positions)
     }
 
-    fn copy(
-        &mut self,
-        known: &Known,
-        plan: &Plan,
-        journal: &mut Journal,
-        snapshot: Snapshot,
-    ) -> Result<()> {
+    fn copy(&mut self, known: &Known, journal: &mut Journal, snapshot: Snapshot) -> Result<()> {
         self.held = Copying {
             local: &self.local,
             nodes: self.cluster.nodes(),
             database: &known.new.id.database,
             snapshot: &snapshot.name,
-            engines: plan.engines.clone(),
             journal,
             report: &self.report,
             kept: self.kept.take(),
@@ -526,11 +500,11 @@ impl Join {
     fn provide(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
         let new = self.cluster.new_name().to_owned();
-        let step = journal.announce(&Step::new(phase, &new, Action::CreateNode))?;
+        let step = journal.take::<CreateNode>(phase, &new)?;
+        let step = journal.announce(step)?;
         let identity = self.new_identity(known);
-        let effect = (step, &Effect::Node);
         let nodes = self.cluster.nodes();
-        create_node(nodes.engine, &identity, nodes.new, journal, effect)?;
+        let step = create_node(nodes.engine, &identity, nodes.new, journal, step)?;
         place::keep(own_database().into())?;
         journal.passed("the new node provides")?;
         for told in nodes
@@ -543,19 +517,14 @@ impl Join {
             division.divide_new(nodes)?;
         }
         journal.done(step)?;
-        let cluster = &self.cluster;
-        let subscribers = cluster.members.iter().chain(&cluster.subject.readers);
-        let paths: Vec<Path> = subscribers
-            .flat_map(|node| cluster.engine.paths(&new, &node.name))
-            .collect();
-        for Path { slot, .. } in paths {
-            let step = Step::new(phase, &new, Action::CreateSlot { slot: slot.clone() });
-            let step = journal.announce(&step)?;
+        for step in journal.take_all::<CreateSlot>(phase) {
+            let slot = step.action().slot.clone();
+            let step = journal.announce(step)?;
             taken::refuse_slot(&mut self.cluster.subject.loopback, &slot)?;
-            journal.makes(step, &Effect::Slot { slot: slot.clone() })?;
+            let step = journal.makes(step)?;
             if let Err(error) = self.create_own_slot(&slot) {
                 if error.sqlstate() == SqlState::DUPLICATE_OBJECT {
-                    journal.refused(step)?;
+                    journal.refused(&step)?;
                 }
                 return Err(taken::whose_slot(
                     error,
@@ -572,20 +541,16 @@ impl Join {
     /// The statements that apply workers run beside the changes of rows must not be held off with those of the
     /// applications.
     fn let_apply_write(&mut self, known: &Known, journal: &mut Journal) -> Result<()> {
+        let phase = self.report.current();
+        let Some(step) = journal.take_if::<LetApplyWrite>(phase) else {
+            return Ok(());
+        };
         let nodes = self.cluster.nodes();
         let role = nodes.engine.apply_role().one(nodes.loopback)?;
         let before = server::role_read_only(&role).first(nodes.new)?;
         let database = &known.new.id.database;
         let close = server::set_role_read_only(&role, database, before.as_deref());
-        let step = Step::new(
-            self.report.current(),
-            &nodes.new.name,
-            Action::LetApplyWrite,
-        );
-        let effect = Effect::Statement {
-            undo: close.sql.clone(),
-        };
-        let step = journal.intend(&step, &effect)?;
+        let step = journal.begin_with(step, close.sql.clone())?;
         server::set_role_read_only(&role, database, Some("off")).run(nodes.new)?;
         self.held.apply = Some(close);
         journal.done(step)
@@ -659,30 +624,17 @@ impl Join {
         let phase = self.report.current();
         let new = self.cluster.subject.local.member();
         let engine = &*self.cluster.engine;
-        let (mut steps, mut subscribing) = (vec![], vec![]);
-        for member in &self.cluster.members {
-            steps.push(journal.intend(
-                &Step::new(phase, &member.name, Action::Register),
-                &Effect::Registration {
-                    member: new.name.clone(),
-                    divided_before: self.division.map(|d| d.before),
-                },
-            )?);
-            for path in engine.paths(&new.name, &member.name) {
-                let action = plan::subscribe(engine, &path);
-                let step = journal.announce(&Step::new(phase, &member.name, action))?;
-                let subscription = path.subscription.clone();
-                subscribing.push((step, path, Effect::Subscription { subscription }));
-                steps.push(step);
+        let (mut registering, mut announced) = (vec![], vec![]);
+        let members = self.cluster.members.iter();
+        for node in members.chain(&self.cluster.subject.readers) {
+            if let Some(step) = journal.take_on::<Register>(phase, &node.name) {
+                registering.push(journal.begin(step)?);
             }
-        }
-        for reader in &self.cluster.subject.readers {
-            for path in engine.paths(&new.name, &reader.name) {
-                let action = plan::subscribe(engine, &path);
-                let step = journal.announce(&Step::new(phase, &reader.name, action))?;
-                let subscription = path.subscription.clone();
-                subscribing.push((step, path, Effect::OfReader { subscription }));
-                steps.push(step);
+            let paths = engine.paths(&new.name, &node.name);
+            while let Some(step) = journal.take_on::<Subscribe>(phase, &node.name) {
+                let subscription = &step.action().subscription;
+                let path = planned_path(&paths, |path| path.subscription == *subscription)?;
+                announced.push((journal.announce(step)?, path.clone()));
             }
         }
         self.register(known, journal)?;
@@ -690,21 +642,19 @@ impl Join {
         let engine = &*cluster.engine;
         let members = cluster.members.iter_mut();
         let mut members: Vec<&mut Node> = members.chain(&mut cluster.subject.readers).collect();
-        for (step, _, effect) in &subscribing {
-            journal.makes(*step, effect)?;
-        }
-        let mut left = subscribing.clone();
+        let made = announced
+            .into_iter()
+            .map(|(step, path)| Ok((journal.makes(step)?, path)));
+        let subscribing = made.collect::<Result<Vec<(Running, Path)>>>()?;
+        let mut left: Vec<&(Running, Path)> = subscribing.iter().collect();
         while !left.is_empty() {
             // One on each node at a time.
             let mut questions = vec![];
             let mut round = vec![];
             for member in &mut members {
-                if let Some(i) = left
-                    .iter()
-                    .position(|(_, p, _)| p.subscriber == member.name)
-                {
-                    let (step, path, _) = left.remove(i);
-                    questions.push(engine.subscribe(&path, &new).on(member));
+                if let Some(i) = left.iter().position(|(_, p)| p.subscriber == member.name) {
+                    let (step, path) = left.remove(i);
+                    questions.push(engine.subscribe(path, &new).on(member));
                     round.push(step);
                 }
             }
@@ -723,10 +673,8 @@ impl Join {
             .map(|m| engine.enable_all(&engine.paths(&new.name, &m.name)))
             .collect();
         ask_in_turn(&mut members, &enabling)?;
-        for step in steps {
-            journal.done(step)?;
-        }
-        Ok(())
+        let subscribed = subscribing.into_iter().map(|(step, _)| step);
+        journal.all_done(registering.into_iter().chain(subscribed))
     }
 
     /// One change of the membership, the same on the new node and on every member, by the sessions that hold the
@@ -927,12 +875,13 @@ fn create_node(
     identity: &Identity,
     node: &mut Node,
     journal: &Journal,
-    (step, effect): (i32, &Effect),
-) -> Result<()> {
+    announced: Announced,
+) -> Result<Running> {
     let mut statements = engine.create_node(identity).into_iter();
-    journal.make(step, effect, || match statements.next() {
+    let step = journal.make(announced, || match statements.next() {
         Some(first) => first.run(node).map(|_| ()),
         None => Ok(()),
     })?;
-    statements.try_for_each(|statement| statement.run(node).map(|_| ()))
+    statements.try_for_each(|statement| statement.run(node).map(|_| ()))?;
+    Ok(step)
 }

@@ -14,8 +14,8 @@ use crate::libpq::Conn;
 use crate::libpq::poll::{Attempts, Poll, wait_until};
 use crate::lsn::Position;
 use crate::node::{Node, server};
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::Journal;
+use crate::run::action::{CreateSlot, PauseApply};
 use crate::settings;
 use crate::workflow::pause::{Pause, Paused, Progress};
 use crate::workflow::report::Report;
@@ -75,8 +75,6 @@ pub struct Taking<'a> {
     pub source: &'a mut Node,
     /// The subscriptions of the source, by which it applies its peers.
     pub inbound: &'a [Path],
-    /// The slot to make.
-    pub slot: &'a str,
     pub journal: &'a mut Journal,
     pub report: &'a Report,
     /// The attempt has come to the slot, which may be there.
@@ -87,28 +85,25 @@ impl Taking<'_> {
     pub fn take(mut self) -> Result<Snapshot> {
         let mut exporter = Conn::open_replication(&self.source.name, &self.source.dsn)?;
         let mut versions = KeptVersions::open(self.source)?;
-        let slot = self.slot.to_owned();
-        let action = Action::CreateSlot { slot: slot.clone() };
-        let step = Step::new(self.report.current(), &self.source.name, action);
-        let slot_step = self.journal.announce(&step)?;
-        let pause_step = match self.inbound.is_empty() {
-            true => None,
-            false => Some(self.journal.intend(
-                &Step::new(self.report.current(), &self.source.name, Action::PauseApply),
-                &Effect::Pause,
-            )?),
-        };
-        taken::refuse_slot(self.source, self.slot)?;
-        self.journal.makes(slot_step, &Effect::Slot { slot })?;
+        let phase = self.report.current();
+        let slot_step = self.journal.take::<CreateSlot>(phase, &self.source.name)?;
+        let slot = slot_step.action().slot.clone();
+        let slot_step = self.journal.announce(slot_step)?;
+        let pause_step = self.journal.take_if::<PauseApply>(phase);
+        let pause_step = pause_step
+            .map(|step| self.journal.begin(step))
+            .transpose()?;
+        taken::refuse_slot(self.source, &slot)?;
+        let slot_step = self.journal.makes(slot_step)?;
         let mut attempts = Attempts::new();
         loop {
             wait_for_writers(self.source, self.report)?;
             versions.begin()?;
             self.journal.passed("old row versions are kept")?;
-            let attempt = match self.attempt(exporter) {
+            let attempt = match self.attempt(exporter, &slot) {
                 Err(error) if error.sqlstate() == SqlState::DUPLICATE_OBJECT => {
-                    self.journal.refused(slot_step)?;
-                    return Err(taken::whose_slot(error, self.source, self.slot));
+                    self.journal.refused(&slot_step)?;
+                    return Err(taken::whose_slot(error, self.source, &slot));
                 }
                 attempt => attempt?,
             };
@@ -116,7 +111,7 @@ impl Taking<'_> {
             let why = match attempt {
                 Attempt::Valid(snapshot) => {
                     if let Some(step) = pause_step {
-                        self.journal.undone(step)?;
+                        self.journal.ended(step)?;
                     }
                     self.journal.done(slot_step)?;
                     return Ok(snapshot);
@@ -129,7 +124,7 @@ impl Taking<'_> {
             self.report
                 .step(&format!("snapshot attempt given up, apply resumed: {why}"));
             if std::mem::take(&mut self.tried) {
-                server::drop_slot(self.slot).run(self.source)?;
+                server::drop_slot(&slot).run(self.source)?;
             }
             if let Some(elapsed) = attempts.given_up(&why) {
                 return Err(Error::Stalled {
@@ -143,7 +138,7 @@ impl Taking<'_> {
         }
     }
 
-    fn attempt(&mut self, mut exporter: Conn) -> Result<Attempt> {
+    fn attempt(&mut self, mut exporter: Conn, slot: &str) -> Result<Attempt> {
         let snapshot = |exporter, (start, name), progress| {
             Attempt::Valid(Snapshot {
                 _exporter: exporter,
@@ -152,7 +147,7 @@ impl Taking<'_> {
                 progress,
             })
         };
-        let (engine, slot) = (self.engine, self.slot);
+        let engine = self.engine;
         let tried = &mut self.tried;
         let mut make = |exporter: &mut Conn, source: &str| {
             *tried = true;

@@ -13,7 +13,7 @@ use crate::replay::content::{Compared, relations};
 use crate::replay::share::{Kinds, ORIGIN, Share};
 use crate::replay::{Applier, Catalog, Rendering};
 use crate::run::Journal;
-use crate::run::{Action, Step};
+use crate::run::action::Compare;
 use crate::workflow::verify;
 use std::collections::{BTreeMap, BTreeSet};
 use zodan_core::decoding::{Message, Relation};
@@ -65,13 +65,8 @@ impl Recovery {
         tables.retain(|t| streams.may_be_compared(&t.relation));
         let mut last = self.last_by_stream(missing, &streams, &tables)?;
         let mut session = self.hold(repair, &origin_here, journal)?;
-        let (failed, source) = (self.request.failed.clone(), missing.source.clone());
-        let step = Step::new(
-            self.report.current(),
-            &missing.target,
-            Action::Compare { failed, source },
-        );
-        let step = journal.go_on(&step)?;
+        let step = journal.take::<Compare>(self.report.current(), &missing.target)?;
+        let step = journal.begin(step)?;
         let catalog = Catalog::read(&mut session)?;
         let mut applier = Applier::begin(&mut session)?;
         self.note_comparison(missing, &mut last)?;

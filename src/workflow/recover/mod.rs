@@ -12,19 +12,20 @@ mod spared;
 mod streams;
 
 use super::estimate::Estimate;
+use super::hold;
 use super::members;
 use super::plan::{Planned, refuse_interrupted};
 use super::report::{self, Report};
 use super::undo::Undo;
 use super::verify;
-use crate::engine::Engine;
+use crate::engine::{Engine, Path};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Local, Member, Mode, Node, Reader, server};
 use crate::progress::Work;
-use crate::run::{Action, Command, Step};
-use crate::run::{Journal, RunHeader};
+use crate::run::action::{CloneSlot, Compare, Marker, RecordRecovery, Replay};
+use crate::run::{Command, Journal, Plan, RunHeader};
 use connect::Failed;
 use open_runs::Open;
 use std::time::Instant;
@@ -235,7 +236,7 @@ pub struct Repair {
     /// Whether the source gets what the target writes: it has to have all of it first.
     sends: bool,
     /// The subscriptions of the target that stand still meanwhile.
-    held: Vec<String>,
+    held: Vec<Path>,
 }
 
 impl std::fmt::Display for MissingRange {
@@ -310,31 +311,32 @@ impl Recovery {
     }
 
     /// What is going to be done, in the order of the journal.
-    fn steps(&self, repairs: &[Repair]) -> Vec<Step> {
-        let mut steps = vec![];
+    fn steps(&self, repairs: &[Repair]) -> Plan {
+        let mut plan = Plan::default();
         for repair in repairs {
             let missing = &repair.missing;
             let (failed, source) = (self.request.failed.clone(), missing.source.clone());
-            let mut add = |node: &str, action| steps.push(Step::new(PHASES, node, action));
             if let Method::Slot(slot) = &repair.method {
-                add(&missing.source, Action::CloneSlot { slot: slot.clone() });
+                plan.add(PHASES, &missing.source, CloneSlot::new(slot.clone()));
             }
             if repair.sends {
-                add(&missing.target, Action::Marker);
+                plan.add(PHASES, &missing.target, Marker {});
             }
-            for subscription in repair.held.clone() {
-                add(&missing.target, Action::HoldSubscription { subscription });
+            for path in &repair.held {
+                let hold = hold::action(&*self.engine, path);
+                plan.add(PHASES, &missing.target, hold);
             }
-            let bring = match repair.method {
+            match repair.method {
                 Method::Slot(_) => {
-                    add(&missing.target, Action::RecordRecovery);
-                    Action::Replay { failed, source }
+                    plan.add(PHASES, &missing.target, RecordRecovery {});
+                    plan.add(PHASES, &missing.target, Replay { failed, source });
                 }
-                Method::Comparison(_) => Action::Compare { failed, source },
-            };
-            add(&missing.target, bring);
+                Method::Comparison(_) => {
+                    plan.add(PHASES, &missing.target, Compare { failed, source });
+                }
+            }
         }
-        steps
+        plan
     }
 
     /// Begins the journal, and the phase that changes something.
@@ -344,7 +346,7 @@ impl Recovery {
             .filter(|f| matches!(f.method, Method::Slot(_)));
         self.done.bytes_total = replays.map(|f| f.missing.bytes_to(&f.missing.to)).sum();
         let source = repairs.first().map_or("", |f| &f.missing.source);
-        let journal = Journal::begin(
+        let journal = Journal::open(
             local,
             &RunHeader {
                 command: COMMAND,

@@ -10,9 +10,9 @@ use crate::lsn::{Lsn, Position};
 use crate::node::{Node, Query, Session, server};
 use crate::progress::{self, Work};
 use crate::replay::{Applier, Catalog, Rendering, Transactions};
-use crate::run::effect;
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::action::{self, CloneSlot, HoldSubscription, RecordRecovery};
+use crate::run::revert::drop_slot;
+use crate::run::{Act, Journal};
 use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
@@ -70,8 +70,7 @@ impl Recovery {
         let enabled = self.enabled(&missing.target)?;
         let held = paths
             .into_iter()
-            .map(|path| path.subscription)
-            .filter(|subscription| enabled.contains(subscription))
+            .filter(|path| enabled.contains(&path.subscription))
             .collect();
         Ok(Repair {
             missing,
@@ -174,21 +173,11 @@ impl Recovery {
     ) -> Result<String> {
         let clone = names::recovery_copy(slot, journal.run());
         let phase = self.report.current();
-        let step = journal.intend(
-            &Step::new(
-                phase,
-                &missing.source,
-                Action::CloneSlot {
-                    slot: slot.to_owned(),
-                },
-            ),
-            &Effect::Slot {
-                slot: clone.clone(),
-            },
-        )?;
+        let step = journal.take::<CloneSlot>(phase, &missing.source)?;
+        let step = journal.begin_with(step, clone.clone())?;
         let source = self.survivor(&missing.source)?;
         // Left by a CALL on a node that is gone, with its journal.
-        effect::drop_slot(source, &clone)?;
+        drop_slot(source, &clone)?;
         wait_until(
             &missing.source,
             &format!("copying slot {slot}"),
@@ -229,15 +218,8 @@ impl Recovery {
             None => missing.from.clone(),
         };
         self.note_begin(missing, journal)?;
-        let step = Step::new(
-            self.report.current(),
-            &missing.target,
-            Action::Replay {
-                failed: request.failed.clone(),
-                source: missing.source.clone(),
-            },
-        );
-        let step = journal.go_on(&step)?;
+        let step = journal.take::<action::Replay>(self.report.current(), &missing.target)?;
+        let step = journal.begin(step)?;
         let source = self.survivor(&missing.source)?;
         server::flush_wal().run(source)?;
         let mut reader = Conn::open(&missing.source, &source.dsn)?;
@@ -318,12 +300,8 @@ impl Recovery {
     /// whichever node, repeats what others did to it, and no recovery slot gives that up before.
     fn note_begin(&mut self, missing: &MissingRange, journal: &mut Journal) -> Result<()> {
         let failed = self.request.failed.clone();
-        let step = Step::new(
-            self.report.current(),
-            &missing.target,
-            Action::RecordRecovery,
-        );
-        let step = journal.go_on(&step)?;
+        let step = journal.take::<RecordRecovery>(self.report.current(), &missing.target)?;
+        let step = journal.begin(step)?;
         let target = self.survivor(&missing.target)?;
         server::note_recovery(&failed, missing.since.lsn()).run(target)?;
         journal.done(step)
@@ -349,13 +327,13 @@ impl Recovery {
 
     /// A marker of the target is applied on the source, where the source subscribes to it.
     fn send_to_source(&mut self, repair: &Repair, journal: &mut Journal) -> Result<()> {
-        if !repair.sends {
-            return Ok(());
-        }
         let missing = &repair.missing;
+        let phase = self.report.current();
+        let Some(step) = journal.take_on::<action::Marker>(phase, &missing.target) else {
+            return Ok(());
+        };
         let path = self.engine.path(&missing.target, &missing.source);
-        let step = Step::new(self.report.current(), &missing.target, Action::Marker);
-        let step = journal.intend(&step, &Effect::Marker)?;
+        let step = journal.begin(step)?;
         let engine = &*self.engine;
         let (mut target, mut source) = (vec![], None);
         for node in &mut self.survivors {
@@ -455,18 +433,11 @@ impl Recovery {
     pub fn hold(&mut self, repair: &Repair, origin: &str, journal: &mut Journal) -> Result<Node> {
         let phase = self.report.current();
         let missing = &repair.missing;
-        let mut providers = vec![self.request.failed.clone()];
-        let others = self.survivors.iter().filter(|n| n.name != missing.target);
-        providers.extend(others.map(|n| n.name.clone()));
-        let paths: Vec<Path> = providers
-            .iter()
-            .flat_map(|provider| self.engine.paths(provider, &missing.target))
-            .filter(|path| repair.held.contains(&path.subscription))
-            .collect();
         let commit_origin = self.engine.commit_origin(&self.request.failed);
-        for path in paths {
-            let step = hold::intend(&*self.engine, journal, phase, &path)?;
-            self.disable(&path)?;
+        while let Some(step) = journal.take_on::<HoldSubscription>(phase, &missing.target) {
+            let path = hold::path_of(&step, &repair.held)?;
+            let step = journal.begin(step)?;
+            self.disable(path)?;
             journal.done(step)?;
         }
         let ending = hold::Ending::of(&*self.engine);
@@ -537,9 +508,9 @@ impl Recovery {
                 .ok_or_else(|| Error::internal("a node was not connected"))?;
             let what = format!("{} on {}", begun.description, begun.node);
             journal.passed(&format!("the release, before {what}"))?;
-            begun.effect.undo(&*self.engine, node)?;
+            begun.action.undo(&*self.engine, node)?;
             journal.passed(&format!("the release, after {what}"))?;
-            journal.undone(begun.step)?;
+            journal.undone(&begun)?;
         }
         Ok(())
     }

@@ -1,12 +1,12 @@
 //! Nothing of the node remains on the others, and nothing of them on it.
 
-use super::{Hold, Removal};
+use super::Removal;
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Node, Statement, server};
-use crate::run::effect::drop_slot;
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::Journal;
+use crate::run::action::{Detach, DropNode, ReadOnlyBefore};
+use crate::run::revert::drop_slot;
 use crate::workflow::members::{each_in_turn, recovery_slot, slots_there};
 use crate::workflow::registries::{now, publish_registry};
 
@@ -16,27 +16,20 @@ impl Removal {
     pub fn detach(
         &mut self,
         journal: &mut Journal,
-        hold: Option<&Hold>,
+        hold: Option<&ReadOnlyBefore>,
         times: Option<u32>,
     ) -> Result<()> {
         self.report
             .phase(&format!("detach \"{}\" from every member", self.target));
         let phase = self.report.current();
         let mut steps = vec![];
-        let names: Vec<String> = self.survivors.iter().map(|n| n.name.clone()).collect();
-        for name in &names {
-            let node = self.target.clone();
-            let step = Step::new(phase, name, Action::Detach { node });
-            steps.push(match times {
-                Some(times) => {
-                    let name = self.target.clone();
-                    journal.intend(&step, &Effect::Former { name, times })?
-                }
-                None => journal.go_on(&step)?,
-            });
+        for survivor in &self.survivors {
+            let step = journal.take::<Detach>(phase, &survivor.name)?;
+            steps.push(journal.begin(step)?);
         }
         if self.leaving.is_some() {
-            steps.push(journal.go_on(&Step::new(phase, &self.target, Action::DropNode))?);
+            let step = journal.take::<DropNode>(phase, &self.target)?;
+            steps.push(journal.begin(step)?);
         }
         self.record_cleanup()?;
         journal.passed("pending cleanup is recorded")?;
@@ -80,9 +73,8 @@ impl Removal {
 
     /// What makes the leaving node a database like any other. Writes are let in first: once it is no
     /// node any more, nobody would come back for that.
-    fn final_statements(&self, hold: Option<&Hold>) -> Vec<Statement> {
-        let release = hold
-            .map(|hold| server::set_database_read_only(&hold.database, hold.read_only.as_deref()));
+    fn final_statements(&self, hold: Option<&ReadOnlyBefore>) -> Vec<Statement> {
+        let release = hold.map(ReadOnlyBefore::restore);
         release.into_iter().chain(self.engine.drop_node()).collect()
     }
 
@@ -105,7 +97,7 @@ impl Removal {
 
     /// The leaving node is none any more. Before the others forget how to reach it; or last of all, if the CALL
     /// runs on it: from its registry and its journal the next CALL would start.
-    fn drop_node(&mut self, hold: Option<&Hold>, last: bool) -> Result<()> {
+    fn drop_node(&mut self, hold: Option<&ReadOnlyBefore>, last: bool) -> Result<()> {
         let own = self.here == self.target;
         let mut statements = vec![];
         if own {

@@ -1,14 +1,14 @@
 //! Before a node leaves: everything that it has committed is on every other node.
 
-use super::{Hold, Inbound, Removal};
+use super::{Inbound, Removal};
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::{Poll, wait_until};
 use crate::libpq::wait;
 use crate::lsn::{Lsn, Position};
 use crate::node::{Node, server};
-use crate::run::{Action, Step};
-use crate::run::{Effect, Journal};
+use crate::run::Journal;
+use crate::run::action::{BlockWrites, HoldSubscription, Marker, ReadOnlyBefore};
 use crate::settings;
 use crate::workflow::hold;
 use crate::workflow::markers;
@@ -31,15 +31,19 @@ impl Removal {
     /// arrived everywhere. A session that was open before could write on, so it is ended; one that was
     /// on its way in meanwhile is found in the next round, and ended too. What such a session has prepared anybody
     /// can commit: it is waited for.
-    pub fn drain(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
+    pub fn drain(
+        &mut self,
+        journal: &mut Journal,
+        held: Option<ReadOnlyBefore>,
+    ) -> Result<ReadOnlyBefore> {
         let hold = self.block_writes(journal, held)?;
         self.wait_for_starting()?;
         let since = self.leaving_now()?;
         self.end_sessions(&since)?;
         self.wait_for_prepared()?;
         journal.passed("sessions of applications are ended")?;
-        let marker = Step::new(self.report.current(), &self.target, Action::Marker);
-        let marker = journal.intend(&marker, &Effect::Marker)?;
+        let marker = journal.take::<Marker>(self.report.current(), &self.target)?;
+        let marker = journal.begin(marker)?;
         loop {
             self.barrier(journal)?;
             let came = self.end_sessions(&since)?;
@@ -60,23 +64,23 @@ impl Removal {
         server::now().one(self.leaving()?)
     }
 
-    fn block_writes(&mut self, journal: &mut Journal, held: Option<Hold>) -> Result<Hold> {
+    fn block_writes(
+        &mut self,
+        journal: &mut Journal,
+        held: Option<ReadOnlyBefore>,
+    ) -> Result<ReadOnlyBefore> {
         let phase = self.report.current();
         let target = self.target.clone();
         let leaving = self.leaving()?;
         let hold = match held {
             Some(hold) => hold,
-            None => Hold {
+            None => ReadOnlyBefore {
                 database: members::identity(leaving)?.database,
-                read_only: server::database_read_only().first(leaving)?,
+                setting: server::database_read_only().first(leaving)?,
             },
         };
-        let effect = Effect::ReadOnly {
-            database: hold.database.clone(),
-            before: hold.read_only.clone(),
-        };
-        let step = Step::new(phase, &target, Action::BlockWrites);
-        let step = journal.intend(&step, &effect)?;
+        let step = journal.take::<BlockWrites>(phase, &target)?;
+        let step = journal.begin_with(step, hold.clone())?;
         server::set_database_read_only(&hold.database, Some("on")).run(leaving)?;
         journal.done(step)?;
         Ok(hold)
@@ -239,16 +243,30 @@ impl Removal {
     /// compared after that.
     pub fn hold_inbound(&mut self, journal: &mut Journal) -> Result<()> {
         let phase = self.report.current();
-        let states = self.inbound_states()?;
         let engine = &*self.engine;
-        for (survivor, inbound) in self.survivors.iter_mut().zip(&states) {
-            for Inbound { path, .. } in inbound.iter().filter(|inbound| inbound.is_enabled()) {
-                let step = hold::intend(engine, journal, phase, path)?;
+        for survivor in &mut self.survivors {
+            let paths = engine.paths(&self.target, &survivor.name);
+            while let Some(step) = journal.take_on::<HoldSubscription>(phase, &survivor.name) {
+                let path = hold::path_of(&step, &paths)?;
+                let step = journal.begin(step)?;
                 engine.disable(path).run(survivor)?;
                 journal.done(step)?;
             }
         }
         let ending = hold::Ending::of(engine);
+        for inbound in self.inbound_states()?.iter().flatten() {
+            if inbound.is_enabled() {
+                let path = &inbound.path;
+                return Err(Error::refused(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "subscription {} of node \"{}\" was enabled meanwhile",
+                        path.subscription, path.subscriber
+                    ),
+                    "Run the same CALL again.",
+                ));
+            }
+        }
         for survivor in &mut self.survivors {
             ending.wait(survivor)?;
         }

@@ -2,12 +2,12 @@
 //! nothing to do on the others: its name is that of another one by now, or has always been.
 
 use super::Request;
-use super::half_added::end_interrupted;
-use crate::engine::{self, Engine, Registry};
+use super::half_added::interrupted;
+use crate::engine::{Engine, Registry};
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::Dsn;
 use crate::node::{Member, Mode, Node, server};
-use crate::run::effect::run_all;
+use crate::run::revert::run_all;
+use crate::run::{Act, Action, Command, Journal, RunState};
 use crate::workflow::members;
 use crate::workflow::membership::reach;
 use crate::workflow::removed::{by_members, by_successor, end_replication};
@@ -15,13 +15,16 @@ use crate::workflow::report::Report;
 use crate::workflow::twin::{self, Twin};
 
 /// A node that the cluster goes on without.
-struct FormerMember {
-    engine: Box<dyn Engine>,
-    me: Node,
-    why: Why,
+pub struct FormerMember {
+    pub engine: Box<dyn Engine>,
+    pub here: Mode,
+    pub me: Node,
+    pub why: Why,
+    pub report: Report,
 }
 
-enum Why {
+/// How the cluster goes on without it.
+pub enum Why {
     Removed {
         own: Registry,
         newest: Registry,
@@ -32,6 +35,33 @@ enum Why {
 }
 
 impl Why {
+    /// `None` if the cluster goes on with `me`.
+    pub fn find(engine: &mut dyn Engine, me: &mut Node, request: &Request) -> Result<Option<Self>> {
+        let why = match Twin::of_registered(engine, me)? {
+            Some(twin) => Self::Copied(twin),
+            None if engine.registry().is_none() => match forgotten(engine, me)? {
+                Some(told) => Self::Forgotten(told),
+                None => return Ok(None),
+            },
+            None => match reach(engine, me, None)?.without(&me.name) {
+                Some((own, newest)) => Self::Removed {
+                    own: own.clone(),
+                    newest: newest.clone(),
+                },
+                None => return Ok(None),
+            },
+        };
+        if let Some(dsn) = &request.target_dsn {
+            let mut given = members::own_session(&Member {
+                name: me.name.clone(),
+                dsn: dsn.clone(),
+            })?;
+            let own = members::identity(me)?;
+            members::require_same(&own, &mut given, "target_node_dsn")?;
+        }
+        Ok(Some(why))
+    }
+
     fn told(&self, name: &str) -> String {
         match self {
             Self::Removed { newest, .. } => format!(
@@ -66,66 +96,80 @@ fn forgotten(engine: &mut dyn Engine, me: &mut Node) -> Result<Option<String>> {
     by_members(engine, me, &mut reached, others.len())
 }
 
-/// The node, if it is the target.
-fn former_member(here: &Mode, request: &Request) -> Result<Option<FormerMember>> {
-    let mut me = members::local(&request.target, &Dsn::nowhere(), here);
-    let mut engine = engine::detect(&mut me)?;
-    if engine.local_name(&mut me)?.as_ref() != Some(&me.name) {
-        return Ok(None);
+impl FormerMember {
+    /// Ends what it has of the cluster.
+    pub fn end_membership(mut self) -> Result<()> {
+        let Self {
+            engine,
+            here,
+            me,
+            why,
+            report,
+        } = &mut self;
+        let engine = &**engine;
+        members::require_superuser([&mut *me])?;
+        let purpose = format!("remove_node {}", me.name);
+        members::lock([&mut *me], &purpose)?;
+        let replication = match why {
+            Why::Removed { own, .. } => end_replication(engine, me, own),
+            Why::Forgotten(_) | Why::Copied(_) => twin::end_replication(engine, me),
+        };
+        let ended = replication
+            .and_then(|()| end_interrupted(engine, here, me))
+            .and_then(|()| run_all(me, &engine.drop_node()));
+        server::membership_unlock().run(me)?;
+        ended?;
+        warn_if_read_only(me, report)?;
+        report.notice(&why.told(&me.name));
+        report.notice(&format!(
+            "node \"{}\" has left: its subscriptions, slots and origins are dropped, its data is kept, and nobody gets what is written in it",
+            me.name
+        ));
+        Ok(())
     }
-    let why = match Twin::of_registered(&*engine, &mut me)? {
-        Some(twin) => Why::Copied(twin),
-        None if engine.registry().is_none() => match forgotten(&mut *engine, &mut me)? {
-            Some(told) => Why::Forgotten(told),
-            None => return Ok(None),
-        },
-        None => match reach(&*engine, &mut me, None)?.without(&me.name) {
-            Some((own, newest)) => Why::Removed {
-                own: own.clone(),
-                newest: newest.clone(),
-            },
-            None => return Ok(None),
-        },
-    };
-    if let Some(dsn) = &request.target_dsn {
-        let mut given = members::own_session(&Member {
-            name: me.name.clone(),
-            dsn: dsn.clone(),
-        })?;
-        let own = members::identity(&mut me)?;
-        super::target::same(&own, &mut given, "target_node_dsn")?;
+
+    pub fn refuse_plan(&self) -> Error {
+        Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "{}; the CALL ends what it has of it",
+                self.why.told(&self.me.name)
+            ),
+            "That is not planned: run CALL spock.remove_node.",
+        )
     }
-    Ok(Some(FormerMember { engine, me, why }))
 }
 
-/// False if it is a member, or another node is the target.
-pub fn former_member_here(here: &Mode, request: &Request, report: &Report) -> Result<bool> {
-    let Some(FormerMember {
-        engine,
-        mut me,
-        why,
-    }) = former_member(here, request)?
-    else {
-        return Ok(false);
-    };
-    members::require_superuser([&mut me])?;
-    members::lock([&mut me], &format!("remove_node {}", request.target))?;
-    let replication = match &why {
-        Why::Removed { own, .. } => end_replication(&*engine, &mut me, own),
-        Why::Forgotten(_) | Why::Copied(_) => twin::end_replication(&*engine, &mut me),
-    };
-    let ended = replication
-        .and_then(|()| end_interrupted(&*engine, here, &mut me))
-        .and_then(|()| run_all(&mut me, &engine.drop_node()));
-    server::membership_unlock().run(&mut me)?;
-    ended?;
-    warn_if_read_only(&mut me, report)?;
-    report.notice(&why.told(&request.target));
-    report.notice(&format!(
-        "node \"{}\" has left: its subscriptions, slots and origins are dropped, its data is kept, and nobody gets what is written in it",
-        request.target
-    ));
-    Ok(true)
+/// A database that is a node no more, by a removal that was interrupted after that.
+pub struct FormerNode {
+    pub engine: Box<dyn Engine>,
+    pub here: Mode,
+    pub me: Node,
+    pub report: Report,
+}
+
+impl FormerNode {
+    /// Writes are let in again.
+    pub fn end_removal(mut self) -> Result<()> {
+        end_interrupted(&*self.engine, &self.here, &mut self.me)?;
+        let text = format!("node \"{}\" has left already", self.me.name);
+        self.report.notice(&text);
+        Ok(())
+    }
+}
+
+/// Removals of `me` on itself that were interrupted have come to their end: writes are let in again.
+fn end_interrupted(engine: &dyn Engine, here: &Mode, me: &mut Node) -> Result<()> {
+    while let Some(run) = interrupted(&mut me.session, Command::RemoveNode, &me.name)? {
+        let journal = Journal::reopen(here.session(), run.run);
+        for begun in journal.begun()? {
+            if let Action::BlockWrites(block) = begun.action {
+                block.undo(engine, me)?;
+            }
+        }
+        journal.end(RunState::Done, None)?;
+    }
+    Ok(())
 }
 
 /// A copy that was made while its node was being removed has the write block, and nobody who knows what was before.
@@ -142,18 +186,4 @@ fn warn_if_read_only(me: &mut Node, report: &Report) -> Result<()> {
         );
     }
     Ok(())
-}
-
-pub fn refuse_plan(here: &Mode, request: &Request) -> Result<()> {
-    match former_member(here, request)? {
-        None => Ok(()),
-        Some(former_member) => Err(Error::refused(
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            format!(
-                "{}; the CALL ends what it has of it",
-                former_member.why.told(&request.target)
-            ),
-            "That is not planned: run CALL spock.remove_node.",
-        )),
-    }
 }

@@ -1,92 +1,67 @@
 //! A node that was half added: its join was interrupted, and nobody wants to run it again.
 
-use super::{Removal, Request};
+use super::Removal;
 use crate::engine;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
 use crate::node::{Member, Mode, Node, Session, Statement, server};
-use crate::run::effect::{drop_slot, run_all};
-use crate::run::{Command, Effect, Interrupted, Journal, RunState};
+use crate::run::revert::{drop_slot, run_all};
+use crate::run::{Command, Interrupted, Journal, RunState};
 use crate::workflow::members::{self, slots_there};
 use crate::workflow::membership::{reach, sync_lagging_members};
 use crate::workflow::registries::{now, publish_registry};
 use crate::workflow::report::Report;
 use crate::workflow::undo::Undo;
 
-/// Called on the half-added node itself, its journal knows what there is to take back. False if there
-/// is no such journal.
-pub fn half_added_here(here: &Mode, request: &Request, report: &Report) -> Result<bool> {
-    let mut session = here.session();
-    let Some(run) = interrupted(&mut session, Command::AddNode, &request.target)? else {
-        return Ok(false);
-    };
-    let source_dsn = Dsn::parse(&run.source_dsn)
-        .map_err(|bad| Error::internal(format!("zodan.run.source_dsn {}", bad.problem())))?;
-    let elsewhere = format!(
-        "Run CALL spock.remove_node({}, ...) on a node of the cluster, such as \"{}\", with the connection string of this one.",
-        crate::quote::literal(&request.target),
-        run.source
-    );
-    let source = Member {
-        name: run.source.clone(),
-        dsn: source_dsn,
-    };
-    let mut source = members::connect(&[source])
-        .map_err(|error| error.hinted(|_| elsewhere))?
-        .pop()
-        .ok_or_else(|| Error::internal("a node was not connected"))?;
-    let mut new = members::local(&request.target, &source.dsn.clone(), here);
-    let mut engine = engine::detect(&mut source)?;
-    let reached = reach(&*engine, &mut source, Some(&request.target))?;
-    reached.require_member(&source.name)?;
-    let mut nodes = members::all(reached.answers)?;
-    nodes.retain(|node| node.name != source.name);
-    nodes.insert(0, source);
-    let purpose = format!("remove_node {}", request.target);
-    members::lock(std::iter::once(&mut new).chain(&mut nodes), &purpose)?;
-    let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
-    sync_lagging_members(&mut *engine, &mut all, reached.registry.as_ref())?;
-    engine.load_paths(&mut nodes.iter_mut().collect::<Vec<_>>(), &[])?;
-    let mut all: Vec<&mut Node> = std::iter::once(&mut new).chain(&mut nodes).collect();
-    take_back(&*engine, session, &run, report, &mut all)?;
-    report.notice(&format!(
-        "the interrupted join of node \"{}\" has been taken back",
-        request.target
-    ));
-    Ok(true)
+/// The half-added node itself: its journal knows what there is to take back.
+pub struct HalfAddedHere {
+    pub here: Mode,
+    pub run: Interrupted,
+    pub report: Report,
 }
 
-/// Called on a node that has left already, by a removal that was interrupted after that: writes are let
-/// in again. False if there was none.
-pub fn former_node(here: &Mode, request: &Request, report: &Report) -> Result<bool> {
-    let mut me = members::local(&request.target, &Dsn::nowhere(), here);
-    let engine = engine::detect(&mut me)?;
-    if engine.local_name(&mut me)?.is_some() {
-        return Ok(false);
+impl HalfAddedHere {
+    pub fn take_back(self) -> Result<()> {
+        let Self { here, run, report } = self;
+        let target = &run.node;
+        let source_dsn = Dsn::parse(&run.source_dsn)
+            .map_err(|bad| Error::internal(format!("zodan.run.source_dsn {}", bad.problem())))?;
+        let elsewhere = format!(
+            "Run CALL spock.remove_node({}, ...) on a node of the cluster, such as \"{}\", with the connection string of this one.",
+            crate::quote::literal(target),
+            run.source
+        );
+        let source = Member {
+            name: run.source.clone(),
+            dsn: source_dsn,
+        };
+        let mut source = members::connect(&[source])
+            .map_err(|error| error.hinted(|_| elsewhere))?
+            .pop()
+            .ok_or_else(|| Error::internal("a node was not connected"))?;
+        let mut new = members::local(target, &source.dsn.clone(), &here);
+        let mut engine = engine::detect(&mut source)?;
+        let reached = reach(&*engine, &mut source, Some(target))?;
+        reached.require_member(&source.name)?;
+        let mut nodes = members::all(reached.answers)?;
+        nodes.retain(|node| node.name != source.name);
+        nodes.insert(0, source);
+        let purpose = format!("remove_node {target}");
+        members::lock(std::iter::once(&mut new).chain(&mut nodes), &purpose)?;
+        let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
+        sync_lagging_members(&mut *engine, &mut all, reached.registry.as_ref())?;
+        engine.load_paths(&mut nodes.iter_mut().collect::<Vec<_>>(), &[])?;
+        let mut all: Vec<&mut Node> = std::iter::once(&mut new).chain(&mut nodes).collect();
+        take_back(&*engine, here.session(), &run, &report, &mut all)?;
+        report.notice(&format!(
+            "the interrupted join of node \"{target}\" has been taken back"
+        ));
+        Ok(())
     }
-    if interrupted(&mut me.session, Command::RemoveNode, &request.target)?.is_none() {
-        return Ok(false);
-    }
-    end_interrupted(&*engine, here, &mut me)?;
-    report.notice(&format!("node \"{}\" has left already", request.target));
-    Ok(true)
 }
 
-/// Removals of `me` on itself that were interrupted have come to their end: writes are let in again.
-pub fn end_interrupted(engine: &dyn engine::Engine, here: &Mode, me: &mut Node) -> Result<()> {
-    while let Some(run) = interrupted(&mut me.session, Command::RemoveNode, &me.name)? {
-        let journal = Journal::reopen(here.session(), run.run);
-        for begun in journal.begun()? {
-            if let Effect::ReadOnly { .. } = begun.effect {
-                begun.effect.undo(engine, me)?;
-            }
-        }
-        journal.end(RunState::Done, None)?;
-    }
-    Ok(())
-}
-
-fn interrupted(
+/// A run about `target` that was interrupted, and that the journal of `session` has.
+pub fn interrupted(
     session: &mut Session,
     command: Command,
     target: &str,

@@ -20,12 +20,12 @@ use crate::engine::{Engine, Path, Registry, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::node::{Local, Member, Mode, Node, Reader, server};
-use crate::run::{Action, Command, RunState, Step};
-use crate::run::{Effect, Interrupted, Journal, RunHeader};
+use crate::run::action::{BlockWrites, Detach, DropNode, HoldSubscription, Marker, ReadOnlyBefore};
+use crate::run::{Act, Action, Command, Interrupted, Journal, Plan, RunHeader, RunState};
 use crate::settings;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use target::TargetState;
+use target::Target;
 
 const COMMAND: Command = Command::RemoveNode;
 const PHASES: usize = 5;
@@ -56,24 +56,14 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
         "lock the membership of the cluster that \"{}\" leaves",
         request.target
     ));
-    let session = Mode::Execute(local.clone());
-    if half_added::half_added_here(&session, &request, &report)?
-        || half_added::former_node(&session, &request, &report)?
-        || former_member::former_member_here(&session, &request, &report)?
-    {
-        return Ok(());
-    }
-    let mut removal = Removal::connect(session, &request, report)?;
-    match removal.standing()? {
-        TargetState::Member => removal.run(&local, begun),
-        TargetState::HalfAdded => removal.remove_half_added(),
-        TargetState::Owed => removal.clean_up_pending(),
-        TargetState::Gone => {
-            removal.end_earlier_runs()?;
-            let text = format!("node \"{}\" has left already", removal.target);
-            removal.report.notice(&text);
-            Ok(())
-        }
+    match Target::classify(Mode::Execute(local.clone()), &request, report)? {
+        Target::Member(mut removal) => removal.run(&local, begun),
+        Target::HalfAdded(mut removal) => removal.remove_half_added(),
+        Target::HalfAddedHere(half_added) => half_added.take_back(),
+        Target::FormerMember(former_member) => former_member.end_membership(),
+        Target::PendingCleanup(mut removal) => removal.clean_up_pending(),
+        Target::Gone(removal) => removal.end_gone(),
+        Target::GoneHere(former_node) => former_node.end_removal(),
     }
 }
 
@@ -81,21 +71,24 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
 pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
     let here = Mode::DryRun(reader.clone());
     refuse_interrupted_join(&here)?;
-    former_member::refuse_plan(&here, request)?;
-    let mut removal = Removal::connect(here, request, Report::silent())?;
-    let what = match removal.standing()? {
-        TargetState::Member => {
+    let what = match Target::classify(here, request, Report::silent())? {
+        Target::Member(mut removal) => {
             let earlier = removal.earlier_runs()?;
             let resumed = earlier.iter().any(|e| e.detached);
             removal.check(&earlier)?;
             if removal.leaving.is_none() && !resumed {
                 removal.compare_survivors()?;
             }
-            return Ok(removal.steps()?.into_iter().map(Planned::from).collect());
+            let times = removal.times_removed(&earlier);
+            let steps = removal.steps(times)?;
+            return Ok(steps.into_iter().map(Planned::from).collect());
         }
-        TargetState::HalfAdded => "was half added: the CALL takes back what its join did",
-        TargetState::Owed => "has left: the CALL has those forget it that were down then",
-        TargetState::Gone => "has left already",
+        Target::FormerMember(former_member) => return Err(former_member.refuse_plan()),
+        Target::HalfAdded(_) | Target::HalfAddedHere(_) => {
+            "was half added: the CALL takes back what its join did"
+        }
+        Target::PendingCleanup(_) => "has left: the CALL has those forget it that were down then",
+        Target::Gone(_) | Target::GoneHere(_) => "has left already",
     };
     Err(Error::refused(
         SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -133,12 +126,6 @@ struct Removal {
     deaf: BTreeSet<String>,
 }
 
-/// What the leaving node's database was set to before writes were held off.
-struct Hold {
-    database: String,
-    read_only: Option<String>,
-}
-
 impl Removal {
     fn run(&mut self, local: &Local, begun: Instant) -> Result<()> {
         let earlier = self.earlier_runs()?;
@@ -148,8 +135,9 @@ impl Removal {
             .phase(&format!("check that \"{}\" can leave", self.target));
         let resumed = earlier.iter().any(|e| e.detached);
         self.check(&earlier)?;
-        let steps = self.steps()?;
-        let mut journal = Journal::begin(
+        let times = self.times_removed(&earlier);
+        let steps = self.steps(times)?;
+        let mut journal = Journal::open(
             local,
             &RunHeader {
                 command: COMMAND,
@@ -160,8 +148,6 @@ impl Removal {
             },
             steps,
         )?;
-        let counted = earlier.iter().filter_map(|e| e.times).max();
-        let times = self.engine.times_removed(&self.target, counted);
         let held = earlier.into_iter().find_map(|e| e.hold);
         let hold = match self.before_detaching(&mut journal, held, resumed) {
             Ok(hold) => hold,
@@ -266,13 +252,13 @@ impl Removal {
 
     /// What an interrupted run held and did not detach is as it was before.
     fn let_go_again(&mut self, earlier: &[Earlier]) -> Result<()> {
-        for (node, effect) in earlier
+        for (node, hold) in earlier
             .iter()
             .filter(|e| !e.detached)
             .flat_map(|e| &e.held_back)
         {
             if let Some(survivor) = self.survivors.iter_mut().find(|n| n.name == *node) {
-                match effect.undo(&*self.engine, survivor) {
+                match hold.undo(&*self.engine, survivor) {
                     Err(error) if error.is_undefined() => {}
                     answer => answer?,
                 }
@@ -282,37 +268,47 @@ impl Removal {
     }
 
     /// What is going to be done, in the order of the journal.
-    fn steps(&mut self) -> Result<Vec<Step>> {
-        let mut steps = vec![];
+    fn steps(&mut self, times_removed: Option<u32>) -> Result<Plan> {
+        let mut plan = Plan::default();
         if self.leaving.is_some() {
-            for action in [Action::BlockWrites, Action::Marker] {
-                steps.push(Step::new(DRAIN_PHASE, &self.target, action));
-            }
+            plan.add(DRAIN_PHASE, &self.target, BlockWrites::default());
+            plan.add(DRAIN_PHASE, &self.target, Marker {});
         } else {
             let states = self.inbound_states()?;
             let enabled = states
                 .iter()
                 .flatten()
                 .filter(|inbound| inbound.is_enabled());
-            steps.extend(enabled.map(|inbound| hold::step(DRAIN_PHASE, &inbound.path)));
+            for Inbound { path, .. } in enabled {
+                let hold = hold::action(&*self.engine, path);
+                plan.add(DRAIN_PHASE, &path.subscriber, hold);
+            }
         }
         for survivor in &self.survivors {
-            let node = self.target.clone();
-            let action = Action::Detach { node };
-            steps.push(Step::new(DETACH_PHASE, &survivor.name, action));
+            let detach = Detach {
+                node: self.target.clone(),
+                times_removed,
+            };
+            plan.add(DETACH_PHASE, &survivor.name, detach);
         }
         if self.leaving.is_some() {
-            steps.push(Step::new(DETACH_PHASE, &self.target, Action::DropNode));
+            plan.add(DETACH_PHASE, &self.target, DropNode {});
         }
-        Ok(steps)
+        Ok(plan)
+    }
+
+    /// How often nodes of the name have been removed then, where the engine counts that.
+    fn times_removed(&self, earlier: &[Earlier]) -> Option<u32> {
+        let counted = earlier.iter().filter_map(|e| e.times_removed).max();
+        self.engine.times_removed(&self.target, counted)
     }
 
     fn before_detaching(
         &mut self,
         journal: &mut Journal,
-        held: Option<Hold>,
+        held: Option<ReadOnlyBefore>,
         resumed: bool,
-    ) -> Result<Option<Hold>> {
+    ) -> Result<Option<ReadOnlyBefore>> {
         journal.passed("the run is written down")?;
         if self.leaving.is_some() {
             self.report.phase(&format!(
@@ -554,24 +550,21 @@ impl Removal {
         let mut found = vec![];
         for run in interrupted_removals(&self.session, &self.target)? {
             let journal = Journal::reopen(self.session.session(), run.run);
-            let (mut hold, mut held_back, mut times) = (None, vec![], None);
+            let (mut hold, mut held_back, mut times_removed) = (None, vec![], None);
             for begun in journal.begun()? {
-                match begun.effect {
-                    Effect::ReadOnly { database, before } => {
-                        hold.get_or_insert(Hold {
-                            database,
-                            read_only: before,
-                        });
+                match begun.action {
+                    Action::BlockWrites(block) => hold = hold.or(block.before),
+                    Action::HoldSubscription(hold) => held_back.push((begun.node, hold)),
+                    Action::Detach(detach) => {
+                        times_removed = times_removed.max(detach.times_removed);
                     }
-                    effect @ Effect::Statement { .. } => held_back.push((begun.node, effect)),
-                    Effect::Former { times: counted, .. } => times = times.max(Some(counted)),
                     _ => {}
                 }
             }
             found.push(Earlier {
                 hold,
                 held_back,
-                times,
+                times_removed,
                 detached: journal.furthest_phase()? >= DETACH_PHASE,
             });
             if self.session.changes() {
@@ -582,6 +575,14 @@ impl Removal {
             }
         }
         Ok(found)
+    }
+
+    /// The removals that were begun here have come to their end, and the node is gone.
+    fn end_gone(&self) -> Result<()> {
+        self.end_earlier_runs()?;
+        let text = format!("node \"{}\" has left already", self.target);
+        self.report.notice(&text);
+        Ok(())
     }
 
     fn end_earlier_runs(&self) -> Result<()> {
@@ -616,11 +617,11 @@ fn interrupted_removals(here: &Mode, target: &str) -> Result<Vec<Interrupted>> {
 
 /// A removal of the same node that was interrupted.
 struct Earlier {
-    hold: Option<Hold>,
+    hold: Option<ReadOnlyBefore>,
     /// Subscriptions of survivors that it held, by node.
-    held_back: Vec<(String, Effect)>,
+    held_back: Vec<(String, HoldSubscription)>,
     /// How often nodes of the name have been removed, as it counted.
-    times: Option<u32>,
+    times_removed: Option<u32>,
     /// It had begun to detach the node.
     detached: bool,
 }

@@ -5,7 +5,7 @@ use super::Removal;
 use crate::engine::PendingCleanup;
 use crate::error::{Error, Result};
 use crate::node::Member;
-use crate::run::Effect;
+use crate::run::{Act, Action};
 use crate::workflow::members::{self, each};
 use crate::workflow::membership::{cleanup_of, pending_cleanups};
 use std::collections::BTreeMap;
@@ -14,20 +14,20 @@ impl Removal {
     /// Before anything is detached, so that it is known however the run ends.
     pub fn record_cleanup(&mut self) -> Result<()> {
         for (member, _) in &self.away {
-            let effects = cleanup_of(&*self.engine, &self.target, &member.name);
+            let actions = cleanup_of(&*self.engine, &self.target, &member.name);
             let mut told = vec![];
-            for effect in &effects {
+            for action in &actions {
                 let cleanup = PendingCleanup {
                     member: member.clone(),
                     removed: self.target.clone(),
-                    effect: effect.to_text()?,
+                    action: action.to_text()?,
                 };
                 match self.engine.registry() {
                     Some(registry) => {
                         let record = registry.record_cleanup(&cleanup);
                         each(&mut self.survivors, |_| record.clone())?;
                     }
-                    None => told.extend(effect.statements(&*self.engine)),
+                    None => told.extend(action.statements(&*self.engine)),
                 }
             }
             let what = format!(
@@ -59,14 +59,14 @@ impl Removal {
 
     /// Does what is still recorded of earlier removals of the target.
     pub fn clean_up_pending(&mut self) -> Result<()> {
-        let mut by_member: BTreeMap<String, (Member, Vec<Effect>)> = BTreeMap::new();
+        let mut by_member: BTreeMap<String, (Member, Vec<Action>)> = BTreeMap::new();
         for cleanup in self.pending_cleanups()? {
             let entry = by_member
                 .entry(cleanup.member.name.clone())
                 .or_insert_with(|| (cleanup.member.clone(), vec![]));
-            entry.1.push(Effect::parse(&cleanup.effect)?);
+            entry.1.push(Action::parse(&cleanup.action)?);
         }
-        for (name, (member, effects)) in by_member {
+        for (name, (member, actions)) in by_member {
             let known = self.survivors.iter().any(|n| n.name == name);
             if !known {
                 let mut opened = members::connect(&[member])?;
@@ -75,8 +75,8 @@ impl Removal {
             }
             let node = self.survivors.iter_mut().find(|n| n.name == name);
             let node = node.ok_or_else(|| Error::internal("a node was not connected"))?;
-            for effect in &effects {
-                effect.undo(&*self.engine, node)?;
+            for action in &actions {
+                action.undo(&*self.engine, node)?;
             }
             if let Some(registry) = self.engine.registry() {
                 let done = registry.cleaned_up(&self.target, &name);

@@ -1,33 +1,79 @@
 //! Who is who: the member that the CALL runs on, the others, and the one that is to leave. Nodes are
 //! told by server and database, never by name alone.
 
+use super::former_member::{FormerMember, FormerNode, Why};
+use super::half_added::{HalfAddedHere, interrupted};
 use super::obstacles::no_member;
 use super::{Removal, Request, interrupted_removals};
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::server::DatabaseId;
 use crate::node::{Member, Mode, Node};
-use crate::workflow::members::{self, each};
+use crate::run::Command;
+use crate::workflow::members::{self, each, require_same};
 use crate::workflow::membership::{reach, sync_lagging_members};
 use crate::workflow::removed::{ended_on, refuse_succeeded};
 use crate::workflow::report::Report;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-/// What the target is to the cluster.
-pub enum TargetState {
-    Member,
+/// What the target is to the cluster, with what has been found out for that.
+pub enum Target {
+    Member(Box<Removal>),
     /// A join of it was interrupted, and there are traces of it.
-    HalfAdded,
+    HalfAdded(Box<Removal>),
+    /// The same, and this is the node that was to join.
+    HalfAddedHere(HalfAddedHere),
+    /// This node takes itself for a member, and the cluster goes on without it.
+    FormerMember(FormerMember),
     /// It has left, and cleanup is pending on members that could not be reached then.
-    Owed,
+    PendingCleanup(Box<Removal>),
     /// It is gone, by a removal on this node that was interrupted at its very end.
-    Gone,
+    Gone(Box<Removal>),
+    /// The same, and this is the node that has left.
+    GoneHere(FormerNode),
+}
+
+impl Target {
+    pub fn classify(here: Mode, request: &Request, report: Report) -> Result<Self> {
+        let run = interrupted(&mut here.session(), Command::AddNode, &request.target)?;
+        if let Some(run) = run {
+            return Ok(Self::HalfAddedHere(HalfAddedHere { here, run, report }));
+        }
+        let mut me = members::local(&request.target, &Dsn::nowhere(), &here);
+        let mut engine = engine::detect(&mut me)?;
+        match engine.local_name(&mut me)? {
+            Some(name) if name == me.name => {
+                if let Some(why) = Why::find(&mut *engine, &mut me, request)? {
+                    return Ok(Self::FormerMember(FormerMember {
+                        engine,
+                        here,
+                        me,
+                        why,
+                        report,
+                    }));
+                }
+            }
+            Some(_) => {}
+            None => {
+                let removal = interrupted(&mut me.session, Command::RemoveNode, &me.name)?;
+                if removal.is_some() {
+                    return Ok(Self::GoneHere(FormerNode {
+                        engine,
+                        here,
+                        me,
+                        report,
+                    }));
+                }
+            }
+        }
+        Removal::connect(here, request, report)?.classify()
+    }
 }
 
 impl Removal {
-    pub fn connect(session: Mode, request: &Request, report: Report) -> Result<Self> {
+    fn connect(session: Mode, request: &Request, report: Report) -> Result<Self> {
         let (mut engine, mut me) = members::own_node(
             &session,
             "Run it in the database of any node of the cluster.",
@@ -57,7 +103,7 @@ impl Removal {
             match answer {
                 answer if member.name == request.target => by_registry = Some(answer),
                 Ok(mut node) if node.name == here => {
-                    same(&own, &mut node, "the registry")?;
+                    require_same(&own, &mut node, "the registry")?;
                     survivors.insert(0, node);
                 }
                 Ok(node) => survivors.push(node),
@@ -136,7 +182,7 @@ impl Removal {
         })
     }
 
-    pub fn standing(&mut self) -> Result<TargetState> {
+    fn classify(mut self) -> Result<Target> {
         let engine = &*self.engine;
         let registries = each(&mut self.survivors, |_| engine.members())?;
         for (survivor, members) in self.survivors.iter().zip(&registries) {
@@ -149,16 +195,16 @@ impl Removal {
             None => false,
         };
         if leaving_is_node || self.known_to.contains(&self.here) {
-            return Ok(TargetState::Member);
+            return Ok(Target::Member(Box::new(self)));
         }
         if self.forgotten_late || !self.pending_cleanups()?.is_empty() {
-            return Ok(TargetState::Owed);
+            return Ok(Target::PendingCleanup(Box::new(self)));
         }
         if self.is_half_added()? {
-            return Ok(TargetState::HalfAdded);
+            return Ok(Target::HalfAdded(Box::new(self)));
         }
         if !interrupted_removals(&self.session, &self.target)?.is_empty() {
-            return Ok(TargetState::Gone);
+            return Ok(Target::Gone(Box::new(self)));
         }
         let mut members: Vec<&str> = self.survivors.iter().map(|n| n.name.as_str()).collect();
         members.extend(self.away.iter().map(|(m, _)| m.name.as_str()));
@@ -227,7 +273,7 @@ impl Finding<'_> {
         };
         let identity = members::identity(&mut node)?;
         if self.here == self.request.target {
-            same(self.own, &mut node, "target_node_dsn")?;
+            require_same(self.own, &mut node, "target_node_dsn")?;
         } else if identity == *self.own {
             return Err(self.wrong(format!(
                 "leads to this node, which is \"{}\", not \"{}\"",
@@ -340,18 +386,4 @@ impl Finding<'_> {
             ),
         }
     }
-}
-
-pub fn same(own: &DatabaseId, node: &mut Node, what: &str) -> Result<()> {
-    if members::identity(node)? == *own {
-        return Ok(());
-    }
-    Err(Error::refused(
-        SqlState::INVALID_PARAMETER_VALUE,
-        format!(
-            "{what} has a connection string for node \"{}\" that leads to another database than the one that the CALL runs in",
-            node.name
-        ),
-        "Correct it: the other nodes use it too.",
-    ))
 }
