@@ -4,6 +4,7 @@
 //! has joined since by replication, and not the file. Which of them it was, the node worker finds out; until then the apply
 //! workers of the database end before they connect, since they would read what the original is to get.
 
+use crate::engine::{APPLY_WORKERS, NODE_TABLES};
 use crate::error::{Error, Result};
 use crate::settings;
 use pgrx::pg_sys;
@@ -18,15 +19,6 @@ const NOTES: &str = "zodan";
 
 /// The place in a note that an apply worker has made.
 const UNKNOWN: &str = "an unknown place";
-
-/// Workers that apply, of PostgreSQL and of Spock.
-const APPLY_WORKERS: [&str; 5] = [
-    "ApplyWorkerMain",
-    "ParallelApplyWorkerMain",
-    "TablesyncWorkerMain",
-    "spock_apply_main",
-    "spock_sync_main",
-];
 
 /// The name of this machine.
 pub fn host() -> String {
@@ -125,7 +117,8 @@ unsafe extern "C-unwind" fn before_commit(event: pg_sys::XactEvent::Type, _argum
     // SAFETY: the server ends it with a 0.
     let function = unsafe { CStr::from_ptr(worker.bgw_function_name.as_ptr()) };
     let applies = APPLY_WORKERS
-        .iter()
+        .into_iter()
+        .flatten()
         .any(|name| function.to_bytes() == name.as_bytes());
     if !applies || !settings::recovery_slots() {
         return;
@@ -153,14 +146,12 @@ unsafe extern "C-unwind" fn before_commit(event: pg_sys::XactEvent::Type, _argum
     }
 }
 
-/// Whether the database is a node, by Spock's table and by the registry of the native engine, which a node gets near the
-/// end of its join. An apply worker may run as a role that must not read them.
+/// Whether the database is a node, by the tables of the engines. An apply worker may run as a role that must not read them.
 ///
 /// # Safety
 /// In a transaction.
 unsafe fn is_node() -> bool {
-    let tables = [(c"spock", c"local_node"), (c"zodan", c"node")];
-    tables.iter().any(|(schema, table)| unsafe {
+    NODE_TABLES.iter().any(|(schema, table)| unsafe {
         // SAFETY: looks up names in the catalogs, and scans a table whose lock it holds.
         let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
         let table = pg_sys::get_relname_relid(table.as_ptr(), schema);

@@ -50,6 +50,14 @@ impl Position {
         self.lsn
     }
 
+    /// The LSN, for a statement that takes it as one of `node`.
+    pub fn of(&self, node: &str) -> Result<Lsn> {
+        match self.node == node {
+            true => Ok(self.lsn),
+            false => Err(Error::NotOfNode(self.to_string(), node.to_owned())),
+        }
+    }
+
     /// Another position of the same node.
     pub fn at(&self, lsn: Lsn) -> Self {
         Self::new(&self.node, lsn)
@@ -106,6 +114,11 @@ mod tests {
             "position 0/A on \"n1\" was about to be compared with 0/14 on \"n2\""
         );
         assert!(a.clone().max(&b).is_err());
+        assert_eq!(a.of("n1").unwrap(), Lsn(10));
+        assert_eq!(
+            a.of("n2").unwrap_err().to_string(),
+            "position 0/A on \"n1\" was about to be used as one of node \"n2\""
+        );
         let later = Position::new("n1", Lsn(11));
         assert_eq!(a.clone().max(&later).unwrap(), later);
         assert!(later.reaches(&a).unwrap() && !a.reaches(&later).unwrap());

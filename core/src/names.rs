@@ -1,6 +1,13 @@
 //! Names of subscriptions and slots, the same in join, removal and recovery. Subscriptions are a database's own; slots
 //! are shared by all databases of a server, so theirs contain the database.
 
+/// Extensions, and their schemas, that each node has of its own: zodan's, and those of the engines. Whatever replicates a
+/// cluster, what is in them is not its users'.
+pub const OWN_EXTENSIONS: [&str; 2] = ["spock", "zodan"];
+
+/// The same for a condition in SQL.
+pub const OWN_SCHEMAS: &str = "('zodan', 'spock')";
+
 /// The longest name PostgreSQL keeps.
 pub const NAME_MAX: usize = 63;
 

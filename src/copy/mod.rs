@@ -58,8 +58,7 @@ use crate::quote::literal;
 use std::collections::BTreeSet;
 use zodan_core::copy_plan as plan;
 
-/// Schemas of zodan and of Spock. What is in them is the business of those extensions on each node.
-const OURS: [&str; 2] = ["spock", "zodan"];
+use zodan_core::names::OWN_EXTENSIONS as OURS;
 
 /// What has been there since initdb on the source, and may be gone on the new node.
 const FROM_THE_BEGINNING: &str = "

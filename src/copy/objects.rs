@@ -5,8 +5,7 @@ use super::sql::array;
 use crate::error::Result;
 use crate::node::Session;
 
-/// What zodan and Spock themselves have in a database outside of their schemas.
-const OUR_EXTENSIONS: [&str; 2] = ["spock", "zodan"];
+/// What zodan itself has in a database outside of its schema.
 const OUR_PUBLICATIONS: [&str; 1] = ["zodan"];
 
 #[derive(Clone, Debug, PartialEq)]
@@ -93,16 +92,12 @@ SELECT o.class::text, o.oid, i.type,
    AND (n.nspname IS NULL OR n.nspname <> ALL ($1::text[]) AND n.nspname !~ '^pg_')
  ORDER BY o.late, o.oid";
 
-/// The objects of the database of this session, those of zodan and Spock excepted.
+/// The objects of the database of this session, those of zodan and of the engines excepted.
 pub fn objects(session: &mut Session) -> Result<Vec<Object>> {
     session
         .query(
             OBJECTS,
-            &[
-                &array(OURS),
-                &array(OUR_EXTENSIONS),
-                &array(OUR_PUBLICATIONS),
-            ],
+            &[&array(OURS), &array(OURS), &array(OUR_PUBLICATIONS)],
         )?
         .iter()
         .map(|row| {

@@ -11,9 +11,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 
-/// Extensions that each node gets by itself, and whose versions the engines compare.
-const OUR_EXTENSIONS: [&str; 2] = ["spock", "zodan"];
-
 /// Roles that own something, that a privilege, a default privilege, a policy, a user mapping or a
 /// setting of the database names. The first superuser is in no dependency, so owners are looked up as
 /// well; his name need not be the same on both nodes.
@@ -145,7 +142,7 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
 
     findings.extend(extensions(source, target)?);
 
-    for row in &source.query(FORMER_MEMBERS, &[&array(OUR_EXTENSIONS)])? {
+    for row in &source.query(FORMER_MEMBERS, &[&array(OURS)])? {
         let (extension, function) = (ident(row.text(0)), row.text(1));
         let add = format!("ALTER EXTENSION {extension} ADD FUNCTION {function}");
         findings.push(
@@ -198,7 +195,7 @@ fn missing_programs(node: &str) -> Vec<Finding> {
 }
 
 fn extensions(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
-    let ours = array(OUR_EXTENSIONS);
+    let ours = array(OURS);
     let needed = source.query(INSTALLED, &[&ours])?;
     let mut installed = HashMap::new();
     for row in &target.query(INSTALLED, &[&ours])? {

@@ -3,20 +3,23 @@
 use super::SequencePolicy;
 use crate::node::Statement;
 use crate::quote::literal;
+use zodan_core::names::OWN_SCHEMAS;
 
 /// Sequences of the node's users that are not divided in this way: `name, divided in another`.
 pub fn undivided(policy: SequencePolicy, parts: i32, part: i32) -> Statement {
     Statement::new(
-        "SELECT format('%I.%I', n.nspname, c.relname), s.sequence IS NOT NULL
+        format!(
+            "SELECT format('%I.%I', n.nspname, c.relname), s.sequence IS NOT NULL
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
            LEFT JOIN zodan.sequence s ON s.sequence = c.oid
           WHERE c.relkind = 'S' AND c.relpersistence <> 't'
-            AND n.nspname NOT IN ('zodan', 'spock') AND n.nspname NOT LIKE 'pg\\_%'
+            AND n.nspname NOT IN {OWN_SCHEMAS} AND n.nspname NOT LIKE 'pg\\_%'
             AND NOT EXISTS (SELECT FROM pg_depend d
                              WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                                AND d.deptype = 'e')
             AND (s.policy, s.parts, s.part) IS DISTINCT FROM ($1, $2::integer, $3::integer)
-          ORDER BY 1",
+          ORDER BY 1"
+        ),
         &[policy.label(), &parts.to_string(), &part.to_string()],
     )
 }

@@ -2,7 +2,7 @@
 //! preloaded a launcher starts them.
 
 use super::entry::{self, raised};
-use crate::engine::{self, Registry};
+use crate::engine::{self, LocalMember, Registry};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::node::server::{self, DatabaseId};
@@ -392,16 +392,10 @@ fn is_joining() -> Result<bool> {
 /// Which member this database is, and how it reaches itself.
 pub fn own() -> Result<Option<Member>> {
     let mut found = None;
-    if has_table("spock.local_node")? {
-        found = two_texts(
-            "SELECT n.node_name::text, i.if_dsn FROM spock.local_node l
-               JOIN spock.node n USING (node_id)
-               JOIN spock.node_interface i ON i.if_id = l.node_local_interface",
-        )?;
-    }
-    if found.is_none() && has_table("zodan.local_node")? {
-        found =
-            two_texts("SELECT n.name, n.dsn FROM zodan.node n JOIN zodan.local_node USING (name)")?;
+    for LocalMember { table, question } in engine::LOCAL_MEMBER {
+        if found.is_none() && has_table(table)? {
+            found = two_texts(question)?;
+        }
     }
     found
         .map(|(name, dsn)| {

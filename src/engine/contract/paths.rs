@@ -93,6 +93,12 @@ pub trait Paths {
         None
     }
 
+    /// Whether a slot of the provider may be that of `path`, of which only the subscription is known, by a name that this
+    /// engine has given it.
+    fn may_be_slot_of(&self, _path: &Path, _slot: &str) -> bool {
+        false
+    }
+
     /// The replication origin that the subscription of `path` is going to have; `None` where it gets a name that is
     /// free.
     fn origin_wanted<'p>(&self, _path: &'p Path) -> Option<&'p str> {

@@ -2,7 +2,7 @@
 
 use super::Path;
 use crate::error::Result;
-use crate::lsn::Lsn;
+use crate::lsn::Position;
 use crate::node::{Member, Query, Statement};
 
 /// How a subscription is disabled without tearing a transaction that its worker is in.
@@ -19,9 +19,9 @@ pub trait Subscriptions {
     /// makes none. An error where a subscription of the name is there.
     fn subscribe(&self, path: &Path, provider: &Member) -> Statement;
 
-    /// Sets the position of the provider from which the subscription applies. It is disabled, and no worker of it is
-    /// alive.
-    fn start_at(&self, path: &Path, lsn: Lsn) -> Statement;
+    /// Sets the position from which the subscription applies. It is disabled, and no worker of it is alive. An error where
+    /// the position is not of the provider of `path`.
+    fn start_at(&self, path: &Path, position: &Position) -> Result<Statement>;
 
     fn enable(&self, path: &Path) -> Statement;
 

@@ -15,8 +15,22 @@ mod topology;
 #[cfg(test)]
 pub(super) use checks::CHECKS;
 
-use super::{Engine, PublishedTables};
+use super::{Engine, LocalMember, PublishedTables};
 use std::collections::BTreeMap;
+use std::ffi::CStr;
+
+pub(super) const LOCAL_MEMBER: LocalMember = LocalMember {
+    table: "zodan.local_node",
+    question: "SELECT n.name, n.dsn FROM zodan.node n JOIN zodan.local_node USING (name)",
+};
+
+pub(super) const NODE_TABLE: (&CStr, &CStr) = (c"zodan", c"node");
+
+pub(super) const APPLY_WORKERS: [&str; 3] = [
+    "ApplyWorkerMain",
+    "ParallelApplyWorkerMain",
+    "TablesyncWorkerMain",
+];
 
 #[derive(Default)]
 pub struct Native {

@@ -3,7 +3,7 @@
 use super::Native;
 use crate::engine::{Path, Subscriptions};
 use crate::error::Result;
-use crate::lsn::Lsn;
+use crate::lsn::Position;
 use crate::node::{Member, Query, Statement};
 
 impl Subscriptions for Native {
@@ -14,14 +14,15 @@ impl Subscriptions for Native {
         )
     }
 
-    fn start_at(&self, path: &Path, lsn: Lsn) -> Statement {
-        Statement::new(
+    fn start_at(&self, path: &Path, position: &Position) -> Result<Statement> {
+        let lsn = position.of(&path.provider)?;
+        Ok(Statement::new(
             "SELECT pg_replication_origin_advance('pg_' || s.oid, $2::pg_lsn)
                FROM pg_subscription s
                JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
               WHERE s.subname = $1",
             &[&path.subscription, &lsn.to_string()],
-        )
+        ))
     }
 
     fn enable(&self, path: &Path) -> Statement {

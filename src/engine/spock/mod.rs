@@ -22,7 +22,7 @@ mod ways;
 #[cfg(test)]
 pub(super) use self::conditions::{BEFORE_A_JOIN as CHECKS, of_members as member_checks};
 
-use super::{Engine, Excluded, Path};
+use super::{Engine, Excluded, LocalMember, Path};
 use crate::error::{Error, Result, SqlState};
 use crate::node::Node;
 use crate::settings;
@@ -30,6 +30,18 @@ use former::Former;
 use sets::{SetTable, Sets, Subscription};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
+
+pub(super) const LOCAL_MEMBER: LocalMember = LocalMember {
+    table: "spock.local_node",
+    question: "SELECT n.node_name::text, i.if_dsn FROM spock.local_node l
+                 JOIN spock.node n USING (node_id)
+                 JOIN spock.node_interface i ON i.if_id = l.node_local_interface",
+};
+
+pub(super) const NODE_TABLE: (&CStr, &CStr) = (c"spock", c"local_node");
+
+pub(super) const APPLY_WORKERS: [&str; 2] = ["spock_apply_main", "spock_sync_main"];
 
 pub(super) const PLUGIN: &str = "spock_output";
 

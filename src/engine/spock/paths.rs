@@ -197,6 +197,11 @@ impl Paths for Spock {
         }
     }
 
+    fn may_be_slot_of(&self, path: &Path, slot: &str) -> bool {
+        let end = format!("_{}", path.subscription);
+        names::generation(slot).0.ends_with(&end)
+    }
+
     fn origin_wanted<'p>(&self, path: &'p Path) -> Option<&'p str> {
         Some(&path.slot)
     }

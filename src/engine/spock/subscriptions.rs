@@ -4,7 +4,7 @@ use super::Spock;
 use super::sets::{Subscription, array};
 use crate::engine::{Disabling, Path, Paths, Subscriptions};
 use crate::error::{Error, Result, SqlState};
-use crate::lsn::Lsn;
+use crate::lsn::Position;
 use crate::node::{Member, Query, Statement};
 
 impl Subscriptions for Spock {
@@ -25,11 +25,12 @@ impl Subscriptions for Spock {
         )
     }
 
-    fn start_at(&self, path: &Path, lsn: Lsn) -> Statement {
-        Statement::new(
+    fn start_at(&self, path: &Path, position: &Position) -> Result<Statement> {
+        let lsn = position.of(&path.provider)?;
+        Ok(Statement::new(
             "SELECT pg_replication_origin_advance($1, $2::pg_lsn)",
             &[&path.slot, &lsn.to_string()],
-        )
+        ))
     }
 
     fn enable(&self, path: &Path) -> Statement {

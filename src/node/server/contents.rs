@@ -1,6 +1,7 @@
 //! What users have in a database.
 
 use crate::node::{Query, Statement};
+use zodan_core::names::OWN_SCHEMAS;
 
 /// Of a row `c` of pg_class.
 const OF_NO_EXTENSION: &str = "NOT EXISTS (SELECT FROM pg_depend d
@@ -14,7 +15,7 @@ pub fn user_tables() -> Query<String> {
             "SELECT format('%I.%I', n.nspname, c.relname)
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
-            AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'zodan', 'spock')
+            AND n.nspname NOT IN {OWN_SCHEMAS} AND n.nspname NOT IN ('pg_catalog', 'information_schema')
             AND n.nspname NOT LIKE 'pg\\_%'
             AND {OF_NO_EXTENSION}
           ORDER BY 1"
@@ -39,7 +40,7 @@ pub fn rows_written() -> Query<RowsWritten> {
             "SELECT coalesce(sum(s.n_tup_ins), 0) AS inserted, coalesce(sum(s.n_tup_upd + s.n_tup_del), 0) AS changed
            FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
           WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-            AND s.schemaname NOT IN ('zodan', 'spock')
+            AND s.schemaname NOT IN {OWN_SCHEMAS}
             AND {OF_NO_EXTENSION}
          HAVING current_setting('track_counts') = 'on'"
         ),
@@ -65,7 +66,7 @@ pub fn table_files() -> Query<TableFile> {
             "SELECT n.nspname, c.relname, pg_relation_filenode(c.oid) AS file
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-            AND n.nspname NOT IN ('zodan', 'spock', 'pg_catalog', 'information_schema')
+            AND n.nspname NOT IN {OWN_SCHEMAS} AND n.nspname NOT IN ('pg_catalog', 'information_schema')
             AND {OF_NO_EXTENSION}"
         ),
         &[],
@@ -104,12 +105,14 @@ pub struct SequenceState {
 /// The sequences of this database that belong to its users.
 pub fn sequences() -> Query<SequenceState> {
     Query::new(
-        "SELECT format('%I.%I', schemaname, sequencename) AS name,
+        format!(
+            "SELECT format('%I.%I', schemaname, sequencename) AS name,
                 coalesce(last_value::numeric + increment_by, start_value) AS next,
                 increment_by, min_value, max_value, cycle
            FROM pg_sequences
-          WHERE schemaname NOT IN ('zodan', 'spock') AND schemaname NOT LIKE 'pg\\_%'
-          ORDER BY 1",
+          WHERE schemaname NOT IN {OWN_SCHEMAS} AND schemaname NOT LIKE 'pg\\_%'
+          ORDER BY 1"
+        ),
         &[],
         |row| {
             Ok(SequenceState {

@@ -1,6 +1,7 @@
 //! Replication origins of a server.
 
-use crate::lsn::Lsn;
+use crate::error::Result;
+use crate::lsn::Position;
 use crate::node::{Query, Statement};
 
 /// A replication origin, and how far it has come.
@@ -43,11 +44,13 @@ pub fn drop_origin(origin: &str) -> Statement {
     )
 }
 
-/// Moves the progress of an origin that nobody uses to `lsn`, if it is not there yet.
-pub fn advance_origin_to(origin: &str, lsn: Lsn) -> Statement {
-    Statement::new(
+/// Moves the progress of an origin of `provider` that nobody uses to `position`, if it is not there yet. An error where that
+/// is not of the provider.
+pub fn advance_origin_to(provider: &str, origin: &str, position: &Position) -> Result<Statement> {
+    let lsn = position.of(provider)?;
+    Ok(Statement::new(
         "SELECT pg_replication_origin_advance($1, $2::pg_lsn)
           WHERE coalesce(pg_replication_origin_progress($1, true) < $2::pg_lsn, true)",
         &[origin, &lsn.to_string()],
-    )
+    ))
 }

@@ -339,7 +339,7 @@ impl Incomplete for CopyDatabase {
     }
 }
 
-/// The database is made a node: publication and registry, or the node of Spock.
+/// The database is made a node: what the engine has of one is there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CreateNode {}
 

@@ -146,7 +146,7 @@ fn start_at<'p>(
 ) -> Result<()> {
     for path in paths {
         if let Some(position) = positions.get(&path.subscription) {
-            engine.start_at(path, position.lsn()).run(new)?;
+            engine.start_at(path, position)?.run(new)?;
             let name = &path.subscription;
             report.step(&format!("{name} applies from {position}"));
         }

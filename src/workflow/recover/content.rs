@@ -135,7 +135,7 @@ impl Recovery {
         server::end_replay().run(&mut session)?;
         journal.passed("the differences are applied")?;
         for (origin, to) in &arrived {
-            server::advance_origin_to(origin, to.lsn()).run(&mut session)?;
+            server::advance_origin_to(&self.request.failed, origin, to)?.run(&mut session)?;
         }
         journal.passed("the progress is moved")?;
         self.note_end(missing)?;

@@ -292,7 +292,7 @@ impl Recovery {
             } else {
                 &missing.from
             };
-            server::advance_origin_to(&ours, done.lsn()).run(&mut session)?;
+            server::advance_origin_to(&self.request.failed, &ours, done)?.run(&mut session)?;
         }
         journal.passed("the progress is moved")?;
         self.note_end(missing)?;

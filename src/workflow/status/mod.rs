@@ -5,7 +5,7 @@ mod draw;
 
 pub use draw::{Format, draw};
 
-use crate::engine::names::{self, Numbered};
+use crate::engine::names::Numbered;
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, Row, Rows, scrub};
@@ -380,11 +380,10 @@ fn links_between(
     }
     let link = |inbound: Option<&Inbound>| {
         // Of a subscriber that cannot be asked the provider still has the slot, by whose name it is known if
-        // that was given by rule: Spock's ends with that of the subscription.
-        let spock_slot = format!("_{}", rule.subscription);
+        // that was given by rule.
         let is_slot = |s: &&Slot| match inbound {
             Some(inbound) => inbound.slot.as_ref() == Some(&s.name),
-            None => by_rule(&s.name) || names::generation(&s.name).0.ends_with(&spock_slot),
+            None => by_rule(&s.name) || engine.may_be_slot_of(&rule, &s.name),
         };
         let slots = from.report.as_ref().ok().map(|s| &s.slots);
         let slot = slots.and_then(|all| all.iter().find(is_slot));
@@ -433,7 +432,7 @@ fn links_between(
             );
             prepend(&again, &mut last_error);
         }
-        // Spock moves them about.
+        // Some engines move them about.
         let mut replication_sets = inbound.and_then(|i| i.replication_sets.clone());
         replication_sets.iter_mut().for_each(|sets| sets.sort());
         Link {
