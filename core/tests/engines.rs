@@ -49,7 +49,6 @@ const EXCEPTIONS: [(&str, &[&str], &str); 12] = [
         &["pg_subscription"],
         "PostgreSQL's own subscriptions, of any cluster or none",
     ),
-    ("src/run/effect.rs", &["Spock"], "says what a step may be"),
     (
         "src/workflow/readers.rs",
         &["Spock"],
