@@ -18,7 +18,7 @@ const WORDS: [&str; 8] = [
 ];
 
 /// Where such a word has to stand outside of the folders, and why.
-const EXCEPTIONS: [(&str, &[&str], &str); 12] = [
+const EXCEPTIONS: &[(&str, &[&str], &str)] = &[
     (
         "src/engine/mod.rs",
         &["\"spock\"", "spock.", "Spock"],
