@@ -37,6 +37,9 @@ fn survivors_are_made_equal_by_the_papers_statements() {
         "node \"n2\" lacks transactions of \"n1\" that node \"n3\" has",
         "CALL spock.recover_run(failed_node_name := 'n1', source_node_name := 'n3', ...)",
     );
+    // Nothing had been done.
+    let told: Vec<&str> = failed.notices.iter().map(|n| n.message.as_str()).collect();
+    assert!(!told.iter().any(|t| t.contains("undoing")), "{told:?}");
     n2.call(&format!(
         "CALL spock.recover_run(failed_node_name := 'n1', source_node_name := 'n3', source_dsn := {},
              target_node_name := 'n2', target_dsn := {}, stop_lsn := NULL, skip_lsn := NULL,

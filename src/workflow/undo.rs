@@ -89,6 +89,10 @@ impl Undo<'_> {
 
     /// Undoes the run and returns the error to raise: the first one, unchanged.
     pub fn give_up(&self, first: Error, nodes: &mut [&mut Node]) -> Error {
+        let begun = self.journal.begun();
+        if !begun.is_ok_and(|begun| begun.is_empty()) {
+            ereport::notice(&format!("failed, undoing: {first}"));
+        }
         let left = match self.run(nodes) {
             Ok(left) => left,
             // The journal itself could not be read or written: nothing more can be said for sure.

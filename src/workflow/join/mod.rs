@@ -844,7 +844,6 @@ impl Join {
     /// Undoes the run and returns the error to raise, which is the first one.
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
         let first = self.cluster.engine.map_error(first);
-        self.report.notice(&format!("failed, undoing: {first}"));
         let (engine, mut nodes) = self.cluster.all_and_readers();
         let undo = Undo {
             engine,

@@ -423,7 +423,6 @@ impl Recovery {
     }
 
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
-        self.report.notice(&format!("failed, undoing: {first}"));
         let undo = Undo {
             engine: &*self.cluster.engine,
             journal,

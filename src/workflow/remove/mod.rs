@@ -335,7 +335,6 @@ impl Removal {
 
     /// Undoes what was done before the first detaching and returns the error to raise.
     fn take_back(&mut self, journal: &Journal, first: Error) -> Error {
-        self.report.notice(&format!("failed, undoing: {first}"));
         let undo = Undo {
             engine: &*self.cluster.engine,
             journal,
