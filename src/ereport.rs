@@ -1,7 +1,7 @@
 //! Where our errors become PostgreSQL's.
 
 use crate::encoding;
-use crate::error::Error;
+use crate::error::{Error, SqlState};
 use crate::libpq::{scrub, wait};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -40,7 +40,12 @@ pub fn notice(text: &str) {
 
 /// Warns the caller, at once.
 pub fn warning(text: &str, hint: &str) {
-    let report =
-        ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, said(text), "zodan").set_hint(said(hint));
+    warning_of(SqlState::WARNING, text, hint);
+}
+
+/// Warns of what has a SQLSTATE of its own.
+pub fn warning_of(state: SqlState, text: &str, hint: &str) {
+    let code = PgSqlErrorCode::from(state.pack());
+    let report = ErrorReport::new(code, said(text), "zodan").set_hint(said(hint));
     wait::uncancelled(|| report.report(PgLogLevel::WARNING));
 }

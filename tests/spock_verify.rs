@@ -132,6 +132,66 @@ fn verification_compares_what_is_sent() {
     );
 }
 
+/// Tables and a column that one member has dropped do not keep the others from being compared.
+#[test]
+fn what_a_member_lacks_is_told_and_the_rest_compared() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let cluster = Mesh {
+        content: TABLES,
+        sets: Some(SETS),
+        ..Mesh::default()
+    }
+    .start_with_extension(2);
+    let [n1, n2] = [1, 2].map(|i| cluster.n(i));
+    n1.sql(
+        "INSERT INTO plain VALUES (1, 'a'), (2, 'b'); INSERT INTO listed (id, v) VALUES (1, 'a');
+         INSERT INTO offer VALUES (1, 9.90), (11, NULL); INSERT INTO kept VALUES (1), (2), (3)",
+    );
+    wait_quiet(&[n1, n2]);
+    n2.sql(
+        "SET spock.enable_ddl_replication = off; DROP TABLE kept, offer CASCADE;
+         ALTER TABLE plain DROP COLUMN v",
+    );
+    n2.sql("BEGIN; SELECT spock.repair_mode(true); DELETE FROM listed; COMMIT");
+    assert_eq!(
+        found(n1, "n2", false),
+        [
+            r#""public"."kept"|3|0|0|{}"#,
+            r#""public"."listed"|1|0|0|{(1)}"#,
+            r#""public"."offer"|1|0|0|{}"#,
+            r#""public"."plain"|0|0|2|{}"#,
+        ]
+    );
+    assert_eq!(
+        found(n2, "n1", false),
+        [
+            r#""public"."kept"|0|3|0|{}"#,
+            r#""public"."listed"|0|1|0|{(1)}"#,
+            r#""public"."offer"|0|1|0|{}"#,
+            r#""public"."plain"|0|0|2|{}"#,
+        ]
+    );
+    for node in [n1, n2] {
+        let asked = call(node, "SELECT count(*) FROM spock.verify_nodes()");
+        let told: Vec<(&str, &str)> = asked
+            .notices
+            .iter()
+            .map(|n| (n.code.as_str(), n.message.as_str()))
+            .collect();
+        for (state, lack) in [
+            ("42P01", "table \"public\".\"kept\""),
+            ("42P01", "table \"public\".\"offer\""),
+            ("42703", "columns \"v\" of table \"public\".\"plain\""),
+        ] {
+            let lack = format!("node \"n2\" lacks {lack}, which node \"n1\" has");
+            assert!(told.contains(&(state, &lack)), "{lack}: {told:?}");
+        }
+        assert!(found(node, "n2", true).is_empty());
+    }
+}
+
 /// A set that sends nothing but what a join could not undo: one member alone, as the tutorial has it.
 #[test]
 fn a_single_member_with_a_filter_and_a_column_list() {

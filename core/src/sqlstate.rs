@@ -8,6 +8,7 @@ pub struct SqlState([u8; 5]);
 
 impl SqlState {
     pub const OK: Self = Self(*b"00000");
+    pub const WARNING: Self = Self(*b"01000");
     pub const NULL_VALUE_NOT_ALLOWED: Self = Self(*b"22004");
     pub const INVALID_PARAMETER_VALUE: Self = Self(*b"22023");
     pub const NAME_TOO_LONG: Self = Self(*b"42622");
@@ -18,6 +19,7 @@ impl SqlState {
     pub const DUPLICATE_OBJECT: Self = Self(*b"42710");
     pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
     pub const UNDEFINED_TABLE: Self = Self(*b"42P01");
+    pub const UNDEFINED_COLUMN: Self = Self(*b"42703");
     pub const FOREIGN_KEY_VIOLATION: Self = Self(*b"23503");
     pub const CHECK_VIOLATION: Self = Self(*b"23514");
     pub const WRONG_OBJECT_TYPE: Self = Self(*b"42809");

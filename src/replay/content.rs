@@ -456,6 +456,12 @@ fn digest(table: &Compared, side: usize, buckets: u64, within: Option<&Part>) ->
     )
 }
 
+/// How many rows one of the two nodes has that others are to have.
+pub fn count_sent(table: &Compared, side: usize) -> Statement {
+    let rows = &table.rows[side];
+    Statement::new(format!("SELECT count(*) FROM {rows} WHERE t.{SENT}"), &[])
+}
+
 fn versions(table: &Compared, side: usize, part: &Part) -> Statement {
     let columns = table.relation.columns.iter();
     let values: Vec<String> = columns

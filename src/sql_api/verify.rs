@@ -4,9 +4,10 @@ use super::entry::{self, raised};
 use super::recovery_slot::require_own;
 use crate::encoding::shown;
 use crate::engine;
+use crate::ereport;
 use crate::error::Result;
 use crate::node::Node;
-use crate::workflow::verify::{self, Of};
+use crate::workflow::verify::{self, Lack, Of};
 use crate::workflow::{members, own_session};
 use pgrx::prelude::*;
 
@@ -35,6 +36,9 @@ fn verify_nodes(
     };
     let keys = usize::try_from(key_limit).unwrap_or(0);
     let found = entry::superuser_function("spock.verify_nodes", || compare(keys, of))?;
+    for lack in found.iter().filter_map(|m| m.lack.as_ref()) {
+        ereport::warning_of(lack.sqlstate(), &lack.to_string(), Lack::HINT);
+    }
     Ok(TableIterator::new(found.into_iter().map(|m| {
         (
             shown(&m.table).into_owned(),

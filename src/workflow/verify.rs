@@ -4,9 +4,9 @@
 use super::markers;
 use super::members::each_beside_others;
 use crate::engine::{Engine, Path};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::node::Node;
-use crate::quote::qualified;
+use crate::quote::{ident, literal, qualified};
 use crate::replay::content::{self, Compared, Difference, Part, Version, differences, relations};
 use crate::replay::share::Share;
 use std::collections::BTreeMap;
@@ -27,6 +27,7 @@ pub enum Of {
 }
 
 /// A table, and what of it two members are to have alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     pub relation: Relation,
     pub share: Share,
@@ -47,6 +48,55 @@ impl Table {
     }
 }
 
+/// A table, or columns of it, that one of two members has and the other one has not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    table: Table,
+    /// Empty where it is the table itself.
+    columns: Vec<String>,
+    /// Who lacks it, and who has it.
+    node: String,
+    owner: String,
+}
+
+impl Lack {
+    pub const HINT: &'static str =
+        "Make it the same on both; what is in the table has to be compared and brought over then.";
+
+    pub fn sqlstate(&self) -> SqlState {
+        match self.columns.is_empty() {
+            true => SqlState::UNDEFINED_TABLE,
+            false => SqlState::UNDEFINED_COLUMN,
+        }
+    }
+}
+
+impl std::fmt::Display for Lack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (node, table, owner) = (&self.node, self.table.name(), &self.owner);
+        match self.columns.as_slice() {
+            [] => write!(
+                f,
+                "node \"{node}\" lacks table {table}, which node \"{owner}\" has"
+            ),
+            columns => {
+                let columns: Vec<String> = columns.iter().map(|c| ident(c)).collect();
+                let columns = columns.join(", ");
+                write!(
+                    f,
+                    "node \"{node}\" lacks columns {columns} of table {table}, which node \"{owner}\" has"
+                )
+            }
+        }
+    }
+}
+
+/// What of two members can be compared, and what cannot.
+pub struct Comparable {
+    pub tables: Vec<Table>,
+    pub lacking: Vec<Lack>,
+}
+
 /// A table that is not the same on two members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
@@ -62,9 +112,41 @@ pub struct Mismatch {
     pub different: usize,
     /// Keys of such rows, so many as were asked for.
     pub keys: Vec<String>,
+    /// Why it was not compared. What the one has is counted as missing, too many or different.
+    pub lack: Option<Lack>,
 }
 
 impl Mismatch {
+    fn new(table: String, reference: &Node, node: &Node) -> Self {
+        Self {
+            table,
+            reference: reference.name.clone(),
+            node: node.name.clone(),
+            missing: 0,
+            extra: 0,
+            different: 0,
+            keys: vec![],
+            lack: None,
+        }
+    }
+
+    /// Of a table that one of `here` and `there` lacks.
+    fn lacking(lack: Lack, here: &mut Node, there: &mut Node) -> Result<Self> {
+        let mut mismatch = Self::new(lack.table.name(), here, there);
+        let (owner, side) = match lack.node == here.name {
+            true => (there, 1),
+            false => (here, 0),
+        };
+        let rows = content::count_sent(&lack.table.clone().sent(), side).run(owner)?;
+        *match (lack.columns.is_empty(), side) {
+            (true, 0) => &mut mismatch.missing,
+            (true, _) => &mut mismatch.extra,
+            (false, _) => &mut mismatch.different,
+        } = rows.one()?.parse(0)?;
+        mismatch.lack = Some(lack);
+        Ok(mismatch)
+    }
+
     fn add(&mut self, difference: &Difference) {
         *match (&difference.here, &difference.there) {
             (Some(_), None) => &mut self.missing,
@@ -77,6 +159,9 @@ impl Mismatch {
 
 impl std::fmt::Display for Mismatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(lack) = &self.lack {
+            return lack.fmt(f);
+        }
         write!(
             f,
             "table {} of node \"{}\" is not that of node \"{}\": {} rows missing, {} too many, {} different, among them {}",
@@ -103,21 +188,18 @@ pub fn mismatches(
 ) -> Result<Vec<Mismatch>> {
     let mut found = vec![];
     for i in 1..compared {
-        for table in tables(engine, nodes, 0, i)? {
+        let Comparable { tables, lacking } = comparable(engine, nodes, 0, i)?;
+        for lack in lacking.into_iter().filter(|_| of != Of::Design) {
+            let [here, there] = pair(nodes, 0, i)?;
+            found.push(Mismatch::lacking(lack, here, there)?);
+        }
+        for table in tables {
             let table = match of {
                 Of::Design if table.share.is_whole() => continue,
                 Of::Design => table.with_all(),
                 Of::Sent | Of::Copy => table.sent(),
             };
-            let mut mismatch = Mismatch {
-                table: table.name(),
-                reference: nodes[0].name.clone(),
-                node: nodes[i].name.clone(),
-                missing: 0,
-                extra: 0,
-                different: 0,
-                keys: vec![],
-            };
+            let mut mismatch = Mismatch::new(table.name(), nodes[0], nodes[i]);
             for part in parts(nodes, &table, 0, i)? {
                 for difference in settled(engine, nodes, &table, &part, 0, i)? {
                     let by_design = is_by_design(&table, &difference, of == Of::Copy);
@@ -174,22 +256,81 @@ pub fn differ(
 }
 
 /// The tables that two of `nodes` are to have alike, as they are on the first.
-pub fn tables(
+pub fn comparable(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
     here: usize,
     there: usize,
-) -> Result<Vec<Table>> {
-    let mut shares = engine.shares(nodes, here, there)?;
-    let all = relations(nodes[here], engine.own_schemas())?;
-    let table = |relation: Relation| {
-        let share = match &mut shares {
-            Some(shares) => shares.remove(&(relation.schema.clone(), relation.name.clone()))?,
-            None => Share::whole(),
+) -> Result<Comparable> {
+    let shares = engine.shares(nodes, here, there)?;
+    let shared = |relations: Vec<Relation>| -> Vec<Table> {
+        let table = |relation: Relation| {
+            let share = match &shares {
+                Some(shares) => shares
+                    .get(&(relation.schema.clone(), relation.name.clone()))?
+                    .clone(),
+                None => Share::whole(),
+            };
+            Some(Table { relation, share })
         };
-        Some(Table { relation, share })
+        relations.into_iter().filter_map(table).collect()
     };
-    Ok(all.into_iter().filter_map(table).collect())
+    let on_here = shared(relations(nodes[here], engine.own_schemas())?);
+    let on_there = shared(relations(nodes[there], engine.own_schemas())?);
+    let [here, there] = pair(nodes, here, there)?;
+    let (tables, mut lacking) = divided(on_here, here, there)?;
+    lacking.extend(divided(on_there, there, here)?.1);
+    Ok(Comparable { tables, lacking })
+}
+
+/// Those of the tables of `owner` that `node` has, and what it lacks of the others.
+fn divided(tables: Vec<Table>, owner: &Node, node: &mut Node) -> Result<(Vec<Table>, Vec<Lack>)> {
+    let mut missing = missing_columns(&tables, node)?;
+    let (mut present, mut lacking) = (vec![], vec![]);
+    for table in tables {
+        let Some(mut columns) = missing.remove(&table.name()) else {
+            present.push(table);
+            continue;
+        };
+        if columns.iter().any(|column| column == EVERYWHERE) {
+            columns.clear();
+        }
+        lacking.push(Lack {
+            table,
+            columns,
+            node: node.name.clone(),
+            owner: owner.name.clone(),
+        });
+    }
+    Ok((present, lacking))
+}
+
+/// A column that every table has.
+const EVERYWHERE: &str = "tableoid";
+
+/// Which columns that are to be compared the node has not, by table.
+fn missing_columns(tables: &[Table], node: &mut Node) -> Result<BTreeMap<String, Vec<String>>> {
+    let (mut names, mut columns) = (vec![], vec![]);
+    for table in tables.iter().cloned().map(Table::sent) {
+        let compared = table.relation.columns.iter().map(|c| c.name.as_str());
+        for column in compared.chain([EVERYWHERE]) {
+            names.push(literal(&table.name()));
+            columns.push(literal(column));
+        }
+    }
+    let question = format!(
+        "SELECT t, c FROM unnest(ARRAY[{}]::text[], ARRAY[{}]::text[]) AS u (t, c)
+          WHERE NOT EXISTS (SELECT FROM pg_attribute a
+                             WHERE a.attrelid = to_regclass(t) AND a.attname = c AND NOT a.attisdropped)",
+        names.join(", "),
+        columns.join(", ")
+    );
+    let mut missing: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in &node.query(&question, &[])? {
+        let columns = missing.entry(row.text(0).to_owned()).or_default();
+        columns.push(row.text(1).to_owned());
+    }
+    Ok(missing)
 }
 
 /// What is left out where the two are the same, to be said behind that; nothing where all is sent.
@@ -199,7 +340,7 @@ pub fn left_out(
     here: usize,
     there: usize,
 ) -> Result<&'static str> {
-    let tables = tables(engine, nodes, here, there)?;
+    let tables = comparable(engine, nodes, here, there)?.tables;
     Ok(match tables.iter().all(|t| t.share.is_whole()) {
         true => "",
         false => {

@@ -758,7 +758,8 @@ impl Join {
         }
         let (engine, mut all) = self.cluster.all();
         let (new, source) = (0, 1); // the others take part in the barriers
-        let tables: Vec<_> = verify::tables(engine, &mut all, source, new)?
+        let tables: Vec<_> = verify::comparable(engine, &mut all, source, new)?
+            .tables
             .into_iter()
             .filter(|t| {
                 let name = t.name();

@@ -6,6 +6,7 @@
 
 use super::judge::{Doubt, Verdict};
 use super::{MissingRange, Recovery, Repair};
+use crate::ereport;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Node, server};
 use crate::quote::qualified;
@@ -14,7 +15,7 @@ use crate::replay::share::{Kinds, ORIGIN, Share};
 use crate::replay::{Applier, Catalog, Rendering};
 use crate::run::Journal;
 use crate::run::action::Compare;
-use crate::workflow::verify;
+use crate::workflow::verify::{self, Comparable, Lack};
 use std::collections::{BTreeMap, BTreeSet};
 use zodan_core::decoding::{Message, Relation};
 
@@ -178,8 +179,12 @@ impl Recovery {
         let (Some(source), Some(target)) = (at(&missing.source), at(&missing.target)) else {
             return Err(Error::internal("a node was not connected"));
         };
-        let sent = verify::tables(&*self.cluster.engine, &mut nodes, source, target)?;
-        let mut tables: Vec<Compared> = sent.into_iter().map(verify::Table::sent).collect();
+        let Comparable { tables, lacking } =
+            verify::comparable(&*self.cluster.engine, &mut nodes, source, target)?;
+        for lack in lacking {
+            ereport::warning_of(lack.sqlstate(), &lack.to_string(), Lack::HINT);
+        }
+        let mut tables: Vec<Compared> = tables.into_iter().map(verify::Table::sent).collect();
         let [Some(here), Some(there)] = origins else {
             return Ok(tables);
         };
