@@ -81,6 +81,13 @@ const COURSE: [Setting; 8] = [
 /// would be a row of each node's own. Only superusers may set it, and login triggers have fired when a session begins.
 const COURSE_17: [Setting; 2] = [(c"event_triggers", c"off"), (c"transaction_timeout", c"0")];
 
+/// What DDL of ours makes is of one node; Spock's AutoDDL would make it on all others. And what keeps applications from
+/// writing is not meant for us. Where Spock works it is preloaded.
+const SPOCK: [Setting; 2] = [
+    (c"spock.enable_ddl_replication", c"off"),
+    (c"spock.readonly", c"off"),
+];
+
 /// Commits of ours wait for this server's own disk, and for no standby.
 const COMMIT: Setting = (c"synchronous_commit", c"local");
 
@@ -120,6 +127,7 @@ fn all() -> impl Iterator<Item = Setting> {
         .chain(MEANING)
         .chain(COURSE)
         .chain(course_17())
+        .chain(SPOCK)
         .chain([COMMIT])
 }
 
@@ -253,8 +261,9 @@ fn here() -> impl Iterator<Item = Setting> {
 
 /// Whether this server has the setting, or whether it is one of an extension, which may be loaded later.
 fn is_known(name: &CStr) -> bool {
+    let of_spock = SPOCK.iter().any(|(spock, _)| *spock == name);
     // SAFETY: a C string; for a setting that is missing the answer is null.
-    name.to_bytes().contains(&b'.')
+    name.to_bytes().contains(&b'.') && !of_spock
         || unsafe { !pg_sys::GetConfigOption(name.as_ptr(), true, false).is_null() }
 }
 

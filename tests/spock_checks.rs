@@ -109,11 +109,14 @@ fn apply_that_is_read_only() {
     // Somebody else's database, and applications alone.
     n1.sql("CREATE DATABASE other");
     n1.sql("ALTER DATABASE other SET spock.readonly = 'all'");
-    n2.configure(
-        "spock.readonly",
-        if is_spock_6(n3) { "local" } else { "user" },
-    );
+    let applications = match is_spock_6(n3) {
+        true => "local",
+        false => "user",
+    };
+    // Its postgresql.auto.conf has a value by now.
+    n2.sql(&format!("ALTER SYSTEM SET spock.readonly = {applications}"));
     n2.reload();
+    n2.wait_for("SHOW spock.readonly", applications);
     joins(n3, n1);
 }
 

@@ -355,7 +355,8 @@ fn ddl_replication_is_on_everywhere() {
     .start(2);
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let queued = "SELECT coalesce(string_agg(left(message::text, 200), E'\\n'), 'nothing')
-                    FROM spock.queue WHERE message_type = 'Q'";
+                    FROM spock.queue WHERE message_type IN ('Q', 'D')";
+    let settings = "SELECT coalesce(string_agg(s::text, ' '), 'none') FROM pg_db_role_setting s";
     let before: Vec<String> = cluster.first(2).iter().map(|n| n.value(queued)).collect();
     joined(n3, "n3", n1, "n1");
     wait_quiet(&cluster.all());
@@ -363,6 +364,7 @@ fn ddl_replication_is_on_everywhere() {
     assert_same_structure(n1, n3);
     for (node, before) in cluster.first(2).iter().zip(&before) {
         assert_eq!(&node.value(queued), before, "{}", node.name());
+        assert_eq!(node.value(settings), "none", "{}", node.name());
     }
     assert_eq!(n3.value(queued), "nothing");
     let sets =
@@ -376,6 +378,13 @@ fn ddl_replication_is_on_everywhere() {
     n3.sql("INSERT INTO made_on_n3 VALUES (1)");
     wait_quiet(&cluster.all());
     assert_same_content(&cluster.all());
+    let before: Vec<String> = cluster.first(2).iter().map(|n| n.value(queued)).collect();
+    n3.call("CALL spock.remove_node('n3')")
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    for (node, before) in cluster.first(2).iter().zip(&before) {
+        assert_eq!(&node.value(queued), before, "{}", node.name());
+        assert_eq!(node.value(settings), "none", "{}", node.name());
+    }
 }
 
 /// Spock sends CREATE EXTENSION on like all DDL. Nothing of what it makes is replicated.
