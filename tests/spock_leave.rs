@@ -391,7 +391,7 @@ fn a_dead_node_with_two_subscriptions_to_it_is_removed() {
         &failed,
         "55000",
         "node \"n1\" has a subscription to \"n2\" that takes the replication sets big, and not every other node has one",
-        "go on with force := true",
+        "Go on with force := true.",
     );
     n3.call("CALL spock.remove_node('n2', force := true)")
         .unwrap_or_else(|failed| panic!("{failed}"));

@@ -320,7 +320,7 @@ impl Removal {
         Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             message,
-            "Compare the nodes with SELECT * FROM spock.verify_nodes(), and go on with force := true.",
+            "Go on with force := true. Then SELECT * FROM spock.verify_nodes() tells whether the other nodes are the same.",
         ))
     }
 
