@@ -98,13 +98,20 @@ mod points {
         Ok(())
     }
 
-    /// A point is called the same in every cluster: names of slots are without what they end with.
+    /// A point is called the same in every cluster, and for every node of a name: names of slots and subscriptions are
+    /// without what they end with.
     fn without_hashes(name: &str) -> String {
         let short = |word: &str| match word.rsplit_once('_') {
             Some((slot, hash)) if slot.starts_with("sub_") && is_hash(hash) => slot.to_owned(),
+            Some((name, generation)) if is_generation(generation) => name.to_owned(),
             _ => word.to_owned(),
         };
         name.split(' ').map(short).collect::<Vec<_>>().join(" ")
+    }
+
+    fn is_generation(text: &str) -> bool {
+        let number = text.strip_prefix("gen").unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
     }
 
     fn is_hash(text: &str) -> bool {

@@ -102,7 +102,7 @@ impl Engine for Native {
 
 #[test]
 fn every_fault_while_sequences_are_divided_is_survived() {
-    try_all(&Native { divides: true }, Some("divide"));
+    try_all(&Native { divides: true }, Some(&["divide"]));
 }
 
 #[test]

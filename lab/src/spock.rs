@@ -188,7 +188,7 @@ pub fn grow(cluster: &mut Cluster, name: &str) {
 }
 
 /// Copies the database's own content with pg_dump, so that it is the same to the bit.
-fn copy(from: &Server, to: &Server) {
+pub fn copy(from: &Server, to: &Server) {
     let out = from
         .tool("pg_dump")
         .args(["-N", "spock", "-N", "zodan"])

@@ -395,7 +395,7 @@ pub fn wait_no_sessions(servers: &[&Server]) {
 }
 
 /// Everything of some nodes that a join touches, without what changes by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint(BTreeMap<String, Vec<String>>);
 
 /// Topic and the query for its lines. The zodan tables are asked for only where they exist.

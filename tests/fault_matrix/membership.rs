@@ -6,7 +6,7 @@ use crate::fault_matrix::{
     Blow, PANICS, ROUNDS, Writers, require_points, select, strike, structure, tell, told, watched,
     work_through,
 };
-use lab::{CallFailed, Called, Cluster, Server, load, wait_quiet};
+use lab::{CallFailed, Called, Cluster, Server, load, quote_literal, wait_quiet};
 use std::fmt;
 use std::iter;
 use std::sync::{Arc, Mutex};
@@ -21,8 +21,16 @@ pub trait Engine: Sync {
     fn clusters(&self) -> usize;
 
     /// Four servers with the extension: the first three make a mesh with `content`, n4 is empty. n2 has a
-    /// network that can be cut.
+    /// network that can be cut. The reader, where there is one, is the fifth and subscribes to the mesh.
     fn start(&self, content: &str) -> Cluster;
+
+    /// The name of the node that only reads from the others, n4 among them, where there is one.
+    fn reader(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Has the reader take no more of n4, which cannot leave beside it.
+    fn part_reader(&self, _reader: &Server) {}
 
     /// Waits until the subscriptions between `members` replicate, if they are not paused by a run that was
     /// killed.
@@ -94,6 +102,8 @@ enum Fault {
     /// n1: the source of the join, the first survivor of the removal.
     FirstCrashed,
     PeerCrashed,
+    /// The node that only reads.
+    ReaderCrashed,
     /// All connections to a peer are reset.
     PeerSevered,
     /// SIGKILL for the backend of the CALL, at a point of its undo.
@@ -136,15 +146,17 @@ impl World {
     fn new(engine: &'static dyn Engine, slowest: &Arc<Mutex<Duration>>) -> World {
         let cluster = engine.start(&format!("{}{CONTENT}", load::SCHEMA));
         require_points(cluster.n(4));
-        engine.wait_replicating(&cluster.first(3));
         wait_quiet(&cluster.first(3));
-        let three = structure(&cluster.first(3));
-        World {
+        let world = World {
             engine,
             cluster: Arc::new(cluster),
-            three,
+            three: Fingerprint::default(),
             slowest: slowest.clone(),
-        }
+        };
+        let three = world.with_reader(world.cluster.first(3));
+        engine.wait_replicating(&three);
+        let three = structure(&three);
+        World { three, ..world }
     }
 
     fn n(&self, number: usize) -> &Server {
@@ -161,12 +173,28 @@ impl World {
 
     fn call(&self, way: Way) -> String {
         match way {
-            Way::Join => lab::cluster::add_node_call(self.n(4), "n4", self.n(1), "n1"),
+            Way::Join => {
+                let call = lab::cluster::add_node_call(self.n(4), "n4", self.n(1), "n1");
+                let Some(reader) = self.reader() else {
+                    return call;
+                };
+                let call = call.strip_suffix(')').unwrap_or_else(|| panic!("{call}"));
+                let dsn = quote_literal(&reader.dsn());
+                format!("{call}, readers := ARRAY[{dsn}])")
+            }
             Way::Removal | Way::OwnRemoval => "CALL spock.remove_node('n4')".into(),
         }
     }
 
+    /// What has to be so for the CALL to be possible.
+    fn before(&self, way: Way) {
+        if let (Way::Removal | Way::OwnRemoval, Some(reader)) = (way, self.reader()) {
+            self.engine.part_reader(reader);
+        }
+    }
+
     fn run(&self, way: Way) -> Called {
+        self.before(way);
         self.here(way)
             .call(&self.call(way))
             .unwrap_or_else(|failed| panic!("the CALL without a fault: {failed}"))
@@ -174,9 +202,20 @@ impl World {
 
     /// The points that a clean run passes. Where a run may pass one several times, the first time counts.
     fn points(&self, way: Way) -> Vec<String> {
+        self.before(way);
         let arm = "SET zodan.failpoint = 'list'";
         let call = Running::start_after(self.here(way), arm, &self.call(way));
         told(&call.succeeds().notices)
+    }
+
+    fn reader(&self) -> Option<&Server> {
+        self.engine.reader().map(|_| self.n(5))
+    }
+
+    /// The four, or the three, and the node that only reads.
+    fn with_reader<'a>(&'a self, mut nodes: Vec<&'a Server>) -> Vec<&'a Server> {
+        nodes.extend(self.reader());
+        nodes
     }
 
     /// The points of the longest undo.
@@ -209,11 +248,13 @@ impl World {
     }
 
     fn try_case(&self, case: &Case) {
-        let all = self.cluster.all();
+        self.before(case.way);
+        let members = self.cluster.first(4);
         let writing = match case.way {
-            Way::Join => &all[..3],
-            Way::Removal | Way::OwnRemoval => &all[..],
+            Way::Join => &members[..3],
+            Way::Removal | Way::OwnRemoval => &members[..],
         };
+        let all = self.with_reader(members.clone());
         let before = self.tells_the_end(case).then(|| structure(&all));
         let load = Writers::start(writing);
         load.wait_commits(2, |_| true);
@@ -239,13 +280,13 @@ impl World {
         let members = self.members_after(case.way);
         self.assert_mesh(&members);
         if case.way == Way::Join {
-            self.engine.assert_joined(&members);
+            self.engine.assert_joined(&self.with_reader(members));
         }
     }
 
     fn members_after(&self, way: Way) -> Vec<&Server> {
         match way {
-            Way::Join => self.cluster.all(),
+            Way::Join => self.cluster.first(4),
             Way::Removal | Way::OwnRemoval => self.cluster.first(3),
         }
     }
@@ -264,6 +305,7 @@ impl World {
             Fault::SubjectCrashed => Blow::Elsewhere(Box::new(|| self.n(4).crash())),
             Fault::FirstCrashed => Blow::Elsewhere(Box::new(|| self.n(1).crash())),
             Fault::PeerCrashed => Blow::Elsewhere(Box::new(|| self.n(2).crash())),
+            Fault::ReaderCrashed => Blow::Elsewhere(Box::new(|| self.n(5).crash())),
             Fault::PeerSevered => Blow::Elsewhere(Box::new(|| self.n(2).sever())),
         };
         let (here, call) = (self.here(case.way), self.call(case.way));
@@ -279,6 +321,7 @@ impl World {
             Fault::SubjectCrashed => Some("n4"),
             Fault::FirstCrashed => Some("n1"),
             Fault::PeerCrashed => Some("n2"),
+            Fault::ReaderCrashed => self.engine.reader(),
             Fault::Error | Fault::Cancelled | Fault::PeerSevered => None,
         }
     }
@@ -294,7 +337,8 @@ impl World {
         if !matches!(fault, Fault::Error | Fault::Cancelled) {
             wait_no_sessions(&self.cluster.all());
         }
-        self.engine.wait_replicating(&self.cluster.first(3));
+        let rest = self.with_reader(self.cluster.first(3));
+        self.engine.wait_replicating(&rest);
     }
 
     /// Whether the CALL's own server lives on, so that the error is the product's word on how the run ended.
@@ -328,8 +372,7 @@ impl World {
             "all nodes could be reached, and something was left: {failed}"
         );
         let reachable: Vec<&Server> = self
-            .cluster
-            .all()
+            .with_reader(self.cluster.first(4))
             .into_iter()
             .filter(|s| Some(s.name()) != crashed)
             .collect();
@@ -375,21 +418,23 @@ impl crate::fault_matrix::World for World {
         }
         self.assert_left();
         if !self.engine.changes_members() {
-            let rest = self.cluster.first(3);
+            let rest = self.with_reader(self.cluster.first(3));
             self.three.assert_same(&structure(&rest));
             self.engine.renew(self.n(4));
         }
     }
 }
 
-/// Tries the cases, and tells how many there were: all, or those of joins at the points that have `part` in their
-/// names. Panics with those that failed.
-pub fn try_all(engine: &'static dyn Engine, part: Option<&str>) {
-    let ways: &[Way] = match part {
+/// Tries the cases, and tells how many there were: all, or those of joins at the points that have one of `parts` in
+/// their names. Panics with those that failed.
+pub fn try_all(engine: &'static dyn Engine, parts: Option<&[&str]>) {
+    let ways: &[Way] = match parts {
         None => &[Way::Join, Way::Removal, Way::OwnRemoval],
         Some(_) => &[Way::Join],
     };
-    let wanted = |point: &str| part.is_none_or(|part| point.contains(part));
+    let wanted = |point: &str| parts.is_none_or(|parts| parts.iter().any(|p| point.contains(p)));
+    let mut faults = FAULTS.to_vec();
+    faults.extend(engine.reader().map(|_| Fault::ReaderCrashed));
     let began = Instant::now();
     let slowest: Arc<Mutex<Duration>> = Arc::default();
     let new = || World::new(engine, &slowest);
@@ -417,7 +462,7 @@ pub fn try_all(engine: &'static dyn Engine, part: Option<&str>) {
         let panics = points.iter().step_by(PANICS);
         let all = points
             .iter()
-            .flat_map(|point| FAULTS.map(|fault| case(point, fault)))
+            .flat_map(|point| faults.iter().map(|fault| case(point, *fault)))
             .chain(panics.map(|point| case(point, Fault::Panicked)))
             .chain(undo.iter().map(|point| case(point, Fault::KilledUndoing)));
         select(all, SAMPLE)
@@ -439,7 +484,7 @@ pub fn try_all(engine: &'static dyn Engine, part: Option<&str>) {
         tell(&format!(
             "{way:?}: {} points with {} faults each, {} more in the undo: {cases} cases, 0 lost rows, 0 left-overs",
             points.len(),
-            FAULTS.len(),
+            faults.len(),
             undo.len(),
         ));
     }
