@@ -114,7 +114,9 @@ fn apply_that_is_read_only() {
         false => "user",
     };
     // Its postgresql.auto.conf has a value by now.
-    n2.sql(&format!("ALTER SYSTEM SET spock.readonly = {applications}"));
+    n2.sql(&format!(
+        "ALTER SYSTEM SET spock.readonly = '{applications}'"
+    ));
     n2.reload();
     n2.wait_for("SHOW spock.readonly", applications);
     joins(n3, n1);
