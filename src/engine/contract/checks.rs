@@ -53,6 +53,9 @@ pub struct MemberCheck {
     judge: Box<Judge>,
 }
 
+/// What a node has answered.
+pub type Answer<T> = (String, Vec<T>);
+
 type Judge = dyn Fn(Vec<(String, Rows)>) -> Result<Vec<Judged>>;
 
 impl MemberCheck {
@@ -62,7 +65,7 @@ impl MemberCheck {
         wanted: &'static str,
         with_new: bool,
         question: Query<T>,
-        judge: fn(&[(String, Vec<T>)]) -> Vec<Judged>,
+        judge: fn(&[Answer<T>]) -> Vec<Judged>,
     ) -> Self {
         Self {
             name,
