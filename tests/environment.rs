@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::recovery::{self, On};
+use common::engines::On;
+use common::recovery;
 use common::{Call, fingerprint, open_writer, quick, wait_mesh};
 use lab::postgres::Client;
 use lab::{Cluster, Server, assert_same_content, quote_literal, wait_quiet};

@@ -7,9 +7,8 @@
 mod common;
 mod fault_matrix;
 
-use common::recovery::{
-    CONTENT, On, assert_nothing_held, assert_whole, call, keep, options, recover,
-};
+use common::engines::On;
+use common::recovery::{CONTENT, assert_nothing_held, assert_whole, call, keep, options, recover};
 use common::{Fingerprint, Running, wait_no_sessions};
 use fault_matrix::{
     Blow, PANICS, Writers, require_points, select, strike, structure, tell, told, watched,

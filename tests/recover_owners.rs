@@ -3,8 +3,9 @@
 
 mod common;
 
+use common::engines::On;
 use common::recovery::{
-    CONTENT, On, assert_nothing_held, assert_nothing_to_do, form, keep, options, recover,
+    CONTENT, assert_nothing_held, assert_nothing_to_do, form, keep, options, recover,
 };
 use common::{Hang, assert_failed, wait_mesh};
 use lab::cluster::add_node_call;

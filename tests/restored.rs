@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::recovery::{CONTENT, On, options};
+use common::engines::On;
+use common::recovery::{CONTENT, options};
 use common::{POLL, assert_failed, wait_mesh};
 use lab::{CallFailed, Cluster, Server, add_node, assert_same_content, quote_literal, wait_quiet};
 use std::path::Path;

@@ -1,10 +1,15 @@
 //! What the scenario tests share: the CALL with any argument replaced, a CALL that runs beside the test,
 //! and a fingerprint of everything that a join touches.
 
-#![allow(dead_code)] // each of the test programs uses its part of this
+// Cargo compiles this into each of the test programs, and each uses its part.
+#![allow(dead_code, unused_imports, unused_macros)]
 
+pub mod engines;
+pub mod gate;
+pub mod joining;
 pub mod plan;
 pub mod recovery;
+pub mod removal;
 
 use lab::postgres::{CancelToken, Client, NoTls, SimpleQueryMessage};
 use lab::server::{Notices, PATIENCE};
@@ -38,6 +43,15 @@ pub fn rounds(few: usize) -> usize {
         Ok(rounds) => rounds.parse().expect("ZODAN_ROUNDS is a number"),
         Err(_) => few,
     }
+}
+
+/// The rows of a query, columns joined by a bar, null as nothing.
+pub fn table(server: &Server, query: &str) -> Vec<String> {
+    let line = |row: Vec<Option<String>>| {
+        let cells: Vec<String> = row.into_iter().map(Option::unwrap_or_default).collect();
+        cells.join("|")
+    };
+    server.rows(query).into_iter().map(line).collect()
 }
 
 /// Ends threads that look at the flag, also where a test fails.
