@@ -3,7 +3,7 @@
 mod common;
 
 use common::Running;
-use common::plan::follow;
+use common::plan::assert_run_follows_plan;
 use lab::cluster::add_node_call;
 use lab::spock::{self, Mesh, Subscription};
 use lab::{Cluster, Load, Server, add_node, assert_same_content, load, quote_literal, wait_quiet};
@@ -77,7 +77,7 @@ fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
             );
             assert_eq!(remembered(node), format!("n3 {}", round + 1));
         }
-        follow(new, &add_node_call(new, "n3", n1, "n1"));
+        assert_run_follows_plan(new, &add_node_call(new, "n3", n1, "n1"));
         assert_eq!(remembered(new), format!("n3 {}", round + 1));
         assert_eq!(
             subscriptions(new),

@@ -251,7 +251,7 @@ fn a_node_that_only_reads_gets_what_is_written_on_the_new_node() {
                 }
             });
         }
-        let joined = common::plan::follow(n3, &call);
+        let joined = common::plan::assert_run_follows_plan(n3, &call);
         // At once, and beside what the others write.
         let mut client = n3.client();
         for i in 1..=50 {
