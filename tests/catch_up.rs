@@ -13,7 +13,7 @@ const CATCHING_UP: &str = "within the first positions are set";
 
 /// The members change the rows of each other. From each member by its own, such a change could come before its row.
 #[test]
-fn every_change_finds_its_row() {
+fn changes_of_peers_find_their_rows_on_the_new_node() {
     let cluster = Cluster::start(4);
     cluster.form_mesh(
         3,
@@ -37,7 +37,7 @@ fn every_change_finds_its_row() {
 
 /// What the new node's slot on a peer holds is decoded before anything of it is sent, and it holds the WAL of the copy.
 #[test]
-fn what_a_slot_holds_does_not_delay_its_peer() {
+fn join_is_not_delayed_by_what_the_slot_on_a_peer_retains() {
     let cluster = Cluster::start(3);
     let content = format!("{CHASED}; CREATE TABLE given_up (id bigint)");
     cluster.form_mesh(2, &content);
@@ -63,7 +63,7 @@ fn what_a_slot_holds_does_not_delay_its_peer() {
 
 /// What a trigger writes on the source for a change of a peer, the trigger of the new node writes there itself.
 #[test]
-fn triggers_that_fire_for_replicated_rows_write_once() {
+fn rows_of_triggers_for_replicated_rows_are_written_once() {
     let cluster = Cluster::start_with(4, &quick());
     cluster.form_mesh(
         3,
@@ -90,7 +90,7 @@ fn triggers_that_fire_for_replicated_rows_write_once() {
 
 /// A change of one peer that is held up on the source holds up neither those of the others there nor the pause.
 #[test]
-fn what_is_held_up_on_the_source_does_not_pause_the_rest() {
+fn change_that_is_blocked_on_the_source_delays_no_other_peer() {
     let cluster = Cluster::start_with(4, &quick());
     cluster.form_mesh(
         3,

@@ -95,7 +95,7 @@ fn assert_whole(cluster: &Cluster) {
 }
 
 #[test]
-fn a_base_backup_that_is_started_elsewhere_takes_nothing_from_its_node() {
+fn base_backup_started_elsewhere_takes_nothing_from_its_node() {
     let cluster = mesh(&keeping());
     let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
     copy.restore_backup_of(n3);
@@ -148,7 +148,7 @@ fn a_base_backup_that_is_started_elsewhere_takes_nothing_from_its_node() {
 }
 
 #[test]
-fn a_copy_takes_nothing_while_its_node_is_down() {
+fn copy_takes_nothing_while_its_node_is_down() {
     let cluster = mesh(&keeping());
     let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
     n3.stop();
@@ -181,7 +181,7 @@ fn a_copy_takes_nothing_while_its_node_is_down() {
 
 /// The files of a standby that is older than its node have no note of it: only rows are replicated.
 #[test]
-fn a_standby_that_is_promoted_beside_its_node_takes_nothing() {
+fn standby_promoted_beside_its_node_takes_nothing() {
     let cluster = Cluster::start_with(4, &keeping());
     cluster.form_mesh(2, CONTENT);
     let [n1, n2, n3, standby] = [1, 2, 3, 4].map(|i| cluster.n(i));
@@ -214,7 +214,7 @@ fn a_standby_that_is_promoted_beside_its_node_takes_nothing() {
 
 /// Its node worker has not been started yet.
 #[test]
-fn a_copy_of_a_node_that_has_just_joined_takes_nothing() {
+fn copy_of_a_node_that_has_just_joined_takes_nothing() {
     let options = keeping().set("zodan.recovery_slots", "off");
     let cluster = Cluster::start_with(4, &options);
     cluster.form_mesh(3, CONTENT);
@@ -236,7 +236,7 @@ fn a_copy_of_a_node_that_has_just_joined_takes_nothing() {
 }
 
 #[test]
-fn a_node_that_was_moved_applies_again_when_its_address_leads_to_it() {
+fn moved_node_applies_again_when_its_address_leads_to_it() {
     let cluster = mesh(&keeping());
     let [n1, n2, n3, moved] = [1, 2, 3, 4].map(|i| cluster.n(i));
     n3.stop();
@@ -269,7 +269,7 @@ fn a_node_that_was_moved_applies_again_when_its_address_leads_to_it() {
 }
 
 #[test]
-fn without_a_node_worker_every_call_tells() {
+fn calls_on_a_copy_without_a_node_worker_are_refused() {
     let cluster = mesh(&quick());
     let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
     copy.restore_backup_of(n3);

@@ -110,7 +110,7 @@ fn repack(table: &str) -> String {
 }
 
 #[test]
-fn between_two_ranges() {
+fn table_rewritten_during_its_copy_is_copied_again_as_a_whole() {
     let cluster = Cluster::start(3);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     for server in cluster.all() {
@@ -161,7 +161,7 @@ fn between_two_ranges() {
 }
 
 #[test]
-fn between_two_ranges_of_rows_that_break_a_check() {
+fn rewritten_table_whose_rows_violate_a_check_is_copied_again() {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     let fits = "CREATE OR REPLACE FUNCTION fits(integer) RETURNS boolean LANGUAGE sql IMMUTABLE AS";
@@ -229,7 +229,7 @@ fn join_before_copy(
 }
 
 #[test]
-fn names_and_files_of_whole_tables() {
+fn join_fails_when_a_table_is_renamed_during_the_copy() {
     let cluster = Cluster::start(3);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     cluster.form_mesh(1, &format!("{GATE}{SMALL}"));

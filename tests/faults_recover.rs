@@ -321,7 +321,7 @@ impl fault_matrix::World for World {
 }
 
 #[test]
-fn every_fault_at_every_point_of_a_recovery_is_survived() {
+fn recoveries_survive_every_fault_at_every_point() {
     let began = Instant::now();
     let points = watched(World::new, |world| {
         [Here::Target, Here::Source].map(|here| (here, world.points(here)))

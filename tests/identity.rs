@@ -152,12 +152,12 @@ fn under_one_name(node_workers: bool) {
 }
 
 #[test]
-fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
+fn replaced_node_takes_nothing_from_its_successor() {
     under_one_name(false);
 }
 
 #[test]
-fn with_node_workers_it_ends_by_itself() {
+fn replaced_node_with_a_node_worker_ends_by_itself() {
     under_one_name(true);
 }
 
@@ -195,7 +195,7 @@ fn assert_apart(cluster: &Cluster) {
 }
 
 #[test]
-fn two_removed_nodes_do_not_go_on_with_each_other() {
+fn two_removed_nodes_end_by_their_own_removals() {
     let cluster = two_removed(false);
     let (n3, n4) = (cluster.n(3), cluster.n(4));
     n3.sql("INSERT INTO item VALUES (10, 'n3')");
@@ -222,7 +222,7 @@ fn two_removed_nodes_with_node_workers_end_by_themselves() {
 
 /// No node worker runs, and nobody calls on n3: what tells it is that n2, which was away too, forgets it.
 #[test]
-fn a_member_that_was_away_ends_who_was_removed_meanwhile() {
+fn member_that_was_away_ends_a_node_removed_meanwhile() {
     let cluster = Cluster::start_with(4, &quick());
     cluster.form_mesh(4, CONTENT);
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
@@ -260,7 +260,7 @@ fn a_member_that_was_away_ends_who_was_removed_meanwhile() {
 
 /// Nobody can tell it that it was removed.
 #[test]
-fn who_reaches_no_member_leaves_by_force() {
+fn removed_node_that_reaches_no_member_leaves_by_force() {
     let cluster = two_removed(false);
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     for away in [n1, n2, n4] {
@@ -282,7 +282,7 @@ fn who_reaches_no_member_leaves_by_force() {
 /// n2 is lost and removed, n1 leaves, and founds the same cluster again with another n2: each node has the name and the
 /// number that one had before. The old n2 is back.
 #[test]
-fn the_same_cluster_founded_again_knows_nobody_of_the_first() {
+fn cluster_founded_again_knows_no_node_of_the_first() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(2, CONTENT);
     let [n1, old, new] = [1, 2, 3].map(|i| cluster.n(i));
@@ -308,7 +308,7 @@ fn the_same_cluster_founded_again_knows_nobody_of_the_first() {
 
 /// What n2 reads of n3 comes from the old n3 for a while, which has the slots of its readers still.
 #[test]
-fn nobody_reads_from_the_old_one_at_the_address_of_its_successor() {
+fn members_do_not_read_from_a_replaced_node_at_its_successors_address() {
     let cluster = Cluster::start_with(4, &quick());
     cluster.form_mesh(3, CONTENT);
     let [n1, n2, old, new] = [1, 2, 3, 4].map(|i| cluster.n(i));

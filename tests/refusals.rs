@@ -64,7 +64,7 @@ fn text(value: impl Into<String>) -> Option<String> {
 type Argument = fn(&mut Call) -> &mut Option<String>;
 
 #[test]
-fn arguments_are_named() {
+fn join_with_wrong_arguments_is_refused() {
     let cluster = mesh_and_new(3);
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let before = Before::of(cluster.all());
@@ -163,7 +163,7 @@ fn arguments_are_named() {
 }
 
 #[test]
-fn connection_strings_lead_where_they_should() {
+fn join_is_refused_when_a_connection_string_leads_elsewhere() {
     let cluster = mesh_and_new(3);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     n3.sql("CREATE DATABASE other");
@@ -306,7 +306,7 @@ fn connection_strings_lead_where_they_should() {
 /// `/proc/self/cwd` is another directory in every process: the server's own data directory. So this is a
 /// connection string that means something else on every node, as `host=localhost` does on real ones.
 #[test]
-fn the_new_node_must_be_reachable_from_every_member() {
+fn join_is_refused_when_a_member_cannot_reach_the_new_node() {
     let cluster = mesh_and_new(3);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     for server in [n2, n3] {
@@ -365,7 +365,7 @@ fn the_new_node_must_be_reachable_from_every_member() {
 }
 
 #[test]
-fn a_wrong_password() {
+fn join_is_refused_with_a_wrong_password() {
     let cluster = Cluster::start_with(2, &quick().password("Right5ecret"));
     cluster.create_extension();
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -413,7 +413,7 @@ fn a_wrong_password() {
 }
 
 #[test]
-fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
+fn join_is_refused_when_its_names_are_in_use() {
     let cluster = mesh_and_new(3);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let taken = Call {
@@ -513,7 +513,7 @@ fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
 }
 
 #[test]
-fn exhausted_resources() {
+fn join_is_refused_when_slots_or_workers_are_exhausted() {
     let cluster = mesh_and_new(3);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let call = Call::of(n3, n1);
@@ -604,7 +604,7 @@ fn exhausted_resources() {
 }
 
 #[test]
-fn settings_of_the_servers() {
+fn join_is_refused_with_wrong_server_settings() {
     let cluster = Cluster::start_each(2, |name| match name {
         "n1" => quick().set("wal_level", "replica"),
         _ => quick(),
@@ -657,7 +657,7 @@ fn settings_of_the_servers() {
 
 /// A limit that a long copy may run into is no reason to refuse, but to be told.
 #[test]
-fn settings_that_may_lose_the_slot_are_warned_of() {
+fn join_warns_of_settings_that_may_lose_the_slot() {
     let cluster = mesh_and_new(3);
     let n2 = cluster.n(2);
     n2.configure("max_slot_wal_keep_size", "64MB");
@@ -690,7 +690,7 @@ fn settings_that_may_lose_the_slot_are_warned_of() {
 }
 
 #[test]
-fn the_mesh_must_be_whole() {
+fn join_is_refused_when_the_mesh_is_broken() {
     let cluster = mesh_and_new(4);
     let (n1, n2, n3, n4) = (cluster.n(1), cluster.n(2), cluster.n(3), cluster.n(4));
     let call = Call::of(n4, n1);
@@ -773,7 +773,7 @@ fn the_mesh_must_be_whole() {
 }
 
 #[test]
-fn what_the_structure_of_the_source_needs() {
+fn join_is_refused_when_the_new_node_lacks_what_the_structure_needs() {
     let cluster = mesh_and_new(3);
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let call = Call::of(n3, n1);
@@ -866,7 +866,7 @@ fn what_the_structure_of_the_source_needs() {
 }
 
 #[test]
-fn the_database_must_be_like_that_of_the_source() {
+fn join_is_refused_when_the_databases_differ() {
     let cluster = mesh_and_new(3);
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let hint = "Create the new node's database with the encoding and the locale of the source's";
@@ -904,7 +904,7 @@ fn the_database_must_be_like_that_of_the_source() {
 
 /// Rules that change the order of a collation count as much as its locale.
 #[test]
-fn the_rules_of_icu_must_be_those_of_the_source() {
+fn join_is_refused_when_the_icu_rules_differ() {
     let cluster = Cluster::start_each(2, |name| {
         let options = quick()
             .initdb("--locale-provider=icu")
@@ -928,7 +928,7 @@ fn the_rules_of_icu_must_be_those_of_the_source() {
 
 /// What belongs to the database itself is in no copy of its structure.
 #[test]
-fn attributes_of_the_database_are_told() {
+fn join_warns_of_attributes_of_the_database() {
     let cluster = mesh_and_new(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n1.sql(
@@ -967,7 +967,7 @@ fn fails(client: &mut lab::postgres::Client, sql: &str) -> CallFailed {
 }
 
 #[test]
-fn not_inside_a_transaction() {
+fn join_is_refused_inside_a_transaction() {
     let cluster = mesh_and_new(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     let call = Call::of(n2, n1).sql();
@@ -1027,7 +1027,7 @@ fn not_inside_a_transaction() {
 }
 
 #[test]
-fn only_superusers() {
+fn join_is_refused_to_others_than_superusers() {
     let cluster = mesh_and_new(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     for server in cluster.all() {
@@ -1090,7 +1090,7 @@ fn only_superusers() {
 }
 
 #[test]
-fn one_at_a_time() {
+fn join_is_refused_while_another_one_runs() {
     let cluster = Cluster::start_with(4, &quick());
     cluster.form_mesh(2, "");
     let (n1, n2, n3, n4) = (cluster.n(1), cluster.n(2), cluster.n(3), cluster.n(4));
@@ -1148,7 +1148,7 @@ fn one_at_a_time() {
 }
 
 #[test]
-fn a_standby_is_no_source() {
+fn join_is_refused_when_the_source_is_a_standby() {
     let cluster = Cluster::start_with(2, &quick());
     cluster.create_extension();
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -1167,7 +1167,7 @@ fn a_standby_is_no_source() {
 }
 
 #[test]
-fn the_extension_on_every_member() {
+fn join_is_refused_when_a_member_lacks_the_extension() {
     let cluster = mesh_and_new(3);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let call = Call::of(n3, n1);
@@ -1203,7 +1203,7 @@ fn the_extension_on_every_member() {
 
 /// Only there where PostgreSQL is too old for the engine.
 #[test]
-fn old_servers() {
+fn join_is_refused_on_servers_that_are_too_old() {
     if pg::major() >= 16 {
         eprintln!("skipped: {} is not too old", pg::version());
         return;

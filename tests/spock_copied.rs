@@ -51,7 +51,7 @@ fn assert_whole(members: &[&Server]) {
 }
 
 #[test]
-fn a_copy_takes_nothing_from_its_node() {
+fn copy_takes_nothing_from_its_node() {
     let Some(cluster) = mesh() else { return };
     let [n1, n3, copy] = [1, 3, 4].map(|i| cluster.n(i));
     copy.stop();
@@ -89,7 +89,7 @@ fn a_copy_takes_nothing_from_its_node() {
 }
 
 #[test]
-fn a_copy_is_removed_by_its_own_call() {
+fn copy_becomes_standalone_by_its_own_removal() {
     let Some(cluster) = mesh() else { return };
     let (n3, copy) = (cluster.n(3), cluster.n(4));
     copy.stop();
@@ -109,7 +109,7 @@ fn a_copy_is_removed_by_its_own_call() {
 }
 
 #[test]
-fn a_node_that_was_removed_while_it_was_away_ends_by_itself() {
+fn node_removed_while_away_ends_by_itself() {
     let Some(cluster) = mesh() else { return };
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     n3.stop();

@@ -55,7 +55,7 @@ fn wait_for_refusal(reader: &Server, slot: &str) {
 /// n3 dies, is removed, and another server joins under its name, while n1 and n2 are written to. The old one is started
 /// again while the new one is down. All that twice.
 #[test]
-fn the_old_one_of_a_name_takes_nothing_of_its_successor() {
+fn replaced_node_takes_nothing_from_its_successor() {
     let Some(mut cluster) = spock::mesh(3, &format!("{}{CONTENT}", load::SCHEMA)) else {
         return;
     };
@@ -172,7 +172,7 @@ fn fails(server: &Server, point: &str, call: &str) {
 
 /// A removal that is gone on with is one, wherever it was cut off.
 #[test]
-fn a_removal_that_is_called_again_is_counted_once() {
+fn removal_that_is_called_again_is_counted_once() {
     let Some(cluster) = spock::mesh(5, CONTENT) else {
         return;
     };
@@ -213,7 +213,7 @@ fn a_removal_that_is_called_again_is_counted_once() {
 
 /// A cluster that names its subscriptions otherwise goes on with that, also for others than the one that came back.
 #[test]
-fn the_rule_of_a_cluster_goes_on_when_a_name_comes_back() {
+fn naming_rule_of_a_cluster_is_kept_when_a_name_returns() {
     if spock::announced().is_none() {
         return;
     }

@@ -87,23 +87,23 @@ fn no_join_differs(delay: &str, joins: usize) {
 }
 
 #[test]
-fn no_join_differs_where_the_source_keeps_up() {
+fn contents_are_equal_after_a_join_when_the_source_keeps_up() {
     no_join_differs("0", rounds(12));
 }
 
 #[test]
-fn no_join_differs_where_the_source_lags_by_a_second() {
+fn contents_are_equal_after_a_join_when_the_source_lags_by_a_second() {
     no_join_differs("1 s", rounds(6));
 }
 
 #[test]
-fn no_join_differs_where_the_source_lags_by_five_seconds() {
+fn contents_are_equal_after_a_join_when_the_source_lags_by_five_seconds() {
     no_join_differs("5 s", rounds(3));
 }
 
 /// The newest value is that of the source, and an older one of the peer is still on its way.
 #[test]
-fn a_late_change_of_a_peer_does_not_win_over_a_later_one_of_the_source() {
+fn older_change_of_a_peer_does_not_replace_a_newer_one() {
     let Some(cluster) = cluster("3 s") else {
         return;
     };
@@ -133,7 +133,7 @@ fn a_late_change_of_a_peer_does_not_win_over_a_later_one_of_the_source() {
 
 /// The members change the rows of each other. From each member by its own, such a change could come before its row.
 #[test]
-fn every_change_finds_its_row() {
+fn changes_of_peers_find_their_rows_on_the_new_node() {
     if spock::announced().is_none() {
         return;
     }

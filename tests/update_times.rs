@@ -108,16 +108,16 @@ fn no_join_differs(delay: f64, joins: usize) {
 }
 
 #[test]
-fn no_join_differs_where_the_source_keeps_up() {
+fn contents_are_equal_after_a_join_when_the_source_keeps_up() {
     no_join_differs(0.0, rounds(4));
 }
 
 #[test]
-fn no_join_differs_where_the_source_lags_by_a_second() {
+fn contents_are_equal_after_a_join_when_the_source_lags_by_a_second() {
     no_join_differs(1.0, rounds(2));
 }
 
 #[test]
-fn no_join_differs_where_the_source_lags_by_five_seconds() {
+fn contents_are_equal_after_a_join_when_the_source_lags_by_five_seconds() {
     no_join_differs(5.0, rounds(1));
 }
