@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{CHASED, Hang, Over, chase, chasing, quick};
+use common::{
+    CHASED_TABLE, Hang, StopOnDrop, insert_and_change, quick, while_nodes_change_each_others_rows,
+};
 use lab::cluster::add_node_call;
 use lab::{Cluster, add_node, assert_same_content, wait_quiet};
 use std::sync::atomic::AtomicBool;
@@ -18,14 +20,16 @@ fn changes_of_peers_find_their_rows_on_the_new_node() {
     cluster.form_mesh(
         3,
         &format!(
-            "{CHASED};
+            "{CHASED_TABLE};
              CREATE TABLE filler (id bigint PRIMARY KEY, v text);
              INSERT INTO filler SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 100000) i"
         ),
     );
     let (n1, n2, n3, n4) = (cluster.n(1), cluster.n(2), cluster.n(3), cluster.n(4));
     for round in 0..3 {
-        let joined = chasing([n3, n2, n1], round, || add_node(n4, "n4", n1, "n1"));
+        let joined = while_nodes_change_each_others_rows([n3, n2, n1], round, || {
+            add_node(n4, "n4", n1, "n1")
+        });
         joined.unwrap_or_else(|e| panic!("{e}"));
         wait_quiet(&cluster.all());
         assert_same_content(&[n1, n4]);
@@ -39,7 +43,7 @@ fn changes_of_peers_find_their_rows_on_the_new_node() {
 #[test]
 fn join_is_not_delayed_by_what_the_slot_on_a_peer_retains() {
     let cluster = Cluster::start(3);
-    let content = format!("{CHASED}; CREATE TABLE given_up (id bigint)");
+    let content = format!("{CHASED_TABLE}; CREATE TABLE given_up (id bigint)");
     cluster.form_mesh(2, &content);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let (hang, call) = Hang::start(n3, "", CATCHING_UP, &add_node_call(n3, "n3", n1, "n1"));
@@ -48,9 +52,9 @@ fn join_is_not_delayed_by_what_the_slot_on_a_peer_retains() {
     }
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let end = Over(&over);
+        let end = StopOnDrop(&over);
         let over = &over;
-        scope.spawn(move || chase(n2, n1, 1, over));
+        scope.spawn(move || insert_and_change(n2, n1, 1, over));
         n1.wait_for("SELECT count(*) > 100 FROM chased WHERE v = 'upd'", "t");
         hang.release();
         let joined = call.join();

@@ -34,7 +34,7 @@ struct Gate<'a> {
 }
 
 impl<'a> Gate<'a> {
-    fn hold(server: &'a Server, jobs: usize) -> Gate<'a> {
+    fn close(server: &'a Server, jobs: usize) -> Gate<'a> {
         server.configure("lab.gate", "on");
         server.configure("zodan.copy_jobs", &jobs.to_string());
         server.reload();
@@ -66,7 +66,7 @@ impl<'a> Gate<'a> {
 fn join_with(cluster: &Cluster, new: usize, statements: &[&str]) -> Result<Called, CallFailed> {
     let (n1, new) = (cluster.n(1), cluster.n(new));
     thread::scope(|scope| {
-        let gate = Gate::hold(new, 2);
+        let gate = Gate::close(new, 2);
         let join = scope.spawn(|| add_node(new, new.name(), n1, "n1"));
         gate.wait(2);
         let running: Vec<_> = statements
@@ -219,7 +219,7 @@ fn join_before_copy(
 ) -> Result<Called, CallFailed> {
     let (n1, new) = (cluster.n(1), cluster.n(new));
     thread::scope(|scope| {
-        let gate = Gate::hold(new, 1);
+        let gate = Gate::close(new, 1);
         let join = scope.spawn(|| add_node(new, new.name(), n1, "n1"));
         gate.wait(1);
         statements.iter().for_each(|s| n1.sql(s));

@@ -117,9 +117,9 @@ fn removal_is_refused_while_the_server_answers_with_an_error() {
 }
 
 /// A file that keeps a server in recovery.
-struct Held<'a>(&'a Path);
+struct RecoveryWait<'a>(&'a Path);
 
-impl Drop for Held<'_> {
+impl Drop for RecoveryWait<'_> {
     fn drop(&mut self) {
         std::fs::remove_file(self.0).expect("let it go on");
     }
@@ -159,7 +159,7 @@ fn removal_is_refused_while_the_server_starts_or_is_full() {
     }
     thread::scope(|scope| {
         scope.spawn(|| n3.boot());
-        let held = Held(&wait);
+        let held = RecoveryWait(&wait);
         let begun = Instant::now();
         let is_starting = |e: postgres::Error| e.code().is_some_and(|c| c.code() == "57P03");
         while !Client::connect(&n3.dsn(), NoTls)

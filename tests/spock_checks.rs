@@ -1,12 +1,11 @@
 //! What Spock's settings and tables on the members say against a join is found before the first change, and what its
 //! workers have left out is no good health.
 
-#[path = "common/refused.rs"]
-mod refused;
+mod common;
 
+use common::refused::{all_traces, assert_refused, fails, joins};
 use lab::spock::{self, Mesh};
 use lab::{Cluster, Server, quote_literal, wait_quiet};
-use refused::{all_traces, assert_refused, fails, joins};
 use std::thread;
 
 const CONTENT: &str =

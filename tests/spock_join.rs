@@ -1,8 +1,8 @@
 //! A node joins a Spock cluster: what arrives, whatever the nodes are called and however they are reached.
 
-#[path = "common/gate.rs"]
-mod gate;
+mod common;
 
+use common::gate;
 use lab::digest::assert_same_structure;
 use lab::spock::{self, Mesh};
 use lab::{

@@ -1,15 +1,13 @@
 //! What stops a node from joining a Spock cluster is found before the first change, and what stops it later is
 //! taken back.
 
-#[path = "common/gate.rs"]
-mod gate;
-#[path = "common/refused.rs"]
-mod refused;
+mod common;
 
+use common::gate;
+use common::refused::{all_traces, assert_refused, fails, joins};
 use lab::postgres::NoTls;
 use lab::spock::{self, Mesh};
 use lab::{Cluster, Server, assert_same_content, wait_quiet};
-use refused::{all_traces, assert_refused, fails, joins};
 use std::thread;
 
 fn mesh(members: usize, content: &str) -> Cluster {
@@ -18,70 +16,6 @@ fn mesh(members: usize, content: &str) -> Cluster {
         ..Mesh::default()
     };
     mesh.start(members)
-}
-
-#[test]
-fn join_is_refused_when_the_new_node_lacks_what_the_structure_needs() {
-    if spock::announced().is_none() {
-        return;
-    }
-    let cluster = mesh(1, "CREATE TABLE t (id integer PRIMARY KEY)");
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-
-    n1.sql("CREATE ROLE owner_of_t NOLOGIN; ALTER TABLE t OWNER TO owner_of_t");
-    assert_refused(
-        &cluster,
-        n2,
-        "42704",
-        "role \"owner_of_t\" is missing",
-        "pg_dumpall --roles-only",
-    );
-    n2.sql("CREATE ROLE owner_of_t NOLOGIN");
-
-    n1.sql("CREATE FUNCTION f(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1'");
-    n2.sql("CREATE FUNCTION f(integer) RETURNS integer LANGUAGE sql AS 'SELECT 2'");
-    assert_refused(
-        &cluster,
-        n2,
-        "42710",
-        "function public.f(integer)",
-        "Drop them on the new node.",
-    );
-    n2.sql("DROP FUNCTION f");
-
-    n1.sql("CREATE EXTENSION hstore VERSION '1.4'");
-    assert_refused(
-        &cluster,
-        n2,
-        "0A000",
-        "node \"n1\" has version 1.4",
-        "CREATE EXTENSION \"hstore\" WITH SCHEMA \"public\" VERSION '1.4'",
-    );
-    n2.sql("CREATE EXTENSION hstore VERSION '1.4'");
-
-    // The files of all servers are the same, so an extension that the new node lacks has to be made up.
-    n1.sql("CREATE EXTENSION citext; UPDATE pg_extension SET extname = 'made_up' WHERE extname = 'citext'");
-    assert_refused(
-        &cluster,
-        n2,
-        "42704",
-        "extension \"made_up\" is not available",
-        "Install its files on the new node's server",
-    );
-    n1.sql(
-        "UPDATE pg_extension SET extname = 'citext' WHERE extname = 'made_up'; DROP EXTENSION citext",
-    );
-
-    n2.sql("CREATE TABLE t (id integer)");
-    assert_refused(
-        &cluster,
-        n2,
-        "42710",
-        "the database is not empty, it has tables: public.t",
-        "Drop them, or use an empty database.",
-    );
-    n2.sql("DROP TABLE t");
-    joins(n2, n1);
 }
 
 #[test]

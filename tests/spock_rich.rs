@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Over;
+use common::StopOnDrop;
 use lab::spock::{self, Mesh, Subscription};
 use lab::{Called, Cluster, Server, add_node, wait_quiet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -88,7 +88,7 @@ fn under_load<T>(nodes: &[&Server], meanwhile: impl FnOnce() -> T) -> T {
         }
     };
     thread::scope(|scope| {
-        let end = Over(&over);
+        let end = StopOnDrop(&over);
         for node in nodes {
             scope.spawn(|| {
                 let mut client = node.client();

@@ -1,9 +1,9 @@
 //! Replication sets are each node's own. The new node takes from every provider what the source takes from it, and
 //! the others take from the new node what they take from the source.
 
-#[path = "common/gate.rs"]
-mod gate;
+mod common;
 
+use common::gate;
 use lab::cluster::add_node_call;
 use lab::load::LoadOptions;
 use lab::spock::{self, Mesh};

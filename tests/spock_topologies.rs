@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Hang, Over, Running, assert_failed, assert_findings, fingerprint};
+use common::{Hang, Running, StopOnDrop, assert_failed, assert_findings, fingerprint};
 use lab::cluster::add_node_call;
 use lab::spock::{self, Mesh};
 use lab::{Called, Cluster, Server, add_node, assert_same_content, quote_literal, wait_quiet};
@@ -239,7 +239,7 @@ fn reader_gets_what_is_written_on_the_new_node() {
     let over = AtomicBool::new(false);
     let call = with_readers(n3, n1, &[&reader.dsn()]);
     let joined = thread::scope(|scope| {
-        let end = Over(&over);
+        let end = StopOnDrop(&over);
         for node in [n1, n2] {
             let over = &over;
             scope.spawn(move || {

@@ -77,7 +77,7 @@ struct Gate<'a> {
 }
 
 impl<'a> Gate<'a> {
-    fn held(server: &'a Server, name: &'static str) -> Gate<'a> {
+    fn close(server: &'a Server, name: &'static str) -> Gate<'a> {
         set_gate(server, name, "held");
         let mut holder = server.client_named("gate");
         holder
@@ -460,7 +460,7 @@ fn join_is_undone_when_the_source_is_cut_off_during_the_copy() {
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     for gate in ["data", "index"] {
         let before = fingerprint(&cluster.all());
-        let gate = Gate::held(n3, gate);
+        let gate = Gate::close(n3, gate);
         // A second worker might be about to connect, which is another error.
         let one = "SET zodan.copy_jobs = 1";
         let running = Running::start_after(n3, one, &call(&cluster));
@@ -611,7 +611,7 @@ fn ctrl_c_during_the_copy_undoes_the_join() {
     let cluster = scene();
     let n3 = cluster.n(3);
     for name in ["data", "index"] {
-        let gate = Gate::held(n3, name);
+        let gate = Gate::close(n3, name);
         let before = fingerprint(&cluster.all());
         let running = Running::start(n3, &call(&cluster));
         gate.wait();
@@ -681,7 +681,7 @@ fn ctrl_c_is_noticed_at_once() {
     writer.batch_execute("ROLLBACK").expect("end the writer");
 
     for (gate, what) in [("data", "the copy workers"), ("index", "pg_restore")] {
-        let gate = Gate::held(n3, gate);
+        let gate = Gate::close(n3, gate);
         let copying = noticed(&cluster, || {
             let running = Running::start(n3, &call);
             gate.wait();
@@ -742,7 +742,7 @@ fn join_terminated_before_the_copy_is_undone_by_the_next_call() {
 fn join_terminated_during_the_copy_is_undone_by_the_next_call() {
     let cluster = scene();
     let n3 = cluster.n(3);
-    let gate = Gate::held(n3, "data");
+    let gate = Gate::close(n3, "data");
     let running = Running::start(n3, &call(&cluster));
     gate.wait();
     n3.sql(&format!("SELECT pg_terminate_backend({})", running.pid));
@@ -757,7 +757,7 @@ fn join_killed_during_the_copy_is_undone_by_the_next_call() {
     for gate in ["data", "index"] {
         let cluster = scene();
         let n3 = cluster.n(3);
-        let gate = Gate::held(n3, gate);
+        let gate = Gate::close(n3, gate);
         let running = Running::start(n3, &call(&cluster));
         gate.wait();
         n3.kill_backend(running.pid);
@@ -773,7 +773,7 @@ fn join_killed_during_the_copy_is_undone_by_the_next_call() {
 fn join_killed_at_its_end_is_undone_by_the_next_call() {
     let cluster = scene();
     let (n2, n3) = (cluster.n(2), cluster.n(3));
-    let gate = Gate::held(n3, "data");
+    let gate = Gate::close(n3, "data");
     let running = Running::start(n3, &call(&cluster));
     gate.wait();
     // Markers of others do not arrive on n2.
@@ -812,7 +812,7 @@ fn join_killed_at_its_end_is_undone_by_the_next_call() {
 fn join_is_undone_by_the_next_call_when_the_new_node_crashes() {
     let cluster = scene();
     let n3 = cluster.n(3);
-    let gate = Gate::held(n3, "data");
+    let gate = Gate::close(n3, "data");
     let running = Running::start(n3, &call(&cluster));
     gate.wait();
     n3.crash();

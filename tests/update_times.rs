@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Over, quick, rounds, wait_mesh};
+use common::{StopOnDrop, quick, rounds, wait_mesh};
 use lab::{Cluster, Server, add_node, assert_same_content, wait_quiet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -42,7 +42,7 @@ fn cluster(delay: f64) -> Cluster {
 fn under_conflicts<T>(nodes: [&Server; 2], delay: f64, meanwhile: impl FnOnce() -> T) -> T {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let end = Over(&over);
+        let end = StopOnDrop(&over);
         for (seed, node) in nodes.into_iter().enumerate() {
             let over = &over;
             scope.spawn(move || {

@@ -1,5 +1,6 @@
 //! One test for both engines: what is promised of native logical replication and of pgEdge Spock alike.
 
+use super::plan::slot;
 use super::{quick, wait_mesh};
 use lab::spock::{self, Mesh};
 use lab::{Cluster, Server, ServerOptions};
@@ -90,6 +91,25 @@ impl On {
     /// The subscription that `subscriber` has to `provider` in a mesh that a test has made.
     pub fn subscription(self, subscriber: &Server, provider: &Server) -> String {
         format!("sub_{}_{}", provider.name(), subscriber.name())
+    }
+
+    /// The slot that `subscriber`, whatever its node is called, reads on `provider`, whose node has its server's name.
+    pub fn slot(self, subscriber: &Server, provider: &Server) -> String {
+        match self {
+            On::Native => slot(provider, subscriber),
+            On::Spock => subscriber.value(&format!(
+                "SELECT sub_slot_name FROM spock.subscription JOIN spock.node ON node_id = sub_origin WHERE node_name = '{}'",
+                provider.name()
+            )),
+        }
+    }
+
+    /// Whether a database applies anything: a query for `t` or `f`, and nothing where it has no subscription.
+    pub fn any_enabled(self) -> &'static str {
+        match self {
+            On::Native => "SELECT bool_or(subenabled) FROM pg_subscription",
+            On::Spock => "SELECT bool_or(sub_enabled) FROM spock.subscription",
+        }
     }
 
     /// From now on `subscriber` gets nothing from `provider`.

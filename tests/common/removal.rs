@@ -143,7 +143,8 @@ pub fn assert_no_node(on: On, server: &Server) {
             "(SELECT string_agg(subname, ' ') FROM pg_subscription),
              (SELECT string_agg(pubname, ' ') FROM pg_publication),
              (SELECT string_agg(n::text, ' ') FROM zodan.node n),
-             (SELECT string_agg(n::text, ' ') FROM zodan.local_node n)"
+             (SELECT string_agg(n::text, ' ') FROM zodan.local_node n),
+             (SELECT string_agg(m::text, ' ') FROM zodan.membership m)"
         }
         On::Spock => {
             "(SELECT string_agg(sub_name, ' ') FROM spock.subscription),
@@ -172,4 +173,13 @@ pub fn kill_join_of_n4(cluster: &Cluster) {
     join.ends_terminated();
     drop(gate);
     wait_no_sessions(&cluster.all());
+}
+
+/// An apply worker of `reader` learns that the slot it wants to read is not there.
+pub fn wait_for_refusal(reader: &Server, slot: &str) {
+    let log = quote_literal(&reader.log_path().display().to_string());
+    reader.wait_for(
+        &format!("SELECT pg_read_file({log}) LIKE '%replication slot \"{slot}\" does not exist%'"),
+        "t",
+    );
 }
