@@ -550,6 +550,9 @@ fn removal_of_a_dead_node_is_refused_when_survivors_differ() {
         "node \"n3\" lacks transactions of \"n4\" that node \"n1\" has",
         "CALL spock.recover_run(failed_node_name := 'n4', source_node_name := 'n1', ...)",
     );
+    // Nothing had been done.
+    let told: Vec<&str> = failed.notices.iter().map(|n| n.message.as_str()).collect();
+    assert!(!told.iter().any(|t| t.contains("undoing")), "{told:?}");
     for node in ["n1", "n2", "n3"] {
         assert!(
             failed

@@ -209,6 +209,33 @@ fn verify_nodes_finds_rows_that_differ() {
     );
 }
 
+/// A table that one survivor has dropped does not keep the others from being compared, and brought over.
+#[test]
+fn table_that_a_survivor_lacks_is_reported() {
+    let cluster = mesh_without_slots(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO journal VALUES (1, 'a'), (1, 'a')");
+    wait_quiet(&cluster.all());
+    n2.sql("DROP TABLE journal");
+    let lack = "node \"n2\" lacks table \"public\".\"journal\", which node \"n3\" has";
+    let asked = n3.call("SELECT concat_ws('|', table_name, node, missing_rows, extra_rows, different_rows, keys) FROM spock.verify_nodes()");
+    let asked = asked.unwrap_or_else(|failed| panic!("{failed}"));
+    assert_eq!(asked.warnings(), [lack]);
+    let told = asked.notices.iter().find(|n| n.message == lack);
+    assert_eq!(told.map(|n| n.code.as_str()), Some("42P01"));
+    assert_eq!(
+        asked.rows,
+        [[Some(r#""public"."journal"|n2|2|0|0|{}"#.to_owned())]]
+    );
+    suspend(n2, n1);
+    n1.sql("INSERT INTO debit VALUES (1, 1)");
+    n3.wait_for("SELECT count(*) FROM debit", "1");
+    n1.crash();
+    let recovered = recover(n2, "n1");
+    assert!(recovered.warnings().contains(&lack), "{recovered:?}");
+    assert_eq!(n2.value("SELECT count(*) FROM debit"), "1");
+}
+
 #[test]
 fn join_with_verify_compares_the_contents() {
     let cluster = Cluster::start_with(2, &options());

@@ -44,6 +44,9 @@ fn survivors_are_equal_after_a_recovery_from_a_slot(on: On) {
         "node \"n2\" lacks transactions of \"n1\" that node \"n3\" has",
         "CALL spock.recover_run(failed_node_name := 'n1', source_node_name := 'n3', ...)",
     );
+    // Nothing had been done.
+    let told: Vec<&str> = failed.notices.iter().map(|n| n.message.as_str()).collect();
+    assert!(!told.iter().any(|t| t.contains("undoing")), "{told:?}");
     let times = "SELECT string_agg(id || ' ' || pg_xact_commit_timestamp(xmin), ',' ORDER BY id) FROM crash_test";
     let precheck = format!(
         "CALL spock.recover_precheck('n1', 'n3', {}, 'n2', {}, true, NULL)",
