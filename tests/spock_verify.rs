@@ -134,7 +134,7 @@ fn verification_compares_only_what_is_sent() {
 
 /// Tables and a column that one member has dropped do not keep the others from being compared.
 #[test]
-fn what_a_member_lacks_is_told_and_the_rest_compared() {
+fn tables_a_member_lacks_are_reported_and_the_rest_compared() {
     if spock::announced().is_none() {
         return;
     }
