@@ -28,8 +28,12 @@ test: install ## Run all tests; ARGS="--test NAME" for some
 test-core: ## Test what needs no server, in seconds
 	@cargo test -p zodan-core $(ARGS)
 
-test-spock: install ## Run the suites for pgEdge Spock against a PostgreSQL that has it
-	@tools/test $(patsubst tests/%.rs,--test %,$(wildcard tests/spock_*.rs)) $(ARGS) -- --nocapture
+# The suites of Spock alone, and of those for both engines the tests on Spock.
+only_spock := $(patsubst tests/%.rs,--test %,$(wildcard tests/spock_*.rs))
+both_engines := $(patsubst tests/%.rs,--test %,$(shell grep -l '^on_both_engines!' tests/*.rs))
+test-spock: install ## Run the tests on pgEdge Spock against a PostgreSQL that has it
+	@tools/test $(only_spock) $(ARGS) -- --nocapture; status=$$?; \
+		tools/test $(both_engines) $(ARGS) -- --nocapture spock:: && exit $$status
 
 test-faults: install ## Try every fault at every point of a join, a removal and a recovery, on Spock too where it is
 	@ZODAN_FAULTS=all tools/test --test faults --test faults_recover --test spock_faults \

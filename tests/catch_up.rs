@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{CHASED, Hang, Over, chase, chasing, quick};
+use common::{
+    CHASED_TABLE, Hang, StopOnDrop, insert_and_change, quick, while_nodes_change_each_others_rows,
+};
 use lab::cluster::add_node_call;
 use lab::{Cluster, add_node, assert_same_content, wait_quiet};
 use std::sync::atomic::AtomicBool;
@@ -13,19 +15,21 @@ const CATCHING_UP: &str = "within the first positions are set";
 
 /// The members change the rows of each other. From each member by its own, such a change could come before its row.
 #[test]
-fn every_change_finds_its_row() {
+fn changes_of_peers_find_their_rows_on_the_new_node() {
     let cluster = Cluster::start(4);
     cluster.form_mesh(
         3,
         &format!(
-            "{CHASED};
+            "{CHASED_TABLE};
              CREATE TABLE filler (id bigint PRIMARY KEY, v text);
              INSERT INTO filler SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 100000) i"
         ),
     );
     let (n1, n2, n3, n4) = (cluster.n(1), cluster.n(2), cluster.n(3), cluster.n(4));
     for round in 0..3 {
-        let joined = chasing([n3, n2, n1], round, || add_node(n4, "n4", n1, "n1"));
+        let joined = while_nodes_change_each_others_rows([n3, n2, n1], round, || {
+            add_node(n4, "n4", n1, "n1")
+        });
         joined.unwrap_or_else(|e| panic!("{e}"));
         wait_quiet(&cluster.all());
         assert_same_content(&[n1, n4]);
@@ -37,9 +41,9 @@ fn every_change_finds_its_row() {
 
 /// What the new node's slot on a peer holds is decoded before anything of it is sent, and it holds the WAL of the copy.
 #[test]
-fn what_a_slot_holds_does_not_delay_its_peer() {
+fn join_is_not_delayed_by_what_the_slot_on_a_peer_retains() {
     let cluster = Cluster::start(3);
-    let content = format!("{CHASED}; CREATE TABLE given_up (id bigint)");
+    let content = format!("{CHASED_TABLE}; CREATE TABLE given_up (id bigint)");
     cluster.form_mesh(2, &content);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let (hang, call) = Hang::start(n3, "", CATCHING_UP, &add_node_call(n3, "n3", n1, "n1"));
@@ -48,9 +52,9 @@ fn what_a_slot_holds_does_not_delay_its_peer() {
     }
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let end = Over(&over);
+        let end = StopOnDrop(&over);
         let over = &over;
-        scope.spawn(move || chase(n2, n1, 1, over));
+        scope.spawn(move || insert_and_change(n2, n1, 1, over));
         n1.wait_for("SELECT count(*) > 100 FROM chased WHERE v = 'upd'", "t");
         hang.release();
         let joined = call.join();
@@ -63,7 +67,7 @@ fn what_a_slot_holds_does_not_delay_its_peer() {
 
 /// What a trigger writes on the source for a change of a peer, the trigger of the new node writes there itself.
 #[test]
-fn triggers_that_fire_for_replicated_rows_write_once() {
+fn rows_of_triggers_for_replicated_rows_are_written_once() {
     let cluster = Cluster::start_with(4, &quick());
     cluster.form_mesh(
         3,
@@ -90,7 +94,7 @@ fn triggers_that_fire_for_replicated_rows_write_once() {
 
 /// A change of one peer that is held up on the source holds up neither those of the others there nor the pause.
 #[test]
-fn what_is_held_up_on_the_source_does_not_pause_the_rest() {
+fn change_that_is_blocked_on_the_source_delays_no_other_peer() {
     let cluster = Cluster::start_with(4, &quick());
     cluster.form_mesh(
         3,

@@ -44,7 +44,7 @@ fn assert_replicates(servers: &[&Server]) {
 
 /// Every form that libpq reads, for the source and for the new node: the members subscribe by it too.
 #[test]
-fn connection_strings_of_all_forms() {
+fn join_works_with_connection_strings_of_all_forms() {
     let cluster = Cluster::start_with(6, &quick().password(PASSWORD));
     cluster.form_mesh(1, CONTENT);
     let passfile = cluster.n(1).data_dir().join("passfile");
@@ -129,7 +129,7 @@ fn join_by_files(cluster: &Cluster, services: &Path, passwords: &Path) {
 }
 
 #[test]
-fn files_in_the_home_directory_of_the_servers_account() {
+fn connection_files_in_the_home_directory_are_used() {
     let home = dirs::scratch("home-");
     let options = quick()
         .password(PASSWORD)
@@ -142,7 +142,7 @@ fn files_in_the_home_directory_of_the_servers_account() {
 }
 
 #[test]
-fn files_that_the_environment_of_the_server_names() {
+fn connection_files_that_the_environment_names_are_used() {
     let dir = dirs::scratch("files-");
     let (services, passwords) = (dir.path().join("services"), dir.path().join("passwords"));
     let options = quick()
@@ -229,7 +229,7 @@ fn assert_all_encrypted(cluster: &Cluster) {
 }
 
 #[test]
-fn encrypted_connections_to_a_verified_server() {
+fn join_works_with_a_verified_server_certificate() {
     let dir = dirs::scratch("tls-");
     let cluster = encrypted(dir.path(), "trust");
     cluster.form_mesh(1, &format!("{CONTENT};{LARGE}"));
@@ -255,7 +255,7 @@ fn encrypted_connections_to_a_verified_server() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_verified() {
+fn join_is_refused_when_the_certificate_cannot_be_verified() {
     let dir = dirs::scratch("tls-");
     let cluster = encrypted(dir.path(), "trust");
     cluster.form_mesh(1, CONTENT);
@@ -316,7 +316,7 @@ fn a_certificate_that_cannot_be_verified() {
 
 /// The password of a key is a secret that programs cannot be given as they are given a password.
 #[test]
-fn a_client_certificate_with_an_encrypted_key() {
+fn join_works_with_a_client_key_that_has_a_password() {
     let dir = dirs::scratch("tls-");
     let cluster = encrypted(dir.path(), "trust clientcert=verify-ca");
     cluster.form_mesh(1, CONTENT);
@@ -365,7 +365,7 @@ const NOBODY: u16 = 2;
 
 /// A server that is read-only for a moment is still the one that was meant.
 #[test]
-fn a_connection_string_that_asks_for_a_server_that_can_be_written_to() {
+fn connection_string_with_target_session_attrs_is_followed() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(1, CONTENT);
     for new in [2, 3] {
@@ -393,7 +393,7 @@ fn a_connection_string_that_asks_for_a_server_that_can_be_written_to() {
 }
 
 #[test]
-fn a_connection_string_for_the_replication_protocol() {
+fn connection_string_for_the_replication_protocol_is_refused() {
     let cluster = Cluster::start(2);
     cluster.form_mesh(1, CONTENT);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -414,7 +414,7 @@ fn a_connection_string_for_the_replication_protocol() {
 
 /// Each of several hosts may have a reason of its own.
 #[test]
-fn what_every_host_says_is_told() {
+fn error_of_every_host_is_reported() {
     let cluster = Cluster::start(2);
     cluster.form_mesh(1, CONTENT);
     let (n1, n2) = (cluster.n(1), cluster.n(2));

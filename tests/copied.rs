@@ -1,309 +1,130 @@
-//! A copy of a node's server: it has the registry of the original, its name and its subscriptions, and takes nothing
-//! from it.
+//! A copy of a node's server takes nothing from its node, and a node that was removed while it was away ends by itself,
+//! whatever the cluster replicates with.
 
 mod common;
 
-use common::plan::slot;
-use common::{assert_failed, quick, wait_mesh};
-use lab::{
-    Cluster, Server, ServerOptions, add_node, assert_same_content, quote_literal, wait_quiet,
-};
+use common::engines::{On, on_both_engines};
+use common::removal::assert_no_node;
+use common::{assert_failed, wait_logged};
+use lab::{Cluster, Server, assert_same_content, wait_quiet};
+
+on_both_engines! {
+    copy_takes_nothing_from_its_node_that_is_down,
+    copy_becomes_standalone_by_its_own_removal,
+    node_removed_while_away_ends_by_itself,
+}
 
 const CONTENT: &str = "CREATE TABLE item (id integer PRIMARY KEY, node text NOT NULL)";
 
-fn keeping() -> ServerOptions {
-    quick().set("shared_preload_libraries", "zodan")
-}
-
-/// A mesh of three whose node workers, if there are any, have noted where they are, and a server whose files will be replaced.
-fn mesh(options: &ServerOptions) -> Cluster {
-    let cluster = Cluster::start_with(4, options);
-    cluster.form_mesh(3, CONTENT);
-    wait_mesh(&cluster.first(3));
+/// A mesh of three with node workers, which have noted where they are, and a server whose files will be replaced.
+fn mesh(on: On) -> Cluster {
+    let cluster = on.start(3, 1, CONTENT);
+    let libraries = match on {
+        On::Native => "zodan",
+        On::Spock => "spock, zodan",
+    };
     for node in cluster.first(3) {
-        node.sql(&format!(
-            "INSERT INTO item VALUES ({}, 'before')",
-            node.port()
-        ));
-        if keeps(node) {
-            node.wait_for(
-                "SELECT count(*) FROM pg_ls_dir('.') WHERE pg_ls_dir = 'zodan'",
-                "1",
-            );
-        }
+        node.configure("shared_preload_libraries", libraries);
+        node.restart();
+        node.wait_for("SELECT count(*) FROM pg_ls_dir('zodan', true, false)", "1");
+    }
+    on.wait_mesh(&cluster.first(3));
+    for (i, node) in cluster.first(3).iter().enumerate() {
+        node.sql(&format!("INSERT INTO item VALUES ({i}, 'before')"));
     }
     wait_quiet(&cluster.first(3));
-    cluster.n(4).stop();
     cluster
 }
 
-fn keeps(node: &Server) -> bool {
-    node.value("SHOW shared_preload_libraries") == "zodan"
-}
-
-fn wait_logged(server: &Server, text: &str) {
-    let log = quote_literal(&server.log_path().display().to_string());
-    let text = quote_literal(text);
-    server.wait_for(
-        &format!("SELECT strpos(pg_read_file({log}), {text}) > 0"),
-        "t",
-    );
-}
-
-/// What a copy of n3 says of itself.
-fn claim(copy: &Server, node: &Server) -> String {
-    format!(
-        "two servers claim to be node \"n3\": {}, port {}, data directory {}; and user=postgres dbname=postgres host=127.0.0.1 port={}, port {}, data directory {}",
-        copy.value("SELECT rtrim(pg_read_file('/etc/hostname'), E'\\n')"),
-        copy.port(),
-        copy.data_dir().display(),
-        node.port(),
-        node.port(),
-        node.data_dir().display(),
-    )
-}
-
-fn assert_ordinary(copy: &Server) {
-    for left in [
-        "SELECT count(*) FROM pg_subscription",
-        "SELECT count(*) FROM pg_replication_slots",
-        "SELECT count(*) FROM pg_replication_origin",
-        "SELECT count(*) FROM pg_publication",
-        "SELECT count(*) FROM zodan.node",
-        "SELECT count(*) FROM zodan.local_node",
-        "SELECT count(*) FROM zodan.membership",
-    ] {
-        assert_eq!(copy.value(left), "0", "{left}");
-    }
-    assert_eq!(copy.value("SELECT count(*) FROM item"), "3");
-}
-
-/// The members get what each of them writes, and the copy nothing.
-fn assert_whole(cluster: &Cluster) {
-    let members = cluster.first(3);
+/// The members get what each of them writes.
+fn assert_members_replicate(members: &[&Server]) {
     for (i, node) in members.iter().enumerate() {
-        node.sql(&format!("INSERT INTO item VALUES ({i}, 'later')"));
+        node.sql(&format!("INSERT INTO item VALUES (10 + {i}, 'later')"));
     }
-    wait_quiet(&members);
-    assert_same_content(&members);
-    assert_eq!(
-        cluster
-            .n(4)
-            .value("SELECT count(*) FROM item WHERE node <> 'before'"),
-        "0"
-    );
+    wait_quiet(members);
+    assert_same_content(members);
 }
 
-#[test]
-fn a_base_backup_that_is_started_elsewhere_takes_nothing_from_its_node() {
-    let cluster = mesh(&keeping());
-    let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
+const TWO: &str = "two servers claim to be node \"n3\": ";
+
+fn copy_takes_nothing_from_its_node_that_is_down(on: On) {
+    let cluster = mesh(on);
+    let [n1, n3, copy] = [1, 3, 4].map(|i| cluster.n(i));
+    copy.stop();
     copy.restore_backup_of(n3);
+    n3.stop();
     copy.boot();
-    // The slots of n3 are free again and again meanwhile.
-    for _ in 0..3 {
-        n3.restart();
-    }
-    copy.wait_for("SELECT bool_or(subenabled) FROM pg_subscription", "f");
-    let claim = claim(copy, n3);
-    wait_logged(copy, &claim);
+    n1.sql("INSERT INTO item SELECT i, 'n1' FROM generate_series(1001, 1050) i");
+    wait_logged(copy, "the database was a node on ");
+    wait_logged(copy, "Nothing is applied until it leads here");
+    copy.restart();
+    wait_logged(copy, "Nothing is applied until it leads here");
+    n3.boot();
+    copy.wait_for(on.any_enabled(), "f");
+    wait_logged(copy, TWO);
+    assert_eq!(copy.value("SELECT count(*) FROM item"), "3");
+    n3.wait_for("SELECT count(*) FROM item", "53");
     assert_eq!(
-        copy.value("SELECT problem FROM spock.show_all_nodes() WHERE node_name = 'n3'"),
-        claim
+        copy.value(&format!(
+            "SELECT starts_with(problem, '{TWO}') FROM spock.show_all_nodes() WHERE node_name = 'n3'"
+        )),
+        "t"
     );
-    assert_eq!(
-        copy.value("SELECT string_agg(DISTINCT state, ' ') FROM spock.cluster_status() WHERE subscriber = 'n3'"),
-        "unknown"
+    assert_failed(
+        &copy.sql_error("CALL spock.remove_node('n1')"),
+        "55000",
+        TWO,
+        "run SELECT zodan.become_standalone() on it",
     );
-    let hint = "run SELECT zodan.become_standalone() on it";
-    for call in [
-        "CALL spock.remove_node('n1')",
-        "CALL spock.recover_run('n1')",
-    ] {
-        assert_failed(&copy.sql_error(call), "55000", &claim, hint);
-    }
-    wait_mesh(&cluster.first(3));
     assert_failed(
         &n3.sql_error("SELECT zodan.become_standalone()"),
         "55000",
         "the database is node \"n3\" itself, and no copy of it",
         "CALL spock.remove_node('n3')",
     );
-    let of_n3 = slot(n1, n3);
     copy.sql("SELECT zodan.become_standalone()");
-    assert_ordinary(copy);
-    assert_failed(
-        &copy.sql_error("SELECT zodan.become_standalone()"),
-        "55000",
-        "the database is not a cluster node",
-        "Add it to one first.",
-    );
-    assert_eq!(
-        n1.value(&format!(
-            "SELECT active FROM pg_replication_slots WHERE slot_name = '{of_n3}'"
-        )),
-        "t"
-    );
-    assert_whole(&cluster);
+    assert_no_node(on, copy);
+    assert_members_replicate(&cluster.first(3));
+    assert_eq!(copy.value("SELECT count(*) FROM item"), "3");
 }
 
-#[test]
-fn a_copy_takes_nothing_while_its_node_is_down() {
-    let cluster = mesh(&keeping());
-    let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
-    n3.stop();
-    copy.copy_files_of(n3);
+fn copy_becomes_standalone_by_its_own_removal(on: On) {
+    let cluster = mesh(on);
+    let (n3, copy) = (cluster.n(3), cluster.n(4));
+    copy.stop();
+    copy.restore_backup_of(n3);
     copy.boot();
-    n1.sql("INSERT INTO item SELECT i, 'of n1' FROM generate_series(1001, 1050) i");
-    // Its workers would have come by now: each tries again after five seconds at the latest.
-    wait_logged(copy, "Nothing is applied until it leads here");
-    wait_logged(copy, "the database was a node on ");
-    copy.restart();
-    wait_logged(copy, "Nothing is applied until it leads here");
-    n3.boot();
-    copy.wait_for("SELECT bool_or(subenabled) FROM pg_subscription", "f");
-    assert_eq!(copy.value("SELECT count(*) FROM item"), "3");
-    wait_logged(copy, &claim(copy, n3));
-    let told = copy
+    let called = copy
         .call("CALL spock.remove_node('n3')")
         .unwrap_or_else(|failed| panic!("{failed}"));
     assert!(
-        told.notices
-            .iter()
-            .any(|n| n.message.contains(&claim(copy, n3))),
-        "{:?}",
-        told.notices
+        called.notices.iter().any(|n| n.message.contains(TWO)),
+        "{called:?}"
     );
-    assert_ordinary(copy);
-    wait_mesh(&cluster.first(3));
-    assert_whole(&cluster);
+    assert_no_node(on, copy);
+    assert_members_replicate(&cluster.first(3));
+    assert_eq!(copy.value("SELECT count(*) FROM item"), "3");
 }
 
-/// The files of a standby that is older than its node have no note of it: only rows are replicated.
-#[test]
-fn a_standby_that_is_promoted_beside_its_node_takes_nothing() {
-    let cluster = Cluster::start_with(4, &keeping());
-    cluster.form_mesh(2, CONTENT);
-    let [n1, n2, n3, standby] = [1, 2, 3, 4].map(|i| cluster.n(i));
-    standby.stop();
-    standby.restore_backup_of(n3);
-    standby.follow(n3);
-    standby.boot();
-    add_node(n3, "n3", n1, "n1").unwrap_or_else(|e| panic!("{e}"));
-    let members = cluster.first(3);
-    wait_mesh(&members);
-    for node in &members {
-        node.sql(&format!(
-            "INSERT INTO item VALUES ({}, 'before')",
-            node.port()
-        ));
-    }
-    wait_quiet(&members);
-    standby.wait_for("SELECT count(*) FROM item", "3");
-    standby.sql("SELECT pg_promote()");
-    for _ in 0..3 {
-        n3.restart();
-        n2.sql("INSERT INTO item SELECT max(id) + 1, 'of n2' FROM item");
-    }
-    standby.wait_for("SELECT bool_or(subenabled) FROM pg_subscription", "f");
-    wait_logged(standby, &claim(standby, n3));
-    wait_quiet(&members);
-    assert_same_content(&members);
-    assert_eq!(standby.value("SELECT count(*) FROM item"), "3");
-}
-
-/// Its node worker has not been started yet.
-#[test]
-fn a_copy_of_a_node_that_has_just_joined_takes_nothing() {
-    let options = keeping().set("zodan.recovery_slots", "off");
-    let cluster = Cluster::start_with(4, &options);
-    cluster.form_mesh(3, CONTENT);
-    let [n1, n2, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
-    wait_quiet(&cluster.first(3));
+fn node_removed_while_away_ends_by_itself(on: On) {
+    let cluster = mesh(on);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     n3.stop();
-    copy.stop();
-    copy.copy_files_of(n3);
-    copy.configure("zodan.recovery_slots", "on");
-    copy.boot();
-    n1.sql("INSERT INTO item VALUES (1, 'of n1')");
-    wait_logged(copy, "the database was a node on ");
+    n1.call("CALL spock.remove_node('n3', force := true)")
+        .unwrap_or_else(|failed| panic!("{failed}"));
     n3.boot();
-    copy.wait_for("SELECT bool_or(subenabled) FROM pg_subscription", "f");
-    n2.sql("INSERT INTO item VALUES (2, 'of n2')");
-    wait_quiet(&cluster.first(3));
-    assert_same_content(&cluster.first(3));
-    assert_eq!(copy.value("SELECT count(*) FROM item"), "0");
-}
-
-#[test]
-fn a_node_that_was_moved_applies_again_when_its_address_leads_to_it() {
-    let cluster = mesh(&keeping());
-    let [n1, n2, n3, moved] = [1, 2, 3, 4].map(|i| cluster.n(i));
-    n3.stop();
-    moved.copy_files_of(n3);
-    moved.boot();
-    n1.sql("INSERT INTO item VALUES (1001, 'of n1')");
-    wait_logged(moved, "Nothing is applied until it leads here");
-    let dsn = quote_literal(&moved.dsn());
-    for node in [n1, n2, moved] {
-        node.sql(&format!(
-            "BEGIN; SELECT zodan.unreplicated();
-             UPDATE zodan.node SET dsn = {dsn} WHERE name = 'n3'; COMMIT"
-        ));
-    }
-    for node in [n1, n2] {
-        node.sql(&format!(
-            "ALTER SUBSCRIPTION sub_n3_{} CONNECTION {dsn}",
-            node.name()
-        ));
-    }
-    moved.wait_for("SELECT count(*) FROM item", "4");
-    moved.sql("INSERT INTO item VALUES (1002, 'of n3')");
-    let members = [n1, n2, moved];
-    wait_quiet(&members);
-    assert_same_content(&members);
-    // It is known there from now on.
-    moved.restart();
-    n1.sql("INSERT INTO item VALUES (1003, 'of n1')");
-    moved.wait_for("SELECT count(*) FROM item", "6");
-}
-
-#[test]
-fn without_a_node_worker_every_call_tells() {
-    let cluster = mesh(&quick());
-    let [n1, _, n3, copy] = [1, 2, 3, 4].map(|i| cluster.n(i));
-    copy.restore_backup_of(n3);
-    copy.boot();
-    let claim = claim(copy, n3);
-    for call in [
-        "CALL spock.remove_node('n1')",
-        "CALL spock.recover_run('n1')",
-        "SELECT * FROM spock.recover_plan('n1')",
-        "SELECT * FROM spock.remove_node_plan('n1')",
-    ] {
-        assert_failed(
-            &copy.sql_error(call),
-            "55000",
-            &claim,
-            "zodan.become_standalone()",
-        );
-    }
-    assert_eq!(
-        copy.value("SELECT problem FROM spock.show_all_nodes() WHERE node_name = 'n3'"),
-        claim
+    n3.wait_for(on.any_enabled(), "");
+    let why = match on {
+        On::Native => ". Its registry has generation ",
+        On::Spock => ": node \"n1\" has removed it, node \"n2\" has removed it",
+    };
+    wait_logged(
+        n3,
+        &format!("node \"n3\" was removed from the cluster while it was away{why}"),
     );
-    let given = format!("CALL spock.remove_node('n3', {})", quote_literal(&n3.dsn()));
-    assert_failed(
-        &copy.sql_error(&given),
-        "22023",
-        "target_node_dsn has a connection string for node \"n3\" that leads to another database",
-        "Correct it",
-    );
-    assert_eq!(
-        n1.value("SELECT count(*) FROM pg_replication_slots WHERE active"),
-        "2"
-    );
-    copy.sql("SELECT zodan.become_standalone()");
-    assert_ordinary(copy);
-    assert_whole(&cluster);
+    n3.call("CALL spock.remove_node('n3')")
+        .unwrap_or_else(|failed| panic!("{failed}"));
+    assert_no_node(on, n3);
+    assert_members_replicate(&[n1, n2]);
+    assert_eq!(n3.value("SELECT count(*) FROM item"), "3");
 }

@@ -21,7 +21,7 @@ fn join(content: &str) -> Cluster {
 }
 
 #[test]
-fn types_that_are_known_by_oid() {
+fn types_that_are_stored_by_oid_are_copied() {
     let cluster = join(
         r#"
         CREATE TYPE mood AS ENUM ('sad', 'ok', 'it''s');
@@ -60,7 +60,7 @@ fn types_that_are_known_by_oid() {
 }
 
 #[test]
-fn tables_of_odd_shapes() {
+fn tables_of_odd_shapes_are_copied() {
     // From 18 on its rows cannot be told by the only column that they have.
     let only_generated = match lab::pg::major() {
         ..18 => {
@@ -103,7 +103,7 @@ fn tables_of_odd_shapes() {
 
 /// The hash of an enum is the hash of its OID, so the rows belong into other partitions on the new node.
 #[test]
-fn a_table_partitioned_by_hash_of_an_enum() {
+fn table_partitioned_by_hash_of_an_enum_is_copied() {
     let cluster = join(
         "CREATE TYPE mood AS ENUM ('a', 'b', 'c', 'd', 'e', 'f');
          CREATE TABLE hashed (id integer, m mood, PRIMARY KEY (id, m)) PARTITION BY HASH (m);
@@ -155,7 +155,7 @@ INSERT INTO conf.state SELECT generate_series(1, 9);
 ";
 
 #[test]
-fn rows_that_an_extension_says_are_its_users() {
+fn configuration_rows_of_an_extension_are_copied() {
     let extension = Extension::new("lab_configured", CONFIGURED);
     let cluster = Cluster::start_with(3, &extension.options());
     cluster.form_mesh(1, CONFIGURATION);
@@ -212,7 +212,7 @@ SELECT pg_catalog.pg_extension_config_dump('slow.kind', 'WHERE slow.wanted(id)')
 ";
 
 #[test]
-fn a_source_that_is_at_work_is_waited_for() {
+fn copy_waits_for_a_source_that_is_slow_to_send() {
     let extension = Extension::new("lab_slow", SLOW);
     let cluster = Cluster::start_with(2, &extension.options());
     cluster.form_mesh(
@@ -232,7 +232,7 @@ fn a_source_that_is_at_work_is_waited_for() {
 
 /// PostgreSQL's COPY collects a thousand rows before it writes them: here that would be all of them.
 #[test]
-fn wide_rows_do_not_fill_the_memory() {
+fn copy_of_wide_rows_does_not_fill_the_memory() {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n2.configure("zodan.copy_jobs", "1");
@@ -301,7 +301,7 @@ fn relations(server: &Server) -> String {
 }
 
 #[test]
-fn a_worker_that_is_ended_ends_the_join() {
+fn join_fails_when_a_copy_worker_is_terminated() {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     cluster.form_mesh(1, ENDLESS);
@@ -331,7 +331,7 @@ fn a_worker_that_is_ended_ends_the_join() {
 }
 
 #[test]
-fn a_row_that_the_new_node_refuses_is_named() {
+fn join_fails_naming_the_row_that_the_new_node_refuses() {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     cluster.form_mesh(

@@ -114,7 +114,7 @@ SELECT string_agg(concat_ws('.', conrelid::regclass, conname), ' ' ORDER BY conr
   FROM pg_constraint WHERE contype = 'c' AND NOT convalidated AND connamespace = 'public'::regnamespace";
 
 #[test]
-fn what_does_not_hold_on_the_source() {
+fn content_that_violates_its_own_constraints_is_copied() {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     for server in cluster.all() {
@@ -200,7 +200,7 @@ fn what_does_not_hold_on_the_source() {
 }
 
 #[test]
-fn a_function_that_only_a_role_finds() {
+fn join_works_with_a_function_that_only_one_role_finds() {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     for server in cluster.all() {
@@ -227,7 +227,7 @@ fn a_function_that_only_a_role_finds() {
 }
 
 #[test]
-fn rows_that_break_a_check() {
+fn rows_that_violate_a_check_are_copied() {
     let cluster = Cluster::start(3);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     for server in cluster.all() {
@@ -333,7 +333,7 @@ fn rows_that_break_a_check() {
 
 /// Pieces of one table that fail beside others, when much of them is stored already.
 #[test]
-fn a_piece_with_rows_that_break_a_check() {
+fn piece_with_rows_that_violate_a_check_is_copied() {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n2.configure("zodan.copy_jobs", "2");

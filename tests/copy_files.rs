@@ -34,7 +34,7 @@ struct Gate<'a> {
 }
 
 impl<'a> Gate<'a> {
-    fn hold(server: &'a Server, jobs: usize) -> Gate<'a> {
+    fn close(server: &'a Server, jobs: usize) -> Gate<'a> {
         server.configure("lab.gate", "on");
         server.configure("zodan.copy_jobs", &jobs.to_string());
         server.reload();
@@ -66,7 +66,7 @@ impl<'a> Gate<'a> {
 fn join_with(cluster: &Cluster, new: usize, statements: &[&str]) -> Result<Called, CallFailed> {
     let (n1, new) = (cluster.n(1), cluster.n(new));
     thread::scope(|scope| {
-        let gate = Gate::hold(new, 2);
+        let gate = Gate::close(new, 2);
         let join = scope.spawn(|| add_node(new, new.name(), n1, "n1"));
         gate.wait(2);
         let running: Vec<_> = statements
@@ -110,7 +110,7 @@ fn repack(table: &str) -> String {
 }
 
 #[test]
-fn between_two_ranges() {
+fn table_rewritten_during_its_copy_is_copied_again_as_a_whole() {
     let cluster = Cluster::start(3);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     for server in cluster.all() {
@@ -161,7 +161,7 @@ fn between_two_ranges() {
 }
 
 #[test]
-fn between_two_ranges_of_rows_that_break_a_check() {
+fn rewritten_table_whose_rows_violate_a_check_is_copied_again() {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     let fits = "CREATE OR REPLACE FUNCTION fits(integer) RETURNS boolean LANGUAGE sql IMMUTABLE AS";
@@ -219,7 +219,7 @@ fn join_before_copy(
 ) -> Result<Called, CallFailed> {
     let (n1, new) = (cluster.n(1), cluster.n(new));
     thread::scope(|scope| {
-        let gate = Gate::hold(new, 1);
+        let gate = Gate::close(new, 1);
         let join = scope.spawn(|| add_node(new, new.name(), n1, "n1"));
         gate.wait(1);
         statements.iter().for_each(|s| n1.sql(s));
@@ -229,7 +229,7 @@ fn join_before_copy(
 }
 
 #[test]
-fn names_and_files_of_whole_tables() {
+fn join_fails_when_a_table_is_renamed_during_the_copy() {
     let cluster = Cluster::start(3);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     cluster.form_mesh(1, &format!("{GATE}{SMALL}"));

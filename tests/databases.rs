@@ -138,7 +138,7 @@ const SLOTS: &str =
 const DATABASES: [&str; 3] = ["my-db", "my_db", "shop"];
 
 #[test]
-fn clusters_of_the_same_servers_join_recover_and_leave_at_the_same_time() {
+fn clusters_on_the_same_servers_do_not_disturb_each_other() {
     let options = quick().set("shared_preload_libraries", "zodan");
     let cluster = Cluster::start_with(3, &options);
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
@@ -205,7 +205,7 @@ fn clusters_of_the_same_servers_join_recover_and_leave_at_the_same_time() {
 
 /// What has the name of a leftover, and is of another database.
 #[test]
-fn slots_of_another_database_are_told_and_not_touched() {
+fn leftover_slots_of_another_database_are_reported_and_kept() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(2, "CREATE TABLE t (id int PRIMARY KEY)");
     let (n1, n3) = (cluster.n(1), cluster.n(3));
@@ -255,7 +255,7 @@ fn assert_slot_refused(failed: &CallFailed, slot: &str) {
 
 /// Somebody makes a thing of the name that the run is about to use, between the checks and that.
 #[test]
-fn what_the_run_did_not_make_it_does_not_undo() {
+fn undo_keeps_what_somebody_else_made_meanwhile() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(2, "CREATE TABLE t (id int PRIMARY KEY)");
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
@@ -301,7 +301,7 @@ fn what_the_run_did_not_make_it_does_not_undo() {
 }
 
 #[test]
-fn a_publication_of_somebody_else_stays() {
+fn publication_of_somebody_else_is_kept() {
     let cluster = Cluster::start_with(2, &quick());
     cluster.create_extension();
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -330,7 +330,7 @@ fn talkative(database: &str) -> ServerOptions {
 
 /// Nobody but a node has a process of zodan in its database, and there need be no database `postgres`.
 #[test]
-fn the_launcher_is_in_nobodys_way() {
+fn launcher_keeps_no_database_from_being_dropped() {
     let options = talkative("inventory").set("shared_preload_libraries", "zodan");
     let cluster = Cluster::start_with(2, &options);
     cluster.create_extension();
@@ -372,7 +372,7 @@ fn the_launcher_is_in_nobodys_way() {
 }
 
 #[test]
-fn the_node_worker_of_a_dropped_database_ends() {
+fn node_worker_of_a_dropped_database_ends() {
     let cluster = Cluster::start_with(2, &talkative("inventory"));
     cluster.form_mesh(2, "");
     let n2 = cluster.n(2);
@@ -403,7 +403,7 @@ fn the_node_worker_of_a_dropped_database_ends() {
 
 /// The launcher has lost sight of a node worker: there is still one alone.
 #[test]
-fn a_database_has_one_node_worker() {
+fn database_has_one_node_worker_when_the_launcher_restarts() {
     let options = talkative("inventory")
         .set("shared_preload_libraries", "zodan")
         .set("zodan.recovery_slots", "off");

@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::recovery::{self, On};
+use common::engines::On;
+use common::recovery;
 use common::{Call, fingerprint, open_writer, quick, wait_mesh};
 use lab::postgres::Client;
 use lab::{Cluster, Server, assert_same_content, quote_literal, wait_quiet};
@@ -158,7 +159,7 @@ fn assert_equal(n1: &Server, n2: &Server) {
 }
 
 #[test]
-fn a_source_whose_settings_are_odd() {
+fn join_works_with_odd_settings_on_the_source() {
     let cluster = pair();
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     set(n1, "ALTER DATABASE postgres", &MEANING);
@@ -176,7 +177,7 @@ fn a_source_whose_settings_are_odd() {
 }
 
 #[test]
-fn a_new_node_whose_settings_are_odd() {
+fn join_works_with_odd_settings_on_the_new_node() {
     let cluster = pair();
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     let (some, more) = MEANING.split_at(MEANING.len() / 2);
@@ -188,7 +189,7 @@ fn a_new_node_whose_settings_are_odd() {
 
 /// What a survivor lacks is found by comparison, whatever time zones there are.
 #[test]
-fn contents_are_compared_whatever_the_settings() {
+fn recovery_by_comparison_works_with_odd_settings() {
     let cluster = Cluster::start_with(3, &recovery::options());
     cluster.form_mesh(
         3,
@@ -231,7 +232,7 @@ fn contents_are_compared_whatever_the_settings() {
 /// Event triggers fire for what users do. What they note or forbid of zodan's own statements would be a row of
 /// each node's own, or the end of the join.
 #[test]
-fn event_triggers_do_not_fire_for_a_join() {
+fn event_triggers_do_not_fire_during_a_join() {
     let cluster = Cluster::start_with(2, &quick());
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     if n1.value("SELECT count(*) FROM pg_settings WHERE name = 'event_triggers'") == "0" {
@@ -284,7 +285,7 @@ fn event_triggers_do_not_fire_for_a_join() {
 }
 
 #[test]
-fn names_that_are_not_ascii_in_a_database_that_is_not_utf8() {
+fn join_works_with_names_outside_of_ascii_in_a_latin1_database() {
     let options = quick().initdb("--encoding=LATIN1").initdb("--locale=C");
     let cluster = Cluster::start_with(2, &options);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -316,7 +317,7 @@ fn names_that_are_not_ascii_in_a_database_that_is_not_utf8() {
 }
 
 #[test]
-fn a_join_that_fails_is_undone_in_a_database_that_is_not_utf8() {
+fn failed_join_is_undone_in_a_latin1_database() {
     let options = quick().initdb("--encoding=LATIN1").initdb("--locale=C");
     let cluster = Cluster::start_with(2, &options);
     cluster.create_extension();
@@ -339,7 +340,7 @@ fn a_join_that_fails_is_undone_in_a_database_that_is_not_utf8() {
 
 /// A limit that the user has set for this session is meant for the CALL, one of a role or database is not.
 #[test]
-fn a_limit_of_the_session_ends_the_call() {
+fn statement_timeout_of_the_session_ends_the_call() {
     let cluster = Cluster::start_with(2, &quick());
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     cluster.form_mesh(1, "CREATE TABLE t (id integer PRIMARY KEY)");
@@ -361,7 +362,7 @@ fn a_limit_of_the_session_ends_the_call() {
 
 /// What apply workers have by default, and what they cannot do with, is told before the first change.
 #[test]
-fn defaults_that_apply_cannot_do_with_are_told() {
+fn health_report_warns_of_defaults_that_disturb_apply() {
     let cluster = Cluster::start(2);
     cluster.form_mesh(1, "CREATE TABLE t (id integer PRIMARY KEY, price money)");
     let (n1, n2) = (cluster.n(1), cluster.n(2));

@@ -101,11 +101,11 @@ impl Engine for Native {
 }
 
 #[test]
-fn every_fault_while_sequences_are_divided_is_survived() {
+fn join_survives_every_fault_while_sequences_are_divided() {
     try_all(&Native { divides: true }, Some(&["divide"]));
 }
 
 #[test]
-fn every_fault_at_every_point_is_survived() {
+fn joins_and_removals_survive_every_fault_at_every_point() {
     try_all(&Native { divides: false }, None);
 }

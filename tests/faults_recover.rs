@@ -7,13 +7,12 @@
 mod common;
 mod fault_matrix;
 
-use common::recovery::{
-    CONTENT, On, assert_nothing_held, assert_whole, call, keep, options, recover,
-};
+use common::engines::On;
+use common::recovery::{CONTENT, assert_nothing_held, assert_whole, call, keep, options, recover};
 use common::{Fingerprint, Running, wait_no_sessions};
 use fault_matrix::{
-    Blow, PANICS, Writers, require_points, select, strike, structure, tell, told, watched,
-    work_through,
+    Injection, PANICS, Writers, failpoints_in, inject, print_line, require_points, select,
+    structure, with_watchdog, work_through,
 };
 use lab::{CallFailed, Called, Cluster, Server, assert_same_content, load, wait_quiet};
 use std::fmt;
@@ -80,15 +79,15 @@ impl fmt::Display for Case {
     }
 }
 
-struct World {
+struct FaultCluster {
     cluster: Arc<Cluster>,
     /// The three as they are when all live.
     three: Fingerprint,
     rounds: usize,
 }
 
-impl World {
-    fn new() -> World {
+impl FaultCluster {
+    fn new() -> FaultCluster {
         let cluster = Cluster::start_each(3, |name| match name {
             "n1" => options(),
             _ => options().proxy(),
@@ -98,7 +97,7 @@ impl World {
         keep(&cluster.all());
         wait_quiet(&cluster.all());
         let three = structure(&cluster.all());
-        World {
+        FaultCluster {
             cluster: Arc::new(cluster),
             three,
             rounds: 0,
@@ -138,9 +137,9 @@ impl World {
             )
         };
         let failed = list(&format!("list; error {LAST_UNDONE}")).fails();
-        let mut undo = told(&failed.notices);
+        let mut undo = failpoints_in(&failed.notices);
         undo.retain(|point| point.starts_with("within the undo, "));
-        let points = told(&list("list").succeeds().notices);
+        let points = failpoints_in(&list("list").succeeds().notices);
         self.revive();
         (points, undo)
     }
@@ -201,22 +200,22 @@ impl World {
     }
 
     /// Runs the CALL into the fault.
-    fn strike(&self, case: &Case) -> Result<Called, CallFailed> {
+    fn inject(&self, case: &Case) -> Result<Called, CallFailed> {
         let before = match case.fault {
             Fault::KilledUndoing => format!("error {LAST_UNDONE}; "),
             _ => String::new(),
         };
-        let blow = match case.fault {
-            Fault::Error => Blow::Error,
-            Fault::Cancelled => Blow::Cancel,
-            Fault::Killed | Fault::KilledUndoing => Blow::Kill,
-            Fault::Panicked => Blow::Panic,
-            Fault::TargetCrashed => Blow::Elsewhere(Box::new(|| self.n(2).crash())),
-            Fault::SourceCrashed => Blow::Elsewhere(Box::new(|| self.n(3).crash())),
-            Fault::PeerSevered => Blow::Elsewhere(Box::new(|| self.other(case.here).sever())),
+        let injection = match case.fault {
+            Fault::Error => Injection::Error,
+            Fault::Cancelled => Injection::Cancel,
+            Fault::Killed | Fault::KilledUndoing => Injection::Kill,
+            Fault::Panicked => Injection::Panic,
+            Fault::TargetCrashed => Injection::Elsewhere(Box::new(|| self.n(2).crash())),
+            Fault::SourceCrashed => Injection::Elsewhere(Box::new(|| self.n(3).crash())),
+            Fault::PeerSevered => Injection::Elsewhere(Box::new(|| self.other(case.here).sever())),
         };
         let call = call("n1", None, None, "");
-        strike(self.here(case.here), &call, &before, &case.point, blow)
+        inject(self.here(case.here), &call, &before, &case.point, injection)
     }
 
     /// The survivor whose server went down. A backend that is killed takes all others with it.
@@ -232,7 +231,7 @@ impl World {
     }
 
     /// Whether the CALL's own server lives on, so that the error is the product's word on how the run ended.
-    fn tells_the_end(&self, case: &Case) -> bool {
+    fn reports_the_end(&self, case: &Case) -> bool {
         self.crashed(case) != Some(self.here(case.here).name())
     }
 
@@ -242,7 +241,7 @@ impl World {
     }
 
     /// Panics unless what can be reached is as it was, save what the error says is left.
-    fn assert_true(
+    fn assert_error_is_accurate(
         &self,
         case: &Case,
         failed: &CallFailed,
@@ -286,23 +285,23 @@ impl World {
     }
 }
 
-impl fault_matrix::World for World {
+impl fault_matrix::FaultRounds for FaultCluster {
     type Round = Case;
 
     fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster
     }
 
-    fn go(&mut self, case: &Case) {
+    fn run_round(&mut self, case: &Case) {
         self.die();
-        let before = self.tells_the_end(case).then(|| self.held());
+        let before = self.reports_the_end(case).then(|| self.held());
         let writers = Writers::start(&self.survivors());
         writers.wait_commits(2, |_| true);
-        let outcome = self.strike(case);
+        let outcome = self.inject(case);
         let crashed = self.crashed(case);
         writers.wait_commits(2, |node| Some(node) != crashed);
         if let (Err(failed), Some(before)) = (&outcome, &before) {
-            self.assert_true(case, failed, before, crashed);
+            self.assert_error_is_accurate(case, failed, before, crashed);
         }
         self.bring_back();
         assert_whole(self.n(2));
@@ -322,9 +321,9 @@ impl fault_matrix::World for World {
 }
 
 #[test]
-fn every_fault_at_every_point_of_a_recovery_is_survived() {
+fn recoveries_survive_every_fault_at_every_point() {
     let began = Instant::now();
-    let points = watched(World::new, |world| {
+    let points = with_watchdog(FaultCluster::new, |world| {
         [Here::Target, Here::Source].map(|here| (here, world.points(here)))
     });
     let mut cases = vec![];
@@ -351,9 +350,9 @@ fn every_fault_at_every_point_of_a_recovery_is_survived() {
         ));
         cases.extend(all);
     }
-    work_through(cases, CLUSTERS, World::new);
+    work_through(cases, CLUSTERS, FaultCluster::new);
     for line in counts {
-        tell(&line);
+        print_line(&line);
     }
-    tell(&format!("all of it took {:.0?}", began.elapsed()));
+    print_line(&format!("all of it took {:.0?}", began.elapsed()));
 }

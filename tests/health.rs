@@ -128,7 +128,7 @@ fn state(cluster: &Cluster) -> Fingerprint {
 }
 
 #[test]
-fn what_the_report_finds_is_what_the_join_refuses_with() {
+fn health_report_finds_what_the_join_is_refused_with() {
     let cluster = mesh();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let slot = planned_slot(n3, &Call::of(n3, n1).sql(), "n1");
@@ -231,7 +231,7 @@ fn what_the_report_finds_is_what_the_join_refuses_with() {
 }
 
 #[test]
-fn what_ends_the_checks_early_is_reported_too() {
+fn health_report_shows_what_ends_the_checks_early() {
     let cluster = mesh();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let early = |checks: &[&str]| {
@@ -290,7 +290,7 @@ fn refused_by(new: &Server, source: &Server) -> String {
 }
 
 #[test]
-fn afterwards_the_mesh_is_checked() {
+fn health_report_after_a_join_checks_the_mesh() {
     let cluster = mesh();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     n3.call(&Call::of(n3, n1).sql())
@@ -387,7 +387,7 @@ fn afterwards_the_mesh_is_checked() {
 }
 
 #[test]
-fn refusals_and_secrets() {
+fn health_report_is_refused_to_others_and_shows_no_password() {
     let cluster = mesh();
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     for (what, statement) in [

@@ -1,84 +1,75 @@
-//! A node joins nodes that are being written to: no row is lost or doubled, no write fails.
+//! A node joins nodes that are being written to, whatever the cluster replicates with: no row is lost, doubled or
+//! stale, no write fails.
 
+mod common;
+
+use common::engines::{On, on_both_engines};
+use common::joining::{apply_pause_ms, assert_no_conflict, cluster, join_under_load};
 use lab::load::LoadOptions;
-use lab::server::Called;
-use lab::{Cluster, Load, add_node, assert_same_content, load, schema, wait_quiet};
+use lab::{Load, add_node, assert_same_content, wait_quiet};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A mesh of `members`, with content and one empty server more.
-fn cluster(members: usize, rows: u64) -> Cluster {
-    let cluster = Cluster::start(members + 1);
-    for node in cluster.all() {
-        node.sql(schema::ROLES);
-    }
-    cluster.form_mesh(
-        members,
-        &format!("{};\n{}", load::SCHEMA, schema::kinds(rows)),
-    );
-    cluster
+on_both_engines! {
+    second_node_joins_under_load,
+    third_node_joins_under_load,
+    fourth_node_joins_under_load_with_apply_paused,
+    fifth_node_joins_under_load,
+    ten_joins_under_load_lose_nothing,
+    idle_join_copies_everything,
+    long_transactions_are_waited_for_without_a_longer_pause,
 }
 
-/// Joins the last server of `cluster` to the others while they are being written to, and proves that
-/// all have the same content, which is what the writers were told was committed.
-fn join_under_load(cluster: &Cluster, members: usize, rate: Option<u32>) -> (Called, f64) {
-    let writers = cluster.first(members);
-    let new = cluster.n(members + 1);
-    let load = Load::start_with(&writers, &LoadOptions { writers: 2, rate });
-    load.wait_commits(200);
-    let joined = add_node(new, new.name(), cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
-    load.wait_commits(200);
-    let report = load.stop();
-    assert!(report.failures.is_empty(), "{report}");
-    wait_quiet(&cluster.all());
-    assert_same_content(&cluster.all());
-    for node in cluster.all() {
-        report.assert_present_on(node);
-    }
-    (joined, report.writes_per_second())
+fn second_node_joins_under_load(on: On) {
+    join_under_load(on, &cluster(on, 1, 20_000), 1, Some(300));
 }
 
-fn apply_pause_ms(cluster: &Cluster, node: usize) -> f64 {
-    let pause = cluster.n(node).value(
-        "SELECT apply_pause_ms FROM zodan.run WHERE state = 'done' ORDER BY id DESC LIMIT 1",
-    );
-    pause
-        .parse()
-        .unwrap_or_else(|_| panic!("apply_pause_ms is {pause:?}"))
+fn third_node_joins_under_load(on: On) {
+    join_under_load(on, &cluster(on, 2, 20_000), 2, Some(200));
 }
 
-#[test]
-fn the_second_node() {
-    let cluster = cluster(1, 20_000);
-    join_under_load(&cluster, 1, Some(300));
-}
-
-#[test]
-fn the_third_node() {
-    let cluster = cluster(2, 20_000);
-    join_under_load(&cluster, 2, Some(200));
-}
-
-#[test]
-fn the_fourth_node_with_a_short_pause() {
-    let cluster = cluster(3, 100_000);
-    let (_, rate) = join_under_load(&cluster, 3, None);
-    let pause = apply_pause_ms(&cluster, 4);
+fn fourth_node_joins_under_load_with_apply_paused(on: On) {
+    let (rows, rate) = match on {
+        On::Native => (100_000, None),
+        On::Spock => (50_000, Some(150)),
+    };
+    let cluster = cluster(on, 3, rows);
+    let rate = join_under_load(on, &cluster, 3, rate);
+    let pause = apply_pause_ms(cluster.n(4));
     eprintln!("{rate:.0} writes/s, apply paused for {pause} ms");
     assert!(pause > 0.0, "there were peers to pause");
 }
 
-#[test]
-fn the_fifth_node() {
-    let cluster = cluster(4, 20_000);
-    join_under_load(&cluster, 4, Some(50));
+fn fifth_node_joins_under_load(on: On) {
+    join_under_load(on, &cluster(on, 4, 20_000), 4, Some(50));
+}
+
+fn ten_joins_under_load_lose_nothing(on: On) {
+    let (rows, rate) = match on {
+        On::Native => (10_000, 200),
+        On::Spock => (5_000, 150),
+    };
+    for _ in 0..10 {
+        join_under_load(on, &cluster(on, 3, rows), 3, Some(rate));
+    }
+}
+
+fn idle_join_copies_everything(on: On) {
+    let cluster = cluster(on, 3, 20_000);
+    let joined = add_node(cluster.n(4), "n4", cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
+    eprintln!("an idle join took {:.1?}", joined.elapsed);
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+    for node in cluster.all() {
+        assert_no_conflict(on, node);
+    }
 }
 
 /// A transaction on the source and one on a peer are open when the slots are made. Both write rows
-/// that are older than the snapshot and are committed after it was asked for.
-#[test]
-fn long_transactions_on_the_source_and_on_a_peer() {
-    let cluster = cluster(3, 20_000);
+/// that are older than the snapshot and are committed after it was asked for, both later than Spock keeps its workers
+/// paused.
+fn long_transactions_are_waited_for_without_a_longer_pause(on: On) {
+    let cluster = cluster(on, 3, 20_000);
     let load = Load::start_with(
         &cluster.first(3),
         &LoadOptions {
@@ -86,12 +77,12 @@ fn long_transactions_on_the_source_and_on_a_peer() {
             rate: Some(100),
         },
     );
+    load.wait_commits(50);
     let hold = |number: usize, seconds: u64| {
         let mut client = cluster.n(number).client_named("holder");
-        let lane = 990 + number as i64;
         client
             .batch_execute(&format!(
-                "BEGIN; INSERT INTO lab.marker VALUES (gen_random_uuid(), 'held {lane}')"
+                "BEGIN; INSERT INTO lab.marker VALUES (gen_random_uuid(), 'held {number}')"
             ))
             .unwrap();
         thread::spawn(move || {
@@ -129,18 +120,14 @@ fn long_transactions_on_the_source_and_on_a_peer() {
     assert!(report.failures.is_empty(), "{report}");
     wait_quiet(&cluster.all());
     assert_same_content(&cluster.all());
+    for node in cluster.all() {
+        report.assert_present_on(node);
+        assert_no_conflict(on, node);
+    }
     // The pause did not grow with them.
-    let pause = apply_pause_ms(&cluster, 4);
+    let pause = apply_pause_ms(new);
     assert!(
         pause < Duration::from_secs(3).as_secs_f64() * 1000.0,
         "{pause} ms"
     );
-}
-
-#[test]
-fn ten_joins_in_a_row() {
-    for _ in 0..10 {
-        let cluster = cluster(3, 10_000);
-        join_under_load(&cluster, 3, Some(200));
-    }
 }

@@ -18,7 +18,7 @@ fn pair(content: &str) -> Cluster {
 }
 
 #[test]
-fn tables_of_all_kinds() {
+fn tables_of_all_kinds_are_copied_and_replicated() {
     let cluster = pair(&schema::kinds(5_000));
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n1.sql(
@@ -51,7 +51,7 @@ fn tables_of_all_kinds() {
 }
 
 #[test]
-fn keys_go_on_where_the_source_is() {
+fn sequences_continue_where_the_source_is() {
     let cluster = pair(
         "CREATE TABLE a (id serial PRIMARY KEY, v text);
          CREATE TABLE b (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text);
@@ -80,7 +80,7 @@ fn keys_go_on_where_the_source_is() {
 /// Updates and deletes of a table without a key must go on working on a source that has just become a
 /// node, and must arrive.
 #[test]
-fn a_table_without_key_is_replicated() {
+fn table_without_a_key_is_replicated() {
     let cluster = pair(
         "CREATE TABLE keyless (a integer, b text);
          INSERT INTO keyless SELECT g % 3, 'x' || g % 2 FROM generate_series(1, 30) g",
@@ -98,7 +98,7 @@ fn a_table_without_key_is_replicated() {
 }
 
 #[test]
-fn an_empty_database() {
+fn empty_database_can_be_joined() {
     let cluster = Cluster::start(3);
     cluster.create_extension();
     joined(cluster.n(2), "n2", cluster.n(1), "n1");
@@ -116,7 +116,7 @@ fn an_empty_database() {
 }
 
 #[test]
-fn schemas_that_the_new_node_has() {
+fn empty_schemas_of_the_new_node_are_used() {
     let cluster = pair(
         "CREATE SCHEMA shared; CREATE TABLE shared.t (id integer PRIMARY KEY);
          INSERT INTO shared.t SELECT generate_series(1, 10)",
@@ -133,7 +133,7 @@ fn schemas_that_the_new_node_has() {
 }
 
 #[test]
-fn node_names_of_all_kinds() {
+fn join_works_with_node_names_of_all_kinds() {
     let long = "sixty-bytes-".repeat(5);
     assert_eq!(long.len(), 60);
     let names = ["N 1", "n-2", "n'3\"", "ñ;4", &long];
@@ -164,7 +164,7 @@ fn node_names_of_all_kinds() {
 
 /// json has no equality, so the rows of such a table cannot be told apart by all columns.
 #[test]
-fn a_table_whose_rows_cannot_be_told_is_refused() {
+fn join_is_refused_when_rows_of_a_table_cannot_be_identified() {
     let cluster = pair(
         "CREATE TABLE told (a integer, b text, c varchar(3), d integer[]);
          CREATE TABLE untold (a integer, doc json)",

@@ -1,107 +1,33 @@
-//! A node leaves: what it wrote is on every other node, nothing of it remains there, and the others go on.
-//! Alive, dead or half added, called on itself or on any other node.
+//! A node leaves, whatever the cluster replicates with: all that it wrote is on every other node, nothing of it remains
+//! there, and the others go on. Alive, dead or half added, called on itself or on any other node.
 
 mod common;
-#[path = "common/gate.rs"]
-mod gate;
 
-use common::{
-    APPLY_WORKERS, Hang, Running, assert_failed, fingerprint, quick, wait_mesh, wait_no_sessions,
+use common::engines::{On, on_both_engines};
+use common::removal::{
+    assert_equal, assert_no_node, assert_no_trace, call, content, join, kill_join_of_n4, remove,
+    remove_by_force, remove_fails,
 };
+use common::{assert_failed, fingerprint};
 use lab::load::LoadOptions;
-use lab::postgres::{self, Client, NoTls};
-use lab::{
-    CallFailed, Called, Cluster, Load, Server, add_node, assert_same_content, explain, load,
-    quote_literal, wait_quiet,
-};
-use std::path::Path;
-use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use lab::{Cluster, Load, Server, add_node, assert_same_content, quote_literal, wait_quiet};
+use std::time::Duration;
 
-/// A mesh of `members`, and as many servers more as `extra` says.
-fn mesh(members: usize, extra: usize) -> Cluster {
-    let cluster = Cluster::start_with(members + extra, &quick());
-    cluster.form_mesh(members, &format!("{}{}", load::SCHEMA, gate::CONTENT));
-    wait_mesh(&cluster.first(members));
-    cluster
+on_both_engines! {
+    living_node_is_removed_under_load_without_a_loss,
+    idle_node_is_removed_within_two_seconds,
+    dead_node_is_removed_from_any_survivor,
+    cluster_grows_to_four_nodes_and_shrinks_to_one,
+    removed_node_can_be_added_again_under_its_name,
+    removal_of_a_node_of_another_cluster_is_refused,
+    removal_is_refused_unless_forced_while_a_survivor_does_not_apply,
+    half_added_node_is_removed_from_a_member_and_from_itself,
+    half_added_node_that_is_dead_is_removed_from_the_members,
 }
 
-fn call(target: &str, dsn: Option<&str>, more: &str) -> String {
-    let dsn = dsn.map_or("NULL".into(), quote_literal);
-    format!(
-        "CALL spock.remove_node({}, {dsn}{more})",
-        quote_literal(target)
-    )
-}
-
-/// Removes `target`, by a CALL on `here`.
-fn remove(here: &Server, target: &Server) -> Called {
-    here.call(&call(target.name(), None, ""))
-        .unwrap_or_else(|failed| panic!("{failed}"))
-}
-
-fn refused(here: &Server, target: &str, dsn: Option<&str>) -> CallFailed {
-    here.sql_error(&call(target, dsn, ""))
-}
-
-/// Panics if anything on `server` names the node: what replicates, what is registered, who is at work.
-fn assert_forgotten(server: &Server, gone: &str, members: usize) {
-    wait_no_sessions(&[server]);
-    let questions = [
-        (
-            "subscriptions",
-            "SELECT string_agg(subname, ' ') FROM pg_subscription s WHERE s::text ~ '_NODE(_|$)'",
-        ),
-        (
-            "slots",
-            "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE slot_name ~ '_NODE(_|$)'",
-        ),
-        (
-            "registry",
-            "SELECT string_agg(n::text, ' ') FROM zodan.node n WHERE n.name = 'NODE'",
-        ),
-        (
-            "markers",
-            "SELECT string_agg(m::text, ' ') FROM zodan.marker m WHERE m.node = 'NODE'",
-        ),
-        (
-            "pending cleanup",
-            "SELECT string_agg(o::text, ' ') FROM zodan.pending_cleanup o WHERE 'NODE' IN (o.member, o.removed)",
-        ),
-        (
-            "sessions",
-            "SELECT string_agg(a::text, ' ') FROM pg_stat_activity a
-              WHERE application_name ~ '_NODE(_|$)' AND pid <> pg_backend_pid()",
-        ),
-        (
-            "advisory locks",
-            "SELECT string_agg(l::text, ' ') FROM pg_locks l WHERE locktype = 'advisory' AND 'NODE' <> ''",
-        ),
-    ];
-    for (what, query) in questions {
-        server.wait_for(&query.replace("NODE", gone), "");
-        assert_eq!(server.value(&query.replace("NODE", gone)), "", "{what}");
-    }
-    let paths = (members - 1).to_string();
-    server.wait_for("SELECT count(*) FROM pg_subscription", &paths);
-    server.wait_for("SELECT count(*) FROM pg_replication_slots", &paths);
-    server.wait_for("SELECT count(*) FROM pg_replication_origin", &paths);
-    server.wait_for(APPLY_WORKERS, &paths);
-}
-
-/// Panics if the database is still a node in any respect, or was left read-only.
-fn assert_left(server: &Server) {
-    wait_no_sessions(&[server]);
-    let what = "SELECT concat_ws(' ',
-            (SELECT string_agg(subname, ' ') FROM pg_subscription),
-            (SELECT string_agg(slot_name, ' ') FROM pg_replication_slots),
-            (SELECT string_agg(roname, ' ') FROM pg_replication_origin),
-            (SELECT string_agg(pubname, ' ') FROM pg_publication),
-            (SELECT string_agg(n::text, ' ') FROM zodan.node n),
-            (SELECT string_agg(n::text, ' ') FROM zodan.local_node n),
-            (SELECT string_agg(s::text, ' ') FROM pg_db_role_setting s))";
-    assert_eq!(server.value(what), "");
+/// A mesh of `members`, and `spare` servers more.
+fn mesh(on: On, members: usize, spare: usize) -> Cluster {
+    on.start(members, spare, &content())
 }
 
 /// The rows that the writers of one node left, as another node has them.
@@ -119,10 +45,10 @@ fn rows_of(writer: usize, server: &Server) -> String {
 }
 
 /// The last server of a mesh of four leaves while all are written to.
-fn leave_under_load(cluster: &Cluster, here: usize) {
+fn leave_under_load(on: On, cluster: &Cluster, here: usize) {
     let leaving = cluster.n(4);
     let load = Load::start_with(
-        &cluster.all(),
+        &cluster.first(4),
         &LoadOptions {
             writers: 2,
             rate: Some(150),
@@ -141,23 +67,21 @@ fn leave_under_load(cluster: &Cluster, here: usize) {
     assert_same_content(&rest);
     for node in &rest {
         report.assert_present_on(node);
-        assert_forgotten(node, "n4", 3);
+        assert_no_trace(on, node, "n4", 3);
     }
-    assert_left(leaving);
+    assert_no_node(on, leaving);
     assert_eq!(rows_of(4, leaving), rows_of(4, cluster.n(1)));
     leaving.sql("INSERT INTO load.account (id, version, owner, balance) VALUES (-1, 1, 'late', 0)");
 }
 
-#[test]
-fn ten_removals_of_a_living_node_under_load() {
+fn living_node_is_removed_under_load_without_a_loss(on: On) {
     for run in 0..10 {
-        leave_under_load(&mesh(4, 0), 1 + run % 4);
+        leave_under_load(on, &mesh(on, 4, 0), 1 + run % 4);
     }
 }
 
-#[test]
-fn an_idle_node_leaves_at_once() {
-    let cluster = mesh(4, 0);
+fn idle_node_is_removed_within_two_seconds(on: On) {
+    let cluster = mesh(on, 4, 0);
     let removed = remove(cluster.n(2), cluster.n(4));
     assert!(removed.elapsed < Duration::from_secs(2), "{removed:?}");
     let said: Vec<&str> = removed.notices.iter().map(|n| n.message.as_str()).collect();
@@ -173,15 +97,14 @@ fn an_idle_node_leaves_at_once() {
     );
 }
 
-#[test]
-fn a_killed_node_is_removed_from_any_survivor() {
+fn dead_node_is_removed_from_any_survivor(on: On) {
     for here in 1..=3 {
-        let cluster = mesh(4, 0);
-        let load = Load::start(&cluster.all());
+        let cluster = mesh(on, 4, 0);
+        let load = Load::start(&cluster.first(4));
         load.wait_commits(20);
         let report = load.stop();
         assert!(report.failures.is_empty(), "{report}");
-        wait_quiet(&cluster.all());
+        wait_quiet(&cluster.first(4));
         cluster.n(4).crash();
         let load = Load::start(&cluster.first(3));
         load.wait_commits(5);
@@ -193,353 +116,24 @@ fn a_killed_node_is_removed_from_any_survivor() {
         wait_quiet(&rest);
         assert_same_content(&rest);
         for node in rest {
-            assert_forgotten(node, "n4", 3);
+            assert_no_trace(on, node, "n4", 3);
         }
         // It comes back, still thinking that it is a node: called on itself it leaves too.
         cluster.n(4).boot();
         remove(cluster.n(4), cluster.n(4));
-        assert_left(cluster.n(4));
-        assert_forgotten(cluster.n(1), "n4", 3);
+        assert_no_node(on, cluster.n(4));
+        assert_no_trace(on, cluster.n(1), "n4", 3);
     }
 }
 
-/// A removal and a recovery of n3 say that it answers, and what.
-fn told_alive(n1: &Server, how: &str, said: &str) {
-    let failed = refused(n1, "n3", None);
-    let told = format!(
-        "node \"n3\": it answers, so it is not dead, and what the others have not had of it yet would be lost: {how}"
-    );
-    assert_eq!(failed.code(), "55006", "{failed}");
-    // Another survivor may have come in again before its server took the change.
-    let findings = format!("{}\n{}", failed.message(), failed.detail());
-    let of_n3 = findings.lines().find(|line| line.starts_with(&told));
-    assert!(of_n3.is_some_and(|line| line.contains(said)), "{failed}");
-    told_alive_by_recovery(n1, "CALL spock.recover_run('n3')", said);
-}
-
-fn told_alive_by_recovery(n1: &Server, call: &str, said: &str) {
-    let failed = n1.sql_error(call);
-    assert_failed(
-        &failed,
-        "55006",
-        "node \"n3\" is alive: it answers: ",
-        "With force := true",
-    );
-    assert!(failed.message().contains(said), "{failed}");
-}
-
-/// A server that answers lives, whatever it says: it may have what nobody else has.
-#[test]
-fn who_answers_is_not_dead() {
-    let cluster = mesh(3, 0);
-    let (n1, n3) = (cluster.n(1), cluster.n(3));
-    let alive = |said: &str| {
-        told_alive(n1, "could not connect to node \"n3\": ", said);
-        let precheck = "CALL spock.recover_precheck('n3', NULL, NULL, NULL, NULL, true, NULL)";
-        told_alive_by_recovery(n1, precheck, said);
-    };
-    // A server takes a signal when it gets to it.
-    let closed = || {
-        let begun = Instant::now();
-        while Client::connect(&n3.dsn(), NoTls).is_ok() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "it lets in");
-        }
-    };
-    let before = fingerprint(&[n1, cluster.n(2)]);
-    let mut elsewhere = n3.client_as("postgres", "template1");
-    let end_sessions = format!(
-        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = {}",
-        quote_literal(n3.database())
-    );
-    let database = format!("\"{}\"", n3.database());
-
-    let hba = n3.data_dir().join("pg_hba.conf");
-    let lets_in = std::fs::read_to_string(&hba).expect("read pg_hba.conf");
-    std::fs::write(&hba, format!("host all all all reject\n{lets_in}")).expect("write pg_hba.conf");
-    elsewhere
-        .batch_execute("SELECT pg_reload_conf()")
-        .expect("reload");
-    closed();
-    elsewhere
-        .batch_execute(&end_sessions)
-        .expect("end sessions");
-    alive("pg_hba.conf rejects connection");
-    std::fs::write(&hba, lets_in).expect("write pg_hba.conf");
-    elsewhere
-        .batch_execute("SELECT pg_reload_conf()")
-        .expect("reload");
-
-    let allow = |whether: bool| format!("ALTER DATABASE {database} ALLOW_CONNECTIONS {whether}");
-    elsewhere
-        .batch_execute(&allow(false))
-        .expect("close the database");
-    elsewhere
-        .batch_execute(&end_sessions)
-        .expect("end sessions");
-    alive("is not currently accepting connections");
-    elsewhere
-        .batch_execute(&allow(true))
-        .expect("open the database");
-
-    // It stops when the last session ends, and takes no new one until then.
-    let mut last = n3.client();
-    let told = Command::new("kill")
-        .args(["-TERM", &n3.pid().to_string()])
-        .status();
-    assert!(told.expect("run kill").success());
-    closed();
-    let ended = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type IN ('walsender', 'client backend')";
-    last.batch_execute(ended).expect("end sessions");
-    alive("the database system is shutting down");
-    drop(last);
-    n3.stop();
-    n3.boot();
-    wait_mesh(&cluster.all());
-    before.assert_same_now(&[n1, cluster.n(2)]);
-    remove(n1, n3);
-    assert_forgotten(n1, "n3", 2);
-}
-
-/// A file that keeps a server in recovery.
-struct Held<'a>(&'a Path);
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        std::fs::remove_file(self.0).expect("let it go on");
-    }
-}
-
-/// In recovery, under another name, out of connections: each of them is told, and nothing is changed.
-#[test]
-fn who_answers_anything_else_is_not_dead_either() {
-    let cluster = Cluster::start_with(3, &quick().set("max_connections", "25"));
-    cluster.form_mesh(3, load::SCHEMA);
-    wait_mesh(&cluster.all());
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    let alive = |said: &str| told_alive(n1, "", said);
-    let lacks = |subscriber: &Server, whether: bool| {
-        let name = format!("sub_n3_{}", subscriber.name());
-        let verb = if whether { "DISABLE" } else { "ENABLE" };
-        subscriber.sql(&format!("ALTER SUBSCRIPTION {name} {verb}"));
-        let running =
-            "SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL AND subname = '";
-        if whether {
-            subscriber.wait_for(&format!("{running}{name}'"), "0");
-        }
-    };
-    // What nobody else has.
-    [n1, n2].into_iter().for_each(|node| lacks(node, true));
-    n3.sql("INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'n3', 0)");
-
-    let wait = n3.data_dir().join("recovery.wait");
-    let waits = format!(
-        "while test -e {}; do sleep 0.1; done; false",
-        wait.display()
-    );
-    n3.configure("restore_command", &waits);
-    n3.crash();
-    for file in [&wait, &n3.data_dir().join("recovery.signal")] {
-        common::write_private(file, "");
-    }
-    thread::scope(|scope| {
-        scope.spawn(|| n3.boot());
-        let held = Held(&wait);
-        let begun = Instant::now();
-        let is_starting = |e: postgres::Error| e.code().is_some_and(|c| c.code() == "57P03");
-        while !Client::connect(&n3.dsn(), NoTls)
-            .err()
-            .is_some_and(is_starting)
-        {
-            assert!(
-                begun.elapsed() < Duration::from_secs(60),
-                "it does not start"
-            );
-        }
-        [n1, n2].into_iter().for_each(|node| lacks(node, false));
-        alive("the database system is ");
-        drop(held);
-    });
-    wait_mesh(&cluster.all());
-    n1.wait_for("SELECT count(*) FROM load.account", "1");
-    n2.wait_for("SELECT count(*) FROM load.account", "1");
-    let before = fingerprint(&[n1, n2]);
-
-    let database = format!("\"{}\"", n3.database());
-    let mut elsewhere = n3.client_as("postgres", "template1");
-    let mut change = |database: &str, what: &str| {
-        let sql = format!("ALTER DATABASE {database} {what}");
-        elsewhere
-            .batch_execute(&sql)
-            .unwrap_or_else(|e| panic!("{}\n{sql}", explain(&e)));
-    };
-    // Or workers would come in again at once.
-    change(&database, "ALLOW_CONNECTIONS false");
-    let end = format!(
-        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = {}",
-        quote_literal(n3.database())
-    );
-    n3.client_as("postgres", "template1")
-        .batch_execute(&end)
-        .expect("end sessions");
-    change(&database, "RENAME TO elsewhere");
-    alive("does not exist");
-    change("elsewhere", &format!("RENAME TO {database}"));
-    change(&database, "ALLOW_CONNECTIONS true");
-    drop(elsewhere);
-    wait_mesh(&cluster.all());
-
-    n3.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'",
-    );
-    let mut crowd = vec![];
-    while let Ok(client) = n3.try_client("crowd") {
-        crowd.push(client);
-    }
-    alive("too many clients already");
-    drop(crowd);
-    wait_mesh(&cluster.all());
-    before.assert_same_now(&[n1, n2]);
-    remove(n1, n3);
-    assert_eq!(n1.value("SELECT count(*) FROM load.account"), "1");
-}
-
-/// A failover that is not finished: the address leads to a standby.
-#[test]
-fn a_standby_is_refused_before_anything_is_changed() {
-    let cluster = mesh(3, 0);
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n3.crash();
-    common::write_private(&n3.data_dir().join("standby.signal"), "");
-    n3.boot();
-    let before = fingerprint(&[n1, n2]);
-    for more in ["", ", force := true"] {
-        assert_failed(
-            &n1.sql_error(&call("n3", None, more)),
-            "55000",
-            "the server is a standby",
-            "Wait for the end of its promotion",
-        );
-    }
-    before.assert_same_now(&[n1, n2]);
-    assert_eq!(
-        n1.value("SELECT count(*) FROM zodan.run WHERE ended_at IS NULL"),
-        "0"
-    );
-    n3.sql("SELECT pg_promote()");
-    wait_mesh(&cluster.all());
-    remove(n1, n3);
-    assert_forgotten(n1, "n3", 2);
-}
-
-/// Commits that would wait for who leaves, and who writes on while it does.
-#[test]
-fn who_is_waited_for_and_who_writes_on_is_told() {
-    let cluster = mesh(3, 0);
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    for named in ["sub_n1_n3", "FIRST 1 (other, \"sub_n1_n3\")", "*"] {
-        n1.configure("synchronous_standby_names", &named.replace('\'', "''"));
-        if named == "*" {
-            // Of all that read from n1 only n3 is left.
-            n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
-            n1.wait_for("SELECT count(*) FROM pg_stat_replication", "1");
-        }
-        n1.reload();
-        n1.wait_for(
-            &format!(
-                "SELECT current_setting('synchronous_standby_names') = {}",
-                quote_literal(named)
-            ),
-            "t",
-        );
-        let failed = refused(n2, "n3", None);
-        assert_eq!(failed.code(), "55000", "{failed}");
-        let told = "node \"n1\": synchronous_standby_names names sub_n1_n3, ";
-        let all = format!("{}\n{}", failed.message(), failed.detail());
-        assert!(all.contains(told), "{failed}");
-        assert!(
-            failed
-                .hint()
-                .contains("ALTER SYSTEM SET synchronous_standby_names"),
-            "{failed}"
-        );
-        n2.sql("ALTER SUBSCRIPTION sub_n1_n2 ENABLE");
-        wait_mesh(&cluster.all());
-    }
-    n1.configure("synchronous_standby_names", "sub_n1_n2");
-    n1.reload();
-    n1.wait_for(
-        "SELECT current_setting('synchronous_standby_names')",
-        "sub_n1_n2",
-    );
-    n3.sql("CREATE ROLE app LOGIN; ALTER ROLE app SET default_transaction_read_only = off; CREATE ROLE calm LOGIN; ALTER ROLE calm SET default_transaction_read_only = on");
-    let removed = remove(n2, n3);
-    assert_eq!(
-        removed.warnings(),
-        [
-            "node \"n3\": role app has default_transaction_read_only = off, so it can write on while the node leaves"
-        ]
-    );
-    n1.sql("INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'x', 0)");
-    assert_equal(&[n1, n2]);
-}
-
-/// One that was given another name is known by its slot.
-#[test]
-fn a_renamed_subscription_is_found() {
-    let cluster = mesh(3, 0);
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n1.sql("ALTER SUBSCRIPTION sub_n3_n1 RENAME TO mine");
-    let state = "SELECT concat_ws(' ', subscription, state) FROM spock.cluster_status() WHERE provider = 'n3' AND subscriber = 'n1'";
-    n2.wait_for(state, "mine replicating");
-    n3.sql("INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'x', 0)");
-    remove(n2, n3);
-    assert_forgotten(n1, "n3", 2);
-    assert_left(n3);
-    assert_eq!(n1.value("SELECT count(*) FROM load.account"), "1");
-}
-
-/// It was started on another port, and the others do not know.
-#[test]
-fn a_survivor_whose_subscription_leads_elsewhere_is_told_at_once() {
-    let cluster = mesh(3, 0);
-    let [n1, n2] = [1, 2].map(|i| cluster.n(i));
-    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 DISABLE");
-    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 CONNECTION 'host=127.0.0.1 port=1 dbname=nowhere password=Geheim7'");
-    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 ENABLE");
-    let begun = Instant::now();
-    let failed = refused(n1, "n3", None);
-    assert!(begun.elapsed() < Duration::from_secs(30), "{failed}");
-    assert_failed(
-        &failed,
-        "55000",
-        "node \"n2\": it is not connected to node \"n3\", so what that one wrote may be missing there: subscription sub_n3_n2 leads to ",
-        "ALTER SUBSCRIPTION sub_n3_n2 CONNECTION",
-    );
-    assert!(failed.message().contains("port=1: "), "{failed}");
-    assert!(!format!("{failed}").contains("Geheim7"), "{failed}");
-    let forced = n1
-        .call(&call("n3", None, ", force := true"))
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    assert!(forced.elapsed < Duration::from_secs(30), "{forced:?}");
-    assert_forgotten(n2, "n3", 2);
-}
-
-/// The one that kept it went with the server.
-#[test]
-fn a_recovery_slot_that_nobody_keeps_goes_with_its_node() {
-    for here in [1, 3] {
-        let cluster = mesh(3, 0);
-        let n3 = cluster.n(3);
-        n3.sql("SELECT zodan.start_node_worker()");
-        n3.wait_for(
-            "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'spk%'",
-            "spk_recovery_postgres",
-        );
-        n3.crash();
-        n3.boot();
-        wait_mesh(&cluster.all());
-        remove(cluster.n(here), n3);
-        assert_left(n3);
+/// Takes away what was copied to `server`, so that its node can be added again.
+fn empty(on: On, server: &Server) {
+    match on {
+        On::Native => renew(server),
+        On::Spock => server.sql(
+            "SET spock.enable_ddl_replication = off; SET client_min_messages = error;
+             DROP TABLE gate; DROP FUNCTION pass; DROP SCHEMA IF EXISTS load, lab CASCADE",
+        ),
     }
 }
 
@@ -563,19 +157,8 @@ fn renew(server: &Server) {
     server.sql("CREATE EXTENSION zodan");
 }
 
-fn join(cluster: &Cluster, number: usize) {
-    let new = cluster.n(number);
-    add_node(new, new.name(), cluster.n(1), "n1").unwrap_or_else(|failed| panic!("{failed}"));
-}
-
-fn assert_equal(nodes: &[&Server]) {
-    wait_quiet(nodes);
-    assert_same_content(nodes);
-}
-
-#[test]
-fn up_to_four_nodes_and_back_to_one_and_up_again() {
-    let cluster = mesh(1, 3);
+fn cluster_grows_to_four_nodes_and_shrinks_to_one(on: On) {
+    let cluster = mesh(on, 1, 3);
     for number in 2..=4 {
         join(&cluster, number);
         assert_equal(&cluster.first(number));
@@ -584,89 +167,94 @@ fn up_to_four_nodes_and_back_to_one_and_up_again() {
         // In turn on itself and on the first.
         let here = if number == 3 { 3 } else { 1 };
         remove(cluster.n(here), cluster.n(number));
-        assert_left(cluster.n(number));
-        assert_forgotten(cluster.n(1), &format!("n{number}"), number - 1);
+        assert_no_node(on, cluster.n(number));
+        assert_no_trace(on, cluster.n(1), &format!("n{number}"), number - 1);
         cluster.n(1).sql(&format!(
             "INSERT INTO load.account (id, version, owner, balance) VALUES (-{number}, 1, 'x', 0)"
         ));
     }
-    assert_eq!(
-        cluster
-            .n(1)
-            .value("SELECT string_agg(name, ' ') FROM zodan.node"),
-        "n1"
-    );
-    renew(cluster.n(2));
+    let nodes = "SELECT string_agg(node_name, ' ') FROM spock.get_nodes()";
+    assert_eq!(cluster.n(1).value(nodes), "n1");
+    empty(on, cluster.n(2));
     join(&cluster, 2);
     assert_equal(&cluster.first(2));
     remove(cluster.n(1), cluster.n(2));
     remove(cluster.n(1), cluster.n(1));
-    assert_left(cluster.n(1));
+    assert_no_node(on, cluster.n(1));
     assert_eq!(cluster.n(1).value("SELECT count(*) FROM load.account"), "3");
 }
 
-#[test]
-fn the_same_name_can_be_added_again_three_times() {
-    let cluster = mesh(2, 1);
+fn removed_node_can_be_added_again_under_its_name(on: On) {
+    let cluster = mesh(on, 2, 1);
     for round in 0..3 {
         join(&cluster, 3);
         cluster.n(3).sql(&format!(
             "INSERT INTO load.account (id, version, owner, balance) VALUES ({round}, 1, 'x', 0)"
         ));
-        assert_equal(&cluster.all());
+        assert_equal(&cluster.first(3));
         let here = 1 + round % 3;
         remove(cluster.n(here), cluster.n(3));
-        renew(cluster.n(3));
+        empty(on, cluster.n(3));
     }
     assert_eq!(cluster.n(2).value("SELECT count(*) FROM load.account"), "3");
     assert_equal(&cluster.first(2));
 }
 
-#[test]
-fn what_is_not_this_clusters_node_is_not_touched() {
-    let cluster = mesh(3, 2);
+fn removal_of_a_node_of_another_cluster_is_refused(on: On) {
+    let cluster = mesh(on, 3, 2);
     let [n1, n2, n3, stranger] = [1, 2, 3, 4].map(|i| cluster.n(i));
     let other = cluster.n(5);
     // Another cluster that has a node of the same name.
-    stranger.sql("CREATE TABLE theirs (id int PRIMARY KEY)");
-    add_node(other, "n3", stranger, "s").unwrap_or_else(|failed| panic!("{failed}"));
+    match on {
+        On::Native => {
+            stranger.sql("CREATE TABLE theirs (id int PRIMARY KEY)");
+            add_node(other, "n3", stranger, "s").unwrap_or_else(|failed| panic!("{failed}"));
+        }
+        On::Spock => other.sql(&format!(
+            "SELECT spock.node_create('n3', {})",
+            quote_literal(&other.dsn())
+        )),
+    }
     let before = fingerprint(&cluster.all());
 
     assert_failed(
-        &refused(n1, "n9", None),
+        &remove_fails(n1, "n9", None),
         "42704",
         "argument target_node_name is \"n9\", which is not a node of this cluster and has left nothing in it",
         "The nodes are: n1, n2, n3.",
     );
     assert_failed(
-        &refused(n1, "n3", Some(&n2.dsn())),
+        &remove_fails(n1, "n3", Some(&n2.dsn())),
         "22023",
         "argument target_node_dsn leads to node \"n2\", not to \"n3\"",
         "Give the connection string of \"n3\".",
     );
     assert_failed(
-        &refused(n1, "n3", Some(&n1.dsn())),
+        &remove_fails(n1, "n3", Some(&n1.dsn())),
         "22023",
         "argument target_node_dsn leads to this node, which is \"n1\", not \"n3\"",
         "Give the connection string of \"n3\".",
     );
     assert_failed(
-        &refused(n1, "n3", Some(&other.dsn())),
+        &remove_fails(n1, "n3", Some(&other.dsn())),
         "22023",
         "argument target_node_dsn leads to another node \"n3\" than this cluster's",
         "Give the connection string of \"n3\".",
     );
-    let elsewhere = n3
-        .dsn()
-        .replace(&format!("dbname={}", n3.database()), "dbname=template1");
+    // A Spock mesh of the lab has no other database that can be connected to.
+    if on == On::Native {
+        let elsewhere = n3
+            .dsn()
+            .replace(&format!("dbname={}", n3.database()), "dbname=template1");
+        assert_failed(
+            &remove_fails(n1, "n3", Some(&elsewhere)),
+            "22023",
+            "argument target_node_dsn leads to a database that is not a cluster node",
+            "Give the connection string of \"n3\".",
+        );
+    }
     assert_failed(
-        &refused(n1, "n3", Some(&elsewhere)),
-        "22023",
-        "argument target_node_dsn leads to a database that is not a cluster node",
-        "Give the connection string of \"n3\".",
-    );
-    assert_failed(
-        &refused(n3, "n3", Some(&n2.dsn())),
+        &remove_fails(n3, "n3", Some(&n2.dsn())),
         "22023",
         "leads to another database than the one that the CALL runs in",
         "Correct it",
@@ -674,145 +262,29 @@ fn what_is_not_this_clusters_node_is_not_touched() {
     // n3 is dead, and what answers is the other cluster's.
     n3.crash();
     assert_failed(
-        &refused(n1, "n3", Some(&other.dsn())),
+        &remove_fails(n1, "n3", Some(&other.dsn())),
         "22023",
         "argument target_node_dsn leads to another node \"n3\" than this cluster's",
         "Give the connection string of \"n3\".",
     );
     n3.boot();
-    wait_mesh(&[n1, n2, n3]);
+    on.wait_mesh(&[n1, n2, n3]);
     before.assert_same_now(&cluster.all());
 }
 
-#[test]
-fn bad_arguments_are_named() {
-    let cluster = mesh(2, 1);
-    let [n1, n2, alone] = [1, 2, 3].map(|i| cluster.n(i));
-    n1.sql(
-        "CREATE ROLE plain LOGIN; GRANT USAGE ON SCHEMA spock TO plain;
-            GRANT EXECUTE ON PROCEDURE spock.remove_node(text, text, boolean, boolean) TO plain",
-    );
-    let before = fingerprint(&cluster.all());
-    let fails = |sql: &str| n1.sql_error(sql);
-    assert_failed(
-        &fails("CALL spock.remove_node(NULL)"),
-        "22004",
-        "argument target_node_name must not be null",
-        "Give a value for target_node_name.",
-    );
-    assert_failed(
-        &fails("CALL spock.remove_node('')"),
-        "22023",
-        "argument target_node_name must not be empty",
-        "Give the name of the node.",
-    );
-    assert_failed(
-        &fails("CALL spock.remove_node('n2', 'hunter2')"),
-        "22023",
-        "argument target_node_dsn is not a connection string that libpq understands",
-        "Write it as keyword=value pairs",
-    );
-    assert_failed(
-        &fails("BEGIN; CALL spock.remove_node('n2')"),
-        "25001",
-        "CALL spock.remove_node cannot run inside a transaction block",
-        "Run the CALL on its own",
-    );
-    let port = n2.port().to_string();
-    let closed = n2.dsn().replace(&port, "1");
-    assert_failed(
-        &fails(&call("n2", Some(&closed), "")),
-        "08001",
-        "argument target_node_dsn does not lead to node \"n2\", which answers by the connection string of the registry",
-        "Leave target_node_dsn null, or correct it.",
-    );
-    assert_failed(
-        &alone.sql_error("CALL spock.remove_node('n2')"),
-        "55000",
-        "the database that the CALL runs in is not a cluster node",
-        "Run it in the database of any node of the cluster.",
-    );
-    let error = n1
-        .client_as("plain", n1.database())
-        .batch_execute("CALL spock.remove_node('n2')")
-        .expect_err("not a superuser");
-    let error = error.as_db_error().expect("an answer of the server");
-    assert_eq!(error.code().code(), "42501");
-    assert_eq!(
-        error.message(),
-        "only a superuser can run CALL spock.remove_node"
-    );
-    before.assert_same_now(&cluster.all());
-}
-
-/// Something that keeps what is sent to `server` from being applied there, until it is dropped.
-fn hold_apply(server: &Server) -> Client {
-    let mut holder = server.client_named("holder");
-    holder
-        .batch_execute("BEGIN; LOCK TABLE zodan.marker IN ACCESS EXCLUSIVE MODE")
-        .expect("hold the markers");
-    holder
-}
-
-#[test]
-fn one_change_of_the_membership_at_a_time() {
-    let cluster = mesh(3, 1);
-    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
-    let before = fingerprint(&cluster.all());
-    let held = |failed: &CallFailed, purpose: &str| {
-        assert_failed(
-            failed,
-            "55P03",
-            "another membership change is in progress",
-            "Wait until the other CALL has ended",
-        );
-        assert!(failed.detail().contains(purpose), "{failed}");
-    };
-    // A removal, during which another one and a join come.
-    let holder = hold_apply(n2);
-    let first = Running::start(n1, &call("n3", None, ""));
-    first.wait_notice("phase 3 of 5");
-    held(&refused(n2, "n3", None), "zodan remove_node n3");
-    held(&refused(n2, "n1", None), "zodan remove_node n3");
-    let join = add_node(n4, "n4", n1, "n1").expect_err("a removal is under way");
-    held(&join, "zodan remove_node n3");
-    first.cancel();
-    let failed = first.fails();
-    assert_eq!(failed.code(), "57014", "{failed}");
-    drop(holder);
-    wait_mesh(&cluster.first(3));
-    before.assert_same_now(&cluster.all());
-    // A join, during which a removal comes.
-    let gate = gate::close(n4);
-    let join = Running::start(n4, &lab::cluster::add_node_call(n4, "n4", n1, "n1"));
-    gate::wait(n4);
-    held(&refused(n3, "n2", None), "zodan add_node n4");
-    held(&refused(n3, "n4", Some(&n4.dsn())), "zodan add_node n4");
-    drop(gate);
-    join.succeeds();
-    assert_equal(&cluster.all());
-}
-
-#[test]
-fn a_survivor_that_does_not_apply_is_an_error_unless_forced() {
-    let cluster = mesh(3, 0);
+fn removal_is_refused_unless_forced_while_a_survivor_does_not_apply(on: On) {
+    let cluster = mesh(on, 3, 0);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 DISABLE");
-    n2.wait_for(
-        "SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL",
-        "1",
-    );
+    on.suspend(n2, n3);
     let before = fingerprint(&cluster.all());
     assert_failed(
-        &refused(n1, "n3", None),
+        &remove_fails(n1, "n3", None),
         "55000",
         "node \"n2\": subscription sub_n3_n2 is disabled, so what \"n3\" wrote may be missing there",
         "give up what is missing with force := true",
     );
     before.assert_same_now(&cluster.all());
-    let forced = n1
-        .call(&call("n3", None, ", force := true"))
-        .unwrap_or_else(|failed| panic!("{failed}"));
+    let forced = remove_by_force(n1, "n3");
     assert!(
         forced
             .notices
@@ -821,201 +293,16 @@ fn a_survivor_that_does_not_apply_is_an_error_unless_forced() {
         "{forced:?}"
     );
     for node in [n1, n2] {
-        assert_forgotten(node, "n3", 2);
+        assert_no_trace(on, node, "n3", 2);
     }
-    assert_left(n3);
+    assert_no_node(on, n3);
 }
 
-#[test]
-fn a_prepared_transaction_is_not_lost() {
-    let options = quick().set("max_prepared_transactions", "5");
-    let cluster = Cluster::start_with(2, &options);
-    cluster.form_mesh(2, load::SCHEMA);
-    let n2 = cluster.n(2);
-    n2.sql("BEGIN; INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'x', 0); PREPARE TRANSACTION 'later'");
-    assert_failed(
-        &refused(cluster.n(1), "n2", None),
-        "55006",
-        "node \"n2\": prepared transaction 'later' is open",
-        "COMMIT PREPARED or ROLLBACK PREPARED it there.",
-    );
-    n2.sql("COMMIT PREPARED 'later'");
-    remove(cluster.n(1), n2);
-    assert_eq!(cluster.n(1).value("SELECT count(*) FROM load.account"), "1");
-}
-
-/// Prepared when the checks are past it, and committed when nobody can write any more.
-#[test]
-fn a_transaction_prepared_meanwhile_is_waited_for() {
-    const PREPARE: &str = "BEGIN; INSERT INTO load.account (id, version, owner, balance) VALUES (1, 1, 'x', 0); PREPARE TRANSACTION 'late';";
-    let options = quick().set("max_prepared_transactions", "5");
-    let cluster = Cluster::start_with(2, &options);
-    cluster.form_mesh(2, load::SCHEMA);
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-    let point = "within the run is written down";
-
-    // Nobody commits it: the removal is taken back.
-    let impatient = "SET zodan.no_progress_timeout = '1s'";
-    let (hang, removal) = Hang::start(n1, impatient, point, &call("n2", None, ""));
-    n2.sql(PREPARE);
-    hang.release();
-    let failed = removal.fails();
-    assert_failed(
-        &failed,
-        "55000",
-        "node \"n2\": waiting for prepared transactions made no progress for 1 s",
-        "COMMIT PREPARED or ROLLBACK PREPARED it there.",
-    );
-    assert_eq!(failed.detail(), "prepared transaction 'late'");
-    assert_eq!(n2.value("SHOW default_transaction_read_only"), "off");
-    n2.sql("ROLLBACK PREPARED 'late'");
-    wait_mesh(&[n1, n2]);
-
-    let (hang, removal) = Hang::start(n1, "", point, &call("n2", None, ""));
-    n2.sql(PREPARE);
-    hang.release();
-    removal.wait_notice("node \"n2\" has prepared transaction 'late': waiting for its end");
-    assert_eq!(n2.value("SHOW default_transaction_read_only"), "on");
-    n2.sql("COMMIT PREPARED 'late'");
-    removal.succeeds();
-    assert_eq!(n1.value("SELECT count(*) FROM load.account"), "1");
-    assert_forgotten(n1, "n2", 1);
-}
-
-/// n4 died when n3 had not yet applied what n1 and n2 have.
-#[test]
-fn survivors_that_lack_transactions_of_a_dead_node_are_named() {
-    let cluster = mesh(4, 0);
-    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
-    n3.sql("ALTER SUBSCRIPTION sub_n4_n3 DISABLE");
-    n4.sql("INSERT INTO load.account (id, version, owner, balance) SELECT i, 1, 'x', 0 FROM generate_series(1, 90) i");
-    for node in [n1, n2] {
-        node.wait_for("SELECT count(*) FROM load.account", "90");
-    }
-    n4.crash();
-    for node in [n1, n2] {
-        node.wait_for(
-            "SELECT count(*) FROM pg_stat_subscription WHERE subname = 'sub_n4_' || current_setting('cluster_name') AND pid IS NOT NULL AND received_lsn IS NOT NULL",
-            "0",
-        );
-    }
-    let before = fingerprint(&cluster.first(3));
-    let failed = refused(n1, "n4", None);
-    assert_failed(
-        &failed,
-        "55000",
-        "node \"n3\" lacks transactions of \"n4\" that node \"n1\" has",
-        "CALL spock.recover_run(failed_node_name := 'n4', source_node_name := 'n1', ...)",
-    );
-    // Nothing had been done.
-    let told: Vec<&str> = failed.notices.iter().map(|n| n.message.as_str()).collect();
-    assert!(!told.iter().any(|t| t.contains("undoing")), "{told:?}");
-    for node in ["n1", "n2", "n3"] {
-        assert!(
-            failed
-                .detail()
-                .contains(&format!("Node \"{node}\" has applied it up to ")),
-            "{failed}"
-        );
-    }
-    before.assert_same_now(&cluster.first(3));
-    let forced = n1
-        .call(&call("n4", None, ", force := true"))
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    assert!(
-        forced
-            .notices
-            .iter()
-            .any(|n| n.severity == "WARNING" && n.message.contains("lacks transactions of \"n4\"")),
-        "{forced:?}"
-    );
-    for node in cluster.first(3) {
-        assert_forgotten(node, "n4", 3);
-    }
-    assert_eq!(n3.value("SELECT count(*) FROM load.account"), "0");
-}
-
-#[test]
-fn what_is_owed_to_a_member_that_is_down_is_paid_by_the_next_call() {
-    let cluster = mesh(4, 0);
-    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
-    n3.stop();
-    let failed = refused(n1, "n4", None);
-    assert_failed(
-        &failed,
-        "08001",
-        "node \"n3\": it cannot be reached, so it is unknown whether it has all changes of \"n4\"",
-        "With force := true it is left out",
-    );
-    let forced = n1
-        .call(&call("n4", None, ", force := true"))
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    assert!(
-        forced.notices.iter().any(|n| n.severity == "WARNING"
-            && n.message == "cleanup of \"n4\" on node \"n3\" is pending"),
-        "{forced:?}"
-    );
-    let told: Vec<String> = forced
-        .notices
-        .iter()
-        .filter(|n| n.message.contains("| sub_"))
-        .map(|n| n.message.replace(' ', ""))
-        .collect();
-    assert_eq!(
-        told,
-        [
-            "n1|sub_n2_n1|replicating|n2",
-            "n1|sub_n3_n1|down|n3",
-            "n2|sub_n1_n2|replicating|n1",
-            "n2|sub_n3_n2|down|n3",
-        ]
-    );
-    assert_left(n4);
-    for node in [n1, n2] {
-        assert_eq!(
-            node.value(
-                "SELECT count(*) FROM zodan.pending_cleanup WHERE member = 'n3' AND removed = 'n4'"
-            ),
-            "3"
-        );
-    }
-    assert_failed(
-        &n2.sql_error(&call("n4", None, "")),
-        "08001",
-        "could not connect to node \"n3\"",
-        "Check host, port",
-    );
-    n3.boot();
-    n2.call(&call("n4", None, ""))
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    wait_mesh(&[n1, n2, n3]);
-    for node in [n1, n2, n3] {
-        assert_forgotten(node, "n4", 3);
-    }
-    assert_equal(&[n1, n2, n3]);
-}
-
-/// A join of n4 that was killed while it copied.
-fn half_added(cluster: &Cluster) {
-    let n4 = cluster.n(4);
-    let gate = gate::close(n4);
-    let join = Running::start(
-        n4,
-        &lab::cluster::add_node_call(n4, "n4", cluster.n(1), "n1"),
-    );
-    gate::wait(n4);
-    n4.sql(&format!("SELECT pg_terminate_backend({}, 10000)", join.pid));
-    join.ends_terminated();
-    drop(gate);
-    wait_no_sessions(&cluster.all());
-}
-
-#[test]
-fn a_half_added_node_is_removed_from_a_member_and_from_itself() {
+fn half_added_node_is_removed_from_a_member_and_from_itself(on: On) {
     for here in [2, 4] {
-        let cluster = mesh(3, 1);
+        let cluster = mesh(on, 3, 1);
         let before = fingerprint(&cluster.all());
-        half_added(&cluster);
+        kill_join_of_n4(&cluster);
         assert_eq!(
             cluster
                 .n(1)
@@ -1032,195 +319,15 @@ fn a_half_added_node_is_removed_from_a_member_and_from_itself() {
     }
 }
 
-#[test]
-fn a_half_added_node_that_is_dead_is_removed_by_what_the_members_have_of_it() {
-    let cluster = mesh(3, 1);
+fn half_added_node_that_is_dead_is_removed_from_the_members(on: On) {
+    let cluster = mesh(on, 3, 1);
     let before = fingerprint(&cluster.first(3));
-    half_added(&cluster);
+    kill_join_of_n4(&cluster);
     cluster.n(4).crash();
     cluster
         .n(2)
         .call(&call("n4", None, ""))
         .unwrap_or_else(|failed| panic!("{failed}"));
     before.assert_same_now(&cluster.first(3));
-    assert_eq!(refused(cluster.n(2), "n4", None).code(), "42704");
-}
-
-/// Killed while it waits for the writes, and while it detaches.
-#[test]
-fn an_interrupted_removal_is_finished_by_the_next_call() {
-    for here in [1, 3] {
-        let cluster = mesh(3, 0);
-        let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-        let kill = |running: Running| {
-            cluster.n(here).sql(&format!(
-                "SELECT pg_terminate_backend({}, 10000)",
-                running.pid
-            ));
-            running.ends_terminated();
-            wait_no_sessions(&cluster.all());
-        };
-        let holder = hold_apply(n2);
-        let first = Running::start(cluster.n(here), &call("n3", None, ""));
-        first.wait_notice("phase 3 of 5");
-        n3.wait_for("SELECT count(*) FROM zodan.marker", "1");
-        kill(first);
-        drop(holder);
-        let mut holder = n2.client_named("holder");
-        holder
-            .batch_execute("BEGIN; LOCK TABLE pg_subscription IN SHARE ROW EXCLUSIVE MODE")
-            .expect("hold the subscriptions");
-        let second = Running::start(cluster.n(here), &call("n3", None, ""));
-        second.wait_notice("phase 4 of 5");
-        n1.wait_for("SELECT count(*) FROM pg_subscription", "1");
-        n3.wait_for("SELECT count(*) FROM pg_subscription", "1");
-        kill(second);
-        drop(holder);
-        let third = cluster
-            .n(here)
-            .call(&call("n3", None, ""))
-            .unwrap_or_else(|failed| panic!("{failed}"));
-        assert!(
-            third.notices.iter().any(|n| n
-                .message
-                .contains("going on with the removal that was interrupted")),
-            "{third:?}"
-        );
-        for node in [n1, n2] {
-            assert_forgotten(node, "n3", 2);
-        }
-        assert_left(n3);
-        assert_equal(&[n1, n2]);
-    }
-}
-
-#[test]
-fn the_extension_of_a_member_cannot_be_dropped() {
-    let cluster = mesh(2, 0);
-    let n2 = cluster.n(2);
-    assert_failed(
-        &n2.sql_error("DROP EXTENSION zodan"),
-        "55006",
-        "the database is node \"n2\" of a cluster that needs the extension zodan",
-        "Leave the cluster first: CALL spock.remove_node('n2');",
-    );
-    let failed = n2.sql_error("DROP /* it */ EXTENSION -- now\n IF EXISTS hstore, zodan");
-    assert_eq!(failed.code(), "55006", "{failed}");
-    // Everybody else is left alone, whatever they set.
-    n2.sql(&format!(
-        "CREATE ROLE app; CREATE SCHEMA app AUTHORIZATION app; GRANT CREATE ON DATABASE {} TO app",
-        lab::server::quote_ident(n2.database())
-    ));
-    for settings in [
-        "",
-        "SET search_path = ''",
-        "SET standard_conforming_strings = off",
-    ] {
-        n2.sql(&format!(
-            "SET ROLE app; {settings}; CREATE EXTENSION hstore SCHEMA app; DROP EXTENSION hstore"
-        ));
-    }
-    let mut admin = n2.client_as("postgres", "template1");
-    let name = lab::server::quote_ident(n2.database());
-    let error = admin
-        .batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"))
-        .expect_err("it has subscriptions");
-    assert_eq!(error.code().map(|c| c.code()), Some("55006"), "{error}");
-    remove(n2, n2);
-    n2.sql("DROP EXTENSION zodan");
-}
-
-/// Names that need quoting, and a database that is read-only by its own setting.
-#[test]
-fn odd_names_and_settings_survive() {
-    let cluster = mesh(1, 1);
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-    let name = "Node-2 \"x'y";
-    add_node(n2, name, n1, "n1").unwrap_or_else(|failed| panic!("{failed}"));
-    n2.sql(&format!(
-        "ALTER DATABASE {} SET default_transaction_read_only = off",
-        lab::server::quote_ident(n2.database())
-    ));
-    n1.call(&call(name, None, ""))
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    assert_eq!(
-        n1.value("SELECT string_agg(name, ' ') FROM zodan.node"),
-        "n1"
-    );
-    assert_eq!(n1.value("SELECT count(*) FROM pg_replication_slots"), "0");
-    assert_eq!(
-        n2.value("SELECT setconfig[1] FROM pg_db_role_setting"),
-        "default_transaction_read_only=off"
-    );
-}
-
-/// Three members with a table for what comes late.
-fn with_late() -> Cluster {
-    let cluster = Cluster::start_with(3, &quick());
-    cluster.form_mesh(3, "CREATE TABLE late (id integer PRIMARY KEY)");
-    wait_mesh(&cluster.all());
-    cluster
-}
-
-/// What it writes while it is being removed is on all survivors or on none.
-#[test]
-fn a_dead_node_that_comes_back_during_its_removal_brings_nothing_to_some_only() {
-    let rows = "SELECT count(*) FROM late";
-    for (point, brought) in [
-        ("within the survivors are compared", "30"),
-        ("within pending cleanup is recorded", "0"),
-    ] {
-        let cluster = with_late();
-        let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-        n3.stop();
-        let (hang, running) = Hang::start(n1, "", point, "CALL spock.remove_node('n3')");
-        // Stands for an apply worker that takes its time.
-        let mut holder = n2.client_named("holder");
-        holder
-            .batch_execute("BEGIN; LOCK TABLE late IN SHARE ROW EXCLUSIVE MODE")
-            .expect("hold up what comes");
-        n3.boot();
-        n3.sql("INSERT INTO late SELECT generate_series(1, 30)");
-        n1.wait_for(rows, brought);
-        let waiting =
-            "SELECT count(*) FROM pg_locks l WHERE l.relation = 'late'::regclass AND NOT granted";
-        n2.wait_for(waiting, if brought == "0" { "0" } else { "1" });
-        hang.release();
-        n2.wait_for(
-            "SELECT count(*) FROM pg_subscription WHERE subname = 'sub_n3_n2' AND subenabled",
-            "0",
-        );
-        drop(holder);
-        running.succeeds();
-        assert_eq!([n1, n2].map(|n| n.value(rows)), [brought, brought]);
-        // It takes itself for a member still, and tries to connect.
-        n3.stop();
-        for node in [n1, n2] {
-            assert_forgotten(node, "n3", 2);
-        }
-    }
-}
-
-/// A removal that was cut off before it detached anything, of a node that is back when it is called again.
-#[test]
-fn what_an_interrupted_removal_held_is_let_go_by_the_next_call() {
-    let cluster = with_late();
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n3.stop();
-    let point = "within nobody applies anything of it any more";
-    let (hang, running) = Hang::start(n1, "", point, "CALL spock.remove_node('n3')");
-    let pid = running.pid;
-    n1.sql(&format!("SELECT pg_terminate_backend({pid}, 10000)"));
-    drop(hang);
-    running.ends_terminated();
-    let disabled = "SELECT count(*) FROM pg_subscription WHERE NOT subenabled";
-    assert_eq!([n1, n2].map(|n| n.value(disabled)), ["1", "1"]);
-    n3.boot();
-    n3.sql("INSERT INTO late VALUES (1)");
-    remove(n1, n3);
-    for node in [n1, n2] {
-        assert_eq!(node.value("SELECT count(*) FROM late"), "1");
-        assert_forgotten(node, "n3", 2);
-    }
-    assert_left(n3);
+    assert_eq!(remove_fails(cluster.n(2), "n4", None).code(), "42704");
 }

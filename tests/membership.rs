@@ -67,7 +67,7 @@ fn assert_replicates(servers: &[&Server], round: i32) {
 }
 
 #[test]
-fn every_change_is_a_generation_and_the_same_everywhere() {
+fn membership_changes_give_every_member_the_same_generation() {
     let cluster = mesh(3, 1);
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     assert_one_registry(&[n1, n2, n3], 3, "n1 n2 n3");
@@ -86,7 +86,7 @@ fn every_change_is_a_generation_and_the_same_everywhere() {
 }
 
 #[test]
-fn a_join_that_is_taken_back_leaves_one_registry() {
+fn undone_join_leaves_the_same_registry_everywhere() {
     let cluster = mesh(2, 1);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     // The changes of the new node do not arrive on n2, which is noticed when it has been registered.
@@ -114,7 +114,7 @@ fn a_join_that_is_taken_back_leaves_one_registry() {
 
 /// n4 and n5 on one side, the other three on the other.
 #[test]
-fn a_minority_changes_nothing_the_majority_does_and_all_are_one_again() {
+fn minority_is_refused_and_catches_up_with_the_majority() {
     let network = Network::start(6, |name| match name {
         "n4" => alert().set("shared_preload_libraries", "zodan"),
         _ => alert(),
@@ -209,7 +209,7 @@ fn a_minority_changes_nothing_the_majority_does_and_all_are_one_again() {
 
 /// n3 is down while n4 leaves; what it calls next knows better than its own registry.
 #[test]
-fn who_was_down_catches_up_with_its_own_next_call() {
+fn member_that_was_down_catches_up_by_its_own_next_call() {
     let cluster = mesh(4, 1);
     let [n1, n2, n3, n4, n5] = [1, 2, 3, 4, 5].map(|i| cluster.n(i));
     n3.stop();
@@ -243,7 +243,7 @@ fn wait_mesh_of(server: &Server, connected: usize) {
 
 /// The same by a call of another member, and with a change that n3 knows nothing of at all.
 #[test]
-fn who_was_down_catches_up_with_the_next_call_of_another() {
+fn member_that_was_down_catches_up_by_the_next_call_of_another() {
     let cluster = mesh(5, 0);
     let [n1, n2, n3, n4, n5] = [1, 2, 3, 4, 5].map(|i| cluster.n(i));
     n3.stop();
@@ -277,7 +277,7 @@ fn who_was_down_catches_up_with_the_next_call_of_another() {
 
 /// Who noted what n4 owes is away when it is back: it learns of the removal from n5, which had been away as well.
 #[test]
-fn who_was_down_catches_up_where_nobody_knows_what_it_owes() {
+fn member_that_was_down_catches_up_without_a_note_of_its_cleanup() {
     let cluster = mesh(5, 0);
     let [n1, n2, n4, n5] = [1, 2, 4, 5].map(|i| cluster.n(i));
     n4.stop();
@@ -316,7 +316,7 @@ fn who_was_down_catches_up_where_nobody_knows_what_it_owes() {
 
 /// Of two nodes one has died, and the other cannot know that it has.
 #[test]
-fn the_dead_one_of_two_goes_by_force() {
+fn removal_of_the_dead_one_of_two_nodes_needs_force() {
     let cluster = mesh(2, 0);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n2.crash();
@@ -345,7 +345,7 @@ fn the_dead_one_of_two_goes_by_force() {
 
 /// Most members are lost for good.
 #[test]
-fn who_has_no_majority_left_says_so() {
+fn removal_without_a_majority_is_refused_unless_allowed() {
     let cluster = mesh(3, 0);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     n2.crash();
@@ -367,7 +367,7 @@ fn who_has_no_majority_left_says_so() {
 
 /// A change that reached one member only, because who made it died: the next call brings it to all.
 #[test]
-fn half_a_change_is_completed() {
+fn membership_change_on_one_member_only_is_completed_by_the_next_call() {
     let cluster = mesh(3, 0);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     let next = "SELECT zodan.apply_registry(jsonb_set(jsonb_set(registry, '{generation}', '4'), '{changed_at}',
@@ -390,7 +390,7 @@ fn half_a_change_is_completed() {
 }
 
 #[test]
-fn a_registry_is_changed_by_who_holds_the_lock() {
+fn registry_is_changed_only_by_the_session_with_the_lock() {
     let cluster = mesh(2, 0);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     let registry = lab::quote_literal(&n1.value(REGISTRY));
@@ -425,7 +425,7 @@ fn a_registry_is_changed_by_who_holds_the_lock() {
 
 /// What a DBA sees of a member that is behind, and of a node that is none any more.
 #[test]
-fn who_is_behind_is_shown() {
+fn member_with_an_old_registry_is_shown_as_behind() {
     let cluster = mesh(4, 0);
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     n3.stop();
@@ -458,7 +458,7 @@ fn who_is_behind_is_shown() {
 
 /// A firewall turns everybody away, and the node itself goes on reading.
 #[test]
-fn a_node_that_reads_from_members_is_not_removed_as_dead() {
+fn removal_is_refused_while_an_unreachable_node_reads_from_members() {
     let network = Network::start(3, |_| alert());
     let [n1, n2, n3] = [1, 2, 3].map(|i| network.cluster.n(i));
     network.cluster.create_extension();

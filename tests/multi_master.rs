@@ -139,18 +139,18 @@ fn keys_never_meet(policy: &str, parts: i32) {
 }
 
 #[test]
-fn strides_never_meet_under_load() {
+fn sequence_values_by_stride_never_collide_under_load() {
     keys_never_meet("stride", 32);
 }
 
 /// Two parts are too few for three nodes: the members' strides double while they write.
 #[test]
-fn strides_become_more_under_load() {
+fn strides_double_under_load_when_there_are_too_few() {
     keys_never_meet("stride", 2);
 }
 
 #[test]
-fn ranges_never_meet_under_load() {
+fn sequence_values_by_range_never_collide_under_load() {
     keys_never_meet("range", 32);
 }
 
@@ -165,7 +165,7 @@ fn draw(server: &Server, sequence: &str, n: i32) -> Vec<i64> {
 
 /// Where another member than the source of the join has drawn further, its values are in rows already.
 #[test]
-fn nobody_is_given_what_another_member_had() {
+fn divided_sequences_start_after_the_values_of_all_members() {
     for policy in ["copy", "stride", "range"] {
         let cluster = Cluster::start_with(3, &quick());
         cluster.form_mesh(
@@ -198,7 +198,7 @@ fn nobody_is_given_what_another_member_had() {
 
 /// Rows were imported, and the sequences set behind them, on every node to the same value.
 #[test]
-fn sequences_that_were_set_come_back_to_their_own_values() {
+fn sequences_set_by_hand_return_to_their_own_values() {
     let cluster = Cluster::start_with(2, &quick());
     cluster.create_extension();
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -234,7 +234,7 @@ fn sequences_that_were_set_come_back_to_their_own_values() {
 }
 
 #[test]
-fn odd_sequences_are_divided_too() {
+fn sequences_of_odd_definitions_are_divided() {
     for policy in ["stride", "range"] {
         let cluster = Cluster::start_with(3, &quick());
         cluster.form_mesh(
@@ -267,7 +267,7 @@ fn odd_sequences_are_divided_too() {
 
 /// What TRUNCATE ... RESTART IDENTITY starts again with is a value of one's own.
 #[test]
-fn a_restart_stays_in_its_part() {
+fn sequence_restarted_by_truncate_stays_in_its_part() {
     let cluster = Cluster::start_with(2, &quick());
     cluster.form_mesh(1, "CREATE TABLE item (id serial PRIMARY KEY)");
     joined(
@@ -286,7 +286,7 @@ fn a_restart_stays_in_its_part() {
 }
 
 #[test]
-fn sequences_are_restored_when_a_join_is_taken_back() {
+fn sequences_are_restored_when_a_join_is_undone() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(2, KEYS);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
@@ -329,7 +329,7 @@ fn sequences_are_restored_when_a_join_is_taken_back() {
 }
 
 #[test]
-fn what_cannot_be_divided_is_refused() {
+fn join_is_refused_when_a_sequence_cannot_be_divided() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(
         1,
@@ -387,7 +387,7 @@ const GUARD: &str = "SELECT tgenabled FROM pg_trigger
     WHERE tgrelid = 'account'::regclass AND tgname = 'zodan_last_update_wins'";
 
 #[test]
-fn rows_updated_at_all_ends_at_once_end_up_the_same() {
+fn rows_updated_on_all_nodes_at_once_end_up_equal() {
     let cluster = accounts(3, 1);
     let all = cluster.first(3);
     let mut writers = Writers::new();
@@ -421,7 +421,7 @@ fn rows_updated_at_all_ends_at_once_end_up_the_same() {
 
 /// n2 gets what n1 wrote when it has written something later itself.
 #[test]
-fn a_late_update_does_not_replace_a_later_one() {
+fn older_update_that_arrives_late_is_discarded() {
     let cluster = accounts(2, 0);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     assert_eq!(n1.value(ENABLE), "2");
@@ -476,7 +476,7 @@ fn a_late_update_does_not_replace_a_later_one() {
 }
 
 #[test]
-fn the_guard_is_on_all_members_or_on_none() {
+fn last_update_wins_is_installed_on_all_members_or_none() {
     let cluster = accounts(3, 1);
     let [n1, n2, n3, alone] = [1, 2, 3, 4].map(|i| cluster.n(i));
     let on_none = || {

@@ -35,7 +35,7 @@ fn refused(cluster: &Cluster, new: &Server, source: &Server) -> CallFailed {
 }
 
 #[test]
-fn a_partition_that_a_subscription_does_not_know() {
+fn partition_that_a_subscription_does_not_know_is_refreshed() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(
         2,
@@ -103,7 +103,7 @@ fn a_partition_that_a_subscription_does_not_know() {
 }
 
 #[test]
-fn refreshing_needs_the_table_everywhere() {
+fn refresh_is_refused_until_the_table_is_on_all_members() {
     let cluster = Cluster::start_with(2, &quick());
     cluster.form_mesh(2, "CREATE TABLE t (i int PRIMARY KEY)");
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -124,7 +124,7 @@ fn refreshing_needs_the_table_everywhere() {
 }
 
 #[test]
-fn members_that_are_not_alike() {
+fn join_is_refused_when_members_have_different_tables() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(
         2,
@@ -168,7 +168,7 @@ fn members_that_are_not_alike() {
 }
 
 #[test]
-fn a_subscription_that_copies_by_itself() {
+fn join_is_refused_while_a_subscription_copies_tables_by_itself() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(2, "CREATE TABLE t (i int PRIMARY KEY)");
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));

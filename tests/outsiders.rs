@@ -20,7 +20,7 @@ fn report(server: &Server, source: &Server, check: &str) -> Vec<String> {
 
 /// Whoever subscribes to all tables would be sent connection strings, and stop for lack of the tables that hold them.
 #[test]
-fn nobody_else_is_sent_the_registry() {
+fn registry_is_not_sent_to_outside_subscribers() {
     let cluster = Cluster::start_with(2, &quick());
     let warehouse = Server::start_with("warehouse", &quick());
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -91,7 +91,7 @@ fn nobody_else_is_sent_the_registry() {
 
 /// Members send on what was written on them, so rows that one of them gets from elsewhere stay there.
 #[test]
-fn rows_from_outside_stay_where_they_arrive() {
+fn rows_from_an_outside_provider_are_not_sent_on() {
     let mut cluster = Cluster::start_with(3, &quick());
     cluster.grow("legacy", &quick());
     cluster.form_mesh(2, "CREATE TABLE t (i int PRIMARY KEY)");
@@ -127,7 +127,7 @@ fn rows_from_outside_stay_where_they_arrive() {
 
 /// Whoever subscribes to what members send each other, and is none.
 #[test]
-fn who_reads_the_publication_of_the_cluster_is_told() {
+fn outside_reader_of_the_clusters_publication_is_reported() {
     let mut cluster = Cluster::start_with(3, &quick());
     cluster.grow("reader", &quick());
     cluster.form_mesh(2, "CREATE TABLE t (i int PRIMARY KEY)");

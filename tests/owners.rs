@@ -44,7 +44,7 @@ ALTER TABLE ok_boss OWNER TO boss; ALTER TABLE ok_passes OWNER TO passes;
 REVOKE UPDATE, SELECT ON g_revoked FROM owner; GRANT UPDATE ON g_revoked TO app";
 
 #[test]
-fn what_the_owner_of_a_table_may_not_do_is_found() {
+fn table_owner_without_the_needed_rights_is_reported() {
     let cluster = Cluster::start_with(2, &quick());
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     for server in cluster.all() {

@@ -62,7 +62,7 @@ fn watch(server: &Server, call: &Running) -> Vec<Look> {
 
 /// The one test that takes half a minute: nothing shorter has a half-time worth an estimate.
 #[test]
-fn a_long_join_never_goes_back_and_knows_its_end() {
+fn progress_of_a_long_join_never_decreases_and_estimates_its_end() {
     let cluster = Cluster::start_with(2, &quick().proxy());
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n1.sql(
@@ -131,7 +131,7 @@ fn a_long_join_never_goes_back_and_knows_its_end() {
 }
 
 #[test]
-fn failures_are_seen_to_have_ended() {
+fn progress_of_a_failed_join_shows_its_end() {
     let cluster = Cluster::start_with(2, &quick());
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n1.sql("CREATE TABLE t (i int PRIMARY KEY); INSERT INTO t VALUES (1); CREATE EXTENSION zodan");
@@ -225,7 +225,7 @@ fn failures_are_seen_to_have_ended() {
 }
 
 #[test]
-fn a_removal_says_what_it_waits_for() {
+fn progress_of_a_removal_shows_what_it_waits_for() {
     let cluster = Cluster::start_with(2, &quick());
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     cluster.form_mesh(2, "CREATE TABLE t (i int PRIMARY KEY)");

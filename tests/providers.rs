@@ -16,7 +16,7 @@ fn mesh() -> Cluster {
 
 /// As if n2 had had more WAL when n1 applied it: it was restored since, or a standby was promoted that lacked the rest.
 #[test]
-fn a_provider_whose_wal_has_gone_back() {
+fn join_is_refused_when_the_wal_of_a_provider_went_back() {
     let cluster = mesh();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     n1.sql("ALTER SUBSCRIPTION sub_n2_n1 DISABLE");
@@ -58,7 +58,7 @@ fn a_provider_whose_wal_has_gone_back() {
 }
 
 #[test]
-fn a_slot_that_is_gone() {
+fn join_is_refused_when_the_slot_of_a_subscription_is_gone() {
     let cluster = mesh();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     n3.configure("zodan.connect_timeout", "2s");

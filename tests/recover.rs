@@ -1,63 +1,52 @@
 //! A node died, and the survivors have different parts of what it wrote. Afterwards they have the same: each
-//! transaction once, whole, with its time, whatever happens on the way.
+//! transaction once, whole, with its time, whatever happens on the way, and whatever the cluster replicates with.
 
 mod common;
 
+use common::engines::{On, on_both_engines};
 use common::recovery::{
-    CONTENT, On, TWICE, Victim, assert_nothing_held, assert_nothing_to_do, call, form, keep,
-    killed_in_the_middle, killed_under_load, options, recover, remove, rows, wait_protected,
+    assert_nothing_held, assert_nothing_to_do, assert_whole, call, crash_with_unequal_survivors,
+    recover, remove, rows, run,
 };
-use common::{Hang, Running, assert_failed, fingerprint, wait_no_sessions};
-use lab::{
-    CallFailed, Cluster, Load, Server, assert_same_content, load, quote_literal, wait_quiet,
-};
+use common::{Running, assert_failed, fingerprint, wait_no_sessions};
+use lab::load::LoadOptions;
+use lab::postgres::Client;
+use lab::{Cluster, Load, Server, assert_same_content, quote_literal, wait_quiet};
 
-/// A mesh whose members all keep a recovery slot.
-fn mesh(members: usize) -> Cluster {
-    On::Native.mesh(members)
+on_both_engines! {
+    survivors_are_equal_after_a_recovery_from_a_slot,
+    survivors_are_equal_after_a_recovery_in_its_parts,
+    survivors_are_equal_after_a_recovery_without_slots,
+    three_nodes_recover_under_load_from_slots,
+    five_nodes_recover_under_load_from_slots,
+    three_nodes_recover_under_load_without_slots,
+    five_nodes_recover_under_load_without_slots,
+    no_transaction_is_seen_in_part_during_a_recovery,
+    recovery_that_was_killed_is_finished_by_the_next_call,
+    recovery_that_was_killed_is_finished_from_another_node,
+    replayed_truncate_deletes_what_it_deleted_on_the_source,
+    survivors_are_equal_when_two_nodes_died_and_none_has_all,
+    changes_that_a_survivor_makes_after_the_crash_stay,
+    recovery_of_a_living_node_is_refused_and_of_equal_survivors_changes_nothing,
+    recovery_with_wrong_arguments_is_refused,
+    removal_drops_what_an_unfinished_recovery_holds,
+    unfinished_recovery_of_a_node_that_is_back_is_ended_by_force,
 }
 
-/// A mesh that keeps no recovery slots.
-fn mesh_without_slots(members: usize) -> Cluster {
-    On::Native.mesh_without_slots(members)
-}
-
-fn suspend(subscriber: &Server, provider: &Server) {
-    On::Native.suspend(subscriber, provider);
-}
-
-fn refused(here: &Server, sql: &str) -> CallFailed {
-    here.sql_error(sql)
-}
-
-/// n1 dies when n3 has 90 of its rows and n2 has 20, with updates and deletes among what n2 lacks.
-fn papers_crash(cluster: &Cluster) {
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n1.sql("INSERT INTO crash_test SELECT i, 'row ' || i, repeat(md5(i::text), 100) FROM generate_series(1, 20) i");
-    for node in [n2, n3] {
-        node.wait_for("SELECT count(*) FROM crash_test", "20");
-    }
-    suspend(n2, n1);
-    n1.sql("INSERT INTO crash_test SELECT i, 'row ' || i, NULL FROM generate_series(21, 91) i");
-    n1.sql("UPDATE crash_test SET data = 'it''s \\ changed' WHERE id IN (3, 33)");
-    n1.sql("UPDATE crash_test SET id = 1000 WHERE id = 4");
-    n1.sql("DELETE FROM crash_test WHERE id = 50");
-    n1.sql(
-        "BEGIN; INSERT INTO debit VALUES (1, 7); INSERT INTO credit (amount) VALUES (7); COMMIT",
-    );
-    n1.sql("UPDATE credit SET amount = 8");
-    n1.sql("INSERT INTO journal VALUES (1, 'a'), (1, 'a'), (2, NULL)");
-    n1.sql("DELETE FROM journal WHERE at = 2; UPDATE journal SET what = 'b'");
-    n3.wait_for("SELECT string_agg(what, '') FROM journal", "bb");
-    assert_eq!((rows(n2), rows(n3)), ("20".into(), "90".into()));
-    n1.crash();
-}
-
-#[test]
-fn the_papers_example_by_its_own_statements() {
-    let cluster = mesh(3);
+fn survivors_are_equal_after_a_recovery_from_a_slot(on: On) {
+    let cluster = on.mesh(3);
     let (n2, n3) = (cluster.n(2), cluster.n(3));
-    papers_crash(&cluster);
+    crash_with_unequal_survivors(on, &cluster);
+    let failed = n2.sql_error("CALL spock.remove_node('n1')");
+    assert_failed(
+        &failed,
+        "55000",
+        "node \"n2\" lacks transactions of \"n1\" that node \"n3\" has",
+        "CALL spock.recover_run(failed_node_name := 'n1', source_node_name := 'n3', ...)",
+    );
+    // Nothing had been done.
+    let told: Vec<&str> = failed.notices.iter().map(|n| n.message.as_str()).collect();
+    assert!(!told.iter().any(|t| t.contains("undoing")), "{told:?}");
     let times = "SELECT string_agg(id || ' ' || pg_xact_commit_timestamp(xmin), ',' ORDER BY id) FROM crash_test";
     let precheck = format!(
         "CALL spock.recover_precheck('n1', 'n3', {}, 'n2', {}, true, NULL)",
@@ -106,13 +95,12 @@ fn the_papers_example_by_its_own_statements() {
 }
 
 /// All other subscriptions are suspended too, and the recovery is done in its parts.
-#[test]
-fn the_stricter_form_and_the_parts() {
-    let cluster = mesh(3);
+fn survivors_are_equal_after_a_recovery_in_its_parts(on: On) {
+    let cluster = on.mesh(3);
     let (n2, n3) = (cluster.n(2), cluster.n(3));
-    papers_crash(&cluster);
-    suspend(n2, n3);
-    suspend(n3, n2);
+    crash_with_unequal_survivors(on, &cluster);
+    on.suspend(n2, n3);
+    on.suspend(n3, n2);
     let clone = n2.value(&format!(
         "CALL spock.recover_phase_clone('n1', 'n3', {}, 'n2', {}, NULL)",
         quote_literal(&n3.dsn()),
@@ -133,7 +121,7 @@ fn the_stricter_form_and_the_parts() {
         )
     };
     assert_failed(
-        &refused(n2, &finalize("nothing")),
+        &n2.sql_error(&finalize("nothing")),
         "42704",
         "argument cloned_slot_name is \"nothing\", which is not a slot of a survivor",
         "Give the name that recover_phase_clone returned",
@@ -145,78 +133,399 @@ fn the_stricter_form_and_the_parts() {
     );
     assert_same_content(&[n2, n3]);
     for (a, b) in [(n2, n3), (n3, n2)] {
-        a.sql(&format!(
-            "ALTER SUBSCRIPTION sub_{}_{} ENABLE",
-            b.name(),
-            a.name()
-        ));
+        on.resume(a, b);
     }
     wait_quiet(&[n2, n3]);
     assert_same_content(&[n2, n3]);
 }
 
-#[test]
-fn ten_times_three_nodes_under_load() {
+/// The paper's scenario where nobody kept anything.
+fn survivors_are_equal_after_a_recovery_without_slots(on: On) {
+    let cluster = on.mesh_without_slots(3);
+    let (n2, n3) = (cluster.n(2), cluster.n(3));
+    crash_with_unequal_survivors(on, &cluster);
+    // What the survivors do meanwhile is theirs.
+    n2.sql("INSERT INTO crash_test VALUES (5002, 'of n2', NULL)");
+    n3.sql("INSERT INTO crash_test VALUES (5003, 'of n3', NULL)");
+    assert_failed(
+        &n2.sql_error(&call("n1", None, None, ", stop_timestamp := now()")),
+        "22023",
+        "without a recovery slot all or nothing can be brought over",
+        "Leave skip_lsn, stop_lsn and stop_timestamp null.",
+    );
+    let compared = recover(n2, "n1");
+    let said: Vec<&str> = compared
+        .notices
+        .iter()
+        .map(|n| n.message.as_str())
+        .collect();
+    assert!(
+        said.iter().any(|s| s.contains("their contents are compared: cannot recover from the slot of node \"n3\": there is no slot spk_recovery_")),
+        "{said:?}"
+    );
+    assert!(
+        !compared.notices.iter().any(|n| n.severity == "WARNING"),
+        "{said:?}"
+    );
+    wait_quiet(&[n2, n3]);
+    assert_same_content(&[n2, n3]);
+    assert_eq!(rows(n2), "92");
+    let times = "SELECT string_agg(id || ' ' || pg_xact_commit_timestamp(xmin), ',' ORDER BY id) FROM crash_test WHERE id < 5000";
+    assert_eq!(n2.value(times), n3.value(times));
+    assert_nothing_to_do(&recover(n3, "n1"));
+}
+
+/// Transactions of [`move_amounts`].
+const MOVED: u32 = 1000;
+
+/// Random, but the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+/// n1 is killed while all write, and its survivors have got different parts of it.
+fn killed_under_load(on: On, cluster: &Cluster, members: usize, seed: u64) {
+    let mut dice = Dice(seed);
+    let n1 = cluster.n(1);
+    let survivors: Vec<&Server> = cluster.first(members)[1..].to_vec();
+    let busy = LoadOptions {
+        writers: 1,
+        rate: Some(200),
+    };
+    let doomed = Load::start_with(&[n1], &busy);
+    let living = Load::start_with(&survivors, &busy);
+    // Some get the rest of it, some do not.
+    let ahead = dice.below(survivors.len() as u64) as usize;
+    for (i, node) in survivors.iter().enumerate() {
+        doomed.wait_commits(5 + dice.below(30));
+        if i != ahead {
+            on.suspend(node, n1);
+        }
+        n1.sql(
+            "BEGIN; INSERT INTO scratch SELECT generate_series(1, 20); TRUNCATE scratch; COMMIT",
+        );
+        n1.sql("INSERT INTO scratch SELECT generate_series(1, 10)");
+        n1.sql(&format!(
+            "BEGIN; INSERT INTO debit VALUES ({i}, 7); INSERT INTO credit (amount) VALUES (7); COMMIT"
+        ));
+        n1.sql("TRUNCATE scratch");
+    }
+    doomed.wait_commits(5 + dice.below(50));
+    n1.crash();
+    drop(doomed.stop());
+    let here = survivors[dice.below(survivors.len() as u64) as usize];
+    living.wait_commits(10);
+    recover(here, "n1");
+    living.wait_commits(10);
+    let report = living.stop();
+    assert!(report.failures.is_empty(), "{report}");
+    wait_quiet(&survivors);
+    assert_same_content(&survivors);
+    for node in &survivors {
+        report.assert_present_on(node);
+        assert_whole(node);
+    }
+    remove(here, "n1");
+}
+
+fn three_nodes_recover_under_load_from_slots(on: On) {
     for seed in 0..10 {
-        killed_under_load(On::Native, &mesh(3), 3, seed);
+        killed_under_load(on, &on.mesh(3), 3, seed);
     }
 }
 
-#[test]
-fn ten_times_three_nodes_under_load_by_comparison() {
-    for seed in 20..30 {
-        killed_under_load(On::Native, &mesh_without_slots(3), 3, seed);
-    }
-}
-
-#[test]
-fn ten_times_five_nodes_under_load_by_comparison() {
-    for seed in 30..40 {
-        killed_under_load(On::Native, &mesh_without_slots(5), 5, seed);
-    }
-}
-
-#[test]
-fn ten_times_five_nodes_under_load() {
+fn five_nodes_recover_under_load_from_slots(on: On) {
     for seed in 10..20 {
-        killed_under_load(On::Native, &mesh(5), 5, seed);
+        killed_under_load(on, &on.mesh(5), 5, seed);
     }
 }
 
-#[test]
-fn later_changes_of_a_survivor_stay() {
-    common::recovery::later_changes_of_a_survivor_stay(On::Native);
+fn three_nodes_recover_under_load_without_slots(on: On) {
+    for seed in 20..30 {
+        killed_under_load(on, &on.mesh_without_slots(3), 3, seed);
+    }
 }
 
-#[test]
-fn no_transaction_is_torn() {
-    common::recovery::no_transaction_is_torn(On::Native);
+fn five_nodes_recover_under_load_without_slots(on: On) {
+    for seed in 30..40 {
+        killed_under_load(on, &on.mesh_without_slots(5), 5, seed);
+    }
 }
 
-#[test]
-fn what_is_killed_in_the_middle_is_finished_by_the_next_call() {
+/// n1 moves amounts between two tables, which n3 gets and n2 does not, and dies.
+fn move_amounts(on: On, cluster: &Cluster) {
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    on.suspend(n2, n1);
+    n1.sql(&format!(
+        "DO $$ BEGIN FOR i IN 1..{MOVED} LOOP
+              INSERT INTO debit VALUES (i, i); INSERT INTO credit (amount) VALUES (i); COMMIT;
+            END LOOP; END $$"
+    ));
+    n3.wait_for("SELECT count(*) FROM debit", &MOVED.to_string());
+    n1.crash();
+}
+
+fn no_transaction_is_seen_in_part_during_a_recovery(on: On) {
+    let cluster = on.mesh(3);
+    let [n2, n3] = [2, 3].map(|i| cluster.n(i));
+    move_amounts(on, &cluster);
+    let run = Running::start(n3, &call("n1", None, None, ""));
+    let mut seen = 0;
+    while !run.is_finished() {
+        assert_whole(n2);
+        seen += 1;
+    }
+    run.succeeds();
+    assert!(seen > 0, "nobody looked");
+    assert_same_content(&[n2, n3]);
+}
+
+/// Holds the replay up in its middle, at one row of the target.
+fn hold_row(target: &Server) -> Client {
+    let mut holder = target.client_named("holder");
+    holder
+        .batch_execute("BEGIN; INSERT INTO debit VALUES (500, 0)")
+        .expect("hold a row");
+    holder
+}
+
+/// What falls in the middle of a recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Backend,
+    Target,
+    Source,
+}
+
+/// What is killed in the middle is finished by the next call.
+fn kill_and_recover_again(on: On, victim: Victim) {
+    let cluster = on.mesh(3);
+    let [n2, n3] = [2, 3].map(|i| cluster.n(i));
+    move_amounts(on, &cluster);
+    // The coordinator is one that does not fall.
+    let here = if victim == Victim::Target { n3 } else { n2 };
+    let holder = hold_row(n2);
+    let run = Running::start(here, &call("n1", None, None, ""));
+    n2.wait_for("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted", "t");
+    match victim {
+        Victim::Backend => {
+            here.sql(&format!("SELECT pg_terminate_backend({}, 10000)", run.pid));
+            run.ends_terminated();
+            drop(holder);
+        }
+        Victim::Target => {
+            n2.crash();
+            let failed = run.fails();
+            assert_eq!(failed.code(), "08006", "{failed}");
+            n2.boot();
+            drop(holder);
+        }
+        Victim::Source => {
+            n3.crash();
+            drop(holder);
+            let failed = run.fails();
+            assert!(["08006", "08001"].contains(&failed.code()), "{failed}");
+            n3.boot();
+            n3.sql("SELECT zodan.start_node_worker()");
+        }
+    }
+    wait_no_sessions(&[n2, n3]);
+    assert_whole(n2);
+    recover(here, "n1");
+    wait_quiet(&[n2, n3]);
+    assert_same_content(&[n2, n3]);
+    let sum = MOVED * (MOVED + 1) / 2;
+    assert_eq!(
+        n2.value("SELECT count(*) || ' ' || sum(amount) FROM credit"),
+        format!("{MOVED} {sum}")
+    );
+    assert_nothing_held(&[n2, n3]);
+}
+
+fn recovery_that_was_killed_is_finished_by_the_next_call(on: On) {
     for victim in [Victim::Backend, Victim::Target, Victim::Source] {
-        killed_in_the_middle(On::Native, victim);
+        kill_and_recover_again(on, victim);
     }
 }
 
-#[test]
-fn what_is_interrupted_before_its_end_is_finished_from_another_node() {
-    common::recovery::interrupted_before_its_end(On::Native);
+/// A call ends when its target has all of n1, and not yet what n3 did to it. The next one, on the other survivor,
+/// does that, though the recovery slot could have been moved since.
+fn recovery_that_was_killed_is_finished_from_another_node(on: On) {
+    let cluster = on.mesh(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    on.suspend(n2, n1);
+    n1.sql("INSERT INTO crash_test SELECT i, 'new', NULL FROM generate_series(11, 15) i");
+    n3.wait_for("SELECT count(*) FROM crash_test", "5");
+    n1.crash();
+    n3.sql("UPDATE crash_test SET id = 30 WHERE id = 11");
+    wait_quiet(&[n2, n3]);
+    let mut holder = n2.client_named("holder");
+    holder
+        .batch_execute("BEGIN; INSERT INTO crash_test VALUES (30)")
+        .expect("hold the row up");
+    let run = Running::start(n2, &call("n1", None, None, ""));
+    n2.wait_for("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted", "t");
+    assert_eq!(rows(n2), "5");
+    n2.sql(&format!("SELECT pg_terminate_backend({}, 10000)", run.pid));
+    run.ends_terminated();
+    drop(holder);
+    wait_no_sessions(&[n2, n3]);
+    let failed = n3.sql_error("CALL spock.remove_node('n1')");
+    assert_failed(
+        &failed,
+        "55000",
+        "node \"n2\" lacks transactions of \"n1\" that node \"n3\" has",
+        "Bring them over first",
+    );
+    // n3's node worker has looked at n2 since.
+    let now = n2.value("SELECT clock_timestamp()");
+    n2.wait_for(
+        &format!(
+            "SELECT bool_and(query_start > timestamptz '{now}' + interval '1 s') FROM pg_stat_activity WHERE application_name = 'zodan node worker'"
+        ),
+        "t",
+    );
+    recover(n3, "n1");
+    wait_quiet(&[n2, n3]);
+    assert_same_content(&[n2, n3]);
+    assert_eq!(
+        n2.value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM crash_test"),
+        "12 13 14 15 30"
+    );
+    assert_nothing_held(&[n2, n3]);
+    assert_nothing_to_do(&recover(n2, "n1"));
 }
 
-#[test]
-fn a_truncate_takes_what_it_took_on_the_source() {
-    common::recovery::truncate_takes_what_it_took_on_the_source(On::Native);
+/// n1's TRUNCATE comes to n3 between two rows of n2 that are both older.
+fn replayed_truncate_deletes_what_it_deleted_on_the_source(on: On) {
+    let cluster = on.mesh(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n2.sql("INSERT INTO scratch VALUES (1)");
+    wait_quiet(&[n1, n2, n3]);
+    on.suspend(n3, n2);
+    on.suspend(n2, n1);
+    n2.sql("INSERT INTO scratch VALUES (2)");
+    n1.sql("TRUNCATE scratch; INSERT INTO scratch VALUES (3)");
+    n3.wait_for("SELECT string_agg(id::text, ' ') FROM scratch", "3");
+    n1.crash();
+    on.resume(n3, n2);
+    n2.sql("INSERT INTO scratch VALUES (4)");
+    wait_quiet(&[n2, n3]);
+    recover(n2, "n1");
+    wait_quiet(&[n2, n3]);
+    assert_same_content(&[n2, n3]);
+    assert_eq!(
+        n2.value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM scratch"),
+        "2 3 4"
+    );
+}
+
+/// How two dead nodes are recovered from: what with, and which one first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TwoDeaths {
+    slots: bool,
+    first: &'static str,
+    second: &'static str,
+}
+
+/// Both ways in both orders.
+const TWO_DEATHS: [TwoDeaths; 4] = [
+    TwoDeaths {
+        slots: true,
+        first: "n1",
+        second: "n2",
+    },
+    TwoDeaths {
+        slots: true,
+        first: "n2",
+        second: "n1",
+    },
+    TwoDeaths {
+        slots: false,
+        first: "n1",
+        second: "n2",
+    },
+    TwoDeaths {
+        slots: false,
+        first: "n2",
+        second: "n1",
+    },
+];
+
+/// Nobody has all: n3 is ahead for n1, n4 for n2, in what they inserted, and in what they updated and deleted of
+/// rows that all had got, whoever had written them.
+fn recover_from_two_deaths(on: On, how: TwoDeaths) -> Cluster {
+    let cluster = match how.slots {
+        true => on.mesh(4),
+        false => on.mesh_without_slots(4),
+    };
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO crash_test SELECT i, 'n1', NULL FROM generate_series(1, 20) i");
+    n2.sql("INSERT INTO crash_test SELECT i, 'n2', NULL FROM generate_series(21, 40) i");
+    n3.sql("INSERT INTO crash_test SELECT i, 'n3', NULL FROM generate_series(41, 60) i");
+    wait_quiet(&cluster.first(4));
+    on.suspend(n4, n1);
+    on.suspend(n3, n2);
+    // n2 first: what it wrote is older than the newest of n1 on n3.
+    n2.sql("INSERT INTO debit SELECT i, 2 FROM generate_series(101, 140) i");
+    n2.sql("UPDATE crash_test SET data = 'by n2' WHERE id IN (1, 21, 41)");
+    n2.sql("DELETE FROM crash_test WHERE id IN (2, 22, 42)");
+    n4.wait_for("SELECT count(*) FROM crash_test", "57");
+    wait_quiet(&[n1, n2]);
+    n1.sql("INSERT INTO debit SELECT i, 1 FROM generate_series(1, 30) i");
+    n1.sql("UPDATE crash_test SET data = 'by n1' WHERE id IN (3, 23, 43)");
+    n1.sql("DELETE FROM crash_test WHERE id IN (4, 24, 44)");
+    n3.wait_for("SELECT count(*) FROM crash_test", "57");
+    // A survivor goes on with what only it has of n2.
+    n4.sql("UPDATE debit SET amount = 4 WHERE id = 140");
+    wait_quiet(&[n3, n4]);
+    n1.crash();
+    n2.crash();
+    if !how.slots {
+        // As they were while the nodes lived, so that nothing but their death keeps them.
+        on.resume(n4, n1);
+        on.resume(n3, n2);
+    }
+    recover(n3, how.first);
+    recover(n3, how.second);
+    wait_quiet(&[n3, n4]);
+    assert_same_content(&[n3, n4]);
+    assert_eq!(
+        n4.value("SELECT string_agg(c, ' ' ORDER BY c) FROM (SELECT amount || ':' || count(*) AS c FROM debit GROUP BY amount) x"),
+        "1:30 2:39 4:1"
+    );
+    assert_eq!(
+        n4.value("SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test WHERE data LIKE 'by%'"),
+        "1 by n2, 3 by n1, 21 by n2, 23 by n1, 41 by n2, 43 by n1"
+    );
+    assert_eq!(rows(n4), "54");
+    let failed = n3.sql_error("CALL spock.remove_node('n1')");
+    assert_eq!(failed.code(), "08001", "n2 cannot be reached: {failed}");
+    for (gone, force) in [("n1", true), ("n2", false)] {
+        run(
+            n3,
+            &format!("CALL spock.remove_node('{gone}', force := {force})"),
+        );
+    }
+    n4.sql("INSERT INTO debit VALUES (1000, 4)");
+    n3.wait_for("SELECT count(*) FROM debit", "71");
+    cluster
 }
 
 /// By the slots and by comparison, in both orders.
-#[test]
-fn two_nodes_died_and_nobody_has_all() {
-    for how in TWICE {
+fn survivors_are_equal_when_two_nodes_died_and_none_has_all(on: On) {
+    for how in TWO_DEATHS {
         eprintln!("{how:?}");
-        let cluster = common::recovery::two_nodes_died(On::Native, how);
-        for node in &cluster.all()[2..] {
+        let cluster = recover_from_two_deaths(on, how);
+        for node in [3, 4].map(|i| cluster.n(i)) {
             assert_eq!(
                 node.value("SELECT count(*) FROM zodan.pending_cleanup"),
                 "0"
@@ -225,69 +534,65 @@ fn two_nodes_died_and_nobody_has_all() {
     }
 }
 
-#[test]
-fn only_a_part_is_brought_when_asked() {
-    let cluster = mesh(3);
+/// A survivor has changed rows that the other one had not got: it could do nothing with the changes then.
+fn changes_that_a_survivor_makes_after_the_crash_stay(on: On) {
+    let cluster = on.mesh(3);
+    let [n2, n3] = [2, 3].map(|i| cluster.n(i));
+    change_later(on, &cluster);
+    recover(n2, "n1");
+    assert_later_changes(n2, n3);
+}
+
+/// n2 lacks what n1 wrote, and n3 changes that when n1 is dead.
+fn change_later(on: On, cluster: &Cluster) {
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    suspend(n2, n1);
-    let mut ends = vec![];
-    for i in 1..=4 {
-        n1.sql(&format!("INSERT INTO debit VALUES ({i}, {i})"));
-        n3.wait_for("SELECT count(*) FROM debit", &i.to_string());
-        ends.push(n3.value(
-            "SELECT remote_lsn FROM pg_replication_origin_status o JOIN pg_subscription s ON o.external_id = 'pg_' || s.oid WHERE subname = 'sub_n1_n3'",
-        ));
-    }
-    let third = n3.value("SELECT pg_xact_commit_timestamp(xmin) FROM debit WHERE id = 3");
+    n1.sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 5) i");
+    wait_quiet(&[n1, n2, n3]);
+    on.suspend(n2, n1);
+    n1.sql("INSERT INTO crash_test SELECT i, 'new', NULL FROM generate_series(11, 15) i");
+    n1.sql("UPDATE crash_test SET data = 'of n1' WHERE id IN (1, 2)");
+    n3.wait_for("SELECT count(*) FROM crash_test WHERE data = 'of n1'", "2");
     n1.crash();
-    let with = |more: &str| call("n1", Some(n3), Some(n2), more);
-    assert_failed(
-        &refused(n2, &with(", skip_lsn := '0/1'")),
-        "22023",
-        "argument skip_lsn is 0/1, but node \"n2\" has applied up to",
-        "give a later position of the failed node",
-    );
-    assert_failed(
-        &refused(n2, &with(", stop_lsn := 'FF/FF'")),
-        "22023",
-        "argument stop_lsn is FF/FF, but node \"n3\" has only up to",
-        "Leave it null for all that the source has.",
-    );
-    assert_failed(
-        &refused(n2, &with(", stop_lsn := '0/2'")),
-        "22023",
-        "argument stop_lsn is 0/2, which is not after",
-        "Leave it null for all that the source has.",
-    );
-    let ids = |node: &Server| node.value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM debit");
-    let bring = |more: &str| {
-        n2.call(&with(more))
-            .unwrap_or_else(|failed| panic!("{failed}"));
-        ids(n2)
-    };
-    assert_eq!(bring(&format!(", stop_lsn := '{}'", ends[0])), "1");
-    // The second is given up.
+    n3.sql("UPDATE crash_test SET data = 'of n3' WHERE id IN (1, 11)");
+    n3.sql("DELETE FROM crash_test WHERE id = 12");
+    n2.sql("UPDATE crash_test SET data = 'of n2' WHERE id = 2");
+    wait_quiet(&[n2, n3]);
+}
+
+/// What [`change_later`] leads to.
+fn assert_later_changes(n2: &Server, n3: &Server) {
+    wait_quiet(&[n2, n3]);
+    assert_same_content(&[n2, n3]);
     assert_eq!(
-        bring(&format!(
-            ", skip_lsn := '{}', stop_timestamp := '{third}'",
-            ends[1]
-        )),
-        "1 3"
+        n2.value("SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test WHERE data <> 'old'"),
+        "1 of n3, 2 of n2, 11 of n3, 13 new, 14 new, 15 new"
     );
-    assert_eq!(bring(""), "1 3 4");
-    assert_eq!(ids(n3), "1 2 3 4");
 }
 
-#[test]
-fn a_living_node_is_refused_and_equal_survivors_are_left_alone() {
-    common::recovery::living_and_equal(On::Native);
+/// A node that lives is refused, and where nothing is missing nothing is changed.
+fn recovery_of_a_living_node_is_refused_and_of_equal_survivors_changes_nothing(on: On) {
+    let cluster = on.mesh(3);
+    let nodes = cluster.first(3);
+    let n2 = cluster.n(2);
+    let before = fingerprint(&nodes);
+    assert_failed(
+        &n2.sql_error(&call("n1", None, None, "")),
+        "55006",
+        "node \"n1\" is alive: it answers",
+        "With force := true it is treated as dead.",
+    );
+    assert_nothing_to_do(&run(n2, &call("n1", None, None, ", force := true")));
+    before.assert_same_now(&nodes);
+    cluster.n(1).crash();
+    let before = fingerprint(&nodes[1..]);
+    assert_nothing_to_do(&recover(n2, "n1"));
+    before.assert_same_now(&nodes[1..]);
 }
 
-#[test]
-fn what_makes_no_sense_is_refused() {
-    let cluster = mesh(3);
+fn recovery_with_wrong_arguments_is_refused(on: On) {
+    let cluster = on.mesh(3);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    suspend(n2, n1);
+    on.suspend(n2, n1);
     n1.sql("INSERT INTO debit VALUES (1, 1)");
     n3.wait_for("SELECT count(*) FROM debit", "1");
     n1.crash();
@@ -336,14 +641,14 @@ fn what_makes_no_sense_is_refused() {
             "Run the CALL on its own",
         ),
     ] {
-        assert_failed(&refused(here, sql), code, message, hint);
+        assert_failed(&here.sql_error(sql), code, message, hint);
     }
     let wrong = format!(
         "CALL spock.recover_run('n1', 'n3', {})",
         quote_literal(&n2.dsn())
     );
     assert_failed(
-        &refused(n2, &wrong),
+        &n2.sql_error(&wrong),
         "22023",
         "the connection string of node \"n3\" does not lead to that node",
         "Correct source_dsn or target_dsn",
@@ -351,417 +656,76 @@ fn what_makes_no_sense_is_refused() {
     before.assert_same_now(&[n2, n3]);
 }
 
-/// What the slot of `node` holds of the WAL, in bytes.
-fn retained(node: &Server) -> i64 {
-    let text = node.value("SELECT DISTINCT retained_bytes FROM zodan.recovery_status");
-    text.parse()
-        .unwrap_or_else(|_| panic!("retained_bytes is {text:?}"))
-}
-
-#[test]
-fn the_slot_holds_no_more_than_is_needed() {
-    let cluster = mesh(3);
-    let n2 = cluster.n(2);
-    for node in cluster.all() {
-        node.sql("INSERT INTO journal SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 20000) i");
-    }
-    wait_quiet(&cluster.all());
-    let place = n2.value("SELECT pg_current_wal_lsn()");
-    // Logical decoding gives WAL up when it meets a list of running transactions.
-    for _ in 0..3 {
-        let before = n2.value("SELECT confirmed_flush_lsn FROM zodan.recovery_status LIMIT 1");
-        n2.sql("SELECT pg_log_standby_snapshot(); INSERT INTO debit SELECT coalesce(max(id), 0) + 1, 0 FROM debit");
-        n2.wait_for(
-            &format!(
-                "SELECT bool_and(confirmed_flush_lsn > '{before}') FROM zodan.recovery_status"
-            ),
-            "t",
+/// What a recovery that has no end holds goes with the node that it is about, wherever the removal is called.
+fn removal_drops_what_an_unfinished_recovery_holds(on: On) {
+    for interrupted in [true, false] {
+        let cluster = on.mesh(3);
+        let [n2, n3] = [2, 3].map(|i| cluster.n(i));
+        move_amounts(on, &cluster);
+        let more = if interrupted {
+            let holder = hold_row(n2);
+            let run = Running::start(n2, &call("n1", None, None, ""));
+            n2.wait_for("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted", "t");
+            n2.sql(&format!("SELECT pg_terminate_backend({}, 10000)", run.pid));
+            run.ends_terminated();
+            drop(holder);
+            wait_no_sessions(&[n2, n3]);
+            ", force := true"
+        } else {
+            n2.sql("CALL spock.recover_phase_clone('n1', NULL, NULL, NULL, NULL, NULL)");
+            ""
+        };
+        assert_eq!(
+            n3.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%clone%'"),
+            "1"
+        );
+        run(n3, &format!("CALL spock.remove_node('n1'{more})"));
+        assert_nothing_held(&[n2, n3]);
+        n3.sql("INSERT INTO scratch VALUES (3)");
+        n2.wait_for("SELECT count(*) FROM scratch", "1");
+        let failed =
+            n2.sql_error("CALL spock.recover_finalize(NULL, NULL, 'n1', NULL, 'gone', true)");
+        assert_failed(
+            &failed,
+            "42704",
+            "argument cloned_slot_name is \"gone\", which is not a slot of a survivor",
+            "Give the name that recover_phase_clone returned",
         );
     }
-    n2.wait_for(
-        &format!("SELECT bool_and(restart_lsn >= '{place}') FROM zodan.recovery_status"),
-        "t",
-    );
-    assert!(retained(n2) < 1 << 20, "{} bytes", retained(n2));
 }
 
-/// Waits until the server has logged it.
-fn wait_log(server: &Server, text: &str) {
-    let deadline = std::time::Instant::now() + lab::server::PATIENCE;
-    while !server.log().contains(text) {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "{text:?} is not in the log of {}",
-            server.name()
-        );
-        std::thread::sleep(common::POLL);
-    }
-}
-
-#[test]
-fn a_slot_that_holds_too_much_gives_up_and_says_so() {
-    let cluster = form(3, &options().set("zodan.recovery_slot_max_wal", "4MB"));
-    keep(&cluster.all());
+/// It is refused for a node that has come back, and what was held is let go all the same.
+fn unfinished_recovery_of_a_node_that_is_back_is_ended_by_force(on: On) {
+    let cluster = on.mesh(3);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    suspend(n2, n1);
-    n1.sql(
-        "INSERT INTO journal SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 20000) i",
-    );
-    n3.wait_for("SELECT count(*) FROM journal", "20000");
-    n3.wait_for(
-        "SELECT count(*) FROM zodan.recovery_status WHERE gap_since IS NOT NULL",
-        "2",
-    );
-    wait_log(n3, "WARNING:  zodan: slot spk_recovery_");
-    wait_log(n3, "more than zodan.recovery_slot_max_wal");
-    // What it holds comes down later; until then it is not said again at every look.
-    n3.sql("SELECT pg_sleep(3)");
-    let told = n3.log();
-    let told = told
-        .matches("more than zodan.recovery_slot_max_wal")
-        .count();
-    assert_eq!(told, 1);
-    n1.crash();
-    let compared = recover(n2, "n1");
-    let said = compared.notices.iter().any(|n| {
-        n.message.contains("their contents are compared: cannot recover from the slot of node \"n3\": it has the transactions after ")
-    });
-    assert!(said, "{compared:?}");
-    assert_same_content(&[n2, n3]);
-}
-
-/// The paper's scenario where nobody kept anything.
-#[test]
-fn without_a_slot_the_contents_are_compared() {
-    let cluster = mesh_without_slots(3);
-    let (n2, n3) = (cluster.n(2), cluster.n(3));
-    papers_crash(&cluster);
-    // What the survivors do meanwhile is theirs.
-    n2.sql("INSERT INTO crash_test VALUES (5002, 'of n2', NULL)");
-    n3.sql("INSERT INTO crash_test VALUES (5003, 'of n3', NULL)");
-    assert_failed(
-        &refused(n2, &call("n1", None, None, ", stop_timestamp := now()")),
-        "22023",
-        "without a recovery slot all or nothing can be brought over",
-        "Leave skip_lsn, stop_lsn and stop_timestamp null.",
-    );
-    let compared = recover(n2, "n1");
-    let said: Vec<&str> = compared
-        .notices
-        .iter()
-        .map(|n| n.message.as_str())
-        .collect();
-    assert!(
-        said.iter().any(|s| s.contains("their contents are compared: cannot recover from the slot of node \"n3\": there is no slot spk_recovery_")),
-        "{said:?}"
-    );
-    assert!(
-        !compared.notices.iter().any(|n| n.severity == "WARNING"),
-        "{said:?}"
-    );
-    wait_quiet(&[n2, n3]);
-    assert_same_content(&[n2, n3]);
-    assert_eq!(rows(n2), "92");
-    let times = "SELECT string_agg(id || ' ' || pg_xact_commit_timestamp(xmin), ',' ORDER BY id) FROM crash_test WHERE id < 5000";
-    assert_eq!(n2.value(times), n3.value(times));
-    assert_nothing_to_do(&recover(n3, "n1"));
-}
-
-/// What the function finds, and what the procedures say when they are asked to look.
-#[test]
-fn differences_between_members_are_found() {
-    let cluster = mesh_without_slots(3);
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n1.sql("INSERT INTO crash_test SELECT i, 'row ' || i, NULL FROM generate_series(1, 500) i");
-    n1.sql("INSERT INTO journal VALUES (1, 'a'), (1, 'a')");
-    wait_quiet(&cluster.all());
-    let all = "SELECT concat_ws('|', table_name, reference_node, node, missing_rows, extra_rows, different_rows, keys)
-                 FROM spock.verify_nodes() ORDER BY 1";
-    let found = |node: &Server| {
-        let rows = node.rows(all).into_iter().flatten().flatten();
-        rows.collect::<Vec<String>>()
-    };
-    let load = Load::start(&cluster.all());
-    load.wait_commits(10);
-    assert_eq!(found(n2), Vec::<String>::new(), "while all write");
-    assert!(load.stop().failures.is_empty());
-    // What replication does not send on.
-    n3.sql(
-        "BEGIN; SELECT zodan.unreplicated(); DELETE FROM crash_test WHERE id IN (7, 8);
-            INSERT INTO crash_test VALUES (1000); UPDATE crash_test SET data = NULL WHERE id = 9;
-            INSERT INTO journal VALUES (1, 'a'); COMMIT",
-    );
-    assert_eq!(
-        found(n1),
-        [
-            r#""public"."crash_test"|n1|n3|2|1|1|{(1000),(7),(8),(9)}"#,
-            r#""public"."journal"|n1|n3|0|1|0|{"(1,a) (no. 3)"}"#,
-        ]
-    );
-    suspend(n2, n1);
-    n1.sql("INSERT INTO debit VALUES (1, 1)");
-    n3.wait_for("SELECT count(*) FROM debit", "1");
-    n1.crash();
-    let recovered = n2
-        .call(&call("n1", None, Some(n2), ", verify := true"))
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    // What a survivor deleted so looks like what n1 deleted. What it wrote so is nobody's.
-    assert_eq!(
-        recovered.warnings(),
-        [
-            r#"3 rows differ between node "n3" and node "n2", and are left alone, since no member of the cluster has written them: "public"."crash_test" (1000), "public"."crash_test" (9), "public"."journal" (1,a) (no. 3)"#,
-            r#"table "public"."crash_test" of node "n3" is not that of node "n2": 0 rows missing, 1 too many, 1 different, among them (1000) (9)"#,
-            r#"table "public"."journal" of node "n3" is not that of node "n2": 0 rows missing, 1 too many, 0 different, among them (1,a) (no. 3)"#,
-        ]
-    );
-}
-
-/// A table that one survivor has dropped does not keep the others from being compared, and brought over.
-#[test]
-fn a_table_that_a_survivor_lacks_is_told() {
-    let cluster = mesh_without_slots(3);
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n1.sql("INSERT INTO journal VALUES (1, 'a'), (1, 'a')");
-    wait_quiet(&cluster.all());
-    n2.sql("DROP TABLE journal");
-    let lack = "node \"n2\" lacks table \"public\".\"journal\", which node \"n3\" has";
-    let asked = n3.call("SELECT concat_ws('|', table_name, node, missing_rows, extra_rows, different_rows, keys) FROM spock.verify_nodes()");
-    let asked = asked.unwrap_or_else(|failed| panic!("{failed}"));
-    assert_eq!(asked.warnings(), [lack]);
-    let told = asked.notices.iter().find(|n| n.message == lack);
-    assert_eq!(told.map(|n| n.code.as_str()), Some("42P01"));
-    assert_eq!(
-        asked.rows,
-        [[Some(r#""public"."journal"|n2|2|0|0|{}"#.to_owned())]]
-    );
-    suspend(n2, n1);
-    n1.sql("INSERT INTO debit VALUES (1, 1)");
-    n3.wait_for("SELECT count(*) FROM debit", "1");
-    n1.crash();
-    let recovered = recover(n2, "n1");
-    assert!(recovered.warnings().contains(&lack), "{recovered:?}");
-    assert_eq!(n2.value("SELECT count(*) FROM debit"), "1");
-}
-
-#[test]
-fn a_join_can_be_verified() {
-    let cluster = Cluster::start_with(2, &options());
-    cluster.form_mesh(1, &format!("{CONTENT}{}", load::SCHEMA));
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-    n1.sql("INSERT INTO crash_test SELECT i, 'row ' || i, NULL FROM generate_series(1, 500) i");
-    let call = lab::cluster::add_node_call(n2, "n2", n1, "n1")
-        .replace("new_node_dsn", "verify := true, new_node_dsn");
-    let load = Load::start(&[n1]);
-    let joined = n2.call(&call).unwrap_or_else(|failed| panic!("{failed}"));
-    assert!(load.stop().failures.is_empty());
-    assert!(
-        joined
-            .notices
-            .iter()
-            .any(|n| n.message == "node \"n2\" has the same content as node \"n1\""),
-        "{joined:?}"
-    );
-}
-
-/// A row that the failed node deleted, and that a survivor that did not know has changed since.
-#[test]
-fn what_cannot_be_told_is_listed() {
-    let cluster = mesh_without_slots(3);
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    n1.sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 3) i");
-    wait_quiet(&cluster.all());
-    suspend(n2, n1);
-    n1.sql("DELETE FROM crash_test WHERE id < 3");
-    n3.wait_for("SELECT count(*) FROM crash_test", "1");
-    n1.crash();
-    n2.sql("UPDATE crash_test SET data = 'kept' WHERE id = 2");
-    let compared = recover(n2, "n1");
-    let warning = compared
-        .notices
-        .iter()
-        .find(|n| n.severity == "WARNING")
-        .unwrap_or_else(|| panic!("{compared:?}"));
-    assert_eq!(
-        warning.message,
-        "1 rows differ between node \"n3\" and node \"n2\", and they cannot be resolved automatically: \"public\".\"crash_test\" (2)"
-    );
-    assert_eq!(
-        n2.value("SELECT string_agg(id || data, ' ' ORDER BY id) FROM crash_test"),
-        "2kept 3old"
-    );
-}
-
-#[test]
-fn a_preloaded_library_keeps_slots_by_itself() {
-    let cluster = Cluster::start_with(2, &options().set("shared_preload_libraries", "zodan"));
-    cluster.form_mesh(2, CONTENT);
-    wait_protected(&cluster.all());
-    let n2 = cluster.n(2);
-    let worker = n2.value("SELECT worker_pid FROM zodan.recovery_status");
-    assert_eq!(n2.value("SELECT zodan.start_node_worker()"), worker);
-    n2.call("CALL spock.remove_node('n2')")
-        .unwrap_or_else(|failed| panic!("{failed}"));
-    n2.wait_for("SELECT count(*) FROM pg_replication_slots", "0");
-    n2.wait_for("SELECT count(*) FROM zodan.recovery_slot", "0");
-    let failed = n2.sql_error("SELECT zodan.start_node_worker()");
+    move_amounts(on, &cluster);
+    let holder = hold_row(n2);
+    let run = Running::start(n3, &call("n1", None, None, ""));
+    n2.wait_for("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted", "t");
+    n3.sql(&format!("SELECT pg_terminate_backend({}, 10000)", run.pid));
+    run.ends_terminated();
+    drop(holder);
+    wait_no_sessions(&[n2, n3]);
+    n1.boot();
+    let failed = n3.sql_error("CALL spock.recover_run('n1')");
     assert_failed(
         &failed,
-        "55000",
-        "the database is not a cluster node",
-        "Add it to one first.",
-    );
-}
-
-#[test]
-fn a_removal_lets_go_of_what_a_recovery_holds() {
-    common::recovery::removal_lets_go(On::Native);
-}
-
-#[test]
-fn a_recovery_that_was_interrupted_lets_go_where_the_node_has_come_back() {
-    common::recovery::interrupted_and_it_came_back(On::Native);
-}
-
-const STAY_AWAY: &str =
-    "keep its server stopped until CALL spock.recover_run('n1') has come to its end";
-
-/// Ends the comparison when it has brought what it can, and has not said so.
-fn interrupt_comparison(here: &Server, point: &str, how: impl Fn(&Running)) -> Option<CallFailed> {
-    let (hang, running) = Hang::start(here, "", point, &call("n1", None, None, ""));
-    how(&running);
-    let failed = running.join().expect_err("it was interrupted");
-    hang.release();
-    wait_no_sessions(&[here]);
-    (failed.code() != "").then_some(failed)
-}
-
-#[test]
-fn a_comparison_that_was_interrupted_is_finished_by_the_next_call() {
-    for (point, again) in [
-        ("within the differences are applied", 2),
-        ("within the progress is moved", 3),
-    ] {
-        let cluster = mesh_without_slots(3);
-        let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-        papers_crash(&cluster);
-        On::Native.resume(n2, n1);
-        n2.sql("INSERT INTO crash_test VALUES (5002, 'of n2', NULL)");
-        interrupt_comparison(n2, point, |running| {
-            n2.sql(&format!(
-                "SELECT pg_terminate_backend({}, 10000)",
-                running.pid
-            ));
-        });
-        // What a survivor does in between stays.
-        n3.sql("UPDATE crash_test SET data = 'of n3' WHERE id = 21");
-        n2.sql("DELETE FROM crash_test WHERE id = 22");
-        recover(cluster.n(again), "n1");
-        wait_quiet(&[n2, n3]);
-        assert_same_content(&[n2, n3]);
-        assert_eq!(n2.value("SELECT count(*) FROM crash_test"), "90");
-        assert_eq!(n2.value("SELECT string_agg(what, '') FROM journal"), "bb");
-        assert_eq!(
-            n2.value("SELECT data FROM crash_test WHERE id = 21"),
-            "of n3"
-        );
-        assert_nothing_held(&[n2, n3]);
-        n1.boot();
-        wait_quiet(&[n1, n2, n3]);
-        assert_same_content(&[n1, n2, n3]);
-    }
-}
-
-/// What was brought the failed node sends again. It is told, and mended by the CALL while that node is stopped.
-#[test]
-fn who_comes_back_into_an_interrupted_comparison_is_told_of() {
-    let cluster = mesh_without_slots(3);
-    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
-    papers_crash(&cluster);
-    On::Native.resume(n2, n1);
-    let point = "within the differences are applied";
-    let failed = interrupt_comparison(n2, point, Running::cancel).expect("its word");
-    assert_eq!(failed.code(), "57014", "{failed}");
-    assert!(failed.hint().contains(STAY_AWAY), "{failed}");
-    let state = "SELECT concat_ws(' ', state, last_error) FROM spock.cluster_status() WHERE provider = 'n1' AND subscriber = 'n2'";
-    let interrupted =
-        "a recovery by comparison was interrupted: stop \"n1\" and CALL spock.recover_run('n1')";
-    let told = n3.value(state);
-    assert!(told.contains(interrupted), "{told}");
-
-    n1.boot();
-    n2.wait_for(
-        "SELECT apply_error_count > 0 FROM pg_stat_subscription_stats WHERE subname = 'sub_n1_n2'",
-        "t",
-    );
-    let told = n1.value(state);
-    assert!(told.contains(interrupted), "{told}");
-    let living = "node \"n1\" is alive: it answers";
-    assert_failed(
-        &refused(n3, "CALL spock.recover_run('n1')"),
         "55006",
-        living,
-        STAY_AWAY,
+        "node \"n1\" is alive: it answers",
+        "CALL spock.recover_run('n1', force := true) comes to its end, also beside the node",
     );
-    n1.sql("INSERT INTO crash_test VALUES (5001, 'of n1', NULL)");
-    n3.wait_for("SELECT count(*) FROM crash_test WHERE id = 5001", "1");
-
-    n1.stop();
-    recover(n3, "n1");
-    assert_nothing_held(&[n2, n3]);
-    n1.boot();
-    n1.sql("INSERT INTO crash_test VALUES (5003, 'of n1', NULL)");
+    on.resume(n2, n1);
     wait_quiet(&[n1, n2, n3]);
     assert_same_content(&[n1, n2, n3]);
-    assert_eq!(n2.value("SELECT count(*) FROM crash_test"), "92");
-}
-
-/// Of a transaction that ends between its last statement and its COMMIT nothing stays, its position neither: it is
-/// brought by the next call.
-#[test]
-fn progress_moves_with_a_commit_only() {
-    let cluster = mesh(2);
-    let n1 = cluster.n(1);
-    n1.sql("SELECT pg_replication_origin_create('test')");
-    let begin = "SELECT pg_replication_origin_session_setup('test')";
-    let change = |id: u32| {
-        format!(
-            "BEGIN; INSERT INTO scratch VALUES ({id});
-             SELECT zodan.commit_position('0/{id}', timestamptz '2001-02-03 04:05:06+00')"
-        )
-    };
-    let progress = || {
-        n1.value(
-            "SELECT coalesce(pg_replication_origin_progress('test', false)::text, 'none') || ' ' || (SELECT count(*) FROM scratch)",
-        )
-    };
-    let mut session = n1.client();
-    session.batch_execute(begin).unwrap();
-    session.batch_execute(&change(10)).unwrap();
-    session.batch_execute("COMMIT").unwrap();
-    assert_eq!(progress(), "0/10 1");
-    session.batch_execute(&change(20)).unwrap();
-    session.batch_execute("ROLLBACK").unwrap();
-    assert_eq!(progress(), "0/10 1");
-    // A later one does not take what was set for that.
-    session
-        .batch_execute("BEGIN; INSERT INTO scratch VALUES (25); COMMIT")
-        .unwrap();
-    assert_eq!(progress(), "0/10 2");
-    session.batch_execute(&change(30)).unwrap();
-    drop(session);
-    n1.wait_for(
-        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'",
-        "0",
-    );
-    assert_eq!(progress(), "0/10 2");
-    let written =
-        "SELECT pg_xact_commit_timestamp(xmin) AT TIME ZONE 'UTC' FROM scratch WHERE id = 10";
-    assert_eq!(n1.value(written), "2001-02-03 04:05:06");
-    let failed = n1.sql_error("SELECT zodan.commit_position('0/1', now())");
-    assert_failed(
-        &failed,
-        "55000",
-        "no replication origin is set up in this session",
-        "pg_replication_origin_session_setup",
-    );
+    let told = "SELECT count(*) FROM spock.cluster_status()
+                 WHERE provider = 'n1' AND subscriber = 'n2' AND last_error LIKE 'a recovery of \"n1\" for it is not finished%'";
+    assert_eq!(n3.value(told), "1");
+    n3.call("CALL spock.recover_run('n1', force := true)")
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(n3.value(told), "0");
+    wait_quiet(&[n1, n2, n3]);
+    assert_same_content(&[n1, n2, n3]);
+    let slots =
+        n3.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%clone%'");
+    assert_eq!(slots, "0");
 }

@@ -3,8 +3,9 @@
 
 mod common;
 
+use common::engines::On;
 use common::recovery::{
-    CONTENT, On, assert_nothing_held, assert_nothing_to_do, form, keep, options, recover,
+    CONTENT, assert_nothing_held, assert_nothing_to_do, form, keep, options, recover,
 };
 use common::{Hang, assert_failed, wait_mesh};
 use lab::cluster::add_node_call;
@@ -68,7 +69,7 @@ RESET ROLE;
 ";
 
 #[test]
-fn code_of_owners_runs_as_they_and_what_triggers_made_comes_once() {
+fn code_of_table_owners_runs_as_them_during_a_recovery() {
     for slots in [true, false] {
         eprintln!("slots: {slots}");
         let cluster = mesh(OWNED, slots);
@@ -123,7 +124,7 @@ INSERT INTO child VALUES (1, 'child'), (2, 'child');
 ";
 
 #[test]
-fn keys_are_compared_by_their_own_operators() {
+fn recovery_compares_keys_by_their_own_operators() {
     for slots in [true, false] {
         eprintln!("slots: {slots}");
         let cluster = mesh(&TYPES.replace("text2ltree", "ext.text2ltree"), slots);
@@ -171,7 +172,7 @@ fn keys_are_compared_by_their_own_operators() {
 
 /// The clock of n2 was ahead when it wrote a row that n1 has changed since.
 #[test]
-fn rows_that_a_clock_makes_newer_are_counted() {
+fn rows_newer_by_a_wrong_clock_are_counted() {
     let cluster = On::Native.mesh(3);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     for node in [n1, n3] {
@@ -209,7 +210,7 @@ fn rows_that_a_clock_makes_newer_are_counted() {
 
 /// n2 died with rows that only n4 has, which a survivor and n1 have changed since; nobody knows that of them.
 #[test]
-fn what_a_survivor_made_of_the_rows_of_one_that_is_away_stays() {
+fn changes_of_rows_of_an_absent_node_stay() {
     let cluster = form(4, &options());
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     ON.suspend(n3, n2);
@@ -244,7 +245,7 @@ fn what_a_survivor_made_of_the_rows_of_one_that_is_away_stays() {
 
 /// Without commit timestamps nobody knows what is newer, or whose.
 #[test]
-fn without_timestamps_nothing_is_changed_or_deleted() {
+fn recovery_without_commit_timestamps_only_inserts() {
     let cluster = form(3, &options().set("track_commit_timestamp", "off"));
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     n1.sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 3) i");
@@ -273,7 +274,7 @@ fn without_timestamps_nothing_is_changed_or_deleted() {
 
 /// A slot's replay, too: what n2 did to a row of n1 that n4 did not have. n4 has got it, so nobody sends it again.
 #[test]
-fn what_a_dead_node_did_to_rows_of_the_other_is_done_again() {
+fn changes_of_a_dead_node_to_rows_of_another_are_repeated() {
     for (first, second) in [("n1", "n2"), ("n2", "n1")] {
         let cluster = ON.mesh(4);
         let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
@@ -298,7 +299,7 @@ fn what_a_dead_node_did_to_rows_of_the_other_is_done_again() {
 
 /// Another database of the server has a note of its own recovery from a node of the same name.
 #[test]
-fn notes_of_other_databases_are_theirs() {
+fn notes_of_recoveries_of_other_databases_are_kept() {
     let cluster = ON.mesh(3);
     let [n2, n3] = [2, 3].map(|i| cluster.n(i));
     let other = "zodan_recovering_1_0/1_n1";
@@ -345,7 +346,7 @@ fn large_differences_are_compared_in_parts() {
 
 /// What a peer has committed, and the source has applied, is on its way to the new node.
 #[test]
-fn the_verification_of_a_join_waits_for_the_peers() {
+fn verification_of_a_join_waits_for_changes_of_peers() {
     let cluster = Cluster::start_with(3, &options());
     cluster.form_mesh(2, &format!("{}{CONTENT}", lab::load::SCHEMA));
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
@@ -378,7 +379,7 @@ fn wait_settled(node: &Server) {
 }
 
 #[test]
-fn without_a_key_the_last_update_cannot_win() {
+fn last_update_wins_is_refused_for_a_table_without_a_key() {
     let cluster = Cluster::start_with(2, &options());
     cluster.form_mesh(
         2,
@@ -408,7 +409,7 @@ fn without_a_key_the_last_update_cannot_win() {
 /// It is the one trigger that fires: n2 has an update that is later by the time that it bears, though it was
 /// committed before.
 #[test]
-fn the_guard_of_the_last_update_fires() {
+fn last_update_wins_applies_during_a_recovery() {
     let cluster = ON.mesh(3);
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     n1.sql("SELECT spock.enable_last_update_wins('debit')");

@@ -1,71 +1,34 @@
-//! Bad input, each with its own message, SQLSTATE and hint, and nothing changed anywhere.
+//! Bad input to a join, each with its own message, SQLSTATE and hint, and nothing changed anywhere, whatever the cluster
+//! replicates with.
 
 mod common;
 
-use common::plan::{plan_of, planned_slot};
-use common::{
-    Call, Fingerprint, Running, assert_failed, assert_findings, fingerprint, fingerprint_meanwhile,
-    open_writer, quick, runs, wait_mesh,
-};
-use lab::{CallFailed, Cluster, Server, pg};
-use std::fs;
+use common::engines::{On, on_both_engines};
+use common::refused::{Before, fails_in, text};
+use common::{Call, Running, assert_failed, assert_findings, fingerprint_meanwhile, open_writer};
+use lab::{CallFailed, Cluster};
 use std::time::Duration;
 
+on_both_engines! {
+    join_with_wrong_arguments_is_refused,
+    join_is_refused_when_the_new_node_lacks_what_the_structure_needs,
+    join_warns_of_attributes_of_the_database,
+    join_is_refused_inside_a_transaction,
+    join_is_refused_to_others_than_superusers,
+    join_is_refused_while_another_one_runs,
+}
+
 /// A mesh of all servers but the last, which is to be refused.
-fn mesh_and_new(n: usize) -> Cluster {
-    let cluster = Cluster::start_with(n, &quick());
-    cluster.form_mesh(
-        n - 1,
-        "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1), (2)",
-    );
-    wait_mesh(&cluster.first(n - 1));
-    cluster
-}
-
-/// What is compared around every refusal.
-struct Before<'a> {
-    servers: Vec<&'a Server>,
-    fingerprint: Fingerprint,
-    runs: Vec<Vec<Option<String>>>,
-}
-
-impl<'a> Before<'a> {
-    fn of(servers: Vec<&'a Server>) -> Before<'a> {
-        Before {
-            fingerprint: fingerprint(&servers),
-            runs: runs(&servers),
-            servers,
-        }
-    }
-
-    /// Panics unless nothing has changed since.
-    fn still(&self) {
-        self.fingerprint.assert_same_now(&self.servers);
-        assert_eq!(
-            self.runs,
-            runs(&self.servers),
-            "a refusal is no run, so it has no place in the journal"
-        );
-    }
-
-    /// Runs `call` on `new`, which must refuse it with nothing changed.
-    fn refuses(&self, new: &Server, call: &Call, code: &str, message: &str, hint: &str) {
-        let failed = call.fails_on(new);
-        assert_failed(&failed, code, message, hint);
-        self.still();
-    }
-}
-
-fn text(value: impl Into<String>) -> Option<String> {
-    Some(value.into())
+fn mesh_and_new(on: On, servers: usize) -> Cluster {
+    let content = "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1), (2)";
+    on.start(servers - 1, 1, content)
 }
 
 /// One of the arguments of a call.
 type Argument = fn(&mut Call) -> &mut Option<String>;
 
-#[test]
-fn arguments_are_named() {
-    let cluster = mesh_and_new(3);
+fn join_with_wrong_arguments_is_refused(on: On) {
+    let cluster = mesh_and_new(on, 3);
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let before = Before::of(cluster.all());
     let good = Call::of(n3, n1);
@@ -162,619 +125,8 @@ fn arguments_are_named() {
     before.still();
 }
 
-#[test]
-fn connection_strings_lead_where_they_should() {
-    let cluster = mesh_and_new(3);
-    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
-    n3.sql("CREATE DATABASE other");
-    let before = Before::of(cluster.all());
-    let good = Call::of(n3, n1);
-
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("have a port");
-    let closed = nobody.local_addr().expect("know the port").port();
-    drop(nobody);
-    let unreachable = format!("host=127.0.0.1 port={closed} user=postgres dbname=postgres");
-    let refused = Call {
-        src_dsn: text(&unreachable),
-        ..good.clone()
-    };
-    before.refuses(
-        n3,
-        &refused,
-        "08001",
-        "could not connect to node \"n1\"",
-        "Check host, port, database, user and password in the connection string of node \"n1\"",
-    );
-    let refused = Call {
-        new_node_dsn: text(&unreachable),
-        ..good.clone()
-    };
-    before.refuses(
-        n3,
-        &refused,
-        "08001",
-        "could not connect to node \"n3\"",
-        "Check host, port, database, user and password in the connection string of node \"n3\"",
-    );
-    let no_host = Call {
-        src_dsn: text("host=nowhere.invalid dbname=postgres user=postgres"),
-        ..good.clone()
-    };
-    before.refuses(
-        n3,
-        &no_host,
-        "08001",
-        "could not connect to node \"n1\"",
-        "Check host",
-    );
-    let no_database = Call {
-        src_dsn: text(n1.dsn().replace("dbname=postgres", "dbname=missing")),
-        ..good.clone()
-    };
-    before.refuses(
-        n3,
-        &no_database,
-        "08001",
-        "database \"missing\" does not exist",
-        "Check host",
-    );
-    let no_role = Call {
-        src_dsn: text(n1.dsn().replace("user=postgres", "user=nobody")),
-        ..good.clone()
-    };
-    before.refuses(
-        n3,
-        &no_role,
-        "08001",
-        "role \"nobody\" does not exist",
-        "Check host",
-    );
-
-    for member in [n1, n2] {
-        let another_server = Call {
-            new_node_dsn: text(member.dsn()),
-            ..good.clone()
-        };
-        before.refuses(
-            n3,
-            &another_server,
-            "22023",
-            "argument new_node_dsn leads to database \"postgres\" of another server, not to the database \"postgres\" that the CALL runs in",
-            "Run the CALL in the database of the new node",
-        );
-    }
-    let another_database = Call {
-        new_node_dsn: text(n3.dsn().replace("dbname=postgres", "dbname=other")),
-        ..good.clone()
-    };
-    before.refuses(
-        n3,
-        &another_database,
-        "22023",
-        "argument new_node_dsn leads to database \"other\" of this server, not to the database \"postgres\" that the CALL runs in",
-        "Run the CALL in the database of the new node",
-    );
-    for own in [n3.dsn(), n3.dsn_uri()] {
-        let itself = Call {
-            src_dsn: text(own),
-            ..good.clone()
-        };
-        before.refuses(
-            n3,
-            &itself,
-            "22023",
-            "argument src_dsn leads to the database that the CALL runs in",
-            "the connection string of a node of the cluster",
-        );
-    }
-    let wrong_name = Call {
-        src_node_name: text("n2"),
-        ..good.clone()
-    };
-    before.refuses(
-        n3,
-        &wrong_name,
-        "22023",
-        "argument src_node_name is \"n2\", but src_dsn leads to the node \"n1\"",
-        "Give \"n1\", or the connection string of \"n2\"",
-    );
-    let unknown_name = Call {
-        src_node_name: text("n9"),
-        ..good.clone()
-    };
-    before.refuses(
-        n3,
-        &unknown_name,
-        "22023",
-        "argument src_node_name is \"n9\", but src_dsn leads to the node \"n1\"",
-        "Give \"n1\"",
-    );
-    // A member joins again, whatever it is called now.
-    let member = Call {
-        new_node_name: text("n9"),
-        ..Call::of(n2, n1)
-    };
-    before.refuses(
-        n2,
-        &member,
-        "55006",
-        "node \"n9\": this database is a member of a cluster already: n1, n2",
-        "Remove it from that cluster first",
-    );
-}
-
-/// `/proc/self/cwd` is another directory in every process: the server's own data directory. So this is a
-/// connection string that means something else on every node, as `host=localhost` does on real ones.
-#[test]
-fn the_new_node_must_be_reachable_from_every_member() {
-    let cluster = mesh_and_new(3);
-    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
-    for server in [n2, n3] {
-        let sockets = format!("{}, .", server.socket_dir().display());
-        server.configure("unix_socket_directories", &sockets);
-        server.restart();
-    }
-    wait_mesh(&cluster.first(2));
-    let before = Before::of(cluster.all());
-    let call = Call {
-        new_node_dsn: text(format!(
-            "host=/proc/self/cwd port={} user=postgres dbname=postgres",
-            n3.port()
-        )),
-        ..Call::of(n3, n1)
-    };
-    let failed = call.fails_on(n3);
-    let hint = "a new_node_dsn by which every member reaches the new node";
-    assert_findings(
-        &failed,
-        &[
-            (
-                "08001",
-                "node \"n1\": the new node cannot be reached from here: ",
-                hint,
-            ),
-            (
-                "08001",
-                "node \"n2\": the new node cannot be reached from here: ",
-                hint,
-            ),
-        ],
-    );
-    before.still();
-
-    // From n2 it leads to n2 itself, from n1 nowhere.
-    let socket = |server: &Server, port: u16| server.data_dir().join(format!(".s.PGSQL.{port}"));
-    std::os::unix::fs::symlink(socket(n2, n2.port()), socket(n2, n3.port())).expect("make a link");
-    let failed = call.fails_on(n3);
-    assert_findings(
-        &failed,
-        &[
-            (
-                "08001",
-                "node \"n1\": the new node cannot be reached from here: ",
-                hint,
-            ),
-            (
-                "08001",
-                "node \"n2\": new_node_dsn leads from here to another database than from the new node",
-                hint,
-            ),
-        ],
-    );
-    before.still();
-}
-
-#[test]
-fn a_wrong_password() {
-    let cluster = Cluster::start_with(2, &quick().password("Right5ecret"));
-    cluster.create_extension();
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-    let before = Before::of(cluster.all());
-    let good = Call::of(n2, n1);
-    for (node, call) in [
-        (
-            "n1",
-            Call {
-                src_dsn: text(n1.dsn().replace("Right5ecret", "Wrong5ecret")),
-                ..good.clone()
-            },
-        ),
-        (
-            "n2",
-            Call {
-                new_node_dsn: text(n2.dsn().replace("Right5ecret", "Wrong5ecret")),
-                ..good.clone()
-            },
-        ),
-        (
-            "n1",
-            Call {
-                src_dsn: text(n1.dsn().replace("password=Right5ecret", "")),
-                ..good.clone()
-            },
-        ),
-    ] {
-        let failed = call.fails_on(n2);
-        assert_failed(
-            &failed,
-            "08001",
-            &format!("could not connect to node \"{node}\""),
-            &format!("password in the connection string of node \"{node}\""),
-        );
-        let said = failed.message();
-        assert!(
-            said.contains("password authentication failed")
-                || said.contains("no password supplied"),
-            "{failed}"
-        );
-        assert!(!failed.to_string().contains("Wrong5ecret"), "{failed}");
-        before.still();
-    }
-}
-
-#[test]
-fn names_in_use_are_refused_and_what_has_them_is_left_alone() {
-    let cluster = mesh_and_new(3);
-    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
-    let taken = Call {
-        new_node_name: text("n2"),
-        ..Call::of(n3, n1)
-    };
-    Before::of(cluster.all()).refuses(
-        n3,
-        &taken,
-        "42710",
-        "the cluster has a node named \"n2\" already",
-        "Choose another name, or remove that node first",
-    );
-
-    let call = Call::of(n3, n1);
-    let hint = "It was not made by this run, so it is not touched.";
-    let of_n2 = format!(
-        "SELECT substr(action, 13) FROM ({}) p WHERE action LIKE 'create slot sub\\_n3\\_n2\\_%'",
-        plan_of(&call.sql())
-    );
-    let of_n2 = n3.value(&of_n2);
-    let slots = [
-        (n1, planned_slot(n3, &call.sql(), "n1")),
-        (n2, planned_slot(n3, &call.sql(), "n2")),
-        (n3, of_n2),
-    ];
-    for (server, slot) in &slots {
-        // A slot reserves WAL: its plugin and its user do not matter.
-        server.sql(&format!(
-            "SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')"
-        ));
-        Before::of(cluster.all()).refuses(
-            n3,
-            &call,
-            "42710",
-            &format!(
-                "node \"{}\": replication slot {slot} exists already",
-                server.name()
-            ),
-            hint,
-        );
-        server.sql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
-    }
-    let subscribe = |server: &Server, name: &str| {
-        server.sql(&format!(
-            "CREATE SUBSCRIPTION {name} CONNECTION 'dbname=elsewhere' PUBLICATION zodan WITH (connect = false)"
-        ));
-    };
-    let unsubscribe = |server: &Server, name: &str| {
-        server.sql(&format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)"));
-        server.sql(&format!("DROP SUBSCRIPTION {name}"));
-    };
-    for (server, name) in [(n1, "sub_n3_n1"), (n2, "sub_n3_n2"), (n3, "sub_n1_n3")] {
-        subscribe(server, name);
-        Before::of(cluster.all()).refuses(
-            n3,
-            &call,
-            "42710",
-            &format!(
-                "node \"{}\": subscription {name} exists already",
-                server.name()
-            ),
-            hint,
-        );
-        unsubscribe(server, name);
-    }
-    // All of it at once is told at once.
-    for (server, slot) in &slots {
-        server.sql(&format!(
-            "SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')"
-        ));
-    }
-    subscribe(n2, "sub_n3_n2");
-    let before = Before::of(cluster.all());
-    assert_findings(
-        &call.fails_on(n3),
-        &[
-            (
-                "42710",
-                &format!("node \"n1\": replication slot {}", slots[0].1),
-                hint,
-            ),
-            (
-                "42710",
-                &format!("node \"n2\": replication slot {}", slots[1].1),
-                hint,
-            ),
-            ("42710", "node \"n2\": subscription sub_n3_n2", hint),
-            (
-                "42710",
-                &format!("node \"n3\": replication slot {}", slots[2].1),
-                hint,
-            ),
-        ],
-    );
-    before.still();
-}
-
-#[test]
-fn exhausted_resources() {
-    let cluster = mesh_and_new(3);
-    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
-    let call = Call::of(n3, n1);
-    let roomy = |server: &Server, setting: &str| {
-        server.value(&format!(
-            "SELECT boot_val FROM pg_settings WHERE name = '{setting}'"
-        ))
-    };
-    // On a member of two nodes one path is there and one more is needed; the new node needs two.
-    let cases = [
-        (
-            n2,
-            "max_replication_slots",
-            "1",
-            "not enough replication slots: 1 needed, 0 free (max_replication_slots = 1)",
-            2,
-        ),
-        (
-            n1,
-            "max_replication_slots",
-            "1",
-            "not enough replication slots: 1 needed, 0 free (max_replication_slots = 1)",
-            2,
-        ),
-        (
-            n2,
-            "max_wal_senders",
-            "1",
-            "not enough WAL senders: 1 needed, 0 free (max_wal_senders = 1)",
-            2,
-        ),
-        (
-            n3,
-            "max_wal_senders",
-            "1",
-            "not enough WAL senders: 2 needed, 1 free (max_wal_senders = 1)",
-            2,
-        ),
-        (
-            n2,
-            "max_logical_replication_workers",
-            "1",
-            "not enough logical replication workers: 1 needed, 0 free (max_logical_replication_workers = 1)",
-            2,
-        ),
-        (
-            n3,
-            "max_logical_replication_workers",
-            "1",
-            "not enough logical replication workers: 2 needed, 1 free (max_logical_replication_workers = 1)",
-            2,
-        ),
-        // The launcher of the subscriptions and the worker of one.
-        (
-            n2,
-            "max_worker_processes",
-            "2",
-            "not enough background workers: 1 needed, 0 free (max_worker_processes = 2)",
-            3,
-        ),
-    ];
-    for (server, setting, limit, message, enough) in cases {
-        let old = roomy(server, setting);
-        server.configure(setting, limit);
-        server.restart();
-        wait_mesh(&cluster.first(2));
-        Before::of(cluster.all()).refuses(
-            n3,
-            &call,
-            "53400",
-            &format!("node \"{}\": {message}", server.name()),
-            &format!(
-                "Set {setting} to at least {enough} on node \"{}\" and restart it",
-                server.name()
-            ),
-        );
-        server.configure(setting, &old);
-        server.restart();
-        wait_mesh(&cluster.first(2));
-    }
-    // What the hint says is enough, and no more is asked for.
-    n2.configure("max_wal_senders", "2");
-    n2.restart();
-    wait_mesh(&cluster.first(2));
-    if let Err(failed) = n3.call(&call.sql()) {
-        panic!("{failed}");
-    }
-}
-
-#[test]
-fn settings_of_the_servers() {
-    let cluster = Cluster::start_each(2, |name| match name {
-        "n1" => quick().set("wal_level", "replica"),
-        _ => quick(),
-    });
-    cluster.create_extension();
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-    let call = Call::of(n2, n1);
-    let message = |node: &str| format!("node \"{node}\": wal_level is replica, not logical");
-    let hint = "Set wal_level = logical in postgresql.conf and restart the server";
-    Before::of(cluster.all()).refuses(n2, &call, "55000", &message("n1"), hint);
-    n2.configure("wal_level", "replica");
-    n2.restart();
-    let before = Before::of(cluster.all());
-    assert_findings(
-        &call.fails_on(n2),
-        &[
-            ("55000", &message("n1"), hint),
-            ("55000", &message("n2"), hint),
-        ],
-    );
-    before.still();
-    n1.configure("wal_level", "logical");
-    n1.restart();
-    Before::of(cluster.all()).refuses(n2, &call, "55000", &message("n2"), hint);
-    n2.configure("wal_level", "logical");
-    n2.restart();
-    if !n1
-        .value("SELECT current_setting('output_plugin_libraries', true)")
-        .is_empty()
-    {
-        for server in [n1, n2] {
-            let old = server.value("SHOW output_plugin_libraries");
-            server.configure("output_plugin_libraries", "test_decoding");
-            server.restart();
-            Before::of(cluster.all()).refuses(
-                n2,
-                &call,
-                "55000",
-                &format!(
-                    "node \"{}\": output_plugin_libraries does not list pgoutput",
-                    server.name()
-                ),
-                "Add pgoutput to output_plugin_libraries",
-            );
-            server.configure("output_plugin_libraries", &old);
-            server.restart();
-        }
-    }
-}
-
-/// A limit that a long copy may run into is no reason to refuse, but to be told.
-#[test]
-fn settings_that_may_lose_the_slot_are_warned_of() {
-    let cluster = mesh_and_new(3);
-    let n2 = cluster.n(2);
-    n2.configure("max_slot_wal_keep_size", "64MB");
-    n2.reload();
-    let called = match cluster
-        .n(3)
-        .call(&Call::of(cluster.n(3), cluster.n(1)).sql())
-    {
-        Ok(called) => called,
-        Err(failed) => panic!("{failed}"),
-    };
-    let warning = called
-        .notices
-        .iter()
-        .find(|notice| notice.severity == "WARNING")
-        .expect("a warning");
-    assert!(
-        warning
-            .message
-            .contains("node \"n2\": max_slot_wal_keep_size is 64 MB"),
-        "{warning}"
-    );
-    assert!(
-        warning
-            .hint
-            .as_ref()
-            .is_some_and(|hint| hint.contains("Set it to -1")),
-        "{warning}"
-    );
-}
-
-#[test]
-fn the_mesh_must_be_whole() {
-    let cluster = mesh_and_new(4);
-    let (n1, n2, n3, n4) = (cluster.n(1), cluster.n(2), cluster.n(3), cluster.n(4));
-    let call = Call::of(n4, n1);
-    let hint = "Make every subscription of the cluster replicate";
-    // Between two members that are not the source: nobody but a look at all of them would find it.
-    n3.sql("ALTER SUBSCRIPTION sub_n2_n3 DISABLE");
-    Before::of(cluster.all()).refuses(
-        n4,
-        &call,
-        "55000",
-        "node \"n3\": subscription sub_n2_n3 from node \"n2\" is disabled",
-        hint,
-    );
-    n3.sql("ALTER SUBSCRIPTION sub_n2_n3 ENABLE");
-    wait_mesh(&cluster.first(3));
-    n1.sql("ALTER SUBSCRIPTION sub_n2_n1 DISABLE");
-    n1.sql("ALTER SUBSCRIPTION sub_n3_n1 DISABLE");
-    let before = Before::of(cluster.all());
-    assert_findings(
-        &call.fails_on(n4),
-        &[
-            (
-                "55000",
-                "node \"n1\": subscription sub_n2_n1 from node \"n2\" is disabled",
-                hint,
-            ),
-            (
-                "55000",
-                "node \"n1\": subscription sub_n3_n1 from node \"n3\" is disabled",
-                hint,
-            ),
-        ],
-    );
-    before.still();
-    n1.sql("ALTER SUBSCRIPTION sub_n2_n1 ENABLE");
-    n1.sql("ALTER SUBSCRIPTION sub_n3_n1 ENABLE");
-    wait_mesh(&cluster.first(3));
-
-    // Enabled, but its provider does not let it in.
-    let dsn = n2.value("SELECT subconninfo FROM pg_subscription WHERE subname = 'sub_n3_n2'");
-    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 CONNECTION 'host=127.0.0.1 port=1 user=postgres dbname=postgres'");
-    n2.wait_for(
-        "SELECT count(*) FROM pg_stat_subscription WHERE subname = 'sub_n3_n2' AND received_lsn IS NOT NULL",
-        "0",
-    );
-    Before::of(cluster.all()).refuses(
-        n4,
-        &call,
-        "55000",
-        "node \"n2\": subscription sub_n3_n2 from node \"n3\" has no connection to its provider",
-        hint,
-    );
-    n2.sql(&format!(
-        "ALTER SUBSCRIPTION sub_n3_n2 CONNECTION {}",
-        lab::quote_literal(&dsn)
-    ));
-    wait_mesh(&cluster.first(3));
-
-    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 DISABLE");
-    n2.sql("ALTER SUBSCRIPTION sub_n3_n2 SET (slot_name = NONE)");
-    n2.sql("DROP SUBSCRIPTION sub_n3_n2");
-    Before::of(cluster.all()).refuses(
-        n4,
-        &call,
-        "55000",
-        "node \"n2\": subscription sub_n3_n2 from node \"n3\" does not exist",
-        "The members form a cluster in which some changes go one way only, and \"n2\" gets nothing of what \"n3\" writes",
-    );
-
-    // A member that is down is an error of its own, and names it.
-    n3.stop();
-    let before = Before::of(vec![n1, n2, n4]);
-    before.refuses(
-        n4,
-        &call,
-        "08001",
-        "could not connect to node \"n3\"",
-        "connection string of node \"n3\"",
-    );
-}
-
-#[test]
-fn what_the_structure_of_the_source_needs() {
-    let cluster = mesh_and_new(3);
+fn join_is_refused_when_the_new_node_lacks_what_the_structure_needs(on: On) {
+    let cluster = mesh_and_new(on, 3);
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let call = Call::of(n3, n1);
     n1.sql("CREATE ROLE \"Owner-1\" NOLOGIN; ALTER TABLE item OWNER TO \"Owner-1\"");
@@ -816,6 +168,15 @@ fn what_the_structure_of_the_source_needs() {
         "0A000",
         "node \"n3\": extension \"hstore\" is available in version",
         "Install the same release on both servers",
+    );
+    n1.sql("DROP EXTENSION hstore");
+    n1.sql("CREATE EXTENSION hstore VERSION '1.4'");
+    Before::of(cluster.all()).refuses(
+        n3,
+        &call,
+        "0A000",
+        "node \"n1\" has version 1.4",
+        "CREATE EXTENSION \"hstore\" WITH SCHEMA \"public\" VERSION '1.4'",
     );
     n1.sql("DROP EXTENSION hstore");
 
@@ -865,71 +226,9 @@ fn what_the_structure_of_the_source_needs() {
     }
 }
 
-#[test]
-fn the_database_must_be_like_that_of_the_source() {
-    let cluster = mesh_and_new(3);
-    let (n1, n3) = (cluster.n(1), cluster.n(3));
-    let hint = "Create the new node's database with the encoding and the locale of the source's";
-    for (database, options, message) in [
-        (
-            "latin",
-            "ENCODING 'LATIN1' LOCALE 'C'",
-            "node \"n3\": the encoding of the database is LATIN1, the source's is UTF8",
-        ),
-        (
-            "collated",
-            "LC_COLLATE 'C' LC_CTYPE 'C.UTF-8'",
-            "node \"n3\": the collation of the database is ",
-        ),
-    ] {
-        n3.sql(&format!(
-            "CREATE DATABASE {database} TEMPLATE template0 {options}"
-        ));
-        let mut client = n3.client_as("postgres", database);
-        client
-            .batch_execute("CREATE EXTENSION zodan")
-            .expect("create the extension");
-        let before = Before::of(cluster.all());
-        let call = Call {
-            new_node_dsn: text(
-                n3.dsn()
-                    .replace("dbname=postgres", &format!("dbname={database}")),
-            ),
-            ..Call::of(n3, n1)
-        };
-        assert_failed(&fails(&mut client, &call.sql()), "55000", message, hint);
-        before.still();
-    }
-}
-
-/// Rules that change the order of a collation count as much as its locale.
-#[test]
-fn the_rules_of_icu_must_be_those_of_the_source() {
-    let cluster = Cluster::start_each(2, |name| {
-        let options = quick()
-            .initdb("--locale-provider=icu")
-            .initdb("--icu-locale=de");
-        match name {
-            "n2" => options.initdb("--icu-rules=&a < z"),
-            _ => options,
-        }
-    });
-    cluster.create_extension();
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-    n1.sql("CREATE TABLE t (i int PRIMARY KEY)");
-    Before::of(cluster.all()).refuses(
-        n2,
-        &Call::of(n2, n1),
-        "55000",
-        "'&a < z', the source's is ",
-        "Create the new node's database with the encoding and the locale of the source's",
-    );
-}
-
 /// What belongs to the database itself is in no copy of its structure.
-#[test]
-fn attributes_of_the_database_are_told() {
-    let cluster = mesh_and_new(2);
+fn join_warns_of_attributes_of_the_database(on: On) {
+    let cluster = mesh_and_new(on, 2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     n1.sql(
         "CREATE ROLE app; REVOKE CONNECT ON DATABASE postgres FROM PUBLIC; GRANT CONNECT ON DATABASE postgres TO app;
@@ -956,19 +255,8 @@ fn attributes_of_the_database_are_told() {
     }
 }
 
-/// Runs a statement that is to fail in a session that is there already.
-fn fails(client: &mut lab::postgres::Client, sql: &str) -> CallFailed {
-    let error = client.simple_query(sql).expect_err(sql);
-    CallFailed {
-        error,
-        notices: vec![],
-        elapsed: Duration::ZERO,
-    }
-}
-
-#[test]
-fn not_inside_a_transaction() {
-    let cluster = mesh_and_new(2);
+fn join_is_refused_inside_a_transaction(on: On) {
+    let cluster = mesh_and_new(on, 2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     let call = Call::of(n2, n1).sql();
     n2.sql(&format!(
@@ -993,27 +281,27 @@ fn not_inside_a_transaction() {
     };
     let mut session = n2.client();
     session.batch_execute("BEGIN").expect("begin");
-    refused("a transaction block", &fails(&mut session, &call));
+    refused("a transaction block", &fails_in(&mut session, &call));
     session.batch_execute("ROLLBACK").expect("roll back");
     refused(
         "several statements in one message",
-        &fails(&mut session, &format!("SELECT 1; {call}")),
+        &fails_in(&mut session, &format!("SELECT 1; {call}")),
     );
     refused(
         "a function",
-        &fails(&mut session, "SELECT public.joining()"),
+        &fails_in(&mut session, "SELECT public.joining()"),
     );
     refused(
         "a function in DO",
-        &fails(&mut session, "DO $$BEGIN PERFORM public.joining(); END$$"),
+        &fails_in(&mut session, "DO $$BEGIN PERFORM public.joining(); END$$"),
     );
     refused(
         "an exception block",
-        &fails(&mut session, "CALL public.trying()"),
+        &fails_in(&mut session, "CALL public.trying()"),
     );
     refused(
         "an exception block in DO",
-        &fails(
+        &fails_in(
             &mut session,
             &format!(
                 "DO $$BEGIN BEGIN {call}; EXCEPTION WHEN division_by_zero THEN NULL; END; END$$"
@@ -1022,13 +310,12 @@ fn not_inside_a_transaction() {
     );
     refused(
         "a procedure with a SET clause",
-        &fails(&mut session, "CALL public.guarded()"),
+        &fails_in(&mut session, "CALL public.guarded()"),
     );
 }
 
-#[test]
-fn only_superusers() {
-    let cluster = mesh_and_new(2);
+fn join_is_refused_to_others_than_superusers(on: On) {
+    let cluster = mesh_and_new(on, 2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     for server in cluster.all() {
         server.sql("CREATE ROLE app LOGIN");
@@ -1037,13 +324,13 @@ fn only_superusers() {
     let mut app = n2.client_as("app", "postgres");
     let before = Before::of(cluster.all());
     // Without the rights PostgreSQL itself refuses, and has no hint.
-    let failed = fails(&mut app, &call.sql());
+    let failed = fails_in(&mut app, &call.sql());
     assert_eq!(failed.code(), "42501", "{failed}");
     assert!(failed.message().contains("permission denied"), "{failed}");
     before.still();
     n2.sql("GRANT USAGE ON SCHEMA spock TO app");
     let before = Before::of(cluster.all());
-    let failed = fails(&mut app, &call.sql());
+    let failed = fails_in(&mut app, &call.sql());
     assert_eq!(failed.code(), "42501", "{failed}");
     assert!(
         failed
@@ -1055,7 +342,7 @@ fn only_superusers() {
     n2.sql("GRANT EXECUTE ON PROCEDURE spock.add_node TO app");
     let before = Before::of(cluster.all());
     assert_failed(
-        &fails(&mut app, &call.sql()),
+        &fails_in(&mut app, &call.sql()),
         "42501",
         "superuser",
         "superuser",
@@ -1089,12 +376,9 @@ fn only_superusers() {
     }
 }
 
-#[test]
-fn one_at_a_time() {
-    let cluster = Cluster::start_with(4, &quick());
-    cluster.form_mesh(2, "");
+fn join_is_refused_while_another_one_runs(on: On) {
+    let cluster = on.start(2, 2, "CREATE TABLE item (id int PRIMARY KEY)");
     let (n1, n2, n3, n4) = (cluster.n(1), cluster.n(2), cluster.n(3), cluster.n(4));
-    wait_mesh(&cluster.first(2));
     let mut writer = open_writer(n1);
     let first = Running::start(n3, &Call::of(n3, n1).sql());
     first.wait_notice("waiting for a write transaction on node \"n1\"");
@@ -1145,86 +429,4 @@ fn one_at_a_time() {
     if let Err(failed) = n4.call(&Call::of(n4, n2).sql()) {
         panic!("the lock outlived its holder: {failed}");
     }
-}
-
-#[test]
-fn a_standby_is_no_source() {
-    let cluster = Cluster::start_with(2, &quick());
-    cluster.create_extension();
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-    // A standby of nobody: it waits for WAL that never comes, and answers meanwhile.
-    n1.stop();
-    fs::write(n1.data_dir().join("standby.signal"), "").expect("make a standby of it");
-    n1.boot();
-    assert_eq!(n1.value("SELECT pg_is_in_recovery()"), "t");
-    Before::of(cluster.all()).refuses(
-        n2,
-        &Call::of(n2, n1),
-        "55000",
-        "node \"n1\": the server is a standby",
-        "Give the connection string of the primary",
-    );
-}
-
-#[test]
-fn the_extension_on_every_member() {
-    let cluster = mesh_and_new(3);
-    let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
-    let call = Call::of(n3, n1);
-    n2.sql("UPDATE pg_extension SET extversion = '0.0.9' WHERE extname = 'zodan'");
-    Before::of(cluster.all()).refuses(
-        n3,
-        &call,
-        "55000",
-        "node \"n2\": the extension zodan is 0.0.9 here and 0.1.0 on the new node",
-        "Run ALTER EXTENSION zodan UPDATE where it is older",
-    );
-    n2.sql("SET session_replication_role = replica; DROP EXTENSION zodan");
-    let before = fingerprint(&cluster.all());
-    let missing = call.fails_on(n3);
-    assert_failed(
-        &missing,
-        "42704",
-        "node \"n2\": the extension zodan is not installed in the database",
-        "Run CREATE EXTENSION zodan in the database of every member",
-    );
-    before.assert_same_now(&cluster.all());
-    n1.sql("SET session_replication_role = replica; DROP EXTENSION zodan");
-    let before = fingerprint(&cluster.all());
-    let missing = call.fails_on(n3);
-    assert_failed(
-        &missing,
-        "42704",
-        "node \"n1\": the extension zodan is not installed in the database",
-        "Run CREATE EXTENSION zodan in the database of every member",
-    );
-    before.assert_same_now(&cluster.all());
-}
-
-/// Only there where PostgreSQL is too old for the engine.
-#[test]
-fn old_servers() {
-    if pg::major() >= 16 {
-        eprintln!("skipped: {} is not too old", pg::version());
-        return;
-    }
-    let cluster = Cluster::start_with(2, &quick());
-    cluster.create_extension();
-    let before = Before::of(cluster.all());
-    let failed = Call::of(cluster.n(2), cluster.n(1)).fails_on(cluster.n(2));
-    let reason = |node| {
-        format!(
-            "node \"{node}\": the native engine needs PostgreSQL 16 or newer, the server is {}",
-            pg::major()
-        )
-    };
-    let hint = "Upgrade the server, or use Spock";
-    assert_findings(
-        &failed,
-        &[
-            ("0A000", &reason("n1"), hint),
-            ("0A000", &reason("n2"), hint),
-        ],
-    );
-    before.still();
 }

@@ -25,7 +25,7 @@ fn identities(server: &Server) -> String {
 
 /// Each of these has no replica identity by which its rows could be told, for a reason of its own.
 #[test]
-fn what_can_be_made_right_is() {
+fn tables_without_replica_identity_get_one() {
     let mut tables = vec![
         ("i_deferrable", "(k int PRIMARY KEY DEFERRABLE, v text)", ""),
         (
@@ -114,7 +114,7 @@ fn what_can_be_made_right_is() {
 
 /// A failed join puts the identities back.
 #[test]
-fn what_was_made_right_is_taken_back() {
+fn replica_identities_are_restored_when_a_join_fails() {
     let cluster = pair(
         "CREATE TABLE i_dropped (k int NOT NULL); CREATE UNIQUE INDEX gone ON i_dropped (k);
          ALTER TABLE i_dropped REPLICA IDENTITY USING INDEX gone; DROP INDEX gone;
@@ -133,7 +133,7 @@ fn what_was_made_right_is_taken_back() {
 }
 
 #[test]
-fn what_cannot_is_refused_before_the_first_change() {
+fn join_is_refused_when_a_replica_identity_cannot_be_set() {
     let cluster = pair(
         "CREATE TYPE note AS (at date, body json); CREATE DOMAIN noted AS note; CREATE DOMAIN doc AS json;
          CREATE TYPE deep AS (n noted[]);
@@ -198,7 +198,7 @@ fn what_cannot_is_refused_before_the_first_change() {
 
 /// Tables of a cluster, which others may have added since.
 #[test]
-fn the_tables_of_a_cluster_are_looked_at_on_every_member() {
+fn replica_identities_are_checked_on_every_member() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(2, "CREATE TABLE t (i int PRIMARY KEY)");
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));

@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::recovery::{CONTENT, On, options};
+use common::engines::On;
+use common::recovery::{CONTENT, options};
 use common::{POLL, assert_failed, wait_mesh};
 use lab::{CallFailed, Cluster, Server, add_node, assert_same_content, quote_literal, wait_quiet};
 use std::path::Path;
@@ -71,7 +72,7 @@ fn in_time(server: &Server, sql: &str) -> CallFailed {
 }
 
 #[test]
-fn it_is_told_of_and_replaced_like_a_dead_one() {
+fn restored_node_is_reported_and_replaced_like_a_dead_one() {
     let cluster = put_back();
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
 
@@ -137,7 +138,7 @@ fn it_is_told_of_and_replaced_like_a_dead_one() {
 }
 
 #[test]
-fn by_force_it_goes_without_a_wait_and_what_is_lacking_is_told() {
+fn restored_node_is_removed_by_force_with_a_warning() {
     let cluster = put_back();
     let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
     n1.sql("SELECT zodan.start_node_worker()");

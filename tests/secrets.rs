@@ -327,7 +327,7 @@ fn join_in_both_forms(cluster: &Cluster) {
 }
 
 #[test]
-fn a_join_shows_no_password() {
+fn join_shows_no_password() {
     let cluster = cluster(3, |_| quick());
     cluster.create_extension();
     join_in_both_forms(&cluster);
@@ -336,7 +336,7 @@ fn a_join_shows_no_password() {
 /// What the new node logs of the CALL itself is PostgreSQL's decision, made before the procedure begins. On
 /// the members it is the product that sends statements.
 #[test]
-fn members_that_log_everything_log_no_password() {
+fn logs_of_members_show_no_password() {
     let cluster = cluster(3, |name| match name {
         "n3" => quick(),
         _ => quick()
@@ -537,7 +537,7 @@ fn failures_show_no_password() {
 }
 
 #[test]
-fn an_interrupted_join_shows_no_password() {
+fn interrupted_join_shows_no_password() {
     let cluster = cluster(3, |_| quick());
     cluster.create_extension();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));

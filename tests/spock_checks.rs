@@ -1,12 +1,11 @@
 //! What Spock's settings and tables on the members say against a join is found before the first change, and what its
 //! workers have left out is no good health.
 
-#[path = "common/refused.rs"]
-mod refused;
+mod common;
 
+use common::refused::{all_traces, assert_refused, fails, joins};
 use lab::spock::{self, Mesh};
 use lab::{Cluster, Server, quote_literal, wait_quiet};
-use refused::{all_traces, assert_refused, fails, joins};
 use std::thread;
 
 const CONTENT: &str =
@@ -61,7 +60,7 @@ fn mend(cluster: &Cluster, new: &Server) {
 }
 
 #[test]
-fn apply_that_is_read_only() {
+fn join_is_refused_when_apply_is_read_only() {
     let Some(cluster) = mesh(2, CONTENT) else {
         return;
     };
@@ -123,7 +122,7 @@ fn apply_that_is_read_only() {
 }
 
 #[test]
-fn subscriptions_that_forward() {
+fn join_is_refused_when_a_subscription_forwards_origins() {
     let Some(cluster) = mesh(2, CONTENT) else {
         return;
     };
@@ -146,7 +145,7 @@ fn subscriptions_that_forward() {
 }
 
 #[test]
-fn origins_that_are_left_over() {
+fn join_is_refused_when_an_origin_is_left_over() {
     let Some(cluster) = mesh(2, CONTENT) else {
         return;
     };
@@ -194,7 +193,7 @@ fn origins_that_are_left_over() {
 }
 
 #[test]
-fn schemas_that_are_reserved() {
+fn join_is_refused_when_a_schema_is_reserved() {
     let Some(cluster) = mesh(
         2,
         "CREATE SCHEMA ops; CREATE TABLE ops.\"T\" (id integer PRIMARY KEY);
@@ -272,7 +271,7 @@ fn schemas_that_are_reserved() {
 }
 
 #[test]
-fn tables_that_are_not_synchronized() {
+fn join_is_refused_when_a_table_is_not_synchronized() {
     let Some(cluster) = mesh(2, CONTENT) else {
         return;
     };
@@ -331,7 +330,7 @@ fn tables_that_are_not_synchronized() {
 
 /// One that begins after the checks and is not done in the snapshot of the copy.
 #[test]
-fn a_synchronization_that_begins_later() {
+fn join_fails_when_a_synchronization_begins_after_the_checks() {
     let Some(cluster) = mesh(2, CONTENT) else {
         return;
     };
@@ -368,7 +367,7 @@ fn a_synchronization_that_begins_later() {
 }
 
 #[test]
-fn settings_that_differ() {
+fn join_reports_settings_that_differ() {
     let Some(cluster) = mesh(2, CONTENT) else {
         return;
     };
@@ -406,7 +405,7 @@ fn settings_that_differ() {
 
 /// A row that Spock has left out is missing for good, and nobody says that all is well.
 #[test]
-fn changes_that_were_left_out() {
+fn join_reports_changes_that_spock_discarded() {
     let Some(cluster) = spock::mesh(
         2,
         "CREATE TABLE t (id integer PRIMARY KEY, v text UNIQUE); INSERT INTO t VALUES (1, 'one')",
@@ -482,7 +481,7 @@ fn changes_that_were_left_out() {
 }
 
 #[test]
-fn where_an_address_is_from() {
+fn unreachable_address_is_reported_with_its_origin() {
     let Some(cluster) = mesh(2, CONTENT) else {
         return;
     };
@@ -548,7 +547,7 @@ fn where_an_address_is_from() {
 
 /// A wait that comes to nothing tells what keeps the apply worker.
 #[test]
-fn what_keeps_an_apply_worker() {
+fn wait_that_fails_reports_what_stops_the_apply_worker() {
     let Some(cluster) = mesh(2, CONTENT) else {
         return;
     };

@@ -124,7 +124,7 @@ impl Engine for Spock {
 }
 
 #[test]
-fn every_fault_at_every_point_is_survived() {
+fn joins_and_removals_survive_every_fault_at_every_point() {
     if spock::announced().is_some() {
         try_all(&Spock { reads: false }, None);
     }

@@ -1,8 +1,8 @@
 //! A node joins a Spock cluster: what arrives, whatever the nodes are called and however they are reached.
 
-#[path = "common/gate.rs"]
-mod gate;
+mod common;
 
+use common::gate;
 use lab::digest::assert_same_structure;
 use lab::spock::{self, Mesh};
 use lab::{
@@ -33,7 +33,7 @@ fn mesh(members: usize, content: &str) -> Cluster {
 }
 
 #[test]
-fn tables_of_all_kinds() {
+fn tables_of_all_kinds_are_copied_and_replicated() {
     if spock::announced().is_none() {
         return;
     }
@@ -65,7 +65,7 @@ fn tables_of_all_kinds() {
 }
 
 #[test]
-fn the_cluster_is_shown_at_the_end() {
+fn join_prints_the_cluster_at_its_end() {
     if spock::announced().is_none() {
         return;
     }
@@ -110,7 +110,7 @@ fn the_cluster_is_shown_at_the_end() {
 
 /// Spock decides whether a standby of a node keeps a copy of its slots; ours are as its own.
 #[test]
-fn all_slots_have_the_same_failover_flag() {
+fn slots_of_a_join_have_the_failover_flag_of_the_others() {
     if spock::announced().is_none() {
         return;
     }
@@ -126,7 +126,7 @@ fn all_slots_have_the_same_failover_flag() {
 }
 
 #[test]
-fn replication_sets_are_mirrored() {
+fn replication_sets_of_the_source_are_on_the_new_node() {
     if spock::announced().is_none() {
         return;
     }
@@ -228,7 +228,7 @@ fn replication_sets_are_mirrored() {
 }
 
 #[test]
-fn keys_go_on_where_the_source_is() {
+fn sequences_continue_where_the_source_is() {
     if spock::announced().is_none() {
         return;
     }
@@ -251,7 +251,7 @@ fn keys_go_on_where_the_source_is() {
 }
 
 #[test]
-fn an_empty_schema_that_both_sides_have() {
+fn empty_schema_of_the_new_node_is_used() {
     if spock::announced().is_none() {
         return;
     }
@@ -268,7 +268,7 @@ fn an_empty_schema_that_both_sides_have() {
 }
 
 #[test]
-fn node_names_of_all_kinds() {
+fn join_works_with_node_names_of_all_kinds() {
     if spock::announced().is_none() {
         return;
     }
@@ -304,7 +304,7 @@ fn node_names_of_all_kinds() {
 }
 
 #[test]
-fn connection_strings_of_other_forms() {
+fn join_works_with_connection_strings_of_other_forms() {
     if spock::announced().is_none() {
         return;
     }
@@ -333,7 +333,7 @@ fn connection_strings_of_other_forms() {
 
 /// With everything that Spock can do about DDL by itself, nothing of what the join does is sent to anyone.
 #[test]
-fn ddl_replication_is_on_everywhere() {
+fn join_replicates_no_ddl_of_its_own() {
     if spock::announced().is_none() {
         return;
     }
@@ -389,7 +389,7 @@ fn ddl_replication_is_on_everywhere() {
 
 /// Spock sends CREATE EXTENSION on like all DDL. Nothing of what it makes is replicated.
 #[test]
-fn the_extension_of_a_member_with_ddl_replication() {
+fn create_extension_replicates_nothing_but_itself() {
     if spock::announced().is_none() {
         return;
     }
@@ -423,7 +423,7 @@ fn the_extension_of_a_member_with_ddl_replication() {
 
 /// Changes of the source's sets while the copy runs are told one by one, with what to run.
 #[test]
-fn sets_that_change_during_the_join() {
+fn sets_that_change_during_a_join_are_reported() {
     if spock::announced().is_none() {
         return;
     }
@@ -452,7 +452,7 @@ fn sets_that_change_during_the_join() {
 
 /// Applications cannot write on the new node before it is a node, and can as soon as it is.
 #[test]
-fn application_writes_are_held_off() {
+fn new_node_is_read_only_until_the_join_ends() {
     if spock::announced().is_none() {
         return;
     }

@@ -1,140 +1,35 @@
-//! A node joins a Spock cluster that is being written to: no row is lost, doubled or stale, no write fails.
+//! A node joins a Spock cluster that is being written to: its exceptions, its workers, its conflicts.
 
-use lab::load::LoadOptions;
-use lab::server::Called;
+mod common;
+
+use common::engines::On;
+use common::joining::{assert_no_conflict, cluster, join_under_load, spock_cluster};
 use lab::spock::{self, Mesh};
-use lab::{
-    Cluster, Load, Server, add_node, assert_same_content, load, quote_literal, schema, wait_quiet,
-};
+use lab::{Server, add_node, assert_same_content, quote_literal, wait_quiet};
 use std::thread;
-use std::time::Instant;
 
-/// A mesh of `members` with content, and one empty server more; `None` without Spock.
-fn cluster(members: usize, rows: u64) -> Option<Cluster> {
-    cluster_with(members, rows, &[])
-}
-
-fn cluster_with(members: usize, rows: u64, settings: &[(&str, &str)]) -> Option<Cluster> {
-    spock::announced()?;
-    let content = format!("{};\n{}", load::SCHEMA, schema::kinds(rows));
-    let mesh = Mesh {
-        everywhere: schema::ROLES,
-        content: &content,
-        settings,
-        ..Mesh::default()
-    };
-    Some(mesh.start(members))
-}
-
-/// Joins the last server of `cluster` while the others are written to, and proves that all have the same content,
-/// which is what the writers were told was committed.
-fn join_under_load(cluster: &Cluster, members: usize, rate: Option<u32>) -> Called {
-    let writers = cluster.first(members);
-    let new = cluster.n(members + 1);
-    let load = Load::start_with(&writers, &LoadOptions { writers: 2, rate });
-    load.wait_commits(200);
-    let joined = add_node(new, new.name(), cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
-    load.wait_commits(200);
-    let report = load.stop();
-    assert!(report.failures.is_empty(), "{report}");
-    wait_quiet(&cluster.all());
-    assert_same_content(&cluster.all());
-    for node in cluster.all() {
-        report.assert_present_on(node);
-        assert_no_conflict(node);
+#[test]
+fn join_under_load_works_with_every_exception_behaviour() {
+    if spock::announced().is_none() {
+        return;
     }
-    joined
-}
-
-/// Nothing was applied twice and nothing was missing when a change came: Spock would have resolved that and
-/// written it down.
-fn assert_no_conflict(node: &Server) {
-    assert_eq!(
-        node.value("SELECT count(*) FROM spock.resolutions"),
-        "0",
-        "{}: {:?}",
-        node.name(),
-        node.rows("SELECT to_jsonb(r) FROM spock.resolutions r LIMIT 5")
-    );
-    assert_eq!(node.value("SELECT count(*) FROM spock.exception_log"), "0");
-}
-
-#[test]
-fn the_second_node() {
-    let Some(cluster) = cluster(1, 20_000) else {
-        return;
-    };
-    join_under_load(&cluster, 1, Some(300));
-}
-
-#[test]
-fn the_third_node() {
-    let Some(cluster) = cluster(2, 20_000) else {
-        return;
-    };
-    join_under_load(&cluster, 2, Some(200));
-}
-
-#[test]
-fn the_fourth_node() {
-    let Some(cluster) = cluster(3, 50_000) else {
-        return;
-    };
-    join_under_load(&cluster, 3, Some(150));
-}
-
-#[test]
-fn the_fifth_node() {
-    let Some(cluster) = cluster(4, 20_000) else {
-        return;
-    };
-    join_under_load(&cluster, 4, Some(50));
-}
-
-#[test]
-fn whatever_spock_does_about_exceptions() {
     for behaviour in ["discard", "transdiscard", "sub_disable"] {
         let settings = [("spock.exception_behaviour", behaviour)];
-        let Some(cluster) = cluster_with(2, 5_000, &settings) else {
-            return;
-        };
+        let cluster = spock_cluster(2, 5_000, &settings);
         for node in cluster.all() {
             assert_eq!(node.value("SHOW spock.exception_behaviour"), behaviour);
         }
-        join_under_load(&cluster, 2, Some(200));
-    }
-}
-
-#[test]
-fn ten_joins_in_a_row() {
-    for _ in 0..10 {
-        let Some(cluster) = cluster(3, 5_000) else {
-            return;
-        };
-        join_under_load(&cluster, 3, Some(150));
-    }
-}
-
-#[test]
-fn nobody_writes() {
-    let Some(cluster) = cluster(3, 20_000) else {
-        return;
-    };
-    let joined = add_node(cluster.n(4), "n4", cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
-    eprintln!("an idle join took {:.1?}", joined.elapsed);
-    wait_quiet(&cluster.all());
-    assert_same_content(&cluster.all());
-    for node in cluster.all() {
-        assert_no_conflict(node);
+        join_under_load(On::Spock, &cluster, 2, Some(200));
     }
 }
 
 /// Spock takes a second for each worker that it starts, one after the other, if nothing wakes it.
 #[test]
-fn the_workers_of_the_new_node_start_at_once() {
-    let Some(cluster) = cluster(4, 1_000) else {
+fn workers_of_the_new_node_start_within_three_seconds() {
+    if spock::announced().is_none() {
         return;
-    };
+    }
+    let cluster = cluster(On::Spock, 4, 1_000);
     let n5 = cluster.n(5);
     add_node(n5, "n5", cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
     let took: f64 = n5
@@ -148,64 +43,14 @@ fn the_workers_of_the_new_node_start_at_once() {
     wait_quiet(&cluster.all());
     assert_same_content(&cluster.all());
     for node in cluster.all() {
-        assert_no_conflict(node);
-    }
-}
-
-/// A transaction on the source and one on a peer are open when the slots are made, both for longer than Spock
-/// keeps its workers paused.
-#[test]
-fn long_transactions_on_the_source_and_on_a_peer() {
-    let Some(cluster) = cluster(3, 20_000) else {
-        return;
-    };
-    let load = Load::start_with(
-        &cluster.first(3),
-        &LoadOptions {
-            writers: 1,
-            rate: Some(100),
-        },
-    );
-    load.wait_commits(50);
-    let hold = |number: usize, seconds: u64| {
-        let mut client = cluster.n(number).client_named("holder");
-        client
-            .batch_execute(&format!(
-                "BEGIN; INSERT INTO lab.marker VALUES (gen_random_uuid(), 'held {number}')"
-            ))
-            .unwrap();
-        thread::spawn(move || {
-            client
-                .batch_execute(&format!("SELECT pg_sleep({seconds}); COMMIT"))
-                .unwrap();
-            Instant::now()
-        })
-    };
-    let source = hold(1, 15);
-    let peer = hold(2, 6);
-    let joined = add_node(cluster.n(4), "n4", cluster.n(1), "n1").unwrap_or_else(|e| panic!("{e}"));
-    let ended = Instant::now();
-    assert!(source.join().unwrap() < ended && peer.join().unwrap() < ended);
-    let said: Vec<&str> = joined.notices.iter().map(|n| n.message.as_str()).collect();
-    let said = said.join("\n");
-    for node in ["n1", "n2"] {
-        let waiting = format!("waiting for a write transaction on node \"{node}\": pid ");
-        assert!(said.contains(&waiting), "{said}");
-    }
-    let report = load.stop();
-    assert!(report.failures.is_empty(), "{report}");
-    wait_quiet(&cluster.all());
-    assert_same_content(&cluster.all());
-    for node in cluster.all() {
-        report.assert_present_on(node);
-        assert_no_conflict(node);
+        assert_no_conflict(On::Spock, node);
     }
 }
 
 /// Spock takes an apply worker for paused that is in a transaction and has not written yet: here one that stands in
 /// a trigger. It writes and commits later, so no attempt counts while it is there.
 #[test]
-fn a_worker_that_only_looks_paused() {
+fn snapshot_waits_for_a_worker_that_only_looks_paused() {
     if spock::announced().is_none() {
         return;
     }
@@ -276,14 +121,14 @@ fn a_worker_that_only_looks_paused() {
     assert_same_content(&cluster.all());
     assert_eq!(n3.value("SELECT count(*) FROM t"), "2");
     for node in cluster.all() {
-        assert_no_conflict(node);
+        assert_no_conflict(On::Spock, node);
     }
 }
 
 /// Every node updates the same few rows again and again while a node joins. The last update wins, and it is the
 /// same one on every node.
 #[test]
-fn the_same_rows_are_updated_everywhere() {
+fn rows_updated_on_all_nodes_during_a_join_end_up_equal() {
     if spock::announced().is_none() {
         return;
     }

@@ -1,15 +1,13 @@
 //! What stops a node from joining a Spock cluster is found before the first change, and what stops it later is
 //! taken back.
 
-#[path = "common/gate.rs"]
-mod gate;
-#[path = "common/refused.rs"]
-mod refused;
+mod common;
 
+use common::gate;
+use common::refused::{all_traces, assert_refused, fails, joins};
 use lab::postgres::NoTls;
 use lab::spock::{self, Mesh};
 use lab::{Cluster, Server, assert_same_content, wait_quiet};
-use refused::{all_traces, assert_refused, fails, joins};
 use std::thread;
 
 fn mesh(members: usize, content: &str) -> Cluster {
@@ -21,71 +19,7 @@ fn mesh(members: usize, content: &str) -> Cluster {
 }
 
 #[test]
-fn what_the_structure_needs_is_missing() {
-    if spock::announced().is_none() {
-        return;
-    }
-    let cluster = mesh(1, "CREATE TABLE t (id integer PRIMARY KEY)");
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-
-    n1.sql("CREATE ROLE owner_of_t NOLOGIN; ALTER TABLE t OWNER TO owner_of_t");
-    assert_refused(
-        &cluster,
-        n2,
-        "42704",
-        "role \"owner_of_t\" is missing",
-        "pg_dumpall --roles-only",
-    );
-    n2.sql("CREATE ROLE owner_of_t NOLOGIN");
-
-    n1.sql("CREATE FUNCTION f(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1'");
-    n2.sql("CREATE FUNCTION f(integer) RETURNS integer LANGUAGE sql AS 'SELECT 2'");
-    assert_refused(
-        &cluster,
-        n2,
-        "42710",
-        "function public.f(integer)",
-        "Drop them on the new node.",
-    );
-    n2.sql("DROP FUNCTION f");
-
-    n1.sql("CREATE EXTENSION hstore VERSION '1.4'");
-    assert_refused(
-        &cluster,
-        n2,
-        "0A000",
-        "node \"n1\" has version 1.4",
-        "CREATE EXTENSION \"hstore\" WITH SCHEMA \"public\" VERSION '1.4'",
-    );
-    n2.sql("CREATE EXTENSION hstore VERSION '1.4'");
-
-    // The files of all servers are the same, so an extension that the new node lacks has to be made up.
-    n1.sql("CREATE EXTENSION citext; UPDATE pg_extension SET extname = 'made_up' WHERE extname = 'citext'");
-    assert_refused(
-        &cluster,
-        n2,
-        "42704",
-        "extension \"made_up\" is not available",
-        "Install its files on the new node's server",
-    );
-    n1.sql(
-        "UPDATE pg_extension SET extname = 'citext' WHERE extname = 'made_up'; DROP EXTENSION citext",
-    );
-
-    n2.sql("CREATE TABLE t (id integer)");
-    assert_refused(
-        &cluster,
-        n2,
-        "42710",
-        "the database is not empty, it has tables: public.t",
-        "Drop them, or use an empty database.",
-    );
-    n2.sql("DROP TABLE t");
-    joins(n2, n1);
-}
-
-#[test]
-fn the_servers_do_not_fit() {
+fn join_is_refused_when_the_servers_do_not_fit() {
     if spock::announced().is_none() {
         return;
     }
@@ -127,7 +61,7 @@ fn the_servers_do_not_fit() {
 
 /// Spock reserves some extensions to each node (6.0 and newer): their structure is not copied.
 #[test]
-fn an_extension_that_is_reserved() {
+fn structure_of_a_reserved_extension_is_not_copied() {
     if spock::announced().is_none() {
         return;
     }
@@ -165,7 +99,7 @@ fn an_extension_that_is_reserved() {
 /// The tables of an extension are replicated, as those of lolor, which keeps large objects in them. A stand-in of
 /// another name: an extension that has tables in its schema.
 #[test]
-fn replicated_tables_of_an_extension() {
+fn replicated_tables_of_an_extension_are_copied() {
     if spock::announced().is_none() {
         return;
     }
@@ -224,7 +158,7 @@ fn replicated_tables_of_an_extension() {
 
 /// The extension itself, where the server under test has it.
 #[test]
-fn large_objects_of_lolor() {
+fn large_objects_of_lolor_are_copied() {
     if spock::announced().is_none() {
         return;
     }
@@ -267,7 +201,7 @@ fn large_objects_of_lolor() {
 
 /// A procedure that was loaded by hand, as from the scripts that come with Spock, would be in the way.
 #[test]
-fn procedures_that_were_loaded_by_hand() {
+fn extension_is_refused_when_its_procedures_were_loaded_by_hand() {
     if spock::announced().is_none() {
         return;
     }
@@ -296,7 +230,7 @@ fn procedures_that_were_loaded_by_hand() {
 
 /// Ctrl-C in the middle of the copy: nothing is left anywhere, and the same CALL works.
 #[test]
-fn cancelled_and_called_again() {
+fn cancelled_join_is_undone_and_can_be_repeated() {
     if spock::announced().is_none() {
         return;
     }
@@ -340,7 +274,7 @@ fn cancelled_and_called_again() {
 /// A member's session is lost in the middle: the first error is raised, everything is taken back, also on that
 /// member, and the same CALL works.
 #[test]
-fn failed_and_called_again() {
+fn failed_join_is_undone_and_can_be_repeated() {
     if spock::announced().is_none() {
         return;
     }
@@ -367,7 +301,7 @@ fn failed_and_called_again() {
 
 /// The calling session is killed in the middle, which leaves everything where it is. The next CALL cleans up.
 #[test]
-fn killed_and_called_again() {
+fn killed_join_is_undone_by_the_next_call() {
     if spock::announced().is_none() {
         return;
     }
@@ -395,7 +329,7 @@ fn killed_and_called_again() {
 
 /// The node is removed with Spock's own functions and added again under the same name.
 #[test]
-fn removed_with_spock_and_added_again() {
+fn node_removed_with_spock_can_be_added_again() {
     if spock::announced().is_none() {
         return;
     }
@@ -434,7 +368,7 @@ fn removed_with_spock_and_added_again() {
 /// A change that the new node cannot apply would be missing there, whatever Spock is told to do about it: the
 /// join fails with what the worker said, and is taken back.
 #[test]
-fn a_change_that_the_new_node_cannot_apply() {
+fn join_fails_when_the_new_node_cannot_apply_a_change() {
     if spock::announced().is_none() {
         return;
     }
@@ -502,7 +436,7 @@ fn a_change_that_the_new_node_cannot_apply() {
 
 /// An update of a row that is gone is given up by every member. The new node does as they do.
 #[test]
-fn an_update_of_a_row_that_is_gone() {
+fn update_of_a_missing_row_does_not_stop_the_join() {
     if spock::announced().is_none() {
         return;
     }
@@ -543,7 +477,7 @@ fn an_update_of_a_row_that_is_gone() {
 
 /// Without its slot on a peer, the new node would never get what was committed there during the copy.
 #[test]
-fn a_slot_that_is_dropped_during_the_copy() {
+fn join_fails_when_its_slot_is_dropped_during_the_copy() {
     if spock::announced().is_none() {
         return;
     }
@@ -575,7 +509,7 @@ fn a_slot_that_is_dropped_during_the_copy() {
 
 /// Spock's own limit for a wait, where it has one and it is set.
 #[test]
-fn a_peer_whose_changes_do_not_arrive_in_time() {
+fn join_fails_when_changes_of_a_peer_do_not_arrive_in_time() {
     if spock::announced().is_none() {
         return;
     }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Over;
+use common::StopOnDrop;
 use lab::spock::{self, Mesh, Subscription};
 use lab::{Called, Cluster, Server, add_node, wait_quiet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -88,7 +88,7 @@ fn under_load<T>(nodes: &[&Server], meanwhile: impl FnOnce() -> T) -> T {
         }
     };
     thread::scope(|scope| {
-        let end = Over(&over);
+        let end = StopOnDrop(&over);
         for node in nodes {
             scope.spawn(|| {
                 let mut client = node.client();
@@ -184,7 +184,7 @@ fn reference(cluster: &mut Cluster) {
 }
 
 #[test]
-fn ten_joins_under_load_bring_what_spock_itself_would_have_brought() {
+fn ten_joins_under_load_copy_what_spock_itself_would_copy() {
     for _ in 0..10 {
         let Some(mut cluster) = cluster(2) else {
             return;
@@ -280,7 +280,7 @@ fn assert_nothing_of(gone: &str, nodes: &[&Server]) {
 
 /// Of what a node that dies has sent, each of two survivors lacks what one of its subscriptions would have brought.
 #[test]
-fn ten_recoveries_under_load_where_neither_survivor_has_all() {
+fn ten_recoveries_under_load_when_no_survivor_has_all() {
     for _ in 0..10 {
         let Some(cluster) = cluster(3) else { return };
         let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
@@ -304,7 +304,7 @@ fn ten_recoveries_under_load_where_neither_survivor_has_all() {
 }
 
 #[test]
-fn ten_removals_under_load() {
+fn ten_removals_under_load_lose_nothing() {
     for _ in 0..10 {
         let Some(cluster) = cluster(3) else { return };
         let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));

@@ -1,9 +1,9 @@
 //! Replication sets are each node's own. The new node takes from every provider what the source takes from it, and
 //! the others take from the new node what they take from the source.
 
-#[path = "common/gate.rs"]
-mod gate;
+mod common;
 
+use common::gate;
 use lab::cluster::add_node_call;
 use lab::load::LoadOptions;
 use lab::spock::{self, Mesh};
@@ -36,7 +36,7 @@ fn takes(subscriber: &Server, subscription: &str) -> String {
 /// The public procedure's own scenario: a third node joins two that are written to, each of which has a set of its
 /// own that the other does not know.
 #[test]
-fn each_node_has_a_set_of_its_own() {
+fn join_works_when_each_node_has_a_set_of_its_own() {
     if spock::announced().is_none() {
         return;
     }
@@ -130,7 +130,7 @@ fn members_with_sets(settings: &[(&str, &str)]) -> Cluster {
 }
 
 #[test]
-fn sets_that_single_nodes_have_and_others_take() {
+fn join_takes_the_sets_that_single_members_have() {
     if spock::announced().is_none() {
         return;
     }
@@ -173,7 +173,7 @@ fn join_verified(new: &Server, source: &Server) -> Called {
 
 /// In one subscription all row filters of a table apply together, and where any set lists columns, no others are sent.
 #[test]
-fn filters_and_column_lists_of_all_sets_of_a_subscription() {
+fn join_copies_by_the_filters_and_columns_of_all_sets() {
     if spock::announced().is_none() {
         return;
     }
@@ -245,7 +245,7 @@ fn filters_and_column_lists_of_all_sets_of_a_subscription() {
 /// Each member publishes something else. The new node gets of the source's rows what the source sends, and of the
 /// others' what they send.
 #[test]
-fn sets_that_differ_between_the_members() {
+fn join_copies_what_each_member_sends_when_sets_differ() {
     if spock::announced().is_none() {
         return;
     }
@@ -308,7 +308,7 @@ fn sets_that_differ_between_the_members() {
 
 /// Both members were filled from one dump, and only n2 sends the table.
 #[test]
-fn a_table_of_a_peer_that_the_source_has_from_elsewhere() {
+fn join_is_refused_when_rows_of_a_peers_table_are_from_elsewhere() {
     if spock::announced().is_none() {
         return;
     }
@@ -381,7 +381,7 @@ fn fails(cluster: &Cluster, meanwhile: impl FnOnce()) -> (CallFailed, Duration) 
 
 /// What a provider refuses a subscription with ends the join within seconds, with what it said.
 #[test]
-fn a_provider_that_refuses() {
+fn join_fails_at_once_when_a_provider_refuses_a_subscription() {
     if spock::announced().is_none() {
         return;
     }
@@ -475,7 +475,7 @@ fn a_provider_that_refuses() {
 
 /// A table that comes into a set while the copy runs has rows that are not copied, and is told.
 #[test]
-fn a_table_that_is_added_to_a_set_during_the_copy() {
+fn table_added_to_a_set_during_the_copy_is_reported() {
     if spock::announced().is_none() {
         return;
     }
@@ -508,7 +508,7 @@ fn a_table_that_is_added_to_a_set_during_the_copy() {
 
 /// Two names of nodes may have the same number in Spock, and some numbers mean something else.
 #[test]
-fn names_that_spock_cannot_tell_apart() {
+fn join_is_refused_when_spock_cannot_tell_node_names_apart() {
     if spock::announced().is_none() {
         return;
     }
@@ -542,7 +542,7 @@ fn names_that_spock_cannot_tell_apart() {
 
 /// A provider that was restored lacks what others have of it. Markers by position would seem to have arrived.
 #[test]
-fn a_provider_whose_wal_has_gone_back() {
+fn join_is_refused_when_the_wal_of_a_provider_went_back() {
     if spock::announced().is_none() {
         return;
     }

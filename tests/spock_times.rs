@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{CHASED, Over, Running, chasing, rounds};
+use common::{CHASED_TABLE, Running, StopOnDrop, rounds, while_nodes_change_each_others_rows};
 use lab::cluster::add_node_call;
 use lab::spock::{self, Mesh, Subscription};
 use lab::{Cluster, Server, add_node, assert_same_content, quote_literal, wait_quiet};
@@ -35,7 +35,7 @@ fn cluster(delay: &str) -> Option<Cluster> {
 fn under_conflicts<T>(nodes: &[&Server], keys: &AtomicI64, meanwhile: impl FnOnce() -> T) -> T {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let end = Over(&over);
+        let end = StopOnDrop(&over);
         for (seed, node) in nodes.iter().enumerate() {
             let over = &over;
             scope.spawn(move || {
@@ -87,23 +87,23 @@ fn no_join_differs(delay: &str, joins: usize) {
 }
 
 #[test]
-fn no_join_differs_where_the_source_keeps_up() {
+fn contents_are_equal_after_a_join_when_the_source_keeps_up() {
     no_join_differs("0", rounds(12));
 }
 
 #[test]
-fn no_join_differs_where_the_source_lags_by_a_second() {
+fn contents_are_equal_after_a_join_when_the_source_lags_by_a_second() {
     no_join_differs("1 s", rounds(6));
 }
 
 #[test]
-fn no_join_differs_where_the_source_lags_by_five_seconds() {
+fn contents_are_equal_after_a_join_when_the_source_lags_by_five_seconds() {
     no_join_differs("5 s", rounds(3));
 }
 
 /// The newest value is that of the source, and an older one of the peer is still on its way.
 #[test]
-fn a_late_change_of_a_peer_does_not_win_over_a_later_one_of_the_source() {
+fn older_change_of_a_peer_does_not_replace_a_newer_one() {
     let Some(cluster) = cluster("3 s") else {
         return;
     };
@@ -133,12 +133,12 @@ fn a_late_change_of_a_peer_does_not_win_over_a_later_one_of_the_source() {
 
 /// The members change the rows of each other. From each member by its own, such a change could come before its row.
 #[test]
-fn every_change_finds_its_row() {
+fn changes_of_peers_find_their_rows_on_the_new_node() {
     if spock::announced().is_none() {
         return;
     }
     let content = format!(
-        "{CHASED};
+        "{CHASED_TABLE};
          CREATE TABLE filler (id bigint PRIMARY KEY, v text);
          INSERT INTO filler SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 100000) i"
     );
@@ -149,7 +149,9 @@ fn every_change_finds_its_row() {
     let cluster = mesh.start(3);
     let (n1, n2, n3, n4) = (cluster.n(1), cluster.n(2), cluster.n(3), cluster.n(4));
     for round in 0..3 {
-        let joined = chasing([n3, n2, n1], round, || add_node(n4, "n4", n1, "n1"));
+        let joined = while_nodes_change_each_others_rows([n3, n2, n1], round, || {
+            add_node(n4, "n4", n1, "n1")
+        });
         joined.unwrap_or_else(|e| panic!("{e}"));
         eprintln!(
             "apply paused for {} ms",

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Hang, Over, Running, assert_failed, assert_findings, fingerprint};
+use common::{Hang, Running, StopOnDrop, assert_failed, assert_findings, fingerprint};
 use lab::cluster::add_node_call;
 use lab::spock::{self, Mesh};
 use lab::{Called, Cluster, Server, add_node, assert_same_content, quote_literal, wait_quiet};
@@ -52,7 +52,7 @@ fn ids(server: &Server) -> String {
 
 /// A member takes changes of a node that is none.
 #[test]
-fn a_provider_outside_of_the_mesh_is_told_of() {
+fn provider_outside_of_the_mesh_is_reported() {
     let Some(cluster) = cluster(2, "outside") else {
         return;
     };
@@ -114,7 +114,7 @@ fn a_provider_outside_of_the_mesh_is_told_of() {
 
 /// Who only reads is no member, by whatever name it is called.
 #[test]
-fn a_node_that_only_reads_is_not_removed() {
+fn removal_of_a_reader_is_refused() {
     let Some(cluster) = cluster(2, "reader") else {
         return;
     };
@@ -157,7 +157,7 @@ fn a_node_that_only_reads_is_not_removed() {
 
 /// Nodes that do not all subscribe to each other.
 #[test]
-fn a_star_is_told_as_one() {
+fn join_to_a_star_is_refused_as_a_star() {
     let Some(cluster) = cluster(3, "n5") else {
         return;
     };
@@ -207,7 +207,7 @@ fn same_rows(of: &[&Server], table: &str) {
 
 /// From its first change on, once, and with the sets that the reader has.
 #[test]
-fn a_node_that_only_reads_gets_what_is_written_on_the_new_node() {
+fn reader_gets_what_is_written_on_the_new_node() {
     if spock::announced().is_none() {
         return;
     }
@@ -239,7 +239,7 @@ fn a_node_that_only_reads_gets_what_is_written_on_the_new_node() {
     let over = AtomicBool::new(false);
     let call = with_readers(n3, n1, &[&reader.dsn()]);
     let joined = thread::scope(|scope| {
-        let end = Over(&over);
+        let end = StopOnDrop(&over);
         for node in [n1, n2] {
             let over = &over;
             scope.spawn(move || {
@@ -251,7 +251,7 @@ fn a_node_that_only_reads_gets_what_is_written_on_the_new_node() {
                 }
             });
         }
-        let joined = common::plan::follow(n3, &call);
+        let joined = common::plan::assert_run_follows_plan(n3, &call);
         // At once, and beside what the others write.
         let mut client = n3.client();
         for i in 1..=50 {
@@ -295,7 +295,7 @@ fn a_node_that_only_reads_gets_what_is_written_on_the_new_node() {
 
 /// Before the first change.
 #[test]
-fn who_cannot_be_given_the_changes_of_the_new_node_is_refused() {
+fn join_is_refused_when_a_reader_cannot_get_the_changes() {
     let Some(cluster) = cluster(2, "reader") else {
         return;
     };
@@ -374,7 +374,7 @@ fn who_cannot_be_given_the_changes_of_the_new_node_is_refused() {
 
 /// What was made on the reader goes with the rest, also where the CALL is not told of it any more.
 #[test]
-fn a_reader_is_as_before_when_the_join_fails() {
+fn reader_is_as_before_when_a_join_fails() {
     let Some(cluster) = cluster(2, "reader") else {
         return;
     };

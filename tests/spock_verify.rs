@@ -53,7 +53,7 @@ SELECT spock.repset_add_table('default', 'plain'), spock.repset_add_table('defau
        spock.repset_add_table('default', '\"Od''d \"\"T\"', row_filter := '\"A b\" > ''a''')";
 
 #[test]
-fn verification_compares_what_is_sent() {
+fn verification_compares_only_what_is_sent() {
     if spock::announced().is_none() {
         return;
     }
@@ -134,7 +134,7 @@ fn verification_compares_what_is_sent() {
 
 /// Tables and a column that one member has dropped do not keep the others from being compared.
 #[test]
-fn what_a_member_lacks_is_told_and_the_rest_compared() {
+fn tables_a_member_lacks_are_reported_and_the_rest_compared() {
     if spock::announced().is_none() {
         return;
     }
@@ -194,7 +194,7 @@ fn what_a_member_lacks_is_told_and_the_rest_compared() {
 
 /// A set that sends nothing but what a join could not undo: one member alone, as the tutorial has it.
 #[test]
-fn a_single_member_with_a_filter_and_a_column_list() {
+fn join_to_a_single_member_copies_by_filter_and_columns() {
     if spock::announced().is_none() {
         return;
     }
@@ -348,7 +348,7 @@ fn mesh_with_slots() -> Cluster {
 }
 
 #[test]
-fn a_recovery_slot_gives_what_subscribed_sets_let_through() {
+fn recovery_slot_yields_only_what_subscribed_sets_send() {
     if spock::announced().is_none() {
         return;
     }
@@ -364,7 +364,7 @@ fn a_recovery_slot_gives_what_subscribed_sets_let_through() {
 }
 
 #[test]
-fn what_a_recovery_slot_leaves_out_is_found_by_comparison() {
+fn comparison_finds_what_the_recovery_slot_leaves_out() {
     if spock::announced().is_none() {
         return;
     }

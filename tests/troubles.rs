@@ -57,7 +57,7 @@ const IMPATIENT: &str = "SET zodan.no_progress_timeout = '4s'; SET zodan.connect
 
 /// Not a byte, no reset, no refusal: for a statement that runs this looks like a long one.
 #[test]
-fn a_network_that_stalls_is_noticed_and_told() {
+fn join_fails_when_the_network_stalls() {
     let cluster = scene(2, 3, |name| match name {
         "n3" => quick(),
         _ => quick().proxy(),
@@ -119,7 +119,7 @@ fn a_network_that_stalls_is_noticed_and_told() {
 }
 
 #[test]
-fn a_stall_that_ends_in_time_does_no_harm() {
+fn join_survives_a_stall_that_ends_in_time() {
     let cluster = scene(2, 3, |name| match name {
         "n1" => quick().proxy(),
         _ => quick(),
@@ -144,7 +144,7 @@ fn a_stall_that_ends_in_time_does_no_harm() {
 
 /// A statement that takes longer than the limit is none that makes no progress: the server works on it.
 #[test]
-fn a_long_statement_of_a_peer_is_no_stall() {
+fn long_statement_of_a_peer_is_no_stall() {
     let cluster = scene(2, 3, |_| quick());
     let (n2, n3) = (cluster.n(2), cluster.n(3));
     let point = "within the new node has the registry";
@@ -196,7 +196,7 @@ fn assert_slot_lost(cluster: &Cluster, before: &Fingerprint, failed: &CallFailed
 }
 
 #[test]
-fn a_slot_that_lost_its_wal_ends_the_join() {
+fn join_fails_when_a_slot_lost_its_wal() {
     let cluster = scene(2, 3, |_| quick());
     let before = structure(&cluster.all());
     let (hang, running) = Hang::start(
@@ -212,7 +212,7 @@ fn a_slot_that_lost_its_wal_ends_the_join() {
 
 /// The rows cannot be copied before the lock is given back, which is after the CALL has failed.
 #[test]
-fn a_slot_that_lost_its_wal_is_noticed_while_the_copy_runs() {
+fn slot_that_lost_its_wal_is_noticed_during_the_copy() {
     let cluster = scene(2, 3, |_| quick());
     let before = structure(&cluster.all());
     let (hang, running) = Hang::start(
@@ -233,7 +233,7 @@ fn a_slot_that_lost_its_wal_is_noticed_while_the_copy_runs() {
 }
 
 #[test]
-fn a_source_that_falls_behind_its_peers_is_named() {
+fn join_fails_when_the_source_falls_behind_its_peers() {
     let cluster = scene(2, 3, |_| quick());
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let before = structure(&cluster.all());
@@ -281,7 +281,7 @@ fn take_connections(server: &Server) -> Vec<Client> {
 }
 
 #[test]
-fn a_source_that_is_out_of_connections_is_named() {
+fn join_fails_when_the_source_is_out_of_connections() {
     let cluster = scene(2, 3, |_| quick().set("max_connections", "25"));
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let before = structure(&cluster.all());
@@ -330,7 +330,7 @@ fn give_workers_back(server: &Server, holder: Client) {
 }
 
 #[test]
-fn a_server_that_is_out_of_worker_processes_is_named() {
+fn join_fails_when_a_server_is_out_of_worker_processes() {
     let cluster = scene(2, 3, |_| quick().set("max_worker_processes", "12"));
     let n3 = cluster.n(3);
     for (short, point, message) in [
@@ -361,7 +361,7 @@ fn a_server_that_is_out_of_worker_processes_is_named() {
 
 /// A limit on the size of files stands for the full disk: it needs nobody's leave, and fails the same writes.
 #[test]
-fn a_new_node_that_cannot_store_the_rows_is_named() {
+fn join_fails_when_the_new_node_cannot_store_the_rows() {
     let cluster = scene(2, 3, |_| quick());
     let n3 = cluster.n(3);
     let before = structure(&cluster.all());
@@ -382,7 +382,7 @@ fn a_new_node_that_cannot_store_the_rows_is_named() {
 
 /// The rows are of a size that the worker of the copy cannot hold.
 #[test]
-fn a_new_node_without_memory_for_the_rows_is_named() {
+fn join_fails_when_the_new_node_lacks_memory_for_the_rows() {
     let cluster = scene(2, 3, |_| quick());
     let n3 = cluster.n(3);
     for node in cluster.first(2) {
@@ -422,7 +422,7 @@ fn assert_held(failed: &CallFailed, holder: &str) {
 
 /// From different sources, so that neither comes to the other's lock first by chance.
 #[test]
-fn of_two_joins_at_the_same_time_one_gets_through() {
+fn one_of_two_joins_at_the_same_time_is_refused() {
     let cluster = scene(2, 4, |_| quick());
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     let calls = [(n3, n1, "zodan add_node n4"), (n4, n2, "zodan add_node n3")];
@@ -454,7 +454,7 @@ fn of_two_joins_at_the_same_time_one_gets_through() {
 }
 
 #[test]
-fn a_source_that_is_leaving_is_no_source() {
+fn join_is_refused_when_the_source_is_being_removed() {
     let cluster = scene(3, 4, |_| quick());
     let [n1, n2, _, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     let join = Call::of(n4, n1).sql();
@@ -488,7 +488,7 @@ fn fingerprint_of_locks(cluster: &Cluster) -> Vec<String> {
 
 /// A lock that a session of somebody else holds on a table of ours is no reason to wait for ever.
 #[test]
-fn a_lock_that_others_hold_ends_the_wait() {
+fn join_fails_when_another_session_keeps_a_lock() {
     let cluster = Cluster::start_with(3, &quick());
     cluster.form_mesh(3, "CREATE TABLE item (id integer PRIMARY KEY)");
     let (n1, n2) = (cluster.n(1), cluster.n(2));

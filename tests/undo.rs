@@ -77,7 +77,7 @@ struct Gate<'a> {
 }
 
 impl<'a> Gate<'a> {
-    fn held(server: &'a Server, name: &'static str) -> Gate<'a> {
+    fn close(server: &'a Server, name: &'static str) -> Gate<'a> {
         set_gate(server, name, "held");
         let mut holder = server.client_named("gate");
         holder
@@ -177,7 +177,7 @@ fn allow(server: &Server) {
 }
 
 #[test]
-fn the_structure_cannot_be_restored() {
+fn join_is_undone_when_the_structure_cannot_be_restored() {
     let cluster = scene();
     let n3 = cluster.n(3);
     for tag in ["CREATE TABLE", "CREATE TYPE", "CREATE INDEX", "ALTER TABLE"] {
@@ -210,7 +210,7 @@ fn the_structure_cannot_be_restored() {
 }
 
 #[test]
-fn the_data_cannot_be_copied() {
+fn join_is_undone_when_the_data_cannot_be_copied() {
     let cluster = scene();
     let n3 = cluster.n(3);
     set_gate(n3, "data", "shut");
@@ -225,7 +225,7 @@ fn the_data_cannot_be_copied() {
 /// What the database of the new node had of its own is left: an empty schema that the source has too, a
 /// function, grants and settings.
 #[test]
-fn what_was_there_before_stays() {
+fn undo_keeps_what_was_there_before() {
     let cluster = scene();
     let n3 = cluster.n(3);
     n3.sql(
@@ -258,7 +258,7 @@ fn what_was_there_before_stays() {
 }
 
 #[test]
-fn the_new_node_cannot_subscribe() {
+fn join_is_undone_when_the_new_node_cannot_subscribe() {
     let cluster = scene();
     forbid(cluster.n(3), "CREATE SUBSCRIPTION");
     let before = fingerprint(&cluster.all());
@@ -276,7 +276,7 @@ fn the_new_node_cannot_subscribe() {
 }
 
 #[test]
-fn a_member_cannot_subscribe_to_the_new_node() {
+fn join_is_undone_when_a_member_cannot_subscribe() {
     let cluster = scene();
     for member in cluster.first(2) {
         forbid(member, "CREATE SUBSCRIPTION");
@@ -298,7 +298,7 @@ fn a_member_cannot_subscribe_to_the_new_node() {
 
 /// The last phase: all subscriptions are there, but the changes of the new node do not arrive on n2.
 #[test]
-fn the_proof_fails() {
+fn join_is_undone_when_its_verification_fails() {
     let cluster = scene();
     let n2 = cluster.n(2);
     n2.sql(
@@ -328,7 +328,7 @@ fn the_proof_fails() {
 
 /// A source that was no node before is none afterwards.
 #[test]
-fn the_first_join_of_a_cluster() {
+fn undo_of_the_first_join_leaves_no_cluster() {
     let cluster = Cluster::start_with(2, &quick());
     cluster.create_extension();
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -360,7 +360,7 @@ fn the_first_join_of_a_cluster() {
 
 /// Writers on both members do not notice a join that fails, and lose nothing.
 #[test]
-fn applications_go_on() {
+fn applications_do_not_notice_a_join_that_fails() {
     let cluster = scene();
     let n3 = cluster.n(3);
     let load = Load::start(&cluster.first(2));
@@ -389,7 +389,7 @@ fn applications_go_on() {
 }
 
 #[test]
-fn a_peer_crashes_and_stays_down() {
+fn join_is_undone_when_a_peer_crashes_and_stays_down() {
     let cluster = scene();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let reachable = [n1, n3];
@@ -432,7 +432,7 @@ fn a_peer_crashes_and_stays_down() {
 }
 
 #[test]
-fn a_peer_restarts_meanwhile() {
+fn join_is_undone_when_a_peer_restarts() {
     let cluster = scene();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
     let before = fingerprint(&cluster.all());
@@ -452,7 +452,7 @@ fn a_peer_restarts_meanwhile() {
 
 /// All connections to the source are reset while rows are being copied.
 #[test]
-fn the_source_is_severed_during_the_copy() {
+fn join_is_undone_when_the_source_is_cut_off_during_the_copy() {
     let cluster = scene_with(|name| match name {
         "n1" => quick().proxy(),
         _ => quick(),
@@ -460,7 +460,7 @@ fn the_source_is_severed_during_the_copy() {
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     for gate in ["data", "index"] {
         let before = fingerprint(&cluster.all());
-        let gate = Gate::held(n3, gate);
+        let gate = Gate::close(n3, gate);
         // A second worker might be about to connect, which is another error.
         let one = "SET zodan.copy_jobs = 1";
         let running = Running::start_after(n3, one, &call(&cluster));
@@ -478,7 +478,7 @@ fn the_source_is_severed_during_the_copy() {
 
 /// The network to the source is gone without a word, and somebody gives up waiting.
 #[test]
-fn ctrl_c_when_the_source_does_not_answer() {
+fn ctrl_c_ends_the_wait_for_a_source_that_does_not_answer() {
     let cluster = scene_with(|name| match name {
         "n1" => quick().proxy(),
         _ => quick(),
@@ -560,7 +560,7 @@ const CREATING: &str = "SELECT count(*) FROM pg_stat_activity
     WHERE state = 'active' AND application_name LIKE 'zodan%' AND query LIKE '%pg_create_logical_replication_slot%'";
 
 #[test]
-fn ctrl_c_before_the_copy() {
+fn ctrl_c_before_the_copy_undoes_the_join() {
     let cluster = scene();
     let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
 
@@ -607,11 +607,11 @@ fn ctrl_c_before_the_copy() {
 }
 
 #[test]
-fn ctrl_c_during_the_copy() {
+fn ctrl_c_during_the_copy_undoes_the_join() {
     let cluster = scene();
     let n3 = cluster.n(3);
     for name in ["data", "index"] {
-        let gate = Gate::held(n3, name);
+        let gate = Gate::close(n3, name);
         let before = fingerprint(&cluster.all());
         let running = Running::start(n3, &call(&cluster));
         gate.wait();
@@ -622,7 +622,7 @@ fn ctrl_c_during_the_copy() {
 }
 
 #[test]
-fn ctrl_c_while_the_new_node_is_attached() {
+fn ctrl_c_while_nodes_subscribe_undoes_the_join() {
     let cluster = scene();
     let n3 = cluster.n(3);
     let before = fingerprint(&cluster.all());
@@ -681,7 +681,7 @@ fn ctrl_c_is_noticed_at_once() {
     writer.batch_execute("ROLLBACK").expect("end the writer");
 
     for (gate, what) in [("data", "the copy workers"), ("index", "pg_restore")] {
-        let gate = Gate::held(n3, gate);
+        let gate = Gate::close(n3, gate);
         let copying = noticed(&cluster, || {
             let running = Running::start(n3, &call);
             gate.wait();
@@ -726,7 +726,7 @@ fn assert_cleaned_up_by_the_next(cluster: &Cluster) {
 }
 
 #[test]
-fn the_backend_is_terminated_before_the_copy() {
+fn join_terminated_before_the_copy_is_undone_by_the_next_call() {
     let cluster = scene();
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let mut writer = open_writer(n1);
@@ -739,10 +739,10 @@ fn the_backend_is_terminated_before_the_copy() {
 }
 
 #[test]
-fn the_backend_is_terminated_during_the_copy() {
+fn join_terminated_during_the_copy_is_undone_by_the_next_call() {
     let cluster = scene();
     let n3 = cluster.n(3);
-    let gate = Gate::held(n3, "data");
+    let gate = Gate::close(n3, "data");
     let running = Running::start(n3, &call(&cluster));
     gate.wait();
     n3.sql(&format!("SELECT pg_terminate_backend({})", running.pid));
@@ -753,11 +753,11 @@ fn the_backend_is_terminated_during_the_copy() {
 
 /// SIGKILL: the server of the new node ends all its sessions and recovers.
 #[test]
-fn the_backend_is_killed_during_the_copy() {
+fn join_killed_during_the_copy_is_undone_by_the_next_call() {
     for gate in ["data", "index"] {
         let cluster = scene();
         let n3 = cluster.n(3);
-        let gate = Gate::held(n3, gate);
+        let gate = Gate::close(n3, gate);
         let running = Running::start(n3, &call(&cluster));
         gate.wait();
         n3.kill_backend(running.pid);
@@ -770,10 +770,10 @@ fn the_backend_is_killed_during_the_copy() {
 
 /// The new node is a member for everybody by now; only the proof was missing.
 #[test]
-fn the_backend_is_killed_at_the_end() {
+fn join_killed_at_its_end_is_undone_by_the_next_call() {
     let cluster = scene();
     let (n2, n3) = (cluster.n(2), cluster.n(3));
-    let gate = Gate::held(n3, "data");
+    let gate = Gate::close(n3, "data");
     let running = Running::start(n3, &call(&cluster));
     gate.wait();
     // Markers of others do not arrive on n2.
@@ -809,10 +809,10 @@ fn the_backend_is_killed_at_the_end() {
 
 /// The new node's server loses its power, and the whole CALL with it.
 #[test]
-fn the_new_node_crashes() {
+fn join_is_undone_by_the_next_call_when_the_new_node_crashes() {
     let cluster = scene();
     let n3 = cluster.n(3);
-    let gate = Gate::held(n3, "data");
+    let gate = Gate::close(n3, "data");
     let running = Running::start(n3, &call(&cluster));
     gate.wait();
     n3.crash();
@@ -856,7 +856,7 @@ fn assert_resumed(cluster: &Cluster, before: &Fingerprint) {
 }
 
 #[test]
-fn the_watchdog_resumes_apply_when_its_coordinator_is_gone() {
+fn watchdog_resumes_apply_when_its_coordinator_is_gone() {
     let cluster = scene();
     let n1 = cluster.n(1);
     let before = fingerprint(&cluster.all());
@@ -877,7 +877,7 @@ fn the_watchdog_resumes_apply_when_its_coordinator_is_gone() {
 }
 
 #[test]
-fn the_watchdog_has_a_time_limit() {
+fn watchdog_resumes_apply_after_its_time_limit() {
     let cluster = scene();
     let n1 = cluster.n(1);
     let before = fingerprint(&cluster.all());
@@ -921,7 +921,7 @@ fn join_in_its_pause(cluster: &Cluster) -> (Running, Client) {
 }
 
 #[test]
-fn the_coordinator_is_killed_during_the_pause() {
+fn apply_resumes_when_the_coordinator_is_killed_in_the_pause() {
     let cluster = scene();
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let (running, mut young) = join_in_its_pause(&cluster);
@@ -943,7 +943,7 @@ fn the_coordinator_is_killed_during_the_pause() {
 }
 
 #[test]
-fn ctrl_c_during_the_pause() {
+fn ctrl_c_during_the_pause_resumes_apply() {
     let cluster = scene();
     let n1 = cluster.n(1);
     let before = fingerprint(&cluster.all());
@@ -959,7 +959,7 @@ fn ctrl_c_during_the_pause() {
 /// The source's server crashes in the pause: nobody there is left to resume, so the next CALL does it, and the
 /// failed one says so.
 #[test]
-fn the_source_crashes_during_the_pause() {
+fn next_call_resumes_apply_when_the_source_crashed_in_the_pause() {
     let cluster = scene();
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let (running, _young) = join_in_its_pause(&cluster);
@@ -983,7 +983,7 @@ fn the_source_crashes_during_the_pause() {
 
 /// The node of the CALL is lost too, and its journal with it: the node worker of the source is who resumes.
 #[test]
-fn the_source_and_the_coordinator_are_lost_during_the_pause() {
+fn node_worker_resumes_apply_when_source_and_coordinator_crashed() {
     let cluster = scene_with(|name| match name {
         "n1" => quick().set("shared_preload_libraries", "zodan"),
         _ => quick(),

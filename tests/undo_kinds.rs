@@ -81,7 +81,7 @@ fn runs(server: &Server) -> String {
 }
 
 #[test]
-fn one_of_every_kind() {
+fn undo_drops_objects_of_every_kind() {
     let cluster = pair(ZOO);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
     let classes = "pg_class pg_type pg_proc pg_operator pg_opclass pg_opfamily pg_collation pg_conversion pg_ts_config
@@ -122,7 +122,7 @@ fn one_of_every_kind() {
 
 /// What a restore grants and revokes of objects that it finds.
 #[test]
-fn rights_on_what_was_there() {
+fn undo_restores_rights_on_what_was_there() {
     const HSTORE: &str = "CREATE SCHEMA mine; CREATE EXTENSION hstore SCHEMA mine;";
     let cluster = pair(&format!(
         "{HSTORE}
@@ -159,7 +159,7 @@ fn fail_after(cluster: &Cluster, meanwhile: &str) -> lab::CallFailed {
 }
 
 #[test]
-fn what_others_made_meanwhile() {
+fn undo_keeps_what_others_made_meanwhile() {
     let cluster = pair(
         "CREATE SCHEMA app; CREATE TABLE app.item (id int PRIMARY KEY); CREATE TABLE app.part (id int PRIMARY KEY);
          CREATE TABLE late (id int PRIMARY KEY)",
@@ -237,7 +237,7 @@ fn what_others_made_meanwhile() {
 
 /// Something of the new node's own keeps the undo from dropping a table: it ends, and says which and why.
 #[test]
-fn what_cannot_be_dropped() {
+fn undo_reports_what_it_cannot_drop() {
     let cluster =
         pair("CREATE TABLE item (id int PRIMARY KEY); CREATE TABLE part (id int PRIMARY KEY)");
     let (n1, n2) = (cluster.n(1), cluster.n(2));
@@ -258,7 +258,7 @@ fn what_cannot_be_dropped() {
 
 /// A change that the source refused was not made, so nothing is taken back.
 #[test]
-fn what_was_never_changed() {
+fn undo_leaves_what_was_never_changed() {
     let cluster = Cluster::start_with(2, &quick());
     cluster.create_extension();
     let (n1, n2) = (cluster.n(1), cluster.n(2));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Over, quick, rounds, wait_mesh};
+use common::{StopOnDrop, quick, rounds, wait_mesh};
 use lab::{Cluster, Server, add_node, assert_same_content, wait_quiet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -42,7 +42,7 @@ fn cluster(delay: f64) -> Cluster {
 fn under_conflicts<T>(nodes: [&Server; 2], delay: f64, meanwhile: impl FnOnce() -> T) -> T {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let end = Over(&over);
+        let end = StopOnDrop(&over);
         for (seed, node) in nodes.into_iter().enumerate() {
             let over = &over;
             scope.spawn(move || {
@@ -108,16 +108,16 @@ fn no_join_differs(delay: f64, joins: usize) {
 }
 
 #[test]
-fn no_join_differs_where_the_source_keeps_up() {
+fn contents_are_equal_after_a_join_when_the_source_keeps_up() {
     no_join_differs(0.0, rounds(4));
 }
 
 #[test]
-fn no_join_differs_where_the_source_lags_by_a_second() {
+fn contents_are_equal_after_a_join_when_the_source_lags_by_a_second() {
     no_join_differs(1.0, rounds(2));
 }
 
 #[test]
-fn no_join_differs_where_the_source_lags_by_five_seconds() {
+fn contents_are_equal_after_a_join_when_the_source_lags_by_five_seconds() {
     no_join_differs(5.0, rounds(1));
 }

@@ -56,7 +56,7 @@ pub fn journalled(node: &Server) -> Vec<String> {
 }
 
 /// Asks for the plan of `call`, runs it, and panics unless the run did what was planned, step for step.
-pub fn follow(node: &Server, call: &str) -> Called {
+pub fn assert_run_follows_plan(node: &Server, call: &str) -> Called {
     let plan = planned(node, call);
     assert!(!plan.is_empty(), "nothing is planned: {call}");
     assert_eq!(

@@ -1,6 +1,9 @@
-//! A join of a Spock cluster that is refused before the first change.
+//! Joins that are refused before the first change, and what is compared around them.
 
+use super::{Call, Fingerprint, assert_failed, fingerprint, runs};
+use lab::postgres::Client;
 use lab::{CallFailed, Cluster, Server, add_node};
+use std::time::Duration;
 
 /// What a join makes, on one node, as one text.
 fn traces(node: &Server) -> String {
@@ -53,4 +56,52 @@ pub fn fails(new: &Server, source: &Server) -> CallFailed {
 
 pub fn joins(new: &Server, source: &Server) {
     add_node(new, new.name(), source, source.name()).unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// What is compared around every refusal.
+pub struct Before<'a> {
+    servers: Vec<&'a Server>,
+    fingerprint: Fingerprint,
+    runs: Vec<Vec<Option<String>>>,
+}
+
+impl<'a> Before<'a> {
+    pub fn of(servers: Vec<&'a Server>) -> Before<'a> {
+        Before {
+            fingerprint: fingerprint(&servers),
+            runs: runs(&servers),
+            servers,
+        }
+    }
+
+    /// Panics unless nothing has changed since.
+    pub fn still(&self) {
+        self.fingerprint.assert_same_now(&self.servers);
+        assert_eq!(
+            self.runs,
+            runs(&self.servers),
+            "a refusal is no run, so it has no place in the journal"
+        );
+    }
+
+    /// Runs `call` on `new`, which must refuse it with nothing changed.
+    pub fn refuses(&self, new: &Server, call: &Call, code: &str, message: &str, hint: &str) {
+        let failed = call.fails_on(new);
+        assert_failed(&failed, code, message, hint);
+        self.still();
+    }
+}
+
+pub fn text(value: impl Into<String>) -> Option<String> {
+    Some(value.into())
+}
+
+/// Runs a statement that is to fail in a session that is there already.
+pub fn fails_in(client: &mut Client, sql: &str) -> CallFailed {
+    let error = client.simple_query(sql).expect_err(sql);
+    CallFailed {
+        error,
+        notices: vec![],
+        elapsed: Duration::ZERO,
+    }
 }

@@ -3,8 +3,8 @@
 
 use crate::common::{Fingerprint, Running, wait_no_sessions};
 use crate::fault_matrix::{
-    Blow, PANICS, ROUNDS, Writers, require_points, select, strike, structure, tell, told, watched,
-    work_through,
+    Injection, PANICS, ROUNDS_PER_CLUSTER, Writers, failpoints_in, inject, print_line,
+    require_points, select, structure, with_watchdog, work_through,
 };
 use lab::{CallFailed, Called, Cluster, Server, load, quote_literal, wait_quiet};
 use std::fmt;
@@ -134,7 +134,7 @@ impl fmt::Display for Case {
 }
 
 /// Three nodes, and n4.
-struct World {
+struct FaultCluster {
     engine: &'static dyn Engine,
     cluster: Arc<Cluster>,
     /// The three as they are without n4.
@@ -142,12 +142,12 @@ struct World {
     slowest: Arc<Mutex<Duration>>,
 }
 
-impl World {
-    fn new(engine: &'static dyn Engine, slowest: &Arc<Mutex<Duration>>) -> World {
+impl FaultCluster {
+    fn new(engine: &'static dyn Engine, slowest: &Arc<Mutex<Duration>>) -> FaultCluster {
         let cluster = engine.start(&format!("{}{CONTENT}", load::SCHEMA));
         require_points(cluster.n(4));
         wait_quiet(&cluster.first(3));
-        let world = World {
+        let world = FaultCluster {
             engine,
             cluster: Arc::new(cluster),
             three: Fingerprint::default(),
@@ -156,7 +156,7 @@ impl World {
         let three = world.with_reader(world.cluster.first(3));
         engine.wait_replicating(&three);
         let three = structure(&three);
-        World { three, ..world }
+        FaultCluster { three, ..world }
     }
 
     fn n(&self, number: usize) -> &Server {
@@ -205,7 +205,7 @@ impl World {
         self.before(way);
         let arm = "SET zodan.failpoint = 'list'";
         let call = Running::start_after(self.here(way), arm, &self.call(way));
-        told(&call.succeeds().notices)
+        failpoints_in(&call.succeeds().notices)
     }
 
     fn reader(&self) -> Option<&Server> {
@@ -222,13 +222,13 @@ impl World {
     fn undo_points(&self, way: Way) -> Vec<String> {
         let arm = format!("SET zodan.failpoint = 'list; error {}'", way.last_undone());
         let call = Running::start_after(self.here(way), &arm, &self.call(way));
-        let mut points = told(&call.fails().notices);
+        let mut points = failpoints_in(&call.fails().notices);
         points.retain(|point| point.starts_with("within the undo, "));
         points
     }
 
     /// Panics if the database of n4 is a node in any respect.
-    fn assert_left(&self) {
+    fn assert_n4_is_no_node(&self) {
         wait_no_sessions(&[self.n(4)]);
         assert_eq!(self.n(4).value(self.engine.left()), "");
     }
@@ -255,15 +255,15 @@ impl World {
             Way::Removal | Way::OwnRemoval => &members[..],
         };
         let all = self.with_reader(members.clone());
-        let before = self.tells_the_end(case).then(|| structure(&all));
+        let before = self.reports_the_end(case).then(|| structure(&all));
         let load = Writers::start(writing);
         load.wait_commits(2, |_| true);
-        let outcome = self.strike(case);
+        let outcome = self.inject(case);
         let crashed = self.crashed(case);
         // The others go on, whatever state the run is in.
         load.wait_commits(2, |node| Some(node) != crashed && node != "n4");
         if let (Err(failed), Some(before)) = (&outcome, &before) {
-            self.assert_true(case, failed, before, crashed);
+            self.assert_error_is_accurate(case, failed, before, crashed);
         }
         self.bring_back(case.fault);
         if outcome.is_err() {
@@ -292,24 +292,24 @@ impl World {
     }
 
     /// Runs the CALL into the fault.
-    fn strike(&self, case: &Case) -> Result<Called, CallFailed> {
+    fn inject(&self, case: &Case) -> Result<Called, CallFailed> {
         let before = match case.fault {
             Fault::KilledUndoing => format!("error {}; ", case.way.last_undone()),
             _ => String::new(),
         };
-        let blow = match case.fault {
-            Fault::Error => Blow::Error,
-            Fault::Cancelled => Blow::Cancel,
-            Fault::Killed | Fault::KilledUndoing => Blow::Kill,
-            Fault::Panicked => Blow::Panic,
-            Fault::SubjectCrashed => Blow::Elsewhere(Box::new(|| self.n(4).crash())),
-            Fault::FirstCrashed => Blow::Elsewhere(Box::new(|| self.n(1).crash())),
-            Fault::PeerCrashed => Blow::Elsewhere(Box::new(|| self.n(2).crash())),
-            Fault::ReaderCrashed => Blow::Elsewhere(Box::new(|| self.n(5).crash())),
-            Fault::PeerSevered => Blow::Elsewhere(Box::new(|| self.n(2).sever())),
+        let injection = match case.fault {
+            Fault::Error => Injection::Error,
+            Fault::Cancelled => Injection::Cancel,
+            Fault::Killed | Fault::KilledUndoing => Injection::Kill,
+            Fault::Panicked => Injection::Panic,
+            Fault::SubjectCrashed => Injection::Elsewhere(Box::new(|| self.n(4).crash())),
+            Fault::FirstCrashed => Injection::Elsewhere(Box::new(|| self.n(1).crash())),
+            Fault::PeerCrashed => Injection::Elsewhere(Box::new(|| self.n(2).crash())),
+            Fault::ReaderCrashed => Injection::Elsewhere(Box::new(|| self.n(5).crash())),
+            Fault::PeerSevered => Injection::Elsewhere(Box::new(|| self.n(2).sever())),
         };
         let (here, call) = (self.here(case.way), self.call(case.way));
-        strike(here, &call, &before, &case.point, blow)
+        inject(here, &call, &before, &case.point, injection)
     }
 
     /// The node whose server went down. A backend that is killed takes all others with it.
@@ -342,12 +342,12 @@ impl World {
     }
 
     /// Whether the CALL's own server lives on, so that the error is the product's word on how the run ended.
-    fn tells_the_end(&self, case: &Case) -> bool {
+    fn reports_the_end(&self, case: &Case) -> bool {
         self.crashed(case) != Some(self.here(case.way).name())
     }
 
     /// Panics unless the nodes that can be reached are as they were, save what the error says is left.
-    fn assert_true(
+    fn assert_error_is_accurate(
         &self,
         case: &Case,
         failed: &CallFailed,
@@ -394,7 +394,7 @@ impl fmt::Display for Round {
     }
 }
 
-impl crate::fault_matrix::World for World {
+impl crate::fault_matrix::FaultRounds for FaultCluster {
     type Round = Round;
 
     fn cluster(&self) -> &Arc<Cluster> {
@@ -405,18 +405,18 @@ impl crate::fault_matrix::World for World {
         if self.engine.changes_members() {
             1
         } else {
-            ROUNDS
+            ROUNDS_PER_CLUSTER
         }
     }
 
-    fn go(&mut self, round: &Round) {
+    fn run_round(&mut self, round: &Round) {
         for (case, way) in [(&round.join, Way::Join), (&round.removal, Way::Removal)] {
             match case {
                 Some(case) => self.try_case(case),
                 None => drop(self.run(way)),
             }
         }
-        self.assert_left();
+        self.assert_n4_is_no_node();
         if !self.engine.changes_members() {
             let rest = self.with_reader(self.cluster.first(3));
             self.three.assert_same(&structure(&rest));
@@ -437,8 +437,8 @@ pub fn try_all(engine: &'static dyn Engine, parts: Option<&[&str]>) {
     faults.extend(engine.reader().map(|_| Fault::ReaderCrashed));
     let began = Instant::now();
     let slowest: Arc<Mutex<Duration>> = Arc::default();
-    let new = || World::new(engine, &slowest);
-    let points = watched(new, |world| {
+    let new = || FaultCluster::new(engine, &slowest);
+    let points = with_watchdog(new, |world| {
         let points = |way: &Way| {
             if *way == Way::OwnRemoval {
                 engine.renew(world.n(4));
@@ -481,14 +481,14 @@ pub fn try_all(engine: &'static dyn Engine, parts: Option<&[&str]>) {
         .map(|(join, removal)| Round { join, removal });
     work_through(rounds.collect(), engine.clusters(), new);
     for ((way, points, undo), cases) in points.iter().zip(counts) {
-        tell(&format!(
+        print_line(&format!(
             "{way:?}: {} points with {} faults each, {} more in the undo: {cases} cases, 0 lost rows, 0 left-overs",
             points.len(),
             faults.len(),
             undo.len(),
         ));
     }
-    tell(&format!(
+    print_line(&format!(
         "slowest write on a node that was not touched: {:.1?}; all of it took {:.0?}",
         slowest.lock().unwrap(),
         began.elapsed()

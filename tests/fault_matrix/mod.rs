@@ -24,27 +24,27 @@ use std::time::{Duration, Instant};
 pub const PANICS: usize = 10;
 
 /// A cluster is replaced after so many rounds: what the writers leave makes every round longer.
-pub const ROUNDS: usize = 40;
+pub const ROUNDS_PER_CLUSTER: usize = 40;
 
 /// A round takes a few seconds. Each of its waits has an end, but a CALL may wait without one if it is at fault.
-const ROUND: Duration = Duration::from_secs(300);
+const ROUND_LIMIT: Duration = Duration::from_secs(300);
 
 /// No write on a node that was not touched itself took longer, on a machine with other things to do.
 const SLOWEST_WRITE: Duration = Duration::from_secs(10);
 
 /// A cluster that goes through rounds.
-pub trait World {
+pub trait FaultRounds {
     type Round: fmt::Display + Send;
 
     fn cluster(&self) -> &Arc<Cluster>;
 
     /// For how many rounds a cluster is used.
     fn rounds(&self) -> usize {
-        ROUNDS
+        ROUNDS_PER_CLUSTER
     }
 
     /// Panics where the product fails. What a round leaves behind is found there too.
-    fn go(&mut self, round: &Self::Round);
+    fn run_round(&mut self, round: &Self::Round);
 }
 
 /// Those of `cases` that are to be tried: every `sample`th, or what `ZODAN_FAULTS` selects.
@@ -77,7 +77,7 @@ pub fn require_points(server: &Server) {
 }
 
 /// What happens to a CALL at a point.
-pub enum Blow<'a> {
+pub enum Injection<'a> {
     Error,
     Kill,
     Panic,
@@ -86,19 +86,20 @@ pub enum Blow<'a> {
     Elsewhere(Box<dyn FnOnce() + 'a>),
 }
 
-/// Runs `call` on `here` into the blow at `point`; `before` is what `zodan.failpoint` has to do earlier, if anything.
-pub fn strike(
+/// Runs `call` on `here`, and injects a fault at `point`; `before` is what `zodan.failpoint` has to do earlier, if
+/// anything.
+pub fn inject(
     here: &Server,
     call: &str,
     before: &str,
     point: &str,
-    blow: Blow,
+    injection: Injection,
 ) -> Result<Called, CallFailed> {
-    let action = match blow {
-        Blow::Error => "error",
-        Blow::Kill => "kill",
-        Blow::Panic => "panic",
-        Blow::Cancel | Blow::Elsewhere(_) => "hang",
+    let action = match injection {
+        Injection::Error => "error",
+        Injection::Kill => "kill",
+        Injection::Panic => "panic",
+        Injection::Cancel | Injection::Elsewhere(_) => "hang",
     };
     let arm = format!(
         "SET zodan.failpoint = {}",
@@ -110,24 +111,24 @@ pub fn strike(
         held.wait(&call);
         (held, call)
     };
-    match blow {
-        Blow::Cancel => {
+    match injection {
+        Injection::Cancel => {
             // Released meanwhile, it might go on for a while before it sees the cancel request.
             let (_held, call) = hang();
             call.cancel();
             call.join()
         }
-        Blow::Elsewhere(happen) => {
+        Injection::Elsewhere(happen) => {
             let (held, call) = hang();
             happen();
             held.release();
             call.join()
         }
-        Blow::Error | Blow::Kill | Blow::Panic => {
+        Injection::Error | Injection::Kill | Injection::Panic => {
             let outcome = Running::start_after(here, &arm, call).join();
             match &outcome {
                 Ok(_) => panic!("the point was not reached"),
-                Err(failed) if matches!(blow, Blow::Error) => {
+                Err(failed) if matches!(injection, Injection::Error) => {
                     assert_eq!(failed.message(), format!("fault: {point}"), "{failed}");
                 }
                 Err(failed) => assert!(["", "XX000"].contains(&failed.code()), "{failed}"),
@@ -137,8 +138,8 @@ pub fn strike(
     }
 }
 
-/// Runs `body` in a new world, watched.
-pub fn watched<W: World, T>(new: impl Fn() -> W, body: impl FnOnce(&mut W) -> T) -> T {
+/// Runs `body` with a new cluster, watched.
+pub fn with_watchdog<W: FaultRounds, T>(new: impl Fn() -> W, body: impl FnOnce(&mut W) -> T) -> T {
     let watch = Watch::new();
     watch.begin("the runs without a fault".into());
     let mut world = new();
@@ -149,7 +150,11 @@ pub fn watched<W: World, T>(new: impl Fn() -> W, body: impl FnOnce(&mut W) -> T)
 }
 
 /// Works through the rounds with so many clusters side by side. Panics with those that failed.
-pub fn work_through<W: World>(rounds: Vec<W::Round>, clusters: usize, new: impl Fn() -> W + Sync) {
+pub fn work_through<W: FaultRounds>(
+    rounds: Vec<W::Round>,
+    clusters: usize,
+    new: impl Fn() -> W + Sync,
+) {
     let open = Mutex::new(VecDeque::from(rounds));
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -166,7 +171,7 @@ pub fn work_through<W: World>(rounds: Vec<W::Round>, clusters: usize, new: impl 
     );
 }
 
-fn work<W: World>(
+fn work<W: FaultRounds>(
     open: &Mutex<VecDeque<W::Round>>,
     new: &impl Fn() -> W,
     failed: &Mutex<Vec<String>>,
@@ -189,12 +194,12 @@ fn work<W: World>(
             let (world, rounds) = world.get_or_insert_with(|| (new(), 0));
             *rounds += 1;
             watch.in_cluster(world.cluster());
-            world.go(&round);
+            world.run_round(&round);
         }));
         watch.end();
         match outcome {
             Ok(()) if std::env::var_os("ZODAN_FAULTS").is_some() => {
-                tell(&format!("{:5.1?} {round}", began.elapsed()));
+                print_line(&format!("{:5.1?} {round}", began.elapsed()));
             }
             Ok(()) => {}
             Err(panic) => {
@@ -204,7 +209,7 @@ fn work<W: World>(
                     .cloned()
                     .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
                     .unwrap_or_default();
-                tell(&format!("FAILED {round}\n{why}"));
+                print_line(&format!("FAILED {round}\n{why}"));
                 failed.lock().unwrap().push(format!("{round}\n{why}"));
             }
         }
@@ -226,7 +231,7 @@ impl Watch {
         let seen = Arc::downgrade(&watch.0);
         thread::spawn(move || {
             while let Some(round) = seen.upgrade() {
-                look(&round.lock().unwrap());
+                abort_if_stuck(&round.lock().unwrap());
                 drop(round);
                 thread::sleep(POLL);
             }
@@ -254,20 +259,20 @@ impl Watch {
 }
 
 /// Ends the program, and thereby its servers, if the round does not end.
-fn look(round: &Option<Round>) {
+fn abort_if_stuck(round: &Option<Round>) {
     if let Some(round) = round
-        && round.began.elapsed() > ROUND
+        && round.began.elapsed() > ROUND_LIMIT
     {
-        tell(&format!("DOES NOT END {}", round.names));
+        print_line(&format!("DOES NOT END {}", round.names));
         for server in round.cluster.iter().flat_map(|cluster| cluster.all()) {
-            tell(&server.activity());
+            print_line(&server.activity());
         }
         std::process::exit(101);
     }
 }
 
-/// The points that a run has told, each once.
-pub fn told(notices: &[Notice]) -> Vec<String> {
+/// The points that a run has failpoints_in, each once.
+pub fn failpoints_in(notices: &[Notice]) -> Vec<String> {
     let mut points: Vec<String> = vec![];
     for notice in notices {
         if let Some(point) = notice.message.strip_prefix("fault point: ")
@@ -330,6 +335,6 @@ impl Writers {
 }
 
 /// Past the capture of the test harness: the line is wanted when all is well.
-pub fn tell(line: &str) {
+pub fn print_line(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
