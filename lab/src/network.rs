@@ -93,10 +93,38 @@ impl Network {
         }
     }
 
-    /// The network is whole again.
+    /// The connections from and to others: by the server's name, and whether it is the one that connects.
+    fn of<'a>(&'a self, name: &'a str, outgoing: bool) -> impl Iterator<Item = &'a Proxy> {
+        let links = self.links.iter();
+        links.filter_map(move |((from, to), (_, proxy))| {
+            let end = if outgoing { from } else { to };
+            (end == name).then_some(proxy)
+        })
+    }
+
+    /// The named server can connect to nobody any more. See [`Network::shield`] for the other direction.
+    pub fn confine(&self, name: &str) {
+        self.of(name, true).for_each(Proxy::cut);
+    }
+
+    /// Resets all connections of the named server with others, once.
+    pub fn sever(&self, name: &str) {
+        self.of(name, true)
+            .chain(self.of(name, false))
+            .for_each(Proxy::sever);
+    }
+
+    /// So many bytes in a second from each of the others to the named server, and from it to each.
+    pub fn limit(&self, name: &str, bytes_per_second: u64) {
+        let links = self.of(name, true).chain(self.of(name, false));
+        links.for_each(|proxy| proxy.limit(Some(bytes_per_second)));
+    }
+
+    /// The network is whole again, and fast.
     pub fn heal(&self) {
         for (_, proxy) in self.links.values() {
             proxy.uncut();
+            proxy.limit(None);
         }
     }
 }

@@ -524,23 +524,37 @@ impl Server {
         }
     }
 
+    /// Stops all of the server's processes where they are, as a machine does that hangs.
+    pub fn freeze(&self) {
+        // The main process first, which would start others anew.
+        send(self.pid(), libc::SIGSTOP);
+        self.children().for_each(|pid| send(pid, libc::SIGSTOP));
+    }
+
+    /// Ends [`Server::freeze`].
+    pub fn thaw(&self) {
+        self.children().for_each(|pid| send(pid, libc::SIGCONT));
+        send(self.pid(), libc::SIGCONT);
+    }
+
+    /// The processes of the server beside its main one.
+    fn children(&self) -> impl Iterator<Item = u32> {
+        let parent = self.pid();
+        let processes = fs::read_dir("/proc").expect("read /proc").flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(move |pid| parent_of(*pid) == Some(parent))
+    }
+
+    /// Whether a process of this number is one of the server's.
+    pub fn has_backend(&self, pid: u32) -> bool {
+        parent_of(pid) == Some(self.pid())
+    }
+
     /// Kills one of the server's backends with SIGKILL, as the kernel's out-of-memory killer would. The
     /// server then ends all sessions and recovers.
     pub fn kill_backend(&self, pid: u32) {
-        let parent = fs::read_to_string(format!("/proc/{pid}/stat"))
-            .ok()
-            // The command's name may hold anything, but ends with the last parenthesis.
-            .and_then(|stat| {
-                stat.rsplit(')')
-                    .next()?
-                    .split_whitespace()
-                    .nth(1)?
-                    .parse::<u32>()
-                    .ok()
-            });
-        assert_eq!(
-            parent,
-            Some(self.pid()),
+        assert!(
+            self.has_backend(pid),
             "process {pid} is not a backend of {}",
             self.name
         );
@@ -672,6 +686,13 @@ impl Server {
             self.name,
             String::from_utf8_lossy(&out.stderr)
         );
+    }
+
+    /// How to connect to another database of the server, under an `application_name`, over the Unix socket.
+    pub fn config_of(&self, application_name: &str, database: &str) -> Config {
+        let mut config = self.config("postgres", database);
+        config.application_name(application_name);
+        config
     }
 
     /// A session whose notices are collected as they arrive.
@@ -949,6 +970,13 @@ impl Home {
             Home::Lasting(dir) => dir,
         }
     }
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name may hold anything, but ends with the last parenthesis.
+    let fields = stat.rsplit(')').next()?;
+    fields.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn send(pid: u32, signal: i32) {

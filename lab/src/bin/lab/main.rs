@@ -5,6 +5,7 @@ mod crash;
 mod demo;
 mod down;
 mod replay;
+mod trial;
 
 use std::panic;
 use std::process::ExitCode;
@@ -24,6 +25,13 @@ usage: lab COMMAND [OPTION]...
                time a recovery beside PostgreSQL's own apply worker
                --scale N    transactions in units of 5000 (10, or SCALE from the environment)
                --rounds N   rounds (3)
+  trial        let everything happen to clusters, at random; Spock's where --spock is given
+               --seed N     the same seed gives the same schedules (1, or SEED from the environment)
+               --minutes N  how long (5, or MINUTES)
+               --rounds N   so many rounds instead
+               --round N    this round alone
+               --without A  without the action of this name; may be repeated
+               --shrink N   minutes to look for a smaller schedule that fails (5)
 
 The servers are those of ZODAN_PG_CONFIG, else PG_CONFIG, else pg_config on the PATH.
 ";
@@ -37,6 +45,7 @@ fn main() -> ExitCode {
         "demo-crash" => crash::run,
         "bench-join" => bench::run,
         "bench-recover" => replay::run,
+        "trial" => trial::run,
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;
@@ -82,6 +91,14 @@ struct Options {
     rows: u64,
     scale: u64,
     rounds: usize,
+    seed: u64,
+    minutes: u64,
+    /// So many rounds of a trial, if not 0.
+    trials: u64,
+    round: Option<u64>,
+    without: Vec<String>,
+    shrink_minutes: u64,
+    spock: bool,
 }
 
 impl Options {
@@ -90,22 +107,51 @@ impl Options {
             rows: 1_000_000,
             scale: 10,
             rounds: 3,
+            seed: 1,
+            minutes: 5,
+            trials: 0,
+            round: None,
+            without: vec![],
+            shrink_minutes: 5,
+            spock: false,
         };
-        if let Ok(scale) = std::env::var("SCALE") {
-            options.scale = number("SCALE", &scale)?;
+        for (name, option) in [
+            ("SCALE", &mut options.scale),
+            ("SEED", &mut options.seed),
+            ("MINUTES", &mut options.minutes),
+        ] {
+            if let Ok(value) = std::env::var(name) {
+                *option = number(name, &value)?;
+            }
         }
         let mut rest = arguments.iter();
         while let Some(name) = rest.next() {
-            let mut value = || {
-                let value = rest
-                    .next()
-                    .ok_or_else(|| format!("{name} needs a number"))?;
-                number(name, value)
+            if (command, &**name) == ("trial", "--spock") {
+                options.spock = true;
+                continue;
+            }
+            if (command, &**name) == ("trial", "--without") {
+                let action = rest.next().ok_or("--without needs the name of an action")?;
+                options.without.push(action.clone());
+                continue;
+            }
+            let text = rest
+                .next()
+                .ok_or_else(|| format!("{name} needs a number"))?;
+            let value = || number(name, text);
+            let from_zero = || {
+                text.parse()
+                    .map_err(|_| format!("{name} is {text:?}, not a number"))
             };
             match (command, &**name) {
                 ("demo", "--rows") => options.rows = value()?,
                 ("bench-join" | "bench-recover", "--scale") => options.scale = value()?,
                 ("bench-join" | "bench-recover", "--rounds") => options.rounds = value()? as usize,
+                ("trial", "--seed") => options.seed = from_zero()?,
+                ("trial", "--minutes") => options.minutes = value()?,
+                ("trial", "--rounds") => options.trials = value()?,
+                ("trial", "--round") => options.round = Some(from_zero()?),
+                ("trial", "--shrink") => options.shrink_minutes = from_zero()?,
                 _ => return Err(format!("{command} knows no {name:?}")),
             }
         }

@@ -1,0 +1,307 @@
+//! What has to be so when a step is over and everything has come to rest.
+
+use super::actions::Judged;
+use super::ledger::Rows;
+use super::schedule::{Engine, Step};
+use super::world::{Node, PASSWORD, World};
+use super::writer::LANE;
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A subscription has come back, and everything is applied, within this time.
+const REST: Duration = Duration::from_secs(60);
+
+/// No write on a node that nobody disturbed takes longer.
+const SLOWEST_WRITE: Duration = Duration::from_secs(10);
+
+/// The only table without a key on Spock.
+const KEYLESS: &str = "trial.keyless";
+
+/// Waits until each member has what was committed on any of them before; `leaving` has no say, where there is one.
+pub fn members_are_quiet(world: &World, group: usize, leaving: Option<usize>) {
+    let members = world.members(group);
+    let dead = world.dead();
+    let alive: Vec<Node> = members
+        .iter()
+        .filter(|number| !dead.contains(number) && leaving != Some(**number))
+        .map(|number| world.node(*number, group))
+        .collect();
+    let tokens: Vec<String> = alive
+        .iter()
+        .flat_map(|node| {
+            node.column("INSERT INTO trial.marker VALUES (gen_random_uuid()) RETURNING token")
+        })
+        .collect();
+    let list = tokens.join("','");
+    let there = format!("SELECT count(*) FROM trial.marker WHERE token IN ('{list}')");
+    let deadline = Instant::now() + REST;
+    for node in &alive {
+        loop {
+            let found = node.try_rows(&there);
+            if matches!(&found, Ok(rows) if rows[0][0] == tokens.len().to_string()) {
+                break;
+            }
+            if Instant::now() > deadline {
+                world.blame(format!(
+                    "{} has {found:?} of {} markers after {REST:?}",
+                    node.name(),
+                    tokens.len()
+                ));
+                for node in &alive {
+                    world.log(&node.server().activity());
+                }
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Judges a group, and takes what it finds as the state from now on. `subject` is who joined or left.
+pub fn judge(world: &World, group: usize, subject: usize, step: &Step) {
+    let unfinished: Vec<_> = match group {
+        0 => vec![],
+        _ => std::mem::take(&mut *world.unfinished.lock().unwrap()),
+    };
+    for finish in unfinished {
+        finish(world);
+    }
+    world.start_writers(group);
+    world.wait_commits(group, 3);
+    world.stop_writers(group, None);
+    world.heal();
+    writes_succeeded(world, group, subject, step);
+    members_are_quiet(world, group, None);
+    members_are_equal(world, group);
+    ledgers_hold(world, group);
+    nothing_is_left(world, group);
+    if group + 1 == world.groups.len() {
+        world.nobody_disturbed();
+    }
+}
+
+fn writes_succeeded(world: &World, group: usize, subject: usize, step: &Step) {
+    let disturbed = world.disturbed();
+    let ddl = step
+        .beside
+        .iter()
+        .any(|beside| beside.action.judged == Judged::MayEndTheCall);
+    for (number, report) in world.take_reports(group) {
+        if disturbed.contains(&number) {
+            continue;
+        }
+        let excused = |code: &str| match code {
+            // A node that leaves takes no writes any more, and its sessions are ended with that reason.
+            "25006" | "57P01" | "" => number == subject || group > 0,
+            // A deadlock with one of the statements beside it: PostgreSQL picks either.
+            "40P01" => ddl,
+            _ => false,
+        };
+        for failure in report
+            .failures
+            .iter()
+            .filter(|failure| !excused(&failure.code))
+        {
+            world.blame(format!(
+                "a write on n{} failed: {}",
+                number + 1,
+                failure.what
+            ));
+        }
+        if report.slowest > SLOWEST_WRITE {
+            world.blame(format!(
+                "a write on n{} took {:.1?}",
+                number + 1,
+                report.slowest
+            ));
+        }
+    }
+}
+
+/// Every table of the trial, with the text of its rows.
+fn content(node: &Node) -> BTreeMap<String, BTreeMap<String, usize>> {
+    let tables = node.column(
+        "SELECT format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+          WHERE nspname = 'trial' AND relkind = 'r' AND relpersistence = 'p' ORDER BY 1",
+    );
+    let rows = |table: String| {
+        let texts = node.column(&format!("SELECT t::text FROM ONLY {table} t"));
+        let mut counts = BTreeMap::new();
+        texts
+            .into_iter()
+            .for_each(|text| *counts.entry(text).or_default() += 1);
+        (table, counts)
+    };
+    tables.into_iter().map(rows).collect()
+}
+
+fn members_are_equal(world: &World, group: usize) {
+    let members = world.members(group);
+    let first = world.node(members[0], group);
+    let want = content(&first);
+    for number in &members[1..] {
+        let node = world.node(*number, group);
+        let have = content(&node);
+        let tables: BTreeSet<&String> = want.keys().chain(have.keys()).collect();
+        for table in tables {
+            let (Some(want), Some(have)) = (want.get(table), have.get(table)) else {
+                world.blame(format!(
+                    "{table} is on one of {} and {} only",
+                    first.name(),
+                    node.name()
+                ));
+                continue;
+            };
+            let rows: BTreeSet<&String> = want.keys().chain(have.keys()).collect();
+            let differing: Vec<String> = rows
+                .into_iter()
+                .filter(|row| want.get(*row) != have.get(*row))
+                .filter(|row| {
+                    let doubled = table == KEYLESS && world.has_doubled_itself();
+                    !(doubled && want.contains_key(*row) && have.contains_key(*row))
+                })
+                .map(|row| {
+                    let count =
+                        |side: &BTreeMap<String, usize>| side.get(row).copied().unwrap_or(0);
+                    let short: String = row.chars().take(100).collect();
+                    format!("{short} ({} times and {})", count(want), count(have))
+                })
+                .collect();
+            if !differing.is_empty() {
+                world.blame(format!(
+                    "{} rows of {table} differ on {} and {}: {}",
+                    differing.len(),
+                    first.name(),
+                    node.name(),
+                    differing[..differing.len().min(5)].join("; ")
+                ));
+            }
+        }
+    }
+}
+
+/// Every acknowledged commit is there exactly once. Of a dead node its first ones are.
+fn ledgers_hold(world: &World, group: usize) {
+    let members = world.members(group);
+    let node = world.node(members[0], group);
+    let mut found: BTreeMap<usize, Rows> = BTreeMap::new();
+    for (kind, of) in world.schedule.kinds.iter().enumerate() {
+        for row in node.rows(of.read) {
+            let (number, version): (i64, i32) = match (row[0].parse(), row[1].parse()) {
+                (Ok(number), Ok(version)) => (number, version),
+                _ => panic!("{}: {row:?}", of.name),
+            };
+            let lane = (number / LANE - 1) as usize;
+            let rows = found.entry(lane).or_default();
+            let again = rows.insert((kind, number % LANE), version).is_some();
+            if again && !(of.read.ends_with(KEYLESS) && world.has_doubled_itself()) {
+                world.blame(format!("row {number} of {} is there twice", of.name));
+            }
+        }
+    }
+    let dead = world.dead();
+    for (number, ledger) in world.ledgers(group) {
+        let found = found.remove(&number).unwrap_or_default();
+        let mut ledger = ledger.lock().unwrap();
+        let wrong = match dead.contains(&number) {
+            false => ledger.wrong(&found),
+            true => match ledger.survived(&found) {
+                Ok(commits) => {
+                    world.log(&format!(
+                        "of n{}, which is dead, {commits} of {} commits are there",
+                        number + 1,
+                        ledger.commits()
+                    ));
+                    vec![]
+                }
+                Err(wrong) => wrong,
+            },
+        };
+        if !wrong.is_empty() {
+            world.blame(format!(
+                "{} rows of the writer on n{} are wrong on {}: {}",
+                wrong.len(),
+                number + 1,
+                node.name(),
+                wrong[..wrong.len().min(5)].join("; ")
+            ));
+        }
+        ledger.settle(found);
+    }
+}
+
+/// No member has anything of a node that is none, and no other database of the trial is a node.
+fn nothing_is_left(world: &World, group: usize) {
+    let members = world.members(group);
+    let names = match world.engine {
+        Engine::Native => {
+            "SELECT 'subscription ' || subname FROM pg_subscription JOIN pg_database d ON d.oid = subdbid
+              WHERE datname = current_database()
+             UNION ALL SELECT 'slot ' || slot_name FROM pg_replication_slots
+              WHERE database = current_database() AND slot_name !~ '^foreign'
+             UNION ALL SELECT 'node ' || name FROM zodan.node"
+        }
+        Engine::Spock => {
+            "SELECT 'subscription ' || sub_name FROM spock.subscription
+             UNION ALL SELECT 'slot ' || slot_name FROM pg_replication_slots
+              WHERE database = current_database() AND slot_name !~ '^foreign'
+             UNION ALL SELECT 'origin ' || roname FROM pg_replication_origin
+             UNION ALL SELECT 'node ' || node_name FROM spock.node"
+        }
+    };
+    let dead = world.dead();
+    for number in (0..world.schedule.servers).filter(|number| !dead.contains(number)) {
+        let node = world.node(number, group);
+        let is_member = members.contains(&number);
+        let names = match node.try_rows(names) {
+            Ok(rows) => rows,
+            // A former node without the extension, perhaps.
+            Err(_) if !is_member => continue,
+            Err(e) => panic!("{}: {e}", node.name()),
+        };
+        for name in names.into_iter().flatten() {
+            let of = |other: usize| {
+                let other = format!("n{}", other + 1);
+                name.split(|c: char| !c.is_ascii_alphanumeric())
+                    .any(|word| word == other)
+            };
+            let gone: Vec<usize> = (0..world.schedule.servers)
+                .filter(|n| !members.contains(n) && of(*n))
+                .collect();
+            if is_member && !gone.is_empty() || !is_member && !name.starts_with("node ") {
+                world.blame(format!("{} has still the {name}", node.name()));
+            }
+        }
+        let sessions =
+            "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()
+             AND application_name ~ '^zodan' AND application_name !~ '^zodan node worker'";
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let left = node.column(sessions);
+            if left.is_empty() {
+                break;
+            }
+            if Instant::now() > deadline {
+                world.blame(format!("{} has still sessions: {left:?}", node.name()));
+                break;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// What the logs of the servers may not say.
+pub fn logs_are_clean(world: &World) {
+    for number in 0..world.schedule.servers {
+        let server = world.server(number);
+        for line in server.log().lines() {
+            let crashed = line.contains("was terminated by signal 11")
+                || line.contains("was terminated by signal 6");
+            if line.contains(PASSWORD) || crashed || line.contains("PANIC:") {
+                let hidden = line.replace(PASSWORD, "(the password)");
+                world.blame(format!("the log of {}: {hidden}", server.name()));
+            }
+        }
+    }
+}
