@@ -1,12 +1,13 @@
 # Every target works from a fresh clone: tools/setup installs what is missing, tools/env finds it.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-core test-spock test-faults test-setup demo demo-down demo-crash bench-join bench-recover lint typecheck clean
+.PHONY: help setup build install test test-core test-spock test-faults test-setup demo demo-down demo-crash trial bench-join bench-recover lint typecheck clean
 
 export RUST_TEST_THREADS ?= 2
 
-# Tests want the points at which something can go wrong. Any other target puts the build for use back.
-test test-spock test-faults: FAULTS := --features faults
+# Tests want the points at which something can go wrong, and the trial takes the same build. Any other target puts the
+# build for use back.
+test test-spock test-faults trial: FAULTS := --features faults
 
 help: ## Show the targets
 	@echo "Variables: PG_CONFIG=… (the PostgreSQL to use), ARGS=… (for cargo test, demo or bench-join)"
@@ -38,6 +39,9 @@ test-spock: install ## Run the tests on pgEdge Spock against a PostgreSQL that h
 test-faults: install ## Try every fault at every point of a join, a removal and a recovery, on Spock too where it is
 	@ZODAN_FAULTS=all tools/test --test faults --test faults_recover --test spock_faults \
 		$(ARGS) -- --nocapture
+
+trial: install ## Let everything happen to clusters at random; SEED=N MINUTES=N, ARGS=--spock
+	@. tools/env; cargo run --release -p lab -- trial $(ARGS)
 
 demo: install ## Start a small cluster and add a node to it
 	@. tools/env; cargo run --release -p lab -- demo $(ARGS)

@@ -15,6 +15,7 @@ use lab::spock;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use schedule::{Engine, Schedule, schedules};
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use world::World;
@@ -101,7 +102,11 @@ impl Failed {
 
 /// Plays a schedule with a cluster of its own.
 fn play(schedule: &Schedule, seed: u64) -> Result<(), Failed> {
-    let world = World::start(schedule, seed);
+    let world = catch_unwind(|| World::start(schedule, seed)).map_err(|panic| Failed {
+        wrong: vec![said(&*panic)],
+        log: vec![],
+        logs: vec![],
+    })?;
     let played = catch_unwind(AssertUnwindSafe(|| {
         for step in &schedule.steps {
             calls::play(&world, step);
@@ -112,9 +117,7 @@ fn play(schedule: &Schedule, seed: u64) -> Result<(), Failed> {
         judge::logs_are_clean(&world);
     }));
     if let Err(panic) = played {
-        let why = panic.downcast_ref::<String>().cloned();
-        let why = why.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-        world.blame(why.unwrap_or_default());
+        world.blame(said(&*panic));
     }
     let wrong = std::mem::take(&mut *world.wrong.lock().unwrap());
     if wrong.is_empty() {
@@ -128,6 +131,12 @@ fn play(schedule: &Schedule, seed: u64) -> Result<(), Failed> {
             .map(|server| (server.name().into(), server.log()))
             .collect(),
     })
+}
+
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without words").into()
 }
 
 /// Looks for a smaller schedule that fails too, as long as there is time, and prints it. Keeps the logs of its servers.
@@ -161,4 +170,58 @@ fn shrink(tree: &mut dyn ValueTree<Value = Schedule>, options: &Options, first: 
             .unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
     }
     println!("The logs of its servers are in {}.", dir.display());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn schedule(engine: Engine, seed: u64, round: u64) -> Schedule {
+        let tree = schedules(engine, &[]).new_tree(&mut runner(seed, round));
+        tree.expect("no strategy rejects").current()
+    }
+
+    #[test]
+    fn same_seed_gives_the_same_schedule() {
+        for engine in [Engine::Native, Engine::Spock] {
+            let said = |seed, round| format!("{:?}", schedule(engine, seed, round));
+            assert_eq!(said(7, 3), said(7, 3));
+            assert_ne!(said(7, 3), said(7, 4));
+            assert_ne!(said(7, 3), said(8, 3));
+        }
+    }
+
+    #[test]
+    fn every_action_and_every_kind_of_table_has_its_turn() {
+        let (mut actions, mut kinds) = (BTreeSet::new(), BTreeSet::new());
+        for engine in [Engine::Native, Engine::Spock] {
+            for round in 0..300 {
+                let schedule = schedule(engine, 1, round);
+                assert!((1..schedule.servers).contains(&schedule.members));
+                kinds.extend(schedule.kinds.iter().map(|kind| kind.name));
+                let beside = schedule.steps.iter().flat_map(|step| &step.beside);
+                actions.extend(beside.map(|one| {
+                    assert!(one.action.engines.contains(&engine));
+                    one.action.name
+                }));
+            }
+        }
+        assert_eq!(actions.len(), actions::ACTIONS.len());
+        assert_eq!(kinds.len(), tables::KINDS.len());
+    }
+
+    #[test]
+    fn schedule_is_made_smaller_down_to_one_call_alone() {
+        let mut tree = schedules(Engine::Native, &[])
+            .new_tree(&mut runner(1, 1))
+            .expect("no strategy rejects");
+        // As if each smaller one failed too.
+        while tree.simplify() {}
+        let smallest = tree.current();
+        assert_eq!(smallest.steps.len(), 1);
+        assert!(smallest.steps[0].beside.is_empty());
+        assert_eq!((smallest.kinds.len(), smallest.settings.len()), (1, 0));
+        assert!(!smallest.second_database && !smallest.recovery_slots);
+    }
 }
