@@ -2,6 +2,7 @@
 
 use super::schedule::{Engine, Pick};
 use super::world::{Node, World};
+use lab::Server;
 use lab::postgres::{CancelToken, NoTls};
 use std::fmt;
 use std::sync::Mutex;
@@ -281,6 +282,34 @@ pub const ACTIONS: &[Action] = &[
         },
     },
     Action {
+        name: "subscription of somebody else",
+        weight: 1,
+        engines: &[Native],
+        judged: MayEndTheCall,
+        run: |s, p| {
+            let node = s.member(p);
+            let name = format!("foreign_{}", p.table.index(1000));
+            s.later(&node, format!("DROP SUBSCRIPTION {name}"));
+            node.try_sql(&format!(
+                "CREATE SUBSCRIPTION {name} CONNECTION 'dbname=elsewhere' PUBLICATION p
+                     WITH (connect = false, slot_name = NONE)"
+            ))
+        },
+    },
+    Action {
+        name: "plan of a removal",
+        weight: 2,
+        engines: BOTH,
+        judged: Harmless,
+        run: |s, p| {
+            let Some(node) = s.stays(p) else {
+                return Ok(());
+            };
+            let name = lab::quote_literal(s.world.server(s.subject).name());
+            node.try_sql(&format!("SELECT * FROM spock.remove_node_plan({name})"))
+        },
+    },
+    Action {
         name: "status",
         weight: 3,
         engines: BOTH,
@@ -451,6 +480,23 @@ pub const ACTIONS: &[Action] = &[
                 thread::sleep(ms(p.duration));
                 server.thaw();
             });
+            Ok(())
+        },
+    },
+    Action {
+        name: "disk full for a while",
+        weight: 2,
+        engines: BOTH,
+        judged: MayEndTheCall,
+        run: |s, p| {
+            let node = s.any(p);
+            s.world.disk_is_full(node.number);
+            // For processes that begin meanwhile; one that needs a new WAL segment takes the server down.
+            let limited = |server: &Server| server.limit_file_size(Some(100_000));
+            s.world.with_power(node.number, limited);
+            thread::sleep(ms(p.duration));
+            s.world
+                .with_power(node.number, |server| server.limit_file_size(None));
             Ok(())
         },
     },

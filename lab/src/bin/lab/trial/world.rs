@@ -48,6 +48,8 @@ pub struct World {
     disturbed: Mutex<BTreeSet<usize>>,
     /// A server of this trial has crashed.
     crashed: AtomicBool,
+    /// A server has had no room, and may have stopped for that with a PANIC.
+    disk_was_full: AtomicBool,
     /// Servers that are down for good.
     dead: Mutex<BTreeSet<usize>>,
     /// Held while a server is stopped, started, frozen or killed at.
@@ -147,6 +149,7 @@ impl World {
             },
             disturbed: Mutex::default(),
             crashed: AtomicBool::default(),
+            disk_was_full: AtomicBool::default(),
             dead: Mutex::default(),
             power: (0..schedule.servers).map(|_| Mutex::default()).collect(),
             undo: Mutex::default(),
@@ -269,6 +272,15 @@ impl World {
     /// calls. Where a table has a key that changes nothing; one without a key has their rows twice.
     pub fn has_doubled_itself(&self) -> bool {
         self.engine == Engine::Spock && self.crashed.load(Ordering::SeqCst)
+    }
+
+    pub fn disk_is_full(&self, number: usize) {
+        self.disk_was_full.store(true, Ordering::SeqCst);
+        self.disturb(number);
+    }
+
+    pub fn disk_was_full(&self) -> bool {
+        self.disk_was_full.load(Ordering::SeqCst)
     }
 
     pub fn disturbed(&self) -> BTreeSet<usize> {

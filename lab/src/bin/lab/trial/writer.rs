@@ -148,6 +148,10 @@ const FORMS: [(Form, u32); 7] = [
 impl Session {
     /// Whether one was acknowledged.
     fn transaction(&mut self) -> bool {
+        // As a pooler does it.
+        if self.random.random_bool(0.02) {
+            self.client = None;
+        }
         if self.client.as_ref().is_none_or(Client::is_closed) {
             let mine = format!("trial_{:x}_", self.task.seed);
             let connected = (self.task.connect)().and_then(|mut client| {
