@@ -10,6 +10,7 @@ use crate::server::{CallFailed, Called, Server, ServerOptions, quote_literal};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// The servers of a cluster and what is between them.
@@ -24,6 +25,15 @@ pub struct Network {
 impl Network {
     /// Starts `n` servers; `options` is given the server's name.
     pub fn start(n: usize, options: impl Fn(&str) -> ServerOptions + Sync) -> Network {
+        Network::start_far(n, Duration::ZERO, options)
+    }
+
+    /// The same, where a round trip between any two servers takes so long.
+    pub fn start_far(
+        n: usize,
+        round_trip: Duration,
+        options: impl Fn(&str) -> ServerOptions + Sync,
+    ) -> Network {
         let services = dirs::scratch("services-");
         let file = |name: &str| services.path().join(name);
         let cluster = Cluster::start_each(n, |name| {
@@ -38,7 +48,8 @@ impl Network {
                     let (front, listener) = ports::reserve();
                     port = front.number;
                     let between = (from.name().to_owned(), to.name().to_owned());
-                    links.insert(between, (front, Proxy::start(listener, to.port())));
+                    let proxy = Proxy::start_far(listener, to.port(), round_trip / 2);
+                    links.insert(between, (front, proxy));
                 }
                 let name = to.name();
                 writeln!(sections, "[{name}]\nhost=127.0.0.1\nport={port}").expect("a string");

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 /// Forwards one port to another until told otherwise.
@@ -15,6 +15,8 @@ pub struct Proxy {
 
 struct Shared {
     upstream: u16,
+    /// How long every byte is under way, in either direction.
+    delay: Duration,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -42,9 +44,15 @@ struct Link {
 impl Proxy {
     /// Starts to forward connections to `listener` on to 127.0.0.1:`upstream`.
     pub fn start(listener: TcpListener, upstream: u16) -> Proxy {
+        Proxy::start_far(listener, upstream, Duration::ZERO)
+    }
+
+    /// The same, where every byte is under way for so long: half of a round trip.
+    pub fn start_far(listener: TcpListener, upstream: u16, delay: Duration) -> Proxy {
         let port = listener.local_addr().expect("a bound listener").port();
         let shared = Arc::new(Shared {
             upstream,
+            delay,
             state: Mutex::new(State::default()),
             changed: Condvar::new(),
         });
@@ -123,19 +131,27 @@ impl Shared {
 
     /// Moves bytes one way until an end closes.
     fn pump(&self, link: &Arc<Link>, towards_server: bool) {
-        let (mut from, mut to) = if towards_server {
+        let (mut from, to) = if towards_server {
             (&link.client, &link.server)
         } else {
             (&link.server, &link.client)
         };
         let mut buffer = [0; 16 * 1024];
+        let under_way = (!self.delay.is_zero())
+            .then(|| Wire::start(to, self.delay))
+            .flatten();
         loop {
             let n = from.read(&mut buffer).unwrap_or(0);
             if !self.pass(Some(link)) || !towards_server && !self.take_time(link, n) {
                 break;
             }
-            if n == 0 || to.write_all(&buffer[..n]).is_err() {
-                let _ = to.shutdown(Shutdown::Write);
+            let sent = match &under_way {
+                Some(wire) => wire.send(&buffer[..n]),
+                None if n == 0 => to.shutdown(Shutdown::Write),
+                None => (&mut &*to).write_all(&buffer[..n]),
+            };
+            if n == 0 || sent.is_err() {
+                let _ = under_way.is_none().then(|| to.shutdown(Shutdown::Write));
                 break;
             }
         }
@@ -176,6 +192,39 @@ impl Shared {
             .wait_while(state, |s| s.cut && !gone(s))
             .unwrap();
         !gone(&state)
+    }
+}
+
+/// Bytes that are under way. More of them can be at the same time.
+struct Wire {
+    sender: mpsc::Sender<(Instant, Vec<u8>)>,
+    delay: Duration,
+}
+
+impl Wire {
+    /// `None` where the connection is gone already.
+    fn start(to: &TcpStream, delay: Duration) -> Option<Wire> {
+        let mut to = to.try_clone().ok()?;
+        let (sender, receiver) = mpsc::channel::<(Instant, Vec<u8>)>();
+        std::thread::spawn(move || {
+            for (due, bytes) in receiver {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                if bytes.is_empty() || to.write_all(&bytes).is_err() {
+                    break;
+                }
+            }
+            // The other side has ended, and all that it sent has arrived.
+            let _ = to.shutdown(Shutdown::Write);
+        });
+        Some(Wire { sender, delay })
+    }
+
+    /// No bytes are the end.
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let message = (Instant::now() + self.delay, bytes.to_vec());
+        self.sender
+            .send(message)
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 

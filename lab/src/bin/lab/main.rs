@@ -6,6 +6,7 @@ mod demo;
 mod down;
 mod replay;
 mod trial;
+mod wan;
 
 use std::panic;
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ usage: lab COMMAND [OPTION]...
   bench-recover
                time a recovery beside PostgreSQL's own apply worker
                --scale N    transactions in units of 5000 (10, or SCALE from the environment)
+               --rounds N   rounds (3)
+  bench-wan    time calls between servers that are far from each other
                --rounds N   rounds (3)
   trial        let everything happen to clusters, at random; Spock's where --spock is given
                --seed N     the same seed gives the same schedules (1, or SEED from the environment)
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         "demo-crash" => crash::run,
         "bench-join" => bench::run,
         "bench-recover" => replay::run,
+        "bench-wan" => wan::run,
         "trial" => trial::run,
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
@@ -146,7 +150,9 @@ impl Options {
             match (command, &**name) {
                 ("demo", "--rows") => options.rows = value()?,
                 ("bench-join" | "bench-recover", "--scale") => options.scale = value()?,
-                ("bench-join" | "bench-recover", "--rounds") => options.rounds = value()? as usize,
+                ("bench-join" | "bench-recover" | "bench-wan", "--rounds") => {
+                    options.rounds = value()? as usize
+                }
                 ("trial", "--seed") => options.seed = from_zero()?,
                 ("trial", "--minutes") => options.minutes = value()?,
                 ("trial", "--rounds") => options.trials = value()?,

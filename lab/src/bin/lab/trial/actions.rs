@@ -197,9 +197,10 @@ pub const ACTIONS: &[Action] = &[
         run: |s, p| {
             let node = s.member(p);
             let table = format!("trial.scratch_{}", p.table.index(1000));
-            let done = node.try_sql(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY)"));
+            s.later(&node, format!("DROP TABLE IF EXISTS {table}"));
+            node.try_sql(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY)"))?;
             thread::sleep(ms(p.duration / 4));
-            done.and(node.try_sql(&format!("DROP TABLE {table}")))
+            node.try_sql(&format!("DROP TABLE {table}"))
         },
     },
     Action {

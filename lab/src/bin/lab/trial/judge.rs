@@ -3,7 +3,7 @@
 use super::actions::Judged;
 use super::ledger::Rows;
 use super::schedule::{Engine, Step};
-use super::world::{Node, PASSWORD, World};
+use super::world::{Node, PASSWORD, World, rows_of};
 use super::writer::LANE;
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -120,25 +120,28 @@ fn writes_succeeded(world: &World, group: usize, subject: usize, step: &Step) {
 }
 
 /// Every table of the trial, with the text of its rows.
-fn content(node: &Node) -> BTreeMap<String, BTreeMap<String, usize>> {
-    let tables = node.column(
-        "SELECT format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+fn content(node: &Node) -> Result<BTreeMap<String, BTreeMap<String, usize>>, String> {
+    let mut client = node.connect()?;
+    let tables = rows_of(
+        &mut client,
+        "SELECT format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE nspname = 'trial' AND relkind = 'r' AND relpersistence = 'p' ORDER BY 1",
-    );
-    let rows = |table: String| {
-        let texts = node.column(&format!("SELECT t::text FROM ONLY {table} t"));
+    )?;
+    let mut rows = |table: String| {
+        let texts = rows_of(&mut client, &format!("SELECT t::text FROM ONLY {table} t"))?;
         let mut counts = BTreeMap::new();
-        texts
-            .into_iter()
-            .for_each(|text| *counts.entry(text).or_default() += 1);
-        (table, counts)
+        for text in texts.into_iter().flatten() {
+            *counts.entry(text).or_default() += 1;
+        }
+        Ok((table, counts))
     };
-    tables.into_iter().map(rows).collect()
+    tables.into_iter().flatten().map(&mut rows).collect()
 }
 
 fn members_are_equal(world: &World, group: usize) {
     let members = world.members(group);
     let first = world.node(members[0], group);
+    let content = |node: &Node| content(node).unwrap_or_else(|e| panic!("{}: {e}", node.name()));
     let want = content(&first);
     for number in &members[1..] {
         let node = world.node(*number, group);

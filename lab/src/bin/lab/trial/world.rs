@@ -495,17 +495,7 @@ impl<'a> Node<'a> {
     }
 
     pub fn try_rows(&self, sql: &str) -> Result<Vec<Vec<String>>, String> {
-        let mut client = self.connect()?;
-        let messages = client.simple_query(sql).map_err(|e| explain(&e))?;
-        let row = |message: &SimpleQueryMessage| match message {
-            SimpleQueryMessage::Row(row) => Some(
-                (0..row.len())
-                    .map(|i| row.get(i).unwrap_or("NULL").to_owned())
-                    .collect(),
-            ),
-            _ => None,
-        };
-        Ok(messages.iter().filter_map(row).collect())
+        rows_of(&mut self.connect()?, sql)
     }
 
     pub fn rows(&self, sql: &str) -> Vec<Vec<String>> {
@@ -580,4 +570,18 @@ impl<'a> Node<'a> {
             ),
         }
     }
+}
+
+/// The rows of a query as text.
+pub fn rows_of(client: &mut Client, sql: &str) -> Result<Vec<Vec<String>>, String> {
+    let messages = client.simple_query(sql).map_err(|e| explain(&e))?;
+    let row = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => Some(
+            (0..row.len())
+                .map(|i| row.get(i).unwrap_or("NULL").to_owned())
+                .collect(),
+        ),
+        _ => None,
+    };
+    Ok(messages.iter().filter_map(row).collect())
 }
