@@ -84,6 +84,10 @@ impl Writer {
                 }
                 thread::sleep(PAUSE);
             }
+            // A removal waits for prepared transactions, whose end is up to the application.
+            while !stopped.load(Ordering::Relaxed) && session.connect().is_err() {
+                thread::sleep(PAUSE);
+            }
             session.report
         });
         Writer {
@@ -153,13 +157,7 @@ impl Session {
             self.client = None;
         }
         if self.client.as_ref().is_none_or(Client::is_closed) {
-            let mine = format!("trial_{:x}_", self.task.seed);
-            let connected = (self.task.connect)().and_then(|mut client| {
-                client.batch_execute(SESSION)?;
-                commit_prepared(&mut client, &mine)?;
-                Ok(client)
-            });
-            match connected {
+            match self.connect() {
                 Ok(client) => (self.client, self.over) = (Some(client), false),
                 Err(e) => {
                     self.failed("connect", &e);
@@ -193,6 +191,13 @@ impl Session {
                 false
             }
         }
+    }
+
+    fn connect(&self) -> Result<Client, postgres::Error> {
+        let mut client = (self.task.connect)()?;
+        client.batch_execute(SESSION)?;
+        commit_prepared(&mut client, &format!("trial_{:x}_", self.task.seed))?;
+        Ok(client)
     }
 
     fn failed(&mut self, what: &str, error: &postgres::Error) {
