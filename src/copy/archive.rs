@@ -9,8 +9,8 @@ use crate::encoding;
 use crate::environment::{self, EVENT_TRIGGERS};
 use crate::error::{Result, SqlState};
 use crate::failpoint;
-use crate::libpq::{Conn, Row};
-use crate::node::Session;
+use crate::libpq::Conn;
+use crate::node::{Query, Session};
 use crate::quote::ident;
 use pgrx::pg_sys;
 use std::collections::HashMap;
@@ -68,35 +68,19 @@ impl Archive {
         let scratch = Scratch::create()?;
         let mut omit = Omit::default();
         let mut session = snapshot_session(source)?;
-        let environment = known(&mut session)?;
-        let named = session.query(
-            NAMED,
-            &[
-                &array(excluded.extensions),
-                &array(excluded.publications),
-                &array(excluded.schemas),
-            ],
-        )?;
-        let owners: HashMap<String, String> = target
-            .query(
-                "SELECT nspname, pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace",
-                &[],
-            )?
-            .iter()
-            .map(|row| (row.text(0).to_owned(), row.text(1).to_owned()))
-            .collect();
+        let environment = known_settings().on(&mut session)?;
+        let owners: HashMap<String, String> = schema_owners().on(target)?.into_iter().collect();
         let mut preparations = vec![];
-        for row in &named {
-            let object = (row.parse(1)?, row.parse(2)?);
-            if row.text(0) == "schema" {
-                let there = owners.get(row.text(3)).map(String::as_str);
-                preparations.extend(preparation(row, there));
-                // pg_dump's entry for schema public does not create it, but carries its owner.
-                if there.is_some() && row.text(3) != PUBLIC {
-                    omit.objects.insert(object);
-                }
-            } else {
-                omit.objects.insert(object);
+        for named in named_objects(excluded).on(&mut session)? {
+            let Some(owner) = &named.schema_owner else {
+                omit.objects.insert(named.object);
+                continue;
+            };
+            let owner_on_target = owners.get(&named.name).map(String::as_str);
+            preparations.extend(preparation(&named.name, owner, owner_on_target));
+            // pg_dump's entry for schema public does not create it, but carries its owner.
+            if owner_on_target.is_some() && named.name != PUBLIC {
+                omit.objects.insert(named.object);
             }
         }
         excluded
@@ -218,12 +202,8 @@ impl Archive {
         }
         // Asked first, which also gives a better error than a program's if nobody can connect.
         let mut session = Conn::open(target.node, target.dsn)?;
-        let superuser = session
-            .query("SELECT current_setting('is_superuser')", &[])?
-            .one()?
-            .text(0)
-            == "on";
-        let mut settings = known(&mut session)?;
+        let superuser = is_superuser().one(&mut session)?;
+        let mut settings = known_settings().on(&mut session)?;
         drop(session);
         let no_event_triggers = settings.iter().any(|(name, _)| name == EVENT_TRIGGERS);
         settings.extend(restore_settings(
@@ -266,31 +246,54 @@ fn list_of(part: Part) -> &'static str {
     }
 }
 
-/// The objects that are left out wherever they are, and all schemas with their owners.
-const NAMED: &str = "
-SELECT 'extension', 'pg_extension'::regclass::oid, oid, extname, NULL
-  FROM pg_extension WHERE extname = ANY ($1::text[])
-UNION ALL
-SELECT 'publication', 'pg_publication'::regclass::oid, oid, pubname, NULL
-  FROM pg_publication WHERE pubname = ANY ($2::text[])
-UNION ALL
-SELECT 'publication', 'pg_publication_rel'::regclass::oid, r.oid, p.pubname, NULL
-  FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
- WHERE p.pubname = ANY ($2::text[])
-UNION ALL
-SELECT 'publication', 'pg_publication_namespace'::regclass::oid, r.oid, p.pubname, NULL
-  FROM pg_publication_namespace r JOIN pg_publication p ON p.oid = r.pnpubid
- WHERE p.pubname = ANY ($2::text[])
-UNION ALL
-SELECT 'schema', 'pg_namespace'::regclass::oid, oid, nspname, pg_get_userbyid(nspowner)
-  FROM pg_namespace
- WHERE nspname <> ALL ($3::text[]) AND nspname <> 'information_schema' AND nspname !~ '^pg_'";
+/// An object of the source that has to be looked at by its name.
+struct Named {
+    /// Its catalog and OID.
+    object: (u32, u32),
+    name: String,
+    /// Of a schema its owner; what is no schema is left out.
+    schema_owner: Option<String>,
+}
 
-/// What makes a schema of the source, whose owner over there is known, acceptable on the new node.
-fn preparation(schema: &Row, owner_here: Option<&str>) -> Option<String> {
-    let (name, owner) = (schema.text(3), schema.text(4));
-    match owner_here {
-        Some(here) if here == owner => None,
+/// The objects that are left out wherever they are, and all schemas with their owners.
+fn named_objects(excluded: &Excluded<'_>) -> Query<Named> {
+    Query::new(
+        include_str!("named_objects.sql"),
+        &[
+            &array(excluded.extensions),
+            &array(excluded.publications),
+            &array(excluded.schemas),
+        ],
+        |row| {
+            Ok(Named {
+                object: (row.get("catalog")?, row.get("oid")?),
+                name: row.get("name")?,
+                schema_owner: row.get("schema_owner")?,
+            })
+        },
+    )
+}
+
+fn schema_owners() -> Query<(String, String)> {
+    Query::new(
+        "SELECT nspname, pg_get_userbyid(nspowner) AS owner FROM pg_catalog.pg_namespace",
+        &[],
+        |row| Ok((row.get("nspname")?, row.get("owner")?)),
+    )
+}
+
+fn is_superuser() -> Query<bool> {
+    Query::new(
+        "SELECT current_setting('is_superuser')::boolean",
+        &[],
+        |row| row.only(),
+    )
+}
+
+/// What makes a schema of the source acceptable on the new node.
+fn preparation(name: &str, owner: &str, owner_on_target: Option<&str>) -> Option<String> {
+    match owner_on_target {
+        Some(same) if same == owner => None,
         Some(_) => Some(format!(
             "ALTER SCHEMA {} OWNER TO {}",
             ident(name),
@@ -306,10 +309,10 @@ fn preparation(schema: &Row, owner_here: Option<&str>) -> Option<String> {
 }
 
 /// The settings of all our sessions that the server has.
-fn known(session: &mut Conn) -> Result<Vec<(String, String)>> {
-    let rows = session.query(environment::known(), &[])?;
-    let setting = |row: &Row| (row.text(0).to_owned(), row.text(1).to_owned());
-    Ok(rows.iter().map(setting).collect())
+fn known_settings() -> Query<(String, String)> {
+    Query::new(environment::known(), &[], |row| {
+        Ok((row.get("name")?, row.get("value")?))
+    })
 }
 
 fn restore_settings(

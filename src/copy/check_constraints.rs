@@ -12,10 +12,9 @@ use super::tables::Table;
 use crate::encoding;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Row;
-use crate::node::{Local, Session};
+use crate::node::{Local, Query, Session};
 use crate::quote::{ident, qualified};
 use pgrx::prelude::*;
-use serde::de::DeserializeOwned;
 use std::collections::HashSet;
 use std::ptr::null_mut;
 
@@ -167,50 +166,12 @@ impl CheckConstraints {
         if tables.is_empty() {
             return Ok(Self(vec![]));
         }
-        let statement = format!(
-            "
-WITH RECURSIVE copied AS (
-  SELECT t::regclass::oid AS oid FROM unnest($1::text[]) t
-   UNION
-  SELECT p.relid FROM unnest($1::text[]) t, pg_partition_tree(t::regclass) p
-), unchecked AS (
-  SELECT k.oid, k.conrelid, k.conname, k.coninhcount
-    FROM copied JOIN pg_class c USING (oid) JOIN pg_constraint k ON k.conrelid = c.oid
-   WHERE k.contype = 'c' AND {SUSPENDED}
-   UNION
-  SELECT p.oid, p.conrelid, p.conname, p.coninhcount
-    FROM unchecked u
-    JOIN pg_inherits i ON i.inhrelid = u.conrelid
-    JOIN pg_constraint p ON p.conrelid = i.inhparent AND p.conname = u.conname
-   WHERE u.coninhcount > 0 AND p.contype = 'c' AND p.convalidated AND NOT p.connoinherit
-), line AS (
-  SELECT conrelid AS relid, conrelid AS up FROM unchecked
-   UNION
-  SELECT line.relid, i.inhparent FROM line JOIN pg_inherits i ON i.inhrelid = line.up
-), top AS (
-  SELECT u.conrelid, u.conname, n.nspname, c.relname
-    FROM unchecked u JOIN pg_class c ON c.oid = u.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-   WHERE NOT EXISTS (SELECT FROM pg_inherits i JOIN unchecked p ON p.conrelid = i.inhparent AND p.conname = u.conname
-                      WHERE i.inhrelid = u.conrelid)
-), marked AS (
-  UPDATE pg_constraint k SET convalidated = false{ENFORCED} FROM unchecked u WHERE k.oid = u.oid
-), counted AS (
-  UPDATE pg_class c
-     SET relchecks = (SELECT count(*) FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'c')
-   WHERE c.oid IN (SELECT conrelid FROM unchecked)
-)
-SELECT u.conrelid, n.nspname, c.relname, u.conname, c.relowner, c.relkind = 'r', pg_get_expr(k.conbin, k.conrelid),
-       (SELECT json_agg(l.up::bigint) FROM line l WHERE l.relid = u.conrelid AND l.up <> u.conrelid),
-       (SELECT json_agg(json_build_array(t.nspname, t.relname) ORDER BY t.nspname, t.relname)
-          FROM line l JOIN top t ON t.conrelid = l.up AND t.conname = u.conname WHERE l.relid = u.conrelid)
-  FROM unchecked u
-  JOIN pg_constraint k ON k.oid = u.oid
-  JOIN pg_class c ON c.oid = u.conrelid
-  JOIN pg_namespace n ON n.oid = c.relnamespace
- ORDER BY (SELECT count(*) FROM line l WHERE l.relid = u.conrelid) DESC, 2, 3, 4"
-        );
-        let rows = target.query(&statement, &[&array(tables)])?;
-        Ok(Self(rows.iter().map(unchecked).collect::<Result<_>>()?))
+        let sql = include_str!("check_constraints.sql")
+            .replace(":suspended", SUSPENDED)
+            .replace(":enforced", ENFORCED);
+        Ok(Self(
+            Query::new(sql, &[&array(tables)], Unchecked::read).on(target)?,
+        ))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -246,7 +207,7 @@ SELECT u.conrelid, n.nspname, c.relname, u.conname, c.relowner, c.relkind = 'r',
                         check.table, check.expression
                     );
                     match local.query_as(owner, search_path, &count) {
-                        Ok(rows) => Some(rows.one()?.parse(0)?),
+                        Ok(rows) => Some(rows.one()?.only()?),
                         Err(error) if is_of_users(&error) => None,
                         Err(error) => return Err(explain(error, check)),
                     }
@@ -263,22 +224,19 @@ SELECT u.conrelid, n.nspname, c.relname, u.conname, c.relowner, c.relkind = 'r',
     }
 }
 
-fn unchecked(row: &Row) -> Result<Unchecked> {
-    Ok(Unchecked {
-        relation: row.parse(0)?,
-        table: qualified(row.text(1), row.text(2)),
-        name: row.text(3).to_owned(),
-        owner: row.parse(4)?,
-        has_rows: row.bool(5),
-        expression: row.text(6).to_owned(),
-        ancestors: list(row.at(7))?,
-        tops: list(row.at(8))?,
-    })
-}
-
-fn list<T: DeserializeOwned>(json: Option<&str>) -> Result<Vec<T>> {
-    serde_json::from_str(json.unwrap_or("[]"))
-        .map_err(|e| Error::internal(format!("the tables of a constraint: {e}")))
+impl Unchecked {
+    fn read(row: &Row) -> Result<Self> {
+        Ok(Self {
+            relation: row.get("relation")?,
+            table: qualified(row.get("schema")?, row.get("table_name")?),
+            name: row.get("name")?,
+            owner: row.get("owner")?,
+            has_rows: row.get("has_rows")?,
+            expression: row.get("expression")?,
+            ancestors: row.json("ancestors")?,
+            tops: row.json("tops")?,
+        })
+    }
 }
 
 /// One constraint of a tree is told once.

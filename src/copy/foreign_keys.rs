@@ -3,48 +3,44 @@
 //! on the new node; the constraint arrives NOT VALID, as it would have to be made over there today.
 
 use super::sql::array;
-use super::{OURS, Source, snapshot_session};
+use super::{OURS, Source, in_snapshot};
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::Rows;
-use crate::node::Session;
+use crate::node::{Query, Session};
 use crate::quote::{ident, qualified};
 use std::collections::HashSet;
 
+/// A foreign key as a node has it.
+struct ForeignKey {
+    table: String,
+    name: String,
+    definition: String,
+}
+
 /// Those that are no part of another's and come with no extension.
-const WANTED: &str = "
-SELECT n.nspname, c.relname, k.conname, pg_catalog.pg_get_constraintdef(k.oid)
-  FROM pg_catalog.pg_constraint k
-  JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
-  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE k.contype = 'f' AND k.conparentid = 0
-   AND n.nspname <> ALL ($1::text[]) AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
-   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
- ORDER BY 1, 2, 3";
+fn foreign_keys() -> Query<ForeignKey> {
+    Query::new(include_str!("foreign_keys.sql"), &[&array(OURS)], |row| {
+        Ok(ForeignKey {
+            table: qualified(row.get("schema")?, row.get("table_name")?),
+            name: row.get("name")?,
+            definition: row.get("definition")?,
+        })
+    })
+}
 
 /// The statement that counts the rows which break one.
-const BROKEN: &str = "
-SELECT format('SELECT count(*) FROM %s%s f WHERE %s(num_nulls(%s) = 0 AND NOT EXISTS (SELECT FROM %s%s p WHERE %s))',
-              CASE f.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END, f.oid::regclass,
-              CASE k.confmatchtype WHEN 'f'
-                   THEN format('num_nulls(%s) BETWEEN 1 AND %s OR ', columns, cardinality(k.conkey) - 1) ELSE '' END,
-              columns, CASE p.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END, p.oid::regclass, equal)
-  FROM pg_constraint k
-  JOIN pg_class f ON f.oid = k.conrelid
-  JOIN pg_class p ON p.oid = k.confrelid
- CROSS JOIN LATERAL (
-       SELECT string_agg(format('f.%I', fa.attname), ', ' ORDER BY u.i) AS columns,
-              string_agg(format('p.%I OPERATOR(%I.%s) f.%I', pa.attname, n.nspname, o.oprname, fa.attname),
-                         ' AND ' ORDER BY u.i) AS equal
-         FROM unnest(k.conkey, k.confkey, k.conpfeqop) WITH ORDINALITY u(f, p, op, i)
-         JOIN pg_attribute fa ON fa.attrelid = f.oid AND fa.attnum = u.f
-         JOIN pg_attribute pa ON pa.attrelid = p.oid AND pa.attnum = u.p
-         JOIN pg_operator o ON o.oid = u.op
-         JOIN pg_namespace n ON n.oid = o.oprnamespace) c
- WHERE k.conrelid = $1::regclass AND k.conname = $2";
+fn counting_broken(table: &str, name: &str) -> Query<String> {
+    Query::new(include_str!("broken_keys.sql"), &[table, name], |row| {
+        row.only()
+    })
+}
 
-const LEAVES: &str = "
-SELECT relid::regclass::text FROM pg_partition_tree($1::regclass) WHERE isleaf";
+fn leaves(table: &str) -> Query<String> {
+    Query::new(
+        "SELECT relid::regclass::text FROM pg_partition_tree($1::regclass) WHERE isleaf",
+        &[table],
+        |row| row.only(),
+    )
+}
 
 /// A foreign key that is there, and not valid.
 pub struct Broken {
@@ -55,13 +51,11 @@ pub struct Broken {
 }
 
 /// The foreign keys of the source.
-pub struct ForeignKeys(Rows);
+pub struct ForeignKeys(Vec<ForeignKey>);
 
 impl ForeignKeys {
     pub fn of(source: &Source<'_>) -> Result<Self> {
-        Ok(Self(
-            snapshot_session(source)?.query(WANTED, &[&array(OURS)])?,
-        ))
+        Ok(Self(in_snapshot(source, &foreign_keys())?))
     }
 
     /// Makes those that the restore could not make, and returns those that rows break. What else is wrong
@@ -71,17 +65,17 @@ impl ForeignKeys {
     }
 }
 
-fn mend(wanted: &Rows, target: &mut Session) -> Result<Vec<Broken>> {
-    let there: HashSet<(String, String)> = target
-        .query(WANTED, &[&array(OURS)])?
-        .iter()
-        .map(|row| (qualified(row.text(0), row.text(1)), row.text(2).to_owned()))
+fn mend(wanted: &[ForeignKey], target: &mut Session) -> Result<Vec<Broken>> {
+    let present: HashSet<(String, String)> = foreign_keys()
+        .on(target)?
+        .into_iter()
+        .map(|key| (key.table, key.name))
         .collect();
     let mut broken = vec![];
-    for row in wanted {
-        let (table, name) = (qualified(row.text(0), row.text(1)), row.text(2).to_owned());
-        let definition = row.text(3);
-        if there.contains(&(table.clone(), name.clone())) || definition.is_empty() {
+    for key in wanted {
+        let (table, name) = (key.table.clone(), key.name.clone());
+        let definition = &key.definition;
+        if present.contains(&(table.clone(), name.clone())) || definition.is_empty() {
             continue;
         }
         let unchecked = ["NOT VALID", "NOT ENFORCED"]
@@ -112,11 +106,7 @@ fn mend(wanted: &Rows, target: &mut Session) -> Result<Vec<Broken>> {
         let holders = match target.query(&add(&table, " NOT VALID"), &[]) {
             // Before PostgreSQL 18 a partitioned table cannot have one, but its partitions can.
             Err(error) if error.sqlstate() == SqlState::WRONG_OBJECT_TYPE => {
-                let leaves: Vec<String> = target
-                    .query(LEAVES, &[&table])?
-                    .iter()
-                    .map(|row| row.text(0).to_owned())
-                    .collect();
+                let leaves = leaves(&table).on(target)?;
                 for leaf in &leaves {
                     target
                         .query(&add(leaf, " NOT VALID"), &[])
@@ -141,9 +131,8 @@ fn mend(wanted: &Rows, target: &mut Session) -> Result<Vec<Broken>> {
 fn count(target: &mut Session, tables: &[String], name: &str) -> Result<u64> {
     let mut rows = 0;
     for table in tables {
-        let statement = target.query(BROKEN, &[table, name])?;
-        let counted = target.query(statement.one()?.text(0), &[])?;
-        rows += counted.one()?.parse::<u64>(0)?;
+        let counting = counting_broken(table, name).one(target)?;
+        rows += Query::<u64>::new(counting, &[], |row| row.only()).one(target)?;
     }
     Ok(rows)
 }

@@ -6,7 +6,7 @@ use super::settings::{self, Setting};
 use super::sql::array;
 use crate::error::Result;
 use crate::libpq::Row;
-use crate::node::Session;
+use crate::node::{Query, Session};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,55 +87,32 @@ pub fn inventory(session: &mut Session) -> Result<Inventory> {
 }
 
 pub(super) fn schemas(session: &mut Session) -> Result<Vec<Schema>> {
-    let rows = session.query(
-        "SELECT n.nspname, pg_get_userbyid(n.nspowner), obj_description(n.oid, 'pg_namespace'),
-                CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END,
-                a.privilege_type, a.is_grantable
-           FROM pg_catalog.pg_namespace n
-           LEFT JOIN LATERAL aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a ON true
-          WHERE n.nspname <> ALL ($1::text[]) AND n.nspname <> 'information_schema'
-            AND n.nspname !~ '^pg_'",
-        &[&array(OURS)],
-    )?;
+    let rows = Query::new(include_str!("schemas.sql"), &[&array(OURS)], |row| {
+        let schema = Schema {
+            name: row.get("name")?,
+            owner: row.get("owner")?,
+            comment: row.get("comment")?,
+            grants: BTreeSet::new(),
+        };
+        Ok((schema, Grant::read(row)?))
+    });
     let mut schemas: BTreeMap<String, Schema> = BTreeMap::new();
-    for row in &rows {
-        let schema = schemas
-            .entry(row.text(0).to_owned())
-            .or_insert_with(|| Schema {
-                name: row.text(0).to_owned(),
-                owner: row.text(1).to_owned(),
-                comment: row.at(2).map(str::to_owned),
-                grants: BTreeSet::new(),
-            });
-        schema.grants.extend(grant(row, 3));
+    for (schema, grant) in rows.on(session)? {
+        let schema = schemas.entry(schema.name.clone()).or_insert(schema);
+        schema.grants.extend(grant);
     }
     Ok(schemas.into_values().collect())
 }
 
 pub(super) fn defaults(session: &mut Session) -> Result<Vec<Defaults>> {
-    let rows = session.query(
-        "SELECT pg_get_userbyid(d.defaclrole), n.nspname, d.defaclobjtype, e.initial,
-                CASE e.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(e.grantee) END,
-                e.privilege_type, e.is_grantable
-           FROM pg_catalog.pg_default_acl d
-           LEFT JOIN pg_catalog.pg_namespace n ON n.oid = d.defaclnamespace
-           LEFT JOIN LATERAL (
-                SELECT false AS initial, a.* FROM aclexplode(d.defaclacl) a
-                 UNION ALL
-                SELECT true, a.*
-                  FROM aclexplode(acldefault(
-                         CASE d.defaclobjtype WHEN 'S' THEN 's' ELSE d.defaclobjtype END, d.defaclrole)) a
-                 WHERE n.oid IS NULL) e ON true
-          WHERE n.nspname IS NULL OR n.nspname <> ALL ($1::text[])",
-        &[&array(OURS)],
-    )?;
+    let sql = include_str!("default_privileges.sql");
+    let rows = Query::new(sql, &[&array(OURS)], |row| {
+        let key: (String, Option<String>, char) =
+            (row.get("role")?, row.get("schema")?, row.get("kind")?);
+        Ok((key, row.get::<bool>("initial")?, Grant::read(row)?))
+    });
     let mut all: BTreeMap<(String, Option<String>, char), Defaults> = BTreeMap::new();
-    for row in &rows {
-        let key = (
-            row.text(0).to_owned(),
-            row.at(1).map(str::to_owned),
-            row.parse(2)?,
-        );
+    for (key, initial, grant) in rows.on(session)? {
         let entry = all
             .entry(key)
             .or_insert_with_key(|(role, schema, kind)| Defaults {
@@ -145,74 +122,50 @@ pub(super) fn defaults(session: &mut Session) -> Result<Vec<Defaults>> {
                 grants: BTreeSet::new(),
                 initial: BTreeSet::new(),
             });
-        let list = if row.bool(3) {
-            &mut entry.initial
-        } else {
-            &mut entry.grants
-        };
-        list.extend(grant(row, 4));
-    }
-    Ok(all.into_values().collect())
-}
-
-const PRIVILEGES: &str = "
-SELECT o.class::text, o.oid, o.name, e.initial,
-       CASE e.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(e.grantee) END, e.privilege_type, e.is_grantable
-  FROM (
-    SELECT 'pg_class'::regclass AS class, c.oid, c.relowner AS owner, c.relacl AS acl,
-           CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass AS name,
-           CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END AS kind
-      FROM pg_class c WHERE c.relnamespace::regnamespace::text <> ALL ($1::text[])
-    UNION ALL
-    SELECT 'pg_proc'::regclass, p.oid, p.proowner, p.proacl, 'ROUTINE ' || p.oid::regprocedure, 'f'
-      FROM pg_proc p WHERE p.pronamespace::regnamespace::text <> ALL ($1::text[])
-    UNION ALL
-    SELECT 'pg_type'::regclass, t.oid, t.typowner, t.typacl, 'TYPE ' || format_type(t.oid, NULL), 'T'
-      FROM pg_type t WHERE t.typnamespace::regnamespace::text <> ALL ($1::text[])
-    UNION ALL
-    SELECT 'pg_language'::regclass, l.oid, l.lanowner, l.lanacl, 'LANGUAGE ' || quote_ident(l.lanname), 'l'
-      FROM pg_language l
-    UNION ALL
-    SELECT 'pg_foreign_data_wrapper'::regclass, w.oid, w.fdwowner, w.fdwacl, 'FOREIGN DATA WRAPPER ' || quote_ident(w.fdwname), 'F'
-      FROM pg_foreign_data_wrapper w
-    UNION ALL
-    SELECT 'pg_foreign_server'::regclass, s.oid, s.srvowner, s.srvacl, 'FOREIGN SERVER ' || quote_ident(s.srvname), 'S'
-      FROM pg_foreign_server s
-  ) o
-  LEFT JOIN pg_init_privs i ON (i.classoid, i.objoid, i.objsubid) = (o.class, o.oid, 0)
-  LEFT JOIN LATERAL (
-       SELECT false AS initial, a.* FROM aclexplode(o.acl) a
-        UNION ALL
-       SELECT true, a.* FROM aclexplode(coalesce(i.initprivs, acldefault(o.kind::\"char\", o.owner))) a) e ON true
- WHERE o.acl IS NOT NULL AND o.acl IS DISTINCT FROM i.initprivs";
-
-pub(super) fn privileges(session: &mut Session) -> Result<Vec<Privileges>> {
-    let rows = session.query(PRIVILEGES, &[&array(OURS)])?;
-    let mut all: BTreeMap<(String, u32), Privileges> = BTreeMap::new();
-    for row in &rows {
-        let key = (row.text(0).to_owned(), row.parse(1)?);
-        let entry = all
-            .entry(key)
-            .or_insert_with_key(|(catalog, oid)| Privileges {
-                catalog: catalog.clone(),
-                oid: *oid,
-                name: row.text(2).to_owned(),
-                grants: BTreeSet::new(),
-                initial: BTreeSet::new(),
-            });
-        let list = match row.bool(3) {
+        let list = match initial {
             true => &mut entry.initial,
             false => &mut entry.grants,
         };
-        list.extend(grant(row, 4));
+        list.extend(grant);
     }
     Ok(all.into_values().collect())
 }
 
-pub(super) fn grant(row: &Row, first: usize) -> Option<Grant> {
-    Some(Grant {
-        grantee: row.at(first).map(str::to_owned),
-        privilege: row.at(first + 1)?.to_owned(),
-        grantable: row.bool(first + 2),
-    })
+pub(super) fn privileges(session: &mut Session) -> Result<Vec<Privileges>> {
+    let sql = include_str!("object_privileges.sql");
+    let rows = Query::new(sql, &[&array(OURS)], |row| {
+        let object = Privileges {
+            catalog: row.get("catalog")?,
+            oid: row.get("oid")?,
+            name: row.get("name")?,
+            grants: BTreeSet::new(),
+            initial: BTreeSet::new(),
+        };
+        Ok((object, row.get::<bool>("initial")?, Grant::read(row)?))
+    });
+    let mut all: BTreeMap<(String, u32), Privileges> = BTreeMap::new();
+    for (object, initial, grant) in rows.on(session)? {
+        let key = (object.catalog.clone(), object.oid);
+        let entry = all.entry(key).or_insert(object);
+        let list = match initial {
+            true => &mut entry.initial,
+            false => &mut entry.grants,
+        };
+        list.extend(grant);
+    }
+    Ok(all.into_values().collect())
+}
+
+impl Grant {
+    /// `None` where nobody is granted anything.
+    pub fn read(row: &Row) -> Result<Option<Self>> {
+        let Some(privilege) = row.get("privilege")? else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            grantee: row.get("grantee")?,
+            privilege,
+            grantable: row.get("grantable")?,
+        }))
+    }
 }

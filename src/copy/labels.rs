@@ -2,16 +2,18 @@
 
 use crate::error::{Finding, Result, SqlState};
 use crate::libpq::Conn;
-use crate::node::Node;
+use crate::node::{Node, Query};
 use crate::quote::ident;
-
-const PROVIDERS: &str = "SELECT DISTINCT provider FROM pg_catalog.pg_seclabel ORDER BY 1";
 
 /// Providers of labels of the source that sessions of the target, which is this server, do not load.
 pub fn providers(source: &mut Node, target: &Node) -> Result<Vec<Finding>> {
+    let providers = Query::<String>::new(
+        "SELECT DISTINCT provider FROM pg_catalog.pg_seclabel ORDER BY 1",
+        &[],
+        |row| row.only(),
+    );
     let mut findings = vec![];
-    for row in &source.query(PROVIDERS, &[])? {
-        let provider = row.text(0);
+    for provider in &providers.on(source)? {
         // There is no list of what is loaded. To take a label away that is not there does nothing.
         let probe = format!(
             "BEGIN; SECURITY LABEL FOR {} ON SCHEMA pg_catalog IS NULL; ROLLBACK",

@@ -3,28 +3,31 @@
 use super::sql::array;
 use super::{OURS, is_of_users};
 use crate::error::{Error, Result};
-use crate::node::Session;
+use crate::node::{Query, Session};
 use crate::quote::{literal, qualified};
 use std::collections::{HashMap, HashSet};
 
-const POPULATED: &str = "
-SELECT n.nspname, c.relname
-  FROM pg_catalog.pg_class c
-  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind = 'm' AND c.relispopulated AND n.nspname <> ALL ($1::text[])
- ORDER BY 1, 2";
+fn populated() -> Query<String> {
+    Query::new(
+        "SELECT n.nspname, c.relname
+           FROM pg_catalog.pg_class c
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.relkind = 'm' AND c.relispopulated AND n.nspname <> ALL ($1::text[])
+          ORDER BY 1, 2",
+        &[&array(OURS)],
+        |row| Ok(qualified(row.get("nspname")?, row.get("relname")?)),
+    )
+}
 
 /// Which view or materialized view reads which other relation.
-const READS: &str = "
-SELECT DISTINCT n.nspname, c.relname, rn.nspname, r.relname
-  FROM pg_catalog.pg_rewrite w
-  JOIN pg_catalog.pg_class c ON c.oid = w.ev_class AND c.relkind IN ('v', 'm')
-  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
-                             AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> c.oid
-  JOIN pg_catalog.pg_class r ON r.oid = d.refobjid AND r.relkind IN ('v', 'm')
-  JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
- WHERE c.oid >= 16384";
+fn view_reads() -> Query<(String, String)> {
+    Query::new(include_str!("view_reads.sql"), &[], |row| {
+        Ok((
+            qualified(row.get("schema")?, row.get("name")?),
+            qualified(row.get("read_schema")?, row.get("read_name")?),
+        ))
+    })
+}
 
 /// What has been refreshed, and what stays without contents, and why.
 #[derive(Default)]
@@ -41,21 +44,14 @@ pub fn refresh(
     target: &mut Session,
     defaults: &[(String, String)],
 ) -> Result<Refreshed> {
-    let populated: Vec<String> = source
-        .query(POPULATED, &[&array(OURS)])?
-        .iter()
-        .map(|row| qualified(row.text(0), row.text(1)))
-        .collect();
+    let populated = populated().on(source)?;
     let mut done = Refreshed::default();
     if populated.is_empty() {
         return Ok(done);
     }
     let mut reads: HashMap<String, Vec<String>> = HashMap::new();
-    for row in &target.query(READS, &[])? {
-        reads
-            .entry(qualified(row.text(0), row.text(1)))
-            .or_default()
-            .push(qualified(row.text(2), row.text(3)));
+    for (view, read) in view_reads().on(target)? {
+        reads.entry(view).or_default().push(read);
     }
     let settings: Vec<String> = defaults
         .iter()

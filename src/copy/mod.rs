@@ -53,7 +53,7 @@ pub use undo::undo;
 
 use crate::error::{Error, Result};
 use crate::libpq::{Conn, Dsn};
-use crate::node::{Question, Session, Statement};
+use crate::node::{Query, Question, Session};
 use crate::quote::literal;
 use std::collections::BTreeSet;
 use zodan_core::copy_plan as plan;
@@ -61,10 +61,15 @@ use zodan_core::copy_plan as plan;
 use zodan_core::names::OWN_EXTENSIONS as OURS;
 
 /// What has been there since initdb on the source, and may be gone on the new node.
-const FROM_THE_BEGINNING: &str = "
-SELECT format('extension %I', extname) FROM pg_catalog.pg_extension
-UNION ALL
-SELECT 'schema public'";
+fn from_the_beginning() -> Query<String> {
+    Query::new(
+        "SELECT format('extension %I', extname) FROM pg_catalog.pg_extension
+          UNION ALL
+         SELECT 'schema public'",
+        &[],
+        |row| row.only(),
+    )
+}
 
 /// The names of all that a restore may bring from the database of this session.
 pub fn brought(source: &mut Session) -> Result<BTreeSet<String>> {
@@ -73,8 +78,7 @@ pub fn brought(source: &mut Session) -> Result<BTreeSet<String>> {
         .filter(|o| !o.member && !o.owned)
         .map(objects::Object::name)
         .collect();
-    let more = source.query(FROM_THE_BEGINNING, &[])?;
-    names.extend(more.iter().map(|row| row.text(0).to_owned()));
+    names.extend(from_the_beginning().on(source)?);
     Ok(names)
 }
 
@@ -105,9 +109,7 @@ fn snapshot_session(source: &Source<'_>) -> Result<Conn> {
 
 /// What `statement` answers on the source for what the snapshot shows.
 pub fn in_snapshot<Q: Question>(source: &Source<'_>, question: &Q) -> Result<Q::Answer> {
-    let Statement { sql, params } = question.statement();
-    let params: Vec<&str> = params.iter().map(String::as_str).collect();
-    question.answer(snapshot_session(source)?.query(sql, &params)?)
+    question.answer(question.statement().run(&mut snapshot_session(source)?)?)
 }
 
 fn begin_in_snapshot(snapshot: &str) -> String {

@@ -2,7 +2,7 @@
 //! back to where they come from.
 
 use crate::error::Result;
-use crate::node::Local;
+use crate::node::{Local, Query};
 use pgrx::pg_sys;
 
 /// From PostgreSQL 16 on the processes of one leader can share an origin.
@@ -15,14 +15,14 @@ pub struct Origin {
 
 impl Origin {
     /// Finds or creates the origin. Dropping it is up to the caller: others may build on it.
-    pub fn hold(local: &Local, name: &str) -> Result<Self> {
+    pub fn hold(mut local: &Local, name: &str) -> Result<Self> {
         let find = "SELECT roident::bigint FROM pg_catalog.pg_replication_origin WHERE roname = $1";
         let create = "SELECT pg_catalog.pg_replication_origin_create($1)";
-        let mut rows = local.query(find, &[name])?;
-        if rows.is_empty() {
-            rows = local.query(create, &[name])?;
-        }
-        let id = rows.one()?.parse(0)?;
+        let id = |sql: &str| Query::new(sql, &[name], |row| row.only());
+        let id = match id(find).first(&mut local)? {
+            Some(id) => id,
+            None => id(create).one(&mut local)?,
+        };
         if SHARED {
             local.query(
                 "SELECT pg_catalog.pg_replication_origin_session_setup($1)",

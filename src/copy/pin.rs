@@ -10,6 +10,7 @@ use super::shared::Job;
 use super::tables::Table;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Dsn};
+use crate::node::Query;
 use crate::quote::literal;
 
 /// What is in the file that the table has now.
@@ -38,29 +39,19 @@ const NAME_NOW: &str =
 
 /// Opens a transaction of the snapshot on the source and keeps the table as it is from now on.
 pub fn pin(job: &Job, dsn: &Dsn, conn: &mut Conn, table: &Table) -> Result<File> {
-    let (label, oid) = (table.label(), table.oid);
+    let oid = table.oid;
     let begin = begin_in_snapshot(&job.snapshot);
-    let hold = format!(
-        "{begin}; LOCK TABLE ONLY {label} IN ACCESS SHARE MODE;
-         SELECT coalesce(to_regclass({})::oid = {oid}, false), pg_relation_filenode({oid}) = {},
-                coalesce((SELECT bool_and(coalesce(({NAME_NOW}) = a.attname::text, false))
-                            FROM pg_attribute a
-                           WHERE a.attrelid = {oid} AND a.attnum > 0 AND NOT a.attisdropped), true)",
-        literal(&label),
-        table.file
-    );
-    let answer = match conn.query(&hold, &[]) {
+    let locked = match lock(&begin, table).one(conn) {
         Err(error) if error.is_undefined() => return Err(moved_away(conn, table)?),
-        answer => answer?,
+        locked => locked?,
     };
-    let answer = answer.one()?;
-    if !answer.bool(0) {
+    if !locked.has_name {
         return Err(moved_away(conn, table)?);
     }
-    if !answer.bool(2) {
+    if !locked.has_columns {
         return Err(refused(CHANGED));
     }
-    if answer.bool(1) {
+    if locked.has_file {
         return Ok(File::Planned);
     }
     let definition = format!(
@@ -76,19 +67,14 @@ pub fn pin(job: &Job, dsn: &Dsn, conn: &mut Conn, table: &Table) -> Result<File>
     if then.is_empty() || then != beside.query(&definition, &[])? {
         return Err(refused(CHANGED));
     }
-    let contents = format!(
-        "SELECT pg_relation_size({oid}) = 0, EXISTS (SELECT FROM ONLY {label}),
-                (SELECT reltoastrelid FROM pg_class WHERE oid = {oid})"
-    );
-    let contents = conn.query(&contents, &[])?;
-    let contents = contents.one()?;
-    if contents.bool(0) {
+    let contents = contents(table).one(conn)?;
+    if contents.is_empty {
         return Ok(File::Emptied);
     }
-    if contents.bool(1) {
+    if contents.has_rows {
         return Ok(File::Moved);
     }
-    if was_filled_elsewhere(&mut beside, table, contents.text(2))? {
+    if was_filled_elsewhere(&mut beside, table, contents.toast)? {
         return Err(refused(
             "it has got other row versions since the snapshot was taken, as by pg_repack or by an ALTER TABLE that rewrites it",
         ));
@@ -96,12 +82,73 @@ pub fn pin(job: &Job, dsn: &Dsn, conn: &mut Conn, table: &Table) -> Result<File>
     Ok(File::Newer)
 }
 
+/// What a table is once it is locked.
+struct Locked {
+    /// It is the one that has the name.
+    has_name: bool,
+    /// The file that the plan knows.
+    has_file: bool,
+    /// Its columns are called what the snapshot calls them.
+    has_columns: bool,
+}
+
+fn lock(begin: &str, table: &Table) -> Query<Locked> {
+    let (label, oid) = (table.label(), table.oid);
+    Query::new(
+        format!(
+            "{begin}; LOCK TABLE ONLY {label} IN ACCESS SHARE MODE;
+             SELECT coalesce(to_regclass({})::oid = {oid}, false) AS has_name,
+                    pg_relation_filenode({oid}) = {} AS has_file,
+                    coalesce((SELECT bool_and(coalesce(({NAME_NOW}) = a.attname::text, false))
+                                FROM pg_attribute a
+                               WHERE a.attrelid = {oid} AND a.attnum > 0 AND NOT a.attisdropped), true) AS has_columns",
+            literal(&label),
+            table.file
+        ),
+        &[],
+        |row| {
+            Ok(Locked {
+                has_name: row.get("has_name")?,
+                has_file: row.get("has_file")?,
+                has_columns: row.get("has_columns")?,
+            })
+        },
+    )
+}
+
+/// What is in the file of a table.
+struct Contents {
+    is_empty: bool,
+    /// Rows that the snapshot sees.
+    has_rows: bool,
+    /// The OID of the table for its out-of-line values as the snapshot shows it, or 0.
+    toast: u32,
+}
+
+fn contents(table: &Table) -> Query<Contents> {
+    let (label, oid) = (table.label(), table.oid);
+    Query::new(
+        format!(
+            "SELECT pg_relation_size({oid}) = 0 AS is_empty, EXISTS (SELECT FROM ONLY {label}) AS has_rows,
+                    (SELECT reltoastrelid FROM pg_class WHERE oid = {oid}) AS toast"
+        ),
+        &[],
+        |row| {
+            Ok(Contents {
+                is_empty: row.get("is_empty")?,
+                has_rows: row.get("has_rows")?,
+                toast: row.get("toast")?,
+            })
+        },
+    )
+}
+
 /// Whether rows of the file are older than the moment at which the table got it. TRUNCATE keeps the
 /// table for out-of-line values; where there is none, nothing tells it from a rewrite but that.
 ///
 /// A look only, which finds the common case before the copy is through: somebody may be waiting for the
 /// lock that the other session holds, and would keep this one waiting for ever.
-fn was_filled_elsewhere(beside: &mut Conn, table: &Table, toast: &str) -> Result<bool> {
+fn was_filled_elsewhere(beside: &mut Conn, table: &Table, toast: u32) -> Result<bool> {
     let look = format!(
         "SET lock_timeout = '1s';
          SELECT coalesce(bool_or(age(r.xmin) > age(c.xmin)
@@ -114,32 +161,32 @@ fn was_filled_elsewhere(beside: &mut Conn, table: &Table, toast: &str) -> Result
     );
     match beside.query(&look, &[]) {
         Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => Ok(false),
-        rows => Ok(rows?.one()?.bool(0)),
+        rows => rows?.one()?.only(),
     }
 }
 
 /// The table is not there any more under its name.
 fn moved_away(conn: &mut Conn, table: &Table) -> Result<Error> {
     conn.query("ROLLBACK", &[])?;
-    let now = conn.query(
-        &format!(
+    let now = Query::new(
+        format!(
             "SELECT (SELECT format('%I.%I', n.nspname, c.relname)
-                       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {}),
-                    to_regclass({}) IS NOT NULL",
+                       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {}) AS name,
+                    to_regclass({}) IS NOT NULL AS has_successor",
             table.oid,
             literal(&table.label())
         ),
         &[],
-    )?;
-    let now = now.one()?;
-    let what = match now.at(0) {
+        |row| Ok((row.get("name")?, row.get("has_successor")?)),
+    );
+    let (name, has_successor): (Option<String>, bool) = now.one(conn)?;
+    let what = match name {
         Some(name) => format!("it was renamed to {name} since the snapshot was taken"),
         None => "it was dropped since the snapshot was taken".into(),
     };
-    let successor = if now.bool(1) {
-        ", and another table has its name"
-    } else {
-        ""
+    let successor = match has_successor {
+        true => ", and another table has its name",
+        false => "",
     };
     Ok(refused(&format!("{what}{successor}")))
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// Neither waiting for a lock, nor for this side to take what there is, nor for time to pass.
 const WORKING: &str = "
-SELECT count(*) FROM pg_catalog.pg_stat_activity
+SELECT count(*) > 0 FROM pg_catalog.pg_stat_activity
  WHERE pid = ANY ($1::integer[]) AND state = 'active'
    AND coalesce(wait_event_type, '') NOT IN ('Lock', 'Client', 'Timeout', 'IPC', 'Extension')";
 
@@ -27,5 +27,5 @@ pub fn source_is_at_work(source: &Source<'_>, slots: &[Slot], within: Duration) 
     let pids = array(pids.iter().map(String::as_str));
     let rows =
         Conn::open(source.node, source.dsn)?.query_within(WORKING, &[&pids], Some(within))?;
-    Ok(rows.one()?.text(0) != "0")
+    rows.one()?.only()
 }

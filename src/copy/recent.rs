@@ -2,8 +2,8 @@
 
 use super::tables::Table;
 use super::{Source, snapshot_session};
-use crate::error::{Error, Result};
-use crate::node::Statement;
+use crate::error::Result;
+use crate::node::Query;
 use crate::replay::share::{IDENTITY_INDEX, ORIGIN, WRITTEN};
 use std::collections::{BTreeMap, BTreeSet};
 use zodan_core::decoding::{Column, Relation, Tuple, Value};
@@ -22,10 +22,11 @@ pub struct Since {
 
 impl Since {
     /// Answers the `xid` of a node where nothing is running that began before it.
-    pub fn oldest_running() -> Statement {
-        Statement::new(
+    pub fn oldest_running() -> Query<i64> {
+        Query::new(
             "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
             &[],
+            |row| row.only(),
         )
     }
 }
@@ -45,41 +46,45 @@ pub struct Row {
     pub values: Tuple,
 }
 
-/// The columns by which rows are told apart, by the OID of the table; and the name that it has by now.
-fn keys() -> String {
-    format!(
-        "SELECT c.oid, n.nspname, c.relname, json_agg(a.attname)
-           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-           JOIN pg_index i ON {IDENTITY_INDEX}
-           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
-          GROUP BY c.oid, n.nspname, c.relname"
-    )
-}
-
+/// The columns by which rows of a table are told apart, and the name that it has by now.
 struct Known {
     schema: String,
     name: String,
     key: BTreeSet<String>,
 }
 
+/// By the OID of the table.
+fn keys() -> Query<(u32, Known)> {
+    Query::new(
+        format!(
+            "SELECT c.oid, n.nspname, c.relname, json_agg(a.attname) AS key
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               JOIN pg_index i ON {IDENTITY_INDEX}
+               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+              GROUP BY c.oid, n.nspname, c.relname"
+        ),
+        &[],
+        |row| {
+            let known = Known {
+                schema: row.get("nspname")?,
+                name: row.get("relname")?,
+                key: row.json("key")?,
+            };
+            Ok((row.get("oid")?, known))
+        },
+    )
+}
+
 /// The recent rows of those of `tables` that have a key.
 pub fn recent(source: &Source<'_>, tables: &[Table], since: Since) -> Result<Vec<Recent>> {
     let mut conn = snapshot_session(source)?;
-    let mut known = BTreeMap::new();
-    for row in &conn.query(&keys(), &[])? {
-        let oid: u32 = row.parse(0)?;
-        let key = serde_json::from_str(row.text(3)).map_err(|e| Error::internal(e.to_string()))?;
-        let (schema, name) = (row.text(1).to_owned(), row.text(2).to_owned());
-        known.insert(oid, Known { schema, name, key });
-    }
+    let known: BTreeMap<u32, Known> = keys().on(&mut conn)?.into_iter().collect();
     let mut all = vec![];
     for (i, table) in tables.iter().enumerate() {
         let Some(known) = known.get(&table.oid) else {
             continue;
         };
-        let statement = statement(table, known, since);
-        let params: Vec<&str> = statement.params.iter().map(String::as_str).collect();
-        let rows = conn.query(&statement.sql, &params)?;
+        let rows = recent_rows(table, known, since).on(&mut conn)?;
         if rows.is_empty() {
             continue;
         }
@@ -87,16 +92,6 @@ pub fn recent(source: &Source<'_>, tables: &[Table], since: Since) -> Result<Vec
         let column = |column: &super::tables::Column| Column {
             name: column.name.clone(),
             key: known.key.contains(&column.name),
-        };
-        let value = |value: Option<&str>| value.map_or(Value::Null, |v| Value::Text(v.to_owned()));
-        let row = |row: &crate::libpq::Row| {
-            Ok(Row {
-                written: row.parse(0)?,
-                origin: row.parse(1)?,
-                values: (0..table.columns.len())
-                    .map(|c| value(row.at(c + 2)))
-                    .collect(),
-            })
         };
         all.push(Recent {
             relation: Relation {
@@ -107,18 +102,21 @@ pub fn recent(source: &Source<'_>, tables: &[Table], since: Since) -> Result<Vec
                 full: false,
                 columns: table.columns.iter().map(column).collect(),
             },
-            rows: rows.iter().map(row).collect::<Result<_>>()?,
+            rows,
         });
     }
     Ok(all)
 }
 
-/// `written, origin` and the columns. That a row is old enough its transaction id tells first, at no cost.
-fn statement(table: &Table, known: &Known, since: Since) -> Statement {
-    let mut columns = vec![WRITTEN.to_owned(), ORIGIN.to_owned()];
+/// That a row is old enough its transaction id tells first, at no cost.
+fn recent_rows(table: &Table, known: &Known, since: Since) -> Query<Row> {
+    let mut columns = vec![
+        format!("{WRITTEN} AS written"),
+        format!("{ORIGIN} AS origin"),
+    ];
     columns.extend(table.columns.iter().map(|c| crate::quote::ident(&c.name)));
     let filter = table.filter.iter().map(|f| format!(" AND ({f})"));
-    Statement::new(
+    Query::new(
         format!(
             "SELECT {} FROM ONLY {} WHERE age(xmin) <= age($1::xid8::xid) AND {WRITTEN} >= $2::bigint{}",
             columns.join(", "),
@@ -129,5 +127,13 @@ fn statement(table: &Table, known: &Known, since: Since) -> Statement {
             &(since.xid - FURTHER_BACK).max(3).to_string(),
             &since.at.to_string(),
         ],
+        |row| {
+            let value = |v: Option<&str>| v.map_or(Value::Null, |v| Value::Text(v.to_owned()));
+            Ok(Row {
+                written: row.get("written")?,
+                origin: row.get("origin")?,
+                values: row.from(2).map(value).collect(),
+            })
+        },
     )
 }

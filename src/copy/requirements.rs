@@ -4,110 +4,112 @@ use super::labels;
 use super::program;
 use super::{OURS, sql::array};
 use crate::error::{Finding, Result, SqlState};
-use crate::node::Node;
+use crate::node::{Node, Query};
 use crate::quote::{ident, literal};
 use pgrx::pg_sys;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 
+fn names(sql: &str, params: &[&str]) -> Query<String> {
+    Query::new(sql, params, |row| row.only())
+}
+
 /// Roles that own something, that a privilege, a default privilege, a policy, a user mapping or a
 /// setting of the database names. The first superuser is in no dependency, so owners are looked up as
 /// well; his name need not be the same on both nodes.
-const ROLES: &str = "
-WITH db AS (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-SELECT DISTINCT r.rolname
-  FROM (
-    SELECT s.refobjid
-      FROM pg_catalog.pg_shdepend s JOIN db ON s.dbid = db.oid
-     WHERE s.refclassid = 'pg_authid'::regclass AND s.classid <> 'pg_extension'::regclass
-       AND NOT (s.deptype = 'o'
-                AND EXISTS (SELECT FROM pg_catalog.pg_depend d
-                             WHERE d.classid = s.classid AND d.objid = s.objid AND d.deptype = 'e'))
-     UNION ALL
-    SELECT s.setrole FROM pg_catalog.pg_db_role_setting s JOIN db ON s.setdatabase = db.oid
-     UNION ALL
-    SELECT o.owner
-      FROM (SELECT 'pg_class'::regclass, oid, relowner, relnamespace FROM pg_catalog.pg_class
-             WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
-             UNION ALL
-            SELECT 'pg_proc'::regclass, oid, proowner, pronamespace FROM pg_catalog.pg_proc
-             UNION ALL
-            SELECT 'pg_type'::regclass, oid, typowner, typnamespace FROM pg_catalog.pg_type
-             UNION ALL
-            SELECT 'pg_namespace'::regclass, oid, nspowner, oid FROM pg_catalog.pg_namespace
-           ) AS o(class, oid, owner, schema)
-      JOIN pg_catalog.pg_namespace n ON n.oid = o.schema
-     WHERE o.oid >= 16384 AND n.nspname <> ALL ($1::text[]) AND n.nspname !~ '^pg_'
-       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                        WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e')
-  ) AS named(role)
-  JOIN pg_catalog.pg_roles r ON r.oid = named.role
- ORDER BY 1";
+fn roles() -> Query<String> {
+    names(include_str!("roles.sql"), &[&array(OURS)])
+}
 
-const TABLESPACES: &str = "
-SELECT DISTINCT t.spcname
-  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace
- WHERE c.oid >= 16384 AND t.oid >= 16384 AND c.relkind <> 't'
- ORDER BY 1";
+fn tablespaces() -> Query<String> {
+    names(
+        "SELECT DISTINCT t.spcname
+           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace
+          WHERE c.oid >= 16384 AND t.oid >= 16384 AND c.relkind <> 't'
+          ORDER BY 1",
+        &[],
+    )
+}
 
-const INSTALLED: &str = "
-SELECT e.extname, e.extversion, n.nspname
-  FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
- WHERE e.extname <> ALL ($1::text[])
- ORDER BY 1";
+/// An extension as a node has it.
+struct Extension {
+    name: String,
+    version: String,
+    schema: String,
+}
 
-const AVAILABLE: &str = "
-SELECT v.name, v.version, v.version = a.default_version
-  FROM pg_catalog.pg_available_extension_versions v
-  JOIN pg_catalog.pg_available_extensions a ON a.name = v.name
- WHERE v.name = ANY ($1::text[])";
+fn installed() -> Query<Extension> {
+    Query::new(
+        "SELECT e.extname, e.extversion, n.nspname
+           FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+          WHERE e.extname <> ALL ($1::text[])
+          ORDER BY 1",
+        &[&array(OURS)],
+        |row| {
+            Ok(Extension {
+                name: row.get("extname")?,
+                version: row.get("extversion")?,
+                schema: row.get("nspname")?,
+            })
+        },
+    )
+}
+
+/// A version of an extension that a server has the files of.
+struct Version {
+    extension: String,
+    version: String,
+    is_default: bool,
+}
+
+fn available(extensions: &[Extension]) -> Query<Version> {
+    Query::new(
+        "SELECT v.name, v.version, v.version = a.default_version AS is_default
+           FROM pg_catalog.pg_available_extension_versions v
+           JOIN pg_catalog.pg_available_extensions a ON a.name = v.name
+          WHERE v.name = ANY ($1::text[])",
+        &[&array(extensions.iter().map(|e| &e.name))],
+        |row| {
+            Ok(Version {
+                extension: row.get("name")?,
+                version: row.get("version")?,
+                is_default: row.get("is_default")?,
+            })
+        },
+    )
+}
 
 /// Libraries of functions in C that no extension brings along. PostgreSQL loads them when it restores
 /// the functions.
-const LIBRARIES: &str = "
-SELECT DISTINCT p.probin
-  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
- WHERE l.lanname = 'c' AND p.oid >= 16384 AND p.probin IS NOT NULL
-   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                    WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
- ORDER BY 1";
+fn libraries() -> Query<String> {
+    names(include_str!("libraries.sql"), &[])
+}
 
 /// Functions that belonged to an extension once: in its library, and by a symbol that no function of it has any more.
 /// Who calls a function of a library by another name has another one of it by the same symbol.
-const FORMER_MEMBERS: &str = "
-WITH member AS (
-    SELECT p.oid, p.probin, p.prosrc, d.refobjid AS extension
-      FROM pg_catalog.pg_proc p
-      JOIN pg_catalog.pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
-     WHERE p.probin IS NOT NULL)
-SELECT DISTINCT e.extname, p.oid::regprocedure::text
-  FROM pg_catalog.pg_proc p
-  JOIN member m ON m.probin = p.probin
-  JOIN pg_catalog.pg_extension e ON e.oid = m.extension
- WHERE p.oid >= 16384 AND p.oid NOT IN (SELECT oid FROM member) AND e.extname <> ALL ($1::text[])
-   AND NOT EXISTS (SELECT FROM member s WHERE s.probin = p.probin AND s.prosrc = p.prosrc)
- ORDER BY 1, 2";
+struct FormerMember {
+    extension: String,
+    function: String,
+}
+
+fn former_members() -> Query<FormerMember> {
+    Query::new(include_str!("former_members.sql"), &[&array(OURS)], |row| {
+        Ok(FormerMember {
+            extension: row.get("extension")?,
+            function: row.get("function")?,
+        })
+    })
+}
 
 /// Checks what would stop the restore on `target`, which is this server. Changes nothing.
 pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
     let mut findings = missing_programs(&target.name);
-    let first = |node: &mut Node, sql: &str, params: &[&str]| -> Result<Vec<String>> {
-        Ok(node
-            .query(sql, params)?
-            .iter()
-            .map(|row| row.text(0).to_owned())
-            .collect())
-    };
-    let ours = array(OURS);
-
-    let roles: BTreeSet<String> = first(target, "SELECT rolname FROM pg_catalog.pg_roles", &[])?
-        .into_iter()
-        .collect();
-    for role in first(source, ROLES, &[&ours])?
-        .into_iter()
-        .filter(|r| !roles.contains(r))
-    {
+    let present = names("SELECT rolname FROM pg_catalog.pg_roles", &[]).on(target)?;
+    let present: BTreeSet<String> = present.into_iter().collect();
+    let mut missing = roles().on(source)?;
+    missing.retain(|role| !present.contains(role));
+    for role in missing {
         findings.push(
             Finding::new(
                 &target.name,
@@ -123,11 +125,10 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
         );
     }
 
-    let spaces = first(target, "SELECT spcname FROM pg_catalog.pg_tablespace", &[])?;
-    for space in first(source, TABLESPACES, &[])?
-        .into_iter()
-        .filter(|s| !spaces.contains(s))
-    {
+    let present = names("SELECT spcname FROM pg_catalog.pg_tablespace", &[]).on(target)?;
+    let mut missing = tablespaces().on(source)?;
+    missing.retain(|space| !present.contains(space));
+    for space in missing {
         findings.push(Finding::new(
             &target.name,
             SqlState::UNDEFINED_OBJECT,
@@ -142,8 +143,8 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
 
     findings.extend(extensions(source, target)?);
 
-    for row in &source.query(FORMER_MEMBERS, &[&array(OURS)])? {
-        let (extension, function) = (ident(row.text(0)), row.text(1));
+    for former in former_members().on(source)? {
+        let (extension, function) = (ident(&former.extension), former.function);
         let add = format!("ALTER EXTENSION {extension} ADD FUNCTION {function}");
         findings.push(
             Finding::new(
@@ -160,7 +161,7 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
         );
     }
 
-    for library in first(source, LIBRARIES, &[])? {
+    for library in libraries().on(source)? {
         if let Some(path) = missing_library(&library) {
             findings.push(Finding::new(
                 &target.name,
@@ -195,42 +196,31 @@ fn missing_programs(node: &str) -> Vec<Finding> {
 }
 
 fn extensions(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
-    let ours = array(OURS);
-    let needed = source.query(INSTALLED, &[&ours])?;
-    let mut installed = HashMap::new();
-    for row in &target.query(INSTALLED, &[&ours])? {
-        installed.insert(
-            row.text(0).to_owned(),
-            (row.text(1).to_owned(), row.text(2).to_owned()),
-        );
-    }
-    let names = array(needed.iter().map(|row| row.text(0)));
+    let needed = installed().on(source)?;
+    let present: HashMap<String, Extension> = installed()
+        .on(target)?
+        .into_iter()
+        .map(|extension| (extension.name.clone(), extension))
+        .collect();
     let mut versions: HashMap<String, Available> = HashMap::new();
-    for row in &target.query(AVAILABLE, &[&names])? {
-        let entry = versions.entry(row.text(0).to_owned()).or_default();
-        if row.bool(2) {
-            entry.default = row.text(1).to_owned();
+    for version in available(&needed).on(target)? {
+        let entry = versions.entry(version.extension).or_default();
+        if version.is_default {
+            entry.default.clone_from(&version.version);
         }
-        entry.all.push(row.text(1).to_owned());
+        entry.all.push(version.version);
     }
-    Ok(needed
-        .iter()
-        .filter_map(|row| {
-            let wanted = Extension {
-                name: row.text(0),
-                version: row.text(1),
-                schema: row.text(2),
-            };
-            wanted.finding(
-                &source.name,
-                &target.name,
-                installed
-                    .get(wanted.name)
-                    .map(|(v, s)| (v.as_str(), s.as_str())),
-                versions.get(wanted.name),
-            )
-        })
-        .collect())
+    let findings = needed.iter().filter_map(|wanted| {
+        wanted.finding(
+            &source.name,
+            &target.name,
+            present
+                .get(&wanted.name)
+                .map(|e| (e.version.as_str(), e.schema.as_str())),
+            versions.get(&wanted.name),
+        )
+    });
+    Ok(findings.collect())
 }
 
 #[derive(Debug, Default)]
@@ -239,15 +229,8 @@ struct Available {
     all: Vec<String>,
 }
 
-/// An extension as the source has it.
-struct Extension<'a> {
-    name: &'a str,
-    version: &'a str,
-    schema: &'a str,
-}
-
-impl Extension<'_> {
-    /// What is wrong with it on the new node, where it is installed or will be by default.
+impl Extension {
+    /// What is wrong with that of the source on the new node, where it is installed or will be by default.
     fn finding(
         &self,
         source: &str,
@@ -255,25 +238,25 @@ impl Extension<'_> {
         installed: Option<(&str, &str)>,
         available: Option<&Available>,
     ) -> Option<Finding> {
-        let name = ident(self.name);
+        let name = ident(&self.name);
         let wanted = format!("node \"{source}\" has version {}", self.version);
-        let version = literal(self.version);
+        let version = literal(&self.version);
         let (state, message, hint) = match (installed, available) {
             (Some((_, schema)), _) if schema != self.schema => (
                 SqlState::DUPLICATE_OBJECT,
                 format!(
                     "extension {name} is in schema {}, but on node \"{source}\" in {}",
                     ident(schema),
-                    ident(self.schema)
+                    ident(&self.schema)
                 ),
                 format!(
                     "Drop it, or run: ALTER EXTENSION {name} SET SCHEMA {}",
-                    ident(self.schema)
+                    ident(&self.schema)
                 ),
             ),
-            (Some((here, _)), _) if !same_release(here, self.version) => (
+            (Some((present, _)), _) if !same_release(present, &self.version) => (
                 SqlState::FEATURE_NOT_SUPPORTED,
-                format!("extension {name} has version {here}, {wanted}"),
+                format!("extension {name} has version {present}, {wanted}"),
                 format!("Update the older one: ALTER EXTENSION {name} UPDATE TO {version}"),
             ),
             (Some(_), _) => return None,
@@ -282,8 +265,8 @@ impl Extension<'_> {
                 format!("extension {name} is not available, {wanted}"),
                 "Install its files on the new node's server.".to_owned(),
             ),
-            (None, Some(has)) if same_release(&has.default, self.version) => return None,
-            (None, Some(has)) if has.all.iter().any(|v| v == self.version) => (
+            (None, Some(has)) if same_release(&has.default, &self.version) => return None,
+            (None, Some(has)) if has.all.iter().any(|v| *v == self.version) => (
                 SqlState::FEATURE_NOT_SUPPORTED,
                 format!(
                     "extension {name} would get version {}, {wanted}",
@@ -291,7 +274,7 @@ impl Extension<'_> {
                 ),
                 format!(
                     "Create it beforehand: CREATE EXTENSION {name} WITH SCHEMA {} VERSION {version}",
-                    ident(self.schema)
+                    ident(&self.schema)
                 ),
             ),
             (None, Some(has)) => (
@@ -359,9 +342,9 @@ mod tests {
     #[test]
     fn extensions_are_compared_with_what_the_restore_would_make() {
         let wanted = Extension {
-            name: "hstore",
-            version: "1.8",
-            schema: "public",
+            name: "hstore".into(),
+            version: "1.8".into(),
+            schema: "public".into(),
         };
         let state = |installed, available: Option<&Available>| {
             wanted

@@ -3,8 +3,7 @@
 use super::OURS;
 use super::sql::array;
 use crate::error::{Error, Result};
-use crate::libpq::Row;
-use crate::node::Session;
+use crate::node::{Query, Session};
 use crate::quote::qualified;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,17 +13,54 @@ use std::ops::RangeInclusive;
 const BATCH: usize = 100;
 
 /// Sequences; of an extension's those that it says are its users', as `pg_dump` takes them.
-const SEQUENCES: &str = "
-SELECT n.nspname, c.relname, s.seqincrement, s.seqmin, s.seqmax, format('%I.%I', n.nspname, c.relname)
-  FROM pg_catalog.pg_class c
-  JOIN pg_catalog.pg_sequence s ON s.seqrelid = c.oid
-  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind = 'S' AND c.relpersistence <> 't'
-   AND n.nspname <> ALL ($1::text[]) AND n.nspname !~ '^pg_'
-   AND (NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-        OR EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE c.oid = ANY (e.extconfig)))
- ORDER BY 1, 2";
+fn sequences() -> Query<Sequence> {
+    Query::new(include_str!("sequences.sql"), &[&array(OURS)], |row| {
+        Ok(Sequence {
+            name: qualified(row.get("schema")?, row.get("name")?),
+            plain: row.get("plain")?,
+            increment: row.get("increment")?,
+            range: row.get("min")?..=row.get("max")?,
+        })
+    })
+}
+
+/// A sequence, as it was made.
+#[derive(Clone, Debug)]
+struct Sequence {
+    name: String,
+    /// As `format('%I.%I')` has it.
+    plain: String,
+    increment: i64,
+    range: RangeInclusive<i64>,
+}
+
+/// Where a sequence of a batch stands.
+struct Standing {
+    /// Its number in the batch.
+    number: usize,
+    last: i64,
+    called: bool,
+}
+
+fn standings(batch: &[Sequence]) -> Query<Standing> {
+    let parts: Vec<String> = batch
+        .iter()
+        .enumerate()
+        .map(|(i, s)| {
+            format!(
+                "SELECT {i} AS number, last_value, is_called FROM {}",
+                s.name
+            )
+        })
+        .collect();
+    Query::new(parts.join(" UNION ALL "), &[], |row| {
+        Ok(Standing {
+            number: row.get("number")?,
+            last: row.get("last_value")?,
+            called: row.get("is_called")?,
+        })
+    })
+}
 
 /// Gives the sequences of the new node the values that those of the source have now, and returns how
 /// many there are. Sequences are not part of any snapshot: read after the data, they are beyond all
@@ -91,29 +127,21 @@ impl Value {
 }
 
 fn values(session: &mut Session) -> Result<Vec<Value>> {
-    let sequences = session.query(SEQUENCES, &[&array(OURS)])?;
-    let sequences: Vec<&Row> = sequences.iter().collect();
+    let sequences = sequences().on(session)?;
     let mut values = vec![];
     for batch in sequences.chunks(BATCH) {
-        let parts: Vec<String> = batch
-            .iter()
-            .enumerate()
-            .map(|(i, row)| {
-                let name = qualified(row.text(0), row.text(1));
-                format!("SELECT {i}, last_value, is_called FROM {name}")
-            })
-            .collect();
-        for standing in &session.query(&parts.join(" UNION ALL "), &[])? {
-            let row = batch
-                .get(standing.parse::<usize>(0)?)
-                .ok_or_else(|| Error::internal("a sequence that was not asked for"))?;
+        for standing in standings(batch).on(session)? {
+            let sequence = batch
+                .get(standing.number)
+                .ok_or_else(|| Error::internal("a sequence that was not asked for"))?
+                .clone();
             values.push(Value {
-                name: qualified(row.text(0), row.text(1)),
-                plain: row.text(5).to_owned(),
-                last: standing.parse(1)?,
-                called: standing.bool(2),
-                increment: row.parse(2)?,
-                range: row.parse(3)?..=row.parse(4)?,
+                name: sequence.name,
+                plain: sequence.plain,
+                last: standing.last,
+                called: standing.called,
+                increment: sequence.increment,
+                range: sequence.range,
             });
         }
     }

@@ -1,7 +1,7 @@
 //! `ALTER DATABASE ... SET` and `ALTER ROLE ... IN DATABASE ... SET`, which no dump of one database has.
 
 use crate::error::Result;
-use crate::node::Session;
+use crate::node::{Query, Session};
 use crate::quote::{ident, literal};
 use serde::{Deserialize, Serialize};
 
@@ -26,25 +26,14 @@ pub struct Setting {
 /// The settings of the database of this session. Not `default_transaction_read_only` for all roles:
 /// on the new node that is how the run itself keeps writers away.
 pub fn read(session: &mut Session) -> Result<Vec<Setting>> {
-    let rows = session.query(
-        "SELECT r.rolname, split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
-           FROM pg_catalog.pg_db_role_setting s
-           JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase AND d.datname = current_database()
-           LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole
-          CROSS JOIN LATERAL unnest(s.setconfig) c
-          WHERE (s.setrole = 0) = (r.rolname IS NULL)
-            AND NOT (s.setrole = 0 AND split_part(c, '=', 1) = 'default_transaction_read_only')
-          ORDER BY 1 NULLS FIRST, 2",
-        &[],
-    )?;
-    Ok(rows
-        .iter()
-        .map(|row| Setting {
-            role: row.at(0).map(str::to_owned),
-            name: row.text(1).to_owned(),
-            value: row.text(2).to_owned(),
+    let settings = Query::new(include_str!("database_settings.sql"), &[], |row| {
+        Ok(Setting {
+            role: row.get("role")?,
+            name: row.get("name")?,
+            value: row.get("value")?,
         })
-        .collect())
+    });
+    settings.on(session)
 }
 
 /// Sets them for the database of this session.
@@ -77,31 +66,31 @@ pub(super) fn restore(session: &mut Session, before: &[Setting]) -> Result<()> {
 /// The search_path that a session like this one has by default. Not what it has now: our sessions on
 /// other nodes see pg_catalog alone.
 pub fn search_path(session: &mut Session) -> Result<String> {
-    let rows = session.query(
+    let default = Query::new(
         "SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'search_path'",
         &[],
-    )?;
-    Ok(rows.one()?.text(0).to_owned())
+        |row| row.only(),
+    );
+    default.one(session)
 }
 
 /// What the result of a query may depend on, as a session like this one has it by default: functions are found
 /// by the search_path, days begin by the time zone.
 pub fn of_queries(session: &mut Session) -> Result<Vec<(String, String)>> {
-    let rows = session.query(
+    let settings = Query::new(
         "SELECT name, reset_val FROM pg_catalog.pg_settings
           WHERE name IN ('search_path', 'DateStyle', 'IntervalStyle', 'TimeZone', 'extra_float_digits',
                          'bytea_output', 'xmlbinary', 'xmloption', 'array_nulls', 'quote_all_identifiers',
                          'transform_null_equals', 'default_text_search_config', 'lc_monetary', 'lc_numeric', 'lc_time')
           ORDER BY 1",
         &[],
-    )?;
-    let setting = |row: &crate::libpq::Row| (row.text(0).to_owned(), row.text(1).to_owned());
-    Ok(rows.iter().map(setting).collect())
+        |row| Ok((row.get("name")?, row.get("reset_val")?)),
+    );
+    settings.on(session)
 }
 
 fn current_database(session: &mut Session) -> Result<String> {
-    let rows = session.query("SELECT current_database()", &[])?;
-    Ok(rows.one()?.text(0).to_owned())
+    Query::new("SELECT current_database()", &[], |row| row.only()).one(session)
 }
 
 impl Setting {

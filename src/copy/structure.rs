@@ -2,35 +2,50 @@
 //! new node has them as the snapshot showed them, and what comes of them from now on comes under these names.
 
 use super::sql::array;
-use super::{OURS, Source, snapshot_session};
+use super::{OURS, Source, in_snapshot};
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::{Row, Rows};
-use crate::node::Session;
+use crate::node::{Query, Session};
 use crate::quote::qualified;
 use std::collections::{HashMap, HashSet};
 
-const TABLES: &str = "
-SELECT c.oid, n.nspname, c.relname, c.relpersistence,
-       concat(ARRAY(SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno),
-              c.relpartbound),
-       concat(c.relreplident,
-              ARRAY(SELECT concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attgenerated)
-                      FROM pg_catalog.pg_attribute a
-                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)),
-       c.relfilenode
-  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
-   AND n.nspname <> ALL ($1::text[]) AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
- ORDER BY 2, 3";
+/// A table as it is defined at a moment.
+struct Definition {
+    oid: u32,
+    /// Qualified.
+    name: String,
+    persistence: char,
+    /// What it inherits from or is a partition of, and for which values.
+    parents: String,
+    /// With its identity.
+    columns: String,
+    file: u32,
+}
+
+impl Definition {
+    fn is_logged(&self) -> bool {
+        self.persistence == 'p'
+    }
+}
+
+fn definitions() -> Query<Definition> {
+    Query::new(include_str!("structure.sql"), &[&array(OURS)], |row| {
+        Ok(Definition {
+            oid: row.get("oid")?,
+            name: qualified(row.get("schema")?, row.get("name")?),
+            persistence: row.get("persistence")?,
+            parents: row.get("parents")?,
+            columns: row.get("columns")?,
+            file: row.get("file")?,
+        })
+    })
+}
 
 /// The tables of the source as its snapshot shows them.
-pub struct Structure(Rows);
+pub struct Structure(Vec<Definition>);
 
 impl Structure {
     pub fn of(source: &Source<'_>) -> Result<Self> {
-        Ok(Self(
-            snapshot_session(source)?.query(TABLES, &[&array(OURS)])?,
-        ))
+        Ok(Self(in_snapshot(source, &definitions())?))
     }
 
     /// Fails if a name means another table than it did, a table belongs to another one than it did or has other
@@ -38,7 +53,7 @@ impl Structure {
     /// it. One that is just gone does no harm. Returns the tables that have got another file: nothing but their contents
     /// tells what was done.
     pub fn check(&self, source: &mut Session, node: &str) -> Result<Vec<String>> {
-        let now = source.query(TABLES, &[&array(OURS)])?;
+        let now = definitions().on(source)?;
         let pairs = pairs(&self.0, &now);
         let changed = changed(&pairs, &now);
         let Some((_, what)) = changed.first() else {
@@ -57,48 +72,48 @@ impl Structure {
     }
 }
 
-fn name(row: &Row) -> String {
-    qualified(row.text(1), row.text(2))
-}
+/// A table as it was, and as it is if it is still in the database.
+type Pair<'a> = (&'a Definition, Option<&'a Definition>);
 
-/// Each table as it was, and as it is if it is there.
-fn pairs<'a>(then: &'a Rows, now: &'a Rows) -> Vec<(&'a Row, Option<&'a Row>)> {
-    let by_oid: HashMap<&str, &Row> = now.iter().map(|row| (row.text(0), row)).collect();
-    let pair = |was: &'a Row| (was, by_oid.get(was.text(0)).copied());
+fn pairs<'a>(then: &'a [Definition], now: &'a [Definition]) -> Vec<Pair<'a>> {
+    let by_oid: HashMap<u32, &Definition> = now.iter().map(|table| (table.oid, table)).collect();
+    let pair = |was: &'a Definition| (was, by_oid.get(&was.oid).copied());
     then.iter().map(pair).collect()
 }
 
 /// The tables that are not what they were, and what became of them.
-fn changed(pairs: &[(&Row, Option<&Row>)], now: &Rows) -> Vec<(String, &'static str)> {
-    let names: HashSet<String> = now.iter().map(name).collect();
-    let what = |was: &Row, is: Option<&Row>| match is {
-        None => names.contains(&name(was)).then_some("renamed or replaced"),
-        Some(is) if name(is) != name(was) => Some("renamed or replaced"),
-        Some(is) if is.text(4) != was.text(4) => {
+fn changed(pairs: &[Pair<'_>], now: &[Definition]) -> Vec<(String, &'static str)> {
+    let names: HashSet<&str> = now.iter().map(|table| table.name.as_str()).collect();
+    let what = |was: &Definition, is: Option<&Definition>| match is {
+        None => names
+            .contains(was.name.as_str())
+            .then_some("renamed or replaced"),
+        Some(is) if is.name != was.name => Some("renamed or replaced"),
+        Some(is) if is.parents != was.parents => {
             Some("attached to another table or detached from it")
         }
-        Some(is) if is.text(3) != was.text(3) => Some("set LOGGED or UNLOGGED"),
-        Some(is) if is.text(5) != was.text(5) => Some("given other columns or another identity"),
+        Some(is) if is.persistence != was.persistence => Some("set LOGGED or UNLOGGED"),
+        Some(is) if is.columns != was.columns => Some("given other columns or another identity"),
         Some(_) => None,
     };
-    let known: HashSet<&str> = pairs.iter().map(|(was, _)| was.text(0)).collect();
+    let known: HashSet<u32> = pairs.iter().map(|(was, _)| was.oid).collect();
     let created = now
         .iter()
-        .filter(|is| is.text(3) == "p" && !known.contains(is.text(0)))
-        .map(|is| (name(is), "created"));
+        .filter(|is| is.is_logged() && !known.contains(&is.oid))
+        .map(|is| (is.name.clone(), "created"));
     pairs
         .iter()
-        .filter_map(|(was, is)| Some((name(was), what(was, *is)?)))
+        .filter_map(|(was, is)| Some((was.name.clone(), what(was, *is)?)))
         .chain(created)
         .collect()
 }
 
 /// The tables with another file than they had.
-fn moved(pairs: &[(&Row, Option<&Row>)]) -> Vec<String> {
-    let has_moved = |is: &Row, was: &Row| is.text(3) == "p" && is.text(6) != was.text(6);
+fn moved(pairs: &[Pair<'_>]) -> Vec<String> {
+    let has_moved = |was: &Definition, is: &Definition| is.is_logged() && is.file != was.file;
     pairs
         .iter()
-        .filter(|(was, is)| is.is_some_and(|is| has_moved(is, was)))
-        .map(|(was, _)| name(was))
+        .filter(|(was, is)| is.is_some_and(|is| has_moved(was, is)))
+        .map(|(was, _)| was.name.clone())
         .collect()
 }

@@ -1,9 +1,11 @@
 //! Which tables get data, with which columns and in which format.
 
 use super::plan::{Range, Size};
-use super::{OURS, Source, snapshot_session};
+use super::sql::array;
+use super::{OURS, Source, in_snapshot};
 use crate::encoding;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::node::Query;
 use crate::quote::{ident, qualified};
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
@@ -129,7 +131,8 @@ impl Table {
     }
 }
 
-/// Every ordinary table and partition of the source, as of the snapshot. Of an extension's tables
+/// Every ordinary table and partition of the source as its snapshot shows them, sizes as of now. `members` are tables of
+/// extensions that are wanted too. Of an extension's tables
 /// those that it says hold its users' rows, which are the rows that pg_dump would take.
 /// Rows of unlogged tables are not in the WAL, so no node but their own has them.
 ///
@@ -138,98 +141,29 @@ impl Table {
 ///   no harm: since PostgreSQL 14 the receiver takes its own.
 /// * Rows of a partition go into its root where the partition may be another one on the new node:
 ///   below a table partitioned by hash of something whose hash comes from OIDs, such as an enum.
-const TABLES: &str = r"
-WITH RECURSIVE member AS (
-  SELECT objid FROM pg_depend
-   WHERE classid = 'pg_class'::regclass AND deptype = 'e'
-), config AS (
-  SELECT t.oid, t.condition FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS t(oid, condition)
-), chosen AS (
-  SELECT c.oid, c.relfilenode, n.nspname, c.relname, c.relispartition, am.amname = 'heap' AS heap, c.reltuples, c.relpages,
-         (SELECT nullif(regexp_replace(condition, '^\s*WHERE\s', '', 'i'), '') FROM config WHERE config.oid = c.oid) AS filter
-    FROM pg_class c
-    JOIN pg_namespace n ON n.oid = c.relnamespace
-    LEFT JOIN pg_am am ON am.oid = c.relam
-   WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-     AND n.nspname <> ALL ($1::text[]) AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
-     AND (c.oid NOT IN (SELECT objid FROM member) OR c.oid IN (SELECT oid FROM config)
-          OR format('%I.%I', n.nspname, c.relname) = ANY ($2::text[]))
-), part AS (
-  SELECT DISTINCT a.atttypid AS root, a.atttypid AS typ
-    FROM pg_attribute a JOIN chosen ON chosen.oid = a.attrelid
-   WHERE a.attnum > 0 AND NOT a.attisdropped
-   UNION
-  SELECT part.root, inner_type.oid
-    FROM part JOIN pg_type t ON t.oid = part.typ
-   CROSS JOIN LATERAL (
-         SELECT t.typbasetype WHERE t.typtype = 'd'
-          UNION ALL SELECT t.typelem WHERE t.typelem <> 0 AND t.typlen = -1
-          UNION ALL SELECT a.atttypid FROM pg_attribute a
-                     WHERE t.typtype = 'c' AND a.attrelid = t.typrelid
-                       AND a.attnum > 0 AND NOT a.attisdropped
-          UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE r.rngtypid = t.oid
-          UNION ALL SELECT r.rngtypid FROM pg_range r WHERE r.rngmultitypid = t.oid
-         ) AS inner_type(oid)
-), textual AS (
-  SELECT DISTINCT part.root
-    FROM part JOIN pg_type t ON t.oid = part.typ
-   WHERE (t.typsend = 0 OR t.typreceive = 0
-          OR t.typnamespace = 'pg_catalog'::regnamespace AND t.typname ~ '^reg')
-), unsteady AS (
-  SELECT p.partrelid
-    FROM pg_partitioned_table p
-   WHERE p.partstrat = 'h'
-     AND EXISTS (SELECT FROM pg_opclass o JOIN pg_am am ON am.oid = o.opcmethod
-                  WHERE o.oid = ANY (p.partclass) AND am.amname = 'hash'
-                    AND o.opcname IN ('enum_ops', 'array_ops', 'record_ops', 'range_ops', 'multirange_ops'))
-)
-SELECT c.nspname, c.relname, rn.nspname, r.relname,
-       pg_table_size(c.oid), CASE WHEN c.heap THEN pg_relation_size(c.oid) / current_setting('block_size')::int END,
-       (SELECT json_agg(json_build_object('name', a.attname,
-                                          'binary', a.atttypid NOT IN (SELECT root FROM textual))
-                        ORDER BY a.attnum)
-          FROM pg_attribute a
-         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
-       c.filter, c.oid IN (SELECT objid FROM member),
-       CASE WHEN pg_relation_size(c.oid) = 0 THEN 0
-            WHEN c.reltuples >= 0 AND c.relpages > 0
-            THEN round(pg_relation_size(c.oid) / current_setting('block_size')::numeric * c.reltuples::numeric / c.relpages) END,
-       c.oid, c.relfilenode
-  FROM chosen c
-  LEFT JOIN pg_class r
-         ON c.relispartition AND r.oid = pg_partition_root(c.oid)
-        AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a(oid) JOIN unsteady ON partrelid = a.oid)
-  LEFT JOIN pg_namespace rn ON rn.oid = r.relnamespace
- ORDER BY 1, 2";
-
-/// The tables of the source as its snapshot shows them, sizes as of now. `members` are tables of
-/// extensions that are wanted too.
 pub fn tables(source: &Source<'_>, members: &[String]) -> Result<Vec<Table>> {
-    let members: Vec<&str> = members.iter().map(String::as_str).collect();
-    let parameters = [super::sql::array(OURS), super::sql::array(members)];
-    let rows = snapshot_session(source)?.query(TABLES, &[&parameters[0], &parameters[1]])?;
-    rows.iter()
-        .map(|row| {
-            let columns = row.at(6).unwrap_or("[]");
+    let tables = Query::new(
+        include_str!("tables.sql"),
+        &[&array(OURS), &array(members)],
+        |row| {
+            let root: (Option<String>, Option<String>) =
+                (row.get("root_schema")?, row.get("root_name")?);
             Ok(Table {
-                oid: row.parse(10)?,
-                file: row.parse(11)?,
-                schema: row.text(0).to_owned(),
-                name: row.text(1).to_owned(),
-                into: row
-                    .at(2)
-                    .zip(row.at(3))
-                    .map(|(s, n)| (s.to_owned(), n.to_owned())),
-                columns: serde_json::from_str(columns)
-                    .map_err(|e| Error::internal(format!("columns of a table: {e}: {columns}")))?,
-                filter: row.at(7).map(str::to_owned),
-                extension: row.bool(8),
-                bytes: row.parse_opt(4)?.unwrap_or(0),
-                blocks: row.parse_opt(5)?,
-                rows: row.parse_opt(9)?,
+                oid: row.get("oid")?,
+                file: row.get("file")?,
+                schema: row.get("schema")?,
+                name: row.get("name")?,
+                into: root.0.zip(root.1),
+                columns: row.json("columns")?,
+                filter: row.get("filter")?,
+                extension: row.get("extension")?,
+                bytes: row.get::<Option<u64>>("bytes")?.unwrap_or(0),
+                blocks: row.get("blocks")?,
+                rows: row.get("rows")?,
             })
-        })
-        .collect()
+        },
+    );
+    in_snapshot(source, &tables)
 }
 
 #[cfg(test)]

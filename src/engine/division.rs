@@ -1,15 +1,23 @@
 //! How the values of sequences are divided among members that keep a registry.
 
 use super::SequencePolicy;
-use crate::node::Statement;
+use crate::node::{Query, Statement};
 use crate::quote::literal;
+use serde_json::Value;
 use zodan_core::names::OWN_SCHEMAS;
 
-/// Sequences of the node's users that are not divided in this way: `name, divided in another`.
-pub fn undivided(policy: SequencePolicy, parts: i32, part: i32) -> Statement {
-    Statement::new(
+/// A sequence that is not divided as it is to be.
+pub struct Undivided {
+    pub name: String,
+    /// It is divided in another way.
+    pub otherwise: bool,
+}
+
+/// Sequences of the node's users that are not divided in this way.
+pub fn undivided(policy: SequencePolicy, parts: i32, part: i32) -> Query<Undivided> {
+    Query::new(
         format!(
-            "SELECT format('%I.%I', n.nspname, c.relname), s.sequence IS NOT NULL
+            "SELECT format('%I.%I', n.nspname, c.relname) AS name, s.sequence IS NOT NULL AS otherwise
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
            LEFT JOIN zodan.sequence s ON s.sequence = c.oid
           WHERE c.relkind = 'S' AND c.relpersistence <> 't'
@@ -21,17 +29,24 @@ pub fn undivided(policy: SequencePolicy, parts: i32, part: i32) -> Statement {
           ORDER BY 1"
         ),
         &[policy.label(), &parts.to_string(), &part.to_string()],
+        |row| {
+            Ok(Undivided {
+                name: row.get("name")?,
+                otherwise: row.get("otherwise")?,
+            })
+        },
     )
 }
 
-/// Those that are divided: `name, how` as `elsewhere` of [`divide`].
-pub fn divided() -> Statement {
-    Statement::new(
-        "SELECT format('%I.%I', n.nspname, c.relname), to_jsonb(s) - 'sequence'
+/// Those that are divided, and how, as `elsewhere` of [`divide`].
+pub fn divided() -> Query<(String, Value)> {
+    Query::new(
+        "SELECT format('%I.%I', n.nspname, c.relname) AS name, to_jsonb(s) - 'sequence' AS division
            FROM zodan.sequence s
            JOIN pg_class c ON c.oid = s.sequence JOIN pg_namespace n ON n.oid = c.relnamespace
           ORDER BY 1",
         &[],
+        |row| Ok((row.get("name")?, row.json("division")?)),
     )
 }
 

@@ -101,7 +101,7 @@ impl Conn {
                 let answer = setups
                     .next()
                     .unwrap_or_else(|| Err(Error::internal("no answer")))?;
-                conn.server = answer.one()?.text(0).to_owned();
+                conn.server = answer.one()?.only()?;
                 Ok(conn)
             })
             .collect()
@@ -153,7 +153,7 @@ impl Conn {
             .pop()
             .unwrap_or_else(|| Err(Error::internal("no answer")))?;
         let answer = conn.query(environment::setup(), &[])?;
-        conn.server = answer.one()?.text(0).to_owned();
+        conn.server = answer.one()?.only()?;
         Ok(conn)
     }
 
@@ -425,12 +425,12 @@ impl Conn {
         let pid = self.server_pid().to_string();
         let found = beside.query_within(
             &format!(
-                "SELECT ({}), a.state,
+                "SELECT ({}) AS server, a.state,
                         (SELECT pg_catalog.string_agg(CASE WHEN b.pid IS NULL THEN 'a prepared transaction'
                                     ELSE pg_catalog.format('pid %s (user %s, application %s)',
                                     b.pid, b.usename, b.application_name) END, ', ')
                            FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(a.pid)) AS blocking (pid)
-                           LEFT JOIN pg_catalog.pg_stat_activity b ON b.pid OPERATOR(pg_catalog.=) blocking.pid)
+                           LEFT JOIN pg_catalog.pg_stat_activity b ON b.pid OPERATOR(pg_catalog.=) blocking.pid) AS holders
                    FROM (VALUES (0)) AS one (row)
                    LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) $1::pg_catalog.int4",
                 environment::SERVER
@@ -439,13 +439,13 @@ impl Conn {
             Some(within),
         )?;
         let found = found.one()?;
-        if found.text(0) != self.server {
+        if found.get::<&str>("server")? != self.server {
             return Ok(None);
         }
-        let reason = match found.at(1) {
+        let reason = match found.get("state")? {
             None => "the server has ended the session",
             Some("idle") => "the statement finished on the server, but no result was received",
-            Some(_) => return Ok(found.at(2).map(str::to_owned)),
+            Some(_) => return found.get("holders"),
         };
         // It may have been on its way meanwhile.
         let ready = wait::on_fds(&[(self.socket(), Interest::READ)], Some(within / 4))?;

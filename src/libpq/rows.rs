@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
+use serde::de::DeserializeOwned;
 use std::rc::Rc;
-use std::str::FromStr;
 
 /// The rows of a result in text form.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -94,7 +94,7 @@ impl Row {
     }
 
     fn read<'a, T: Value<'a>>(&'a self, number: usize) -> Result<T> {
-        let value = self.at(number);
+        let value = self.values.get(number).and_then(Option::as_deref);
         T::of(value).ok_or_else(|| {
             Error::internal(format!(
                 "column \"{}\" holds \"{}\", which is not a {}",
@@ -105,32 +105,17 @@ impl Row {
         })
     }
 
-    pub fn at(&self, column: usize) -> Option<&str> {
-        self.values.get(column)?.as_deref()
+    /// The texts from column number `first` on, for the columns of users' tables: only those have names that are not
+    /// known beforehand, and may be named like another column.
+    pub fn from(&self, first: usize) -> impl Iterator<Item = Option<&str>> {
+        self.values.iter().skip(first).map(Option::as_deref)
     }
 
-    /// The value, or "" where it is null.
-    pub fn text(&self, column: usize) -> &str {
-        self.at(column).unwrap_or("")
-    }
-
-    pub fn bool(&self, column: usize) -> bool {
-        self.at(column) == Some("t") || self.at(column) == Some("true")
-    }
-
-    pub fn parse<T: FromStr>(&self, column: usize) -> Result<T> {
-        let text = self.text(column);
-        text.parse().map_err(|_| {
-            Error::internal(format!(
-                "column {column} holds \"{text}\", which is not a {}",
-                std::any::type_name::<T>()
-            ))
-        })
-    }
-
-    /// `None` where the value is null.
-    pub fn parse_opt<T: FromStr>(&self, column: usize) -> Result<Option<T>> {
-        self.at(column).map(|_| self.parse(column)).transpose()
+    /// A value in JSON; null is an empty list.
+    pub fn json<T: DeserializeOwned>(&self, column: &str) -> Result<T> {
+        let text: Option<&str> = self.get(column)?;
+        serde_json::from_str(text.unwrap_or("[]"))
+            .map_err(|e| Error::internal(format!("column \"{column}\" holds {text:?}: {e}")))
     }
 }
 
@@ -175,7 +160,7 @@ macro_rules! parsed {
         }
     )*};
 }
-parsed!(i32, i64, i128, u32, u64, usize, f64, Lsn);
+parsed!(char, i32, i64, i128, u16, u32, u64, usize, f64, Lsn);
 
 #[cfg(test)]
 mod tests {

@@ -12,7 +12,7 @@ mod statement;
 pub use local::{Local, own_database};
 pub use mode::Mode;
 pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
-pub use query::{Query, Question};
+pub use query::{Query, Queryable, Question};
 pub use reader::Reader;
 pub use session::{
     Session, ask, ask_all, ask_in_turn, ask_within, check_open, query_with_deadline,

@@ -1,9 +1,9 @@
 //! Statements whose rows are values of a type, so that what is asked and what is read stand side by side.
 
-use super::Node;
 use super::statement::{Ask, Statement};
+use super::{Local, Node, Session};
 use crate::error::{Error, Result};
-use crate::libpq::{Row, Rows};
+use crate::libpq::{Conn, Row, Rows};
 
 /// A statement, and how a row of its answer is read.
 pub struct Query<T> {
@@ -17,6 +17,41 @@ impl<T> Clone for Query<T> {
             statement: self.statement.clone(),
             read: self.read,
         }
+    }
+}
+
+/// What runs a statement: a node, or a session that is of no node of the run.
+pub trait Queryable {
+    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows>;
+}
+
+impl Queryable for Node {
+    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.query(sql, params)
+    }
+}
+
+impl Queryable for Session {
+    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.query(sql, params)
+    }
+}
+
+impl Queryable for Conn {
+    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.query(sql, params)
+    }
+}
+
+impl<Q: Queryable> Queryable for &mut Q {
+    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        (**self).run(sql, params)
+    }
+}
+
+impl Queryable for &Local {
+    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.query(sql, params)
     }
 }
 
@@ -68,17 +103,17 @@ impl<T> Query<T> {
     }
 
     /// All rows of the node.
-    pub fn on(&self, node: &mut Node) -> Result<Vec<T>> {
+    pub fn on(&self, node: &mut impl Queryable) -> Result<Vec<T>> {
         self.read(&self.statement.run(node)?)
     }
 
     /// The only row of a query that always returns one.
-    pub fn one(&self, node: &mut Node) -> Result<T> {
+    pub fn one(&self, node: &mut impl Queryable) -> Result<T> {
         self.read_one(&self.statement.run(node)?)
     }
 
     /// The first row, where there is one.
-    pub fn first(&self, node: &mut Node) -> Result<Option<T>> {
+    pub fn first(&self, node: &mut impl Queryable) -> Result<Option<T>> {
         self.read_first(&self.statement.run(node)?)
     }
 

@@ -1,6 +1,6 @@
 //! A session on a node: over libpq, or SPI where the node is this server.
 
-use super::query::{Query, Question};
+use super::query::Question;
 use super::statement::{Ask, Statement};
 use super::{Local, Member, Node, Reader};
 use crate::error::{Error, Result};
@@ -22,13 +22,6 @@ impl Session {
             Self::Local(local) => local.query(sql, params),
             Self::Reader(reader) => reader.query(sql, params),
         }
-    }
-
-    /// All rows of a query, of a session that is of no node of the run.
-    pub fn ask<T>(&mut self, query: &Query<T>) -> Result<Vec<T>> {
-        let Statement { sql, params } = &query.statement;
-        let params: Vec<&str> = params.iter().map(String::as_str).collect();
-        query.read(&self.query(sql, &params)?)
     }
 
     pub fn is_usable(&self) -> bool {

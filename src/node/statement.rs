@@ -1,6 +1,6 @@
 //! Statements apart from the sessions they run on, so that one can be sent to many nodes at once.
 
-use super::Node;
+use super::{Node, Queryable};
 use crate::error::Result;
 use crate::libpq::Rows;
 
@@ -64,9 +64,9 @@ impl Statement {
         statements.iter().try_for_each(|s| s.run(node).map(|_| ()))
     }
 
-    pub fn run(&self, node: &mut Node) -> Result<Rows> {
+    pub fn run(&self, on: &mut impl Queryable) -> Result<Rows> {
         let params: Vec<&str> = self.params.iter().map(String::as_str).collect();
-        node.query(&self.sql, &params)
+        on.run(&self.sql, &params)
     }
 }
 

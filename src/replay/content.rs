@@ -5,8 +5,7 @@
 
 use super::share::{IDENTITY_INDEX, Share};
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::Rows;
-use crate::node::{Node, Statement, ask};
+use crate::node::{Node, Query, ask};
 use crate::quote::{ident, literal, qualified};
 use std::collections::{BTreeMap, BTreeSet};
 use zodan_core::decoding::{Column, Relation, Tuple, Value};
@@ -145,38 +144,45 @@ pub struct Part {
 
 /// The ordinary tables of the node but those in `left_out`.
 pub fn relations(node: &mut Node, left_out: &[&str]) -> Result<Vec<Relation>> {
-    let question = format!(
-        "SELECT c.oid, n.nspname, c.relname, a.attname,
-                coalesce(a.attnum = ANY (i.indkey), false)
-           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                              AND a.attgenerated = ''
-           LEFT JOIN pg_index i ON {IDENTITY_INDEX}
-          WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-            AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-          ORDER BY 2, 3, a.attnum"
-    );
-    let rows = node.query(&question, &[])?;
-    let mut found: Vec<Relation> = vec![];
-    for row in &rows {
-        if left_out.contains(&row.text(1)) {
-            continue;
-        }
-        let id = row.parse(0)?;
-        if found.last().is_none_or(|last| last.id != id) {
-            found.push(Relation {
-                id,
-                schema: row.text(1).to_owned(),
-                name: row.text(2).to_owned(),
+    let columns = Query::new(
+        format!(
+            "SELECT c.oid, n.nspname, c.relname, a.attname,
+                    coalesce(a.attnum = ANY (i.indkey), false) AS key
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                                  AND a.attgenerated = ''
+               LEFT JOIN pg_index i ON {IDENTITY_INDEX}
+              WHERE c.relkind = 'r' AND c.relpersistence = 'p'
+                AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+              ORDER BY 2, 3, a.attnum"
+        ),
+        &[],
+        |row| {
+            let relation = Relation {
+                id: row.get("oid")?,
+                schema: row.get("nspname")?,
+                name: row.get("relname")?,
                 full: false,
                 columns: vec![],
-            });
+            };
+            let column = Column {
+                name: row.get("attname")?,
+                key: row.get("key")?,
+            };
+            Ok((relation, column))
+        },
+    );
+    let mut found: Vec<Relation> = vec![];
+    for (relation, column) in columns.on(node)? {
+        if left_out.contains(&relation.schema.as_str()) {
+            continue;
         }
-        if let Some(last) = found.last_mut() {
-            last.columns.push(Column {
-                name: row.text(3).to_owned(),
-                key: row.bool(4),
-            });
+        match found.last_mut() {
+            Some(last) if last.id == relation.id => last.columns.push(column),
+            _ => found.push(Relation {
+                columns: vec![column],
+                ..relation
+            }),
         }
     }
     for relation in &mut found {
@@ -197,7 +203,7 @@ struct Bucket {
 pub fn parts(table: &Compared, here: &mut Node, there: &mut Node) -> Result<Vec<Part>> {
     let mut buckets = FEWEST_BUCKETS;
     for rows in both(here, there, |_| estimate(&table.relation))? {
-        let expected: u64 = rows.first().map_or(Ok(0), |row| row.parse(0))?;
+        let expected = rows.first().copied().unwrap_or(0);
         let wanted = (expected / (16 * ROWS_PER_BUCKET)).next_power_of_two();
         buckets = buckets.max(wanted.min(MOST_BUCKETS));
     }
@@ -292,20 +298,13 @@ fn differing(
     there: &mut Node,
 ) -> Result<Vec<Bucket>> {
     let digests = both(here, there, |side| digest(table, side, buckets, within))?;
-    let of = |rows: &Rows| -> Result<BTreeMap<u64, (Bucket, String)>> {
-        rows.iter()
-            .map(|row| {
-                let bucket = Bucket {
-                    id: row.parse(0)?,
-                    rows: row.parse(1)?,
-                    bytes: row.parse(3)?,
-                };
-                Ok((bucket.id, (bucket, row.text(2).to_owned())))
-            })
-            .collect()
-    };
-    let (ours, mut theirs) = (of(&digests[0])?, of(&digests[1])?);
-    drop(digests);
+    let [ours, theirs] = digests.map(|buckets| {
+        let by_id = buckets
+            .into_iter()
+            .map(|(bucket, digest)| (bucket.id, (bucket, digest)));
+        by_id.collect::<BTreeMap<u64, (Bucket, String)>>()
+    });
+    let mut theirs = theirs;
     let mut found = vec![];
     for (id, (bucket, digest)) in ours {
         match theirs.remove(&id) {
@@ -332,10 +331,11 @@ pub fn differences(
     here: &mut Node,
     there: &mut Node,
 ) -> Result<Vec<Difference>> {
-    let rows = both(here, there, |side| versions(table, side, part))?;
-    let relation = &table.relation;
-    let (mut ours, mut theirs) = (keyed(relation, &rows[0])?, keyed(relation, &rows[1])?);
-    drop(rows);
+    let [ours, theirs] = both(here, there, |side| versions(table, side, part))?;
+    let (mut ours, mut theirs) = (
+        keyed(&table.relation, ours)?,
+        keyed(&table.relation, theirs)?,
+    );
     let keys: BTreeSet<String> = ours.keys().chain(theirs.keys()).cloned().collect();
     let mut found = vec![];
     for key in keys {
@@ -376,14 +376,18 @@ fn unequal(key: &str, mut here: Vec<Version>, mut there: Vec<Version>) -> Vec<Di
     }
 }
 
-fn both(
+fn both<T>(
     here: &mut Node,
     there: &mut Node,
-    statement: impl Fn(usize) -> Statement,
-) -> Result<Vec<Rows>> {
-    ask(vec![statement(0).on(here), statement(1).on(there)])
-        .into_iter()
-        .collect()
+    query: impl Fn(usize) -> Query<T>,
+) -> Result<[Vec<T>; 2]> {
+    let queries = [query(0), query(1)];
+    let mut answers = ask(vec![queries[0].ask(here), queries[1].ask(there)]).into_iter();
+    let mut read = |query: &Query<T>| {
+        let rows = answers.next();
+        query.read(&rows.unwrap_or_else(|| Err(Error::internal("a node was not asked")))?)
+    };
+    Ok([read(&queries[0])?, read(&queries[1])?])
 }
 
 /// The text of a row of those columns.
@@ -413,19 +417,25 @@ impl Compared {
 }
 
 /// Rows that the table is believed to have.
-fn estimate(relation: &Relation) -> Statement {
-    Statement::new(
+fn estimate(relation: &Relation) -> Query<u64> {
+    Query::new(
         "SELECT greatest(c.reltuples, pg_relation_size(c.oid) / 250, 0)::bigint
            FROM pg_class c WHERE c.oid = to_regclass($1)",
         &[&qualified(&relation.schema, &relation.name)],
+        |row| row.only(),
     )
 }
 
 /// The digest of a bucket of which nothing is sent.
 const NONE_SENT: &str = "0";
 
-/// `bucket, rows, digest, bytes`, where the digest is of the rows that are sent.
-fn digest(table: &Compared, side: usize, buckets: u64, within: Option<&Part>) -> Statement {
+/// The buckets with their digests, each of the rows that are sent.
+fn digest(
+    table: &Compared,
+    side: usize,
+    buckets: u64,
+    within: Option<&Part>,
+) -> Query<(Bucket, String)> {
     let (condition, ids) = match within {
         Some(part) => (
             format!(
@@ -437,12 +447,12 @@ fn digest(table: &Compared, side: usize, buckets: u64, within: Option<&Part>) ->
         None => (String::new(), vec![]),
     };
     // Behind the OFFSET the text of a row is made once.
-    Statement::new(
+    Query::new(
         format!(
-            "SELECT bucket, count(*),
+            "SELECT bucket, count(*) AS rows,
                     concat_ws(' ', count(*) FILTER (WHERE sent), sum(octet_length(r)) FILTER (WHERE sent),
-                              sum(hashtextextended(r, 1)::numeric) FILTER (WHERE sent)),
-                    sum(octet_length(r))
+                              sum(hashtextextended(r, 1)::numeric) FILTER (WHERE sent)) AS digest,
+                    sum(octet_length(r)) AS bytes
                FROM (SELECT {} AS bucket, {} AS r, {} AS sent FROM {} {condition} OFFSET 0) t GROUP BY 1",
             table.bucket(buckets),
             table.row(),
@@ -453,25 +463,35 @@ fn digest(table: &Compared, side: usize, buckets: u64, within: Option<&Part>) ->
             table.rows[side]
         ),
         &ids,
+        |row| {
+            let bucket = Bucket {
+                id: row.get("bucket")?,
+                rows: row.get("rows")?,
+                bytes: row.get("bytes")?,
+            };
+            Ok((bucket, row.get("digest")?))
+        },
     )
 }
 
 /// How many rows one of the two nodes has that others are to have.
-pub fn count_sent(table: &Compared, side: usize) -> Statement {
+pub fn count_sent(table: &Compared, side: usize) -> Query<usize> {
     let rows = &table.rows[side];
-    Statement::new(format!("SELECT count(*) FROM {rows} WHERE t.{SENT}"), &[])
+    let sql = format!("SELECT count(*) FROM {rows} WHERE t.{SENT}");
+    Query::new(sql, &[], |row| row.only())
 }
 
-fn versions(table: &Compared, side: usize, part: &Part) -> Statement {
+/// Each with its key.
+fn versions(table: &Compared, side: usize, part: &Part) -> Query<(String, Version)> {
     let columns = table.relation.columns.iter();
     let values: Vec<String> = columns
         .map(|c| format!("t.{}::text", ident(&c.name)))
         .collect();
-    Statement::new(
+    Query::new(
         format!(
-            "SELECT {}, hashtextextended({}, 1), hashtextextended({}, 1),
-                    (extract(epoch FROM w.timestamp - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint,
-                    w.roident, t.{SENT}, t.{DELETABLE}, {}
+            "SELECT {} AS key, hashtextextended({}, 1) AS digest, hashtextextended({}, 1) AS shared,
+                    (extract(epoch FROM w.timestamp - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint AS written,
+                    w.roident AS origin, t.{SENT} AS sent, t.{DELETABLE} AS deletable, {}
                FROM {}
                LEFT JOIN LATERAL pg_xact_commit_timestamp_origin(
                     CASE current_setting('track_commit_timestamp') WHEN 'on' THEN t.xmin END) w ON true
@@ -484,6 +504,19 @@ fn versions(table: &Compared, side: usize, part: &Part) -> Statement {
             table.bucket(part.buckets)
         ),
         &[&part.ids],
+        |row| {
+            let value = |v: Option<&str>| v.map_or(Value::Null, |v| Value::Text(v.to_owned()));
+            let version = Version {
+                digest: row.get("digest")?,
+                shared: row.get("shared")?,
+                written: row.get("written")?,
+                origin: row.get("origin")?,
+                sent: row.get("sent")?,
+                deletable: row.get("deletable")?,
+                values: row.from(7).map(value).collect(),
+            };
+            Ok((row.get("key")?, version))
+        },
     )
 }
 
@@ -496,22 +529,13 @@ fn short(text: &str) -> String {
     )
 }
 
-fn keyed(relation: &Relation, rows: &Rows) -> Result<BTreeMap<String, Vec<Version>>> {
+fn keyed(
+    relation: &Relation,
+    versions: Vec<(String, Version)>,
+) -> Result<BTreeMap<String, Vec<Version>>> {
     let mut found: BTreeMap<String, Vec<Version>> = BTreeMap::new();
-    for row in rows {
-        let values = (7..7 + relation.columns.len())
-            .map(|i| row.at(i).map_or(Value::Null, |v| Value::Text(v.to_owned())))
-            .collect();
-        let version = Version {
-            digest: row.text(1).to_owned(),
-            shared: row.text(2).to_owned(),
-            written: row.parse_opt(3)?,
-            origin: row.parse_opt(4)?,
-            sent: row.bool(5),
-            deletable: row.bool(6),
-            values,
-        };
-        let alike = found.entry(row.text(0).to_owned()).or_default();
+    for (key, version) in versions {
+        let alike = found.entry(key).or_default();
         if !alike.is_empty() && !relation.full {
             return Err(Error::internal("a row was read twice"));
         }

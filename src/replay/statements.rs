@@ -7,7 +7,7 @@ use super::share::IDENTITY_INDEX;
 use crate::error::{Error, Result};
 use crate::libpq::Param;
 use crate::lsn::Lsn;
-use crate::node::{Node, Statement, server};
+use crate::node::{Node, Query, server};
 use crate::quote::{ident, qualified};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -50,94 +50,89 @@ pub struct Equality {
 impl Catalog {
     pub fn read(node: &mut Node) -> Result<Self> {
         let mut catalog = Self::default();
-        let rows = node.query(
-            "SELECT n.nspname, c.relname, a.attname
-               FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-               JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE a.attidentity = 'a' AND NOT a.attisdropped AND c.relkind IN ('r', 'p')",
-            &[],
-        )?;
-        for row in &rows {
-            let table = qualified(row.text(0), row.text(1));
-            let columns = catalog.always.entry(table).or_default();
-            columns.push(row.text(2).to_owned());
+        for (table, column) in always_identity().on(node)? {
+            catalog.always.entry(table).or_default().push(column);
         }
         catalog.timestamps = server::has_commit_timestamps(node)?;
         catalog.commit_position = server::has_commit_position().one(node)?;
-        for row in &node.query(&columns(), &[])? {
-            let table = qualified(row.text(0), row.text(1));
-            let equality = Equality {
-                of: qualified(row.text(3), row.text(4)),
-                domain: row.bool(8),
-                nested: row.bool(9),
-                operator: row
-                    .at(5)
-                    .map(|schema| format!("OPERATOR({}.{})", ident(schema), row.text(6))),
-                comparable: row.bool(7),
-            };
-            let columns = catalog.equality.entry(table).or_default();
-            columns.insert(row.text(2).to_owned(), equality);
+        for compared in equality().on(node)? {
+            let columns = catalog.equality.entry(compared.table).or_default();
+            columns.insert(compared.column, compared.equality);
         }
-        let rows = node.query(
-            "SELECT n.nspname, c.relname, c.relkind = 'p'
-               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE c.relkind = 'p' OR c.relkind = 'r' AND EXISTS (
-                        SELECT FROM pg_trigger t
-                         WHERE t.tgrelid = c.oid AND t.tgtype & 32 <> 0 AND t.tgenabled IN ('A', 'R'))",
-            &[],
-        )?;
-        for row in &rows {
-            let of = match row.bool(2) {
+        for special in special_truncates().on(node)? {
+            let of = match special.partitioned {
                 true => &mut catalog.partitioned,
                 false => &mut catalog.truncate_fires,
             };
-            of.insert(qualified(row.text(0), row.text(1)));
+            of.insert(special.table);
         }
         Ok(catalog)
     }
 }
 
-/// `schema, table, column, schema and name of its type, schema and name of its operator, comparable, domain, nested`.
-fn columns() -> String {
-    format!("
-WITH RECURSIVE base(oid, typ) AS (
-    SELECT oid, oid FROM pg_type WHERE typtype <> 'd'
-     UNION ALL
-    SELECT t.oid, b.typ FROM pg_type t JOIN base b ON b.oid = t.typbasetype WHERE t.typtype = 'd'
-)
-SELECT n.nspname, c.relname, a.attname, tn.nspname, t.typname, k.nspname, k.oprname,
-       e.typtype NOT IN ('b', 'c') OR e.typtype = 'b' AND EXISTS (
-           SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
-            WHERE o.opcdefault AND m.amname IN ('btree', 'hash')
-              AND (o.opcintype = e.oid
-                   OR EXISTS (SELECT FROM pg_cast s
-                               WHERE s.castsource = e.oid AND s.casttarget = o.opcintype
-                                 AND s.castmethod = 'b' AND s.castcontext = 'i'))),
-       b.oid <> b.typ,
-       t.typtype IN ('c', 'r', 'm')
-       OR t.typcategory = 'A' AND EXISTS (SELECT FROM pg_type x
-                                           WHERE x.oid = t.typelem AND x.typtype IN ('d', 'c', 'r', 'm'))
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-  JOIN base b ON b.oid = a.atttypid
-  JOIN pg_type t ON t.oid = b.typ
-  JOIN pg_namespace tn ON tn.oid = t.typnamespace
-  LEFT JOIN base eb ON t.typcategory = 'A' AND eb.oid = t.typelem
-  JOIN pg_type e ON e.oid = coalesce(eb.typ, t.oid)
-  LEFT JOIN LATERAL (
-       SELECT pn.nspname, p.oprname
-         FROM pg_index i
-         CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS u(attnum, opclass)
-         JOIN pg_opclass o ON o.oid = u.opclass
-         JOIN pg_am m ON m.oid = o.opcmethod
-         JOIN pg_amop x ON x.amopfamily = o.opcfamily AND x.amoppurpose = 's'
-                       AND x.amoplefttype = o.opcintype AND x.amoprighttype = o.opcintype
-                       AND x.amopstrategy = CASE m.amname WHEN 'btree' THEN 3 WHEN 'hash' THEN 1 END
-         JOIN pg_operator p ON p.oid = x.amopopr
-         JOIN pg_namespace pn ON pn.oid = p.oprnamespace
-        WHERE {IDENTITY_INDEX} AND u.attnum = a.attnum
-        LIMIT 1) k ON true
- WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
+/// Tables and those of their columns that are identity columns, GENERATED ALWAYS.
+fn always_identity() -> Query<(String, String)> {
+    Query::new(
+        "SELECT n.nspname, c.relname, a.attname
+           FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+           JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE a.attidentity = 'a' AND NOT a.attisdropped AND c.relkind IN ('r', 'p')",
+        &[],
+        |row| {
+            let table = qualified(row.get("nspname")?, row.get("relname")?);
+            Ok((table, row.get("attname")?))
+        },
+    )
+}
+
+/// A column of a table, and how its values are compared.
+struct ComparedColumn {
+    table: String,
+    column: String,
+    equality: Equality,
+}
+
+fn equality() -> Query<ComparedColumn> {
+    let sql = include_str!("equality.sql").replace(":identity_index", IDENTITY_INDEX);
+    Query::new(sql, &[], |row| {
+        let operator: (Option<&str>, &str) = (row.get("operator_schema")?, row.get("operator")?);
+        Ok(ComparedColumn {
+            table: qualified(row.get("schema")?, row.get("table_name")?),
+            column: row.get("column")?,
+            equality: Equality {
+                of: qualified(row.get("type_schema")?, row.get("type")?),
+                domain: row.get("domain")?,
+                nested: row.get("nested")?,
+                operator: operator
+                    .0
+                    .map(|schema| format!("OPERATOR({}.{})", ident(schema), operator.1)),
+                comparable: row.get("comparable")?,
+            },
+        })
+    })
+}
+
+/// A table of which TRUNCATE does more than to empty it.
+struct SpecialTruncate {
+    table: String,
+    /// Or else it has triggers that would fire.
+    partitioned: bool,
+}
+
+fn special_truncates() -> Query<SpecialTruncate> {
+    Query::new(
+        "SELECT n.nspname, c.relname, c.relkind = 'p' AS partitioned
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.relkind = 'p' OR c.relkind = 'r' AND EXISTS (
+                    SELECT FROM pg_trigger t
+                     WHERE t.tgrelid = c.oid AND t.tgtype & 32 <> 0 AND t.tgenabled IN ('A', 'R'))",
+        &[],
+        |row| {
+            Ok(SpecialTruncate {
+                table: qualified(row.get("nspname")?, row.get("relname")?),
+                partitioned: row.get("partitioned")?,
+            })
+        },
     )
 }
 
@@ -148,6 +143,12 @@ pub struct Change {
     pub params: Vec<Param>,
     /// The row, where it is to be known if it was newer.
     pub about: Option<About>,
+}
+
+/// A row as it is found on a node.
+pub struct Look {
+    pub digest: String,
+    pub key: String,
 }
 
 /// A row that a change of the failed node is about, by its key.
@@ -284,7 +285,7 @@ impl Rendering {
     }
 
     /// Asks for a digest of the row, on the target if it is newer than the change about it. Nothing without a key.
-    pub fn look(&self, about: &About, newer: bool) -> Option<(String, Statement)> {
+    pub fn look(&self, about: &About, newer: bool) -> Option<(String, Query<Look>)> {
         let relation = self.relations.get(&about.relation)?;
         let mut change = Change::default();
         let found = self.row(relation, &about.key, &mut change).ok()?;
@@ -314,12 +315,18 @@ impl Rendering {
             format!("ROW({})::text", columns.join(", "))
         };
         let sql = format!(
-            "SELECT md5({}), {} FROM {} AS z WHERE {found}{condition}",
+            "SELECT md5({}) AS digest, {} AS key FROM {} AS z WHERE {found}{condition}",
             columns(&|_| true),
             columns(&|c| c.key),
             self.only(relation)
         );
-        Some((name(relation), Statement::new(sql, &values)))
+        let look = Query::new(sql, &values, |row| {
+            Ok(Look {
+                digest: row.get("digest")?,
+                key: row.get("key")?,
+            })
+        });
+        Some((name(relation), look))
     }
 
     /// How many statements have been rendered since the last [`Self::take`].

@@ -1,7 +1,7 @@
 //! Runs that were interrupted: what each command does with those of each other one.
 
 use crate::error::{Error, Result};
-use crate::node::Session;
+use crate::node::{Query, Session};
 use std::fmt;
 
 /// The commands that write a journal.
@@ -79,22 +79,21 @@ pub struct Interrupted {
 impl Interrupted {
     /// All of a node, the last one first. The caller holds the membership lock of the node, so nobody runs them.
     pub fn all(session: &mut Session) -> Result<Vec<Self>> {
-        let rows = session.query(
+        let all = Query::new(
             "SELECT id, command, source_node, source_dsn, node FROM zodan.run
               WHERE state IN ('running', 'failed') ORDER BY id DESC",
             &[],
-        )?;
-        rows.iter()
-            .map(|row| {
+            |row| {
                 Ok(Self {
-                    run: row.parse(0)?,
-                    command: Command::parse(row.text(1))?,
-                    source: row.text(2).to_owned(),
-                    source_dsn: row.text(3).to_owned(),
-                    node: row.text(4).to_owned(),
+                    run: row.get("id")?,
+                    command: Command::parse(row.get("command")?)?,
+                    source: row.get("source_node")?,
+                    source_dsn: row.get("source_dsn")?,
+                    node: row.get("node")?,
                 })
-            })
-            .collect()
+            },
+        );
+        all.on(session)
     }
 
     /// Those of `command` about `node`.

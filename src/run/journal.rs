@@ -9,7 +9,7 @@ use crate::encoding::shown;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::libpq::Rows;
-use crate::node::{Local, Session, Statement};
+use crate::node::{Local, Query, Session, Statement};
 use crate::progress;
 use crate::settings;
 use std::cell::RefCell;
@@ -110,7 +110,7 @@ impl Journal {
                 &[&days.to_string()],
             )?;
         }
-        let rows = local.query(
+        let run: Query<i64> = Query::new(
             "INSERT INTO zodan.run (command, engine, source_node, source_dsn, node)
              SELECT $1, $2, $3, $4, $5 FROM zodan.unreplicated() RETURNING id",
             &[
@@ -120,8 +120,9 @@ impl Journal {
                 header.source_dsn,
                 header.node,
             ],
-        )?;
-        let run = rows.one()?.parse(0)?;
+            |row| row.only(),
+        );
+        let run = run.one(&mut &*local)?;
         progress::run(run);
         Ok(Self {
             session: RefCell::new(Session::Local(local.clone())),
@@ -154,24 +155,24 @@ impl Journal {
 
     /// The steps that have not been undone, the last one first.
     pub fn begun(&self) -> Result<Vec<Begun>> {
-        let rows = self.query(
-            "SELECT step, node, description, action, state = 'announced', state = 'done'
+        let begun = Query::new(
+            "SELECT step, node, description, action, state = 'announced' AS announced, state = 'done' AS done
                FROM zodan.step
               WHERE run_id = $1::bigint AND state <> 'undone'
               ORDER BY step DESC",
             &[&self.run.to_string()],
-        )?;
-        let begun = rows.iter().map(|row| {
-            Ok(Begun {
-                step: row.parse(0)?,
-                node: row.text(1).to_owned(),
-                description: row.text(2).to_owned(),
-                action: Action::parse(row.text(3))?,
-                announced: row.bool(4),
-                done: row.bool(5),
-            })
-        });
-        let mut begun = begun.collect::<Result<Vec<Begun>>>()?;
+            |row| {
+                Ok(Begun {
+                    step: row.get("step")?,
+                    node: row.get("node")?,
+                    description: row.get("description")?,
+                    action: Action::parse(row.get("action")?)?,
+                    announced: row.get("announced")?,
+                    done: row.get("done")?,
+                })
+            },
+        );
+        let mut begun = begun.on(&mut *self.session.borrow_mut())?;
         begun.retain(|b| {
             let stays = matches!(b.action.after_failure(), AfterFailure::Stays(_));
             (!stays || b.action.is_record()) && !self.refused.borrow().contains(&b.step)
@@ -185,7 +186,7 @@ impl Journal {
             "SELECT coalesce(max(phase), 0) FROM zodan.step WHERE run_id = $1::bigint",
             &[&self.run.to_string()],
         )?;
-        rows.one()?.parse(0)
+        rows.one()?.only()
     }
 
     /// Takes the next step from the plan, which is one on `node`.
@@ -319,7 +320,7 @@ impl Journal {
               WHERE run_id = $1::bigint AND step = $2::integer",
             &[&self.run.to_string(), &step.to_string()],
         )?;
-        Ok(rows.one()?.text(0).to_owned())
+        rows.one()?.only()
     }
 
     pub fn undone(&self, begun: &Begun) -> Result<()> {

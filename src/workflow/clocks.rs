@@ -3,7 +3,7 @@
 
 use super::findings::{Check, Severity};
 use crate::error::{Error, Finding, Result};
-use crate::node::{Node, Statement};
+use crate::node::{Node, Query};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 pub const WANTED: &str = "within 0.5 s of the others";
@@ -28,19 +28,20 @@ pub fn read<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<Vec<Clo
 }
 
 fn read_one(node: &mut Node) -> Result<Clock> {
-    let now = Statement::new(
+    let now: Query<i64> = Query::new(
         "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
         &[],
+        |row| row.only(),
     );
     let mut best: Option<Clock> = None;
     for _ in 0..LOOKS {
         let (began, asked) = (Instant::now(), here());
-        let there: i64 = now.run(node)?.one()?.parse(0)?;
+        let answer = now.one(node)?;
         let half = i64::try_from(began.elapsed().as_micros() / 2).unwrap_or(i64::MAX / 4);
         if best.as_ref().is_none_or(|best| half < best.error) {
             best = Some(Clock {
                 node: node.name.clone(),
-                ahead: there - asked - half,
+                ahead: answer - asked - half,
                 error: half,
             });
         }

@@ -5,7 +5,8 @@ use super::cluster::JoinNodes;
 use super::registries::registry_of;
 use super::report::Report;
 use crate::copy::sequences::next_values;
-use crate::engine::{Engine, Registry, SequencePolicy, division};
+use crate::engine::division::{self, Undivided};
+use crate::engine::{Engine, Registry, SequencePolicy};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::poll::{Poll, wait_until};
 use crate::node::{Node, server};
@@ -112,12 +113,12 @@ impl Division {
         let mut passed = Passed::default();
         for peer in &mut *peers {
             let part = part(&registry, peer)?;
-            let undivided = division::undivided(self.policy, self.parts, part).run(peer)?;
-            let new = undivided.iter().filter(|row| !row.bool(1));
-            let new: BTreeSet<&str> = new.map(|row| row.text(0)).collect();
+            let undivided = division::undivided(self.policy, self.parts, part).on(peer)?;
+            let new = undivided.into_iter().filter(|sequence| !sequence.otherwise);
+            let new: BTreeSet<String> = new.map(|sequence| sequence.name).collect();
             if !new.is_empty() {
                 let mut next = next_values(&mut peer.session)?;
-                next.retain(|name, _| new.contains(name.as_str()));
+                next.retain(|name, _| new.contains(name));
                 passed.all(next);
             }
         }
@@ -195,12 +196,12 @@ impl Division {
                 Err(error) => Err(error),
             }
         })?;
-        let Some(answer) = rows.one()?.at(0) else {
+        let Some(answer) = rows.one()?.only::<Option<&str>>()? else {
             return Ok(None);
         };
-        Ok(parsed(answer)?["passed"]
-            .as_str()
-            .and_then(|next| next.parse().ok()))
+        let answer: Value = serde_json::from_str(answer)
+            .map_err(|e| Error::internal(format!("zodan.divide_sequence: {e}")))?;
+        Ok(answer["passed"].as_str().and_then(|next| next.parse().ok()))
     }
 }
 
@@ -264,25 +265,21 @@ impl Dividing<'_> {
             policy: how, parts, ..
         } = self.division;
         let part = part(self.registry, node)?;
-        let undivided = division::undivided(how, parts, part).run(node)?;
-        let wanted: Vec<(String, bool)> = undivided
-            .iter()
-            .map(|row| (row.text(0).to_owned(), row.bool(1)))
-            .filter(|(name, _)| first || models.contains_key(name))
-            .collect();
+        let mut wanted = division::undivided(how, parts, part).on(node)?;
+        wanted.retain(|sequence| first || models.contains_key(&sequence.name));
         let new: Vec<String> = wanted
             .iter()
-            .filter(|(_, known)| !known)
-            .map(|(name, _)| name.clone())
+            .filter(|sequence| !sequence.otherwise)
+            .map(|sequence| sequence.name.clone())
             .collect();
         let phase = self.report.current();
         let step = self.journal.take::<DivideSequences>(phase, &node.name)?;
         let step = self.journal.begin_with(step, division::restore(&new))?;
-        for (name, known) in &wanted {
+        for Undivided { name, otherwise } in &wanted {
             // Of one that is divided already nobody gives what others do.
-            let model = models.get(name).filter(|_| !(first && *known));
+            let model = models.get(name).filter(|_| !(first && *otherwise));
             let next = self.division.divide(node, name, part, model)?;
-            if let (Some(next), false) = (next, known) {
+            if let (Some(next), false) = (next, otherwise) {
                 let ascending = self.passed.0.get(name).is_none_or(|(_, up)| *up);
                 self.passed.one(name, next, ascending);
             }
@@ -304,12 +301,5 @@ fn part(registry: &Registry, node: &Node) -> Result<i32> {
 }
 
 fn divided(node: &mut Node) -> Result<BTreeMap<String, Value>> {
-    let rows = division::divided().run(node)?;
-    rows.iter()
-        .map(|row| Ok((row.text(0).to_owned(), parsed(row.text(1))?)))
-        .collect()
-}
-
-fn parsed(text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|e| Error::internal(format!("zodan.sequence: {e}")))
+    Ok(division::divided().on(node)?.into_iter().collect())
 }

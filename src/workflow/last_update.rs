@@ -67,7 +67,7 @@ fn on_all(statement: &Statement, nodes: &mut [Node], in_the_way: &mut String) ->
     let mut in_use = vec![];
     for (node, answer) in nodes.iter().zip(answers) {
         match answer {
-            Ok(rows) => changed += i32::from(rows.first().is_some_and(|row| row.bool(0))),
+            Ok(rows) => changed += i32::from(rows.one()?.only::<bool>()?),
             Err(error) if error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE => {
                 in_use.push(node.name.clone());
             }

@@ -42,7 +42,7 @@ pub fn emit<'a>(
         .map(|(node, rows)| {
             Ok(Marker {
                 provider: node.name.clone(),
-                token: rows.one()?.text(0).to_owned(),
+                token: rows.one()?.only()?,
             })
         })
         .collect()

@@ -5,7 +5,7 @@ use super::markers;
 use super::members::each_beside_others;
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result, SqlState};
-use crate::node::Node;
+use crate::node::{Node, Query};
 use crate::quote::{ident, literal, qualified};
 use crate::replay::content::{self, Compared, Difference, Part, Version, differences, relations};
 use crate::replay::share::Share;
@@ -137,12 +137,12 @@ impl Mismatch {
             true => (there, 1),
             false => (here, 0),
         };
-        let rows = content::count_sent(&lack.table.clone().sent(), side).run(owner)?;
+        let count = content::count_sent(&lack.table.clone().sent(), side).one(owner)?;
         *match (lack.columns.is_empty(), side) {
             (true, 0) => &mut mismatch.missing,
             (true, _) => &mut mismatch.extra,
             (false, _) => &mut mismatch.different,
-        } = rows.one()?.parse(0)?;
+        } = count;
         mismatch.lack = Some(lack);
         Ok(mismatch)
     }
@@ -318,17 +318,20 @@ fn missing_columns(tables: &[Table], node: &mut Node) -> Result<BTreeMap<String,
             columns.push(literal(column));
         }
     }
-    let question = format!(
-        "SELECT t, c FROM unnest(ARRAY[{}]::text[], ARRAY[{}]::text[]) AS u (t, c)
-          WHERE NOT EXISTS (SELECT FROM pg_attribute a
-                             WHERE a.attrelid = to_regclass(t) AND a.attname = c AND NOT a.attisdropped)",
-        names.join(", "),
-        columns.join(", ")
+    let question: Query<(String, String)> = Query::new(
+        format!(
+            "SELECT t, c FROM unnest(ARRAY[{}]::text[], ARRAY[{}]::text[]) AS u (t, c)
+              WHERE NOT EXISTS (SELECT FROM pg_attribute a
+                                 WHERE a.attrelid = to_regclass(t) AND a.attname = c AND NOT a.attisdropped)",
+            names.join(", "),
+            columns.join(", ")
+        ),
+        &[],
+        |row| Ok((row.get("t")?, row.get("c")?)),
     );
     let mut missing: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for row in &node.query(&question, &[])? {
-        let columns = missing.entry(row.text(0).to_owned()).or_default();
-        columns.push(row.text(1).to_owned());
+    for (table, column) in question.on(node)? {
+        missing.entry(table).or_default().push(column);
     }
     Ok(missing)
 }

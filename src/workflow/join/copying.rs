@@ -132,7 +132,7 @@ fn tell_structure_only(report: &Report, tables: &[String]) {
 }
 
 fn table_files(session: &mut Session) -> Result<BTreeMap<String, String>> {
-    let files = session.ask(&server::table_files())?.into_iter();
+    let files = server::table_files().on(session)?.into_iter();
     let named = |f: TableFile| (crate::quote::qualified(&f.schema, &f.table), f.file);
     Ok(files.map(named).collect())
 }

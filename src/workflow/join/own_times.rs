@@ -20,10 +20,15 @@ use zodan_core::decoding::Message;
 const MARGIN: i64 = 5_000_000;
 
 /// Tables with CHECK constraints that not all of their rows need meet.
-const UNPROVED: &str = "
-SELECT DISTINCT n.nspname, c.relname
-  FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE k.contype = 'c' AND NOT k.convalidated";
+fn unproved() -> Query<(String, String)> {
+    Query::new(
+        "SELECT DISTINCT n.nspname, c.relname
+           FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE k.contype = 'c' AND NOT k.convalidated",
+        &[],
+        |row| Ok((row.get("nspname")?, row.get("relname")?)),
+    )
+}
 
 /// Which copied rows get their own times, and how.
 #[derive(Clone)]
@@ -49,7 +54,7 @@ pub fn from_now_on(
     let Some(at) = clocks.min() else {
         return Ok(None);
     };
-    let xid = Since::oldest_running().run(source)?.one()?.parse(0)?;
+    let xid = Since::oldest_running().one(source)?;
     let at = at - MARGIN;
     let since = Since { at, xid };
     Ok(Some(Kept { since, authors }))
@@ -69,12 +74,12 @@ pub fn keep(
     let Kept { since, authors } = kept;
     let mut recent = copy::recent(from, tables, since)?;
     // A row that breaks a constraint which is not valid cannot be written once more.
-    let unproved = new.query(UNPROVED, &[])?;
+    let unproved = unproved().on(new)?;
     recent.retain(|table| {
         let named = (table.relation.schema.as_str(), table.relation.name.as_str());
         !unproved
             .iter()
-            .any(|row| (row.text(0), row.text(1)) == named)
+            .any(|(schema, name)| (schema.as_str(), name.as_str()) == named)
     });
     if recent.is_empty() {
         return Ok(0);

@@ -3,7 +3,7 @@
 
 use super::{MissingRange, Recovery};
 use crate::error::{Error, Result};
-use crate::node::Statement;
+use crate::node::Query;
 use crate::quote::qualified;
 use crate::replay::content::relations;
 use crate::replay::share::{ORIGIN, WRITTEN};
@@ -40,13 +40,14 @@ impl Recovery {
                 Some(None) => continue,
             };
             let table = qualified(&relation.schema, &relation.name);
-            let found = Statement::new(
+            let found = Query::<bool>::new(
                 format!(
                     "SELECT EXISTS (SELECT FROM ONLY {table} WHERE {ORIGIN} = {origin} AND {WRITTEN} > $1::bigint AND {left_out})"
                 ),
                 &[&had.to_string()],
+                |row| row.only(),
             );
-            if found.run(source)?.one()?.bool(0) {
+            if found.one(source)? {
                 return Ok(Some(table));
             }
         }

@@ -20,12 +20,13 @@ impl Recovery {
             else {
                 continue;
             };
-            let there = newer.run(self.survivor(&missing.target)?)?;
-            let Some(there) = there.first() else { continue };
+            let Some(on_target) = newer.first(self.survivor(&missing.target)?)? else {
+                continue;
+            };
             spared += 1;
-            let here = same.run(self.survivor(&missing.source)?)?;
-            if here.first().map(|row| row.text(0)) != Some(there.text(0)) {
-                let row = format!("{table} {}", there.text(1));
+            let on_source = same.first(self.survivor(&missing.source)?)?;
+            if on_source.is_none_or(|row| row.digest != on_target.digest) {
+                let row = format!("{table} {}", on_target.key);
                 if !unlike.contains(&row) {
                     unlike.push(row);
                 }

@@ -6,7 +6,7 @@ use super::{MissingRange, Recovery};
 use crate::engine::{Path, PathTables};
 use crate::error::{Error, Result, SqlState};
 use crate::lsn::{Lsn, Position};
-use crate::node::{Node, Statement, server};
+use crate::node::{Node, Query, server};
 use crate::quote::qualified;
 use crate::replay::content::Compared;
 use crate::replay::share::{ORIGIN, WRITTEN};
@@ -279,8 +279,7 @@ impl Recovery {
                 let Some(stream) = streams.of(&table.relation) else {
                     continue;
                 };
-                let found = last_written(&table.relation, origin).run(node)?;
-                let found: Option<i64> = found.one()?.parse_opt(0)?;
+                let found = last_written(&table.relation, origin).one(node)?;
                 let last = match is_source {
                     true => &mut last[stream].source,
                     false => &mut last[stream].target,
@@ -308,10 +307,11 @@ impl Recovery {
 }
 
 /// When the last row of the table with that origin was written.
-fn last_written(relation: &Relation, origin: u32) -> Statement {
+fn last_written(relation: &Relation, origin: u32) -> Query<Option<i64>> {
     let table = qualified(&relation.schema, &relation.name);
-    Statement::new(
+    Query::new(
         format!("SELECT max({WRITTEN}) FROM {table} WHERE {ORIGIN} = {origin}"),
         &[],
+        |row| row.only(),
     )
 }

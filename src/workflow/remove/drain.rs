@@ -137,7 +137,7 @@ impl Removal {
     /// were.
     fn end_sessions(&mut self, since: &str) -> Result<usize> {
         let own_pid = match self.here == self.target {
-            true => self.session.session().ask(&server::backend_pid())?.pop(),
+            true => server::backend_pid().first(&mut self.session.session())?,
             false => None,
         };
         let own_pid = own_pid.unwrap_or_else(|| "0".into());

@@ -8,7 +8,7 @@ pub use draw::{Format, draw};
 use crate::engine::names::Numbered;
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::{Dsn, Row, Rows, scrub};
+use crate::libpq::{Dsn, Rows, scrub};
 use crate::lsn::Lsn;
 use crate::node::{Member, Node, Reader, Session, query_with_deadline, server};
 use crate::settings;
@@ -305,20 +305,15 @@ fn report(rows: &Rows) -> Result<MemberReport> {
     Ok(MemberReport {
         version: row.get("version")?,
         standby: row.get("standby")?,
-        slots: json(row, "slots")?,
-        inbound: json(row, "inbound")?,
+        slots: row.json("slots")?,
+        inbound: row.json("inbound")?,
         sent: row.get("sent")?,
-        compared: json(row, "compared")?,
+        compared: row.json("compared")?,
         server: row.get("server")?,
         place: row.get("place")?,
-        recovering: json(row, "recovering")?,
+        recovering: row.json("recovering")?,
         end: row.get("flushed")?,
     })
-}
-
-fn json<T: serde::de::DeserializeOwned>(row: &Row, column: &str) -> Result<T> {
-    serde_json::from_str(row.get(column)?)
-        .map_err(|e| Error::internal(format!("the answer of a node: {e}")))
 }
 
 /// Why a node does not answer, in one line.
