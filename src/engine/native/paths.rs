@@ -34,26 +34,15 @@ impl Paths for Native {
         if known && absent.is_empty() {
             return Ok(());
         }
-        let known = Query::new(
-            "SELECT current_database() AS database, s.subname, s.subslotname,
-                    to_regclass('zodan.membership') IS NOT NULL AS has_registry,
-                    (SELECT string_agg(r.slot_name, ',') FROM pg_replication_slots r
-                      WHERE r.slot_type = 'logical' AND r.database = current_database()) AS slots
-               FROM pg_database d
-               LEFT JOIN pg_subscription s ON s.subdbid = d.oid AND s.subslotname IS NOT NULL
-                                          AND 'zodan' = ANY (s.subpublications)
-              WHERE d.datname = current_database()",
-            &[],
-            |row| {
-                let subscription: Option<String> = row.get("subname")?;
-                Ok(Known {
-                    database: row.get("database")?,
-                    reads: subscription.zip(row.get("subslotname")?),
-                    has_registry: row.get("has_registry")?,
-                    slots: row.get("slots")?,
-                })
-            },
-        );
+        let known = Query::new(include_str!("read_slots.sql"), &[], |row| {
+            let subscription: Option<String> = row.get("subname")?;
+            Ok(Known {
+                database: row.get("database")?,
+                reads: subscription.zip(row.get("subslotname")?),
+                has_registry: row.get("has_registry")?,
+                slots: row.get("slots")?,
+            })
+        });
         let found = ask_all(members.iter_mut().map(|m| &mut **m), &known)?;
         let mut there: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut with_registry = vec![];

@@ -66,19 +66,9 @@ impl PublishedTables for Native {
 
     fn subscribed_tables(&self) -> Query<SubscribedTable> {
         Query::new(
-            format!(
-                "SELECT '' AS subscription, format('%I.%I', n.nspname, c.relname) AS table_name, true AS applied
-                   FROM {SENT_TABLES} WHERE NOT {OF_EXTENSION}
-                  UNION ALL
-                 SELECT s.subname, CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', n.nspname, c.relname) END,
-                        r.srsubstate IN ('r', 's')
-                   FROM pg_subscription s
-                   JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
-                   LEFT JOIN (pg_subscription_rel r
-                              JOIN pg_class c ON c.oid = r.srrelid AND NOT {OF_EXTENSION}
-                              JOIN pg_namespace n ON n.oid = c.relnamespace) ON r.srsubid = s.oid
-                  WHERE 'zodan' = ANY (s.subpublications)"
-            ),
+            include_str!("subscribed_tables.sql")
+                .replace(":sent_tables", SENT_TABLES)
+                .replace(":of_extension", OF_EXTENSION),
             &[],
             |row| {
                 let applied: Option<bool> = row.get("applied")?;
@@ -109,33 +99,16 @@ impl PublishedTables for Native {
     }
 
     fn outlets(&self) -> Query<Outlet> {
-        Query::new(
-            "SELECT p.pubname AS name, '' AS plugin, p.puballtables AS all_tables
-               FROM pg_publication p
-              WHERE p.pubname <> 'zodan'
-                AND (p.puballtables
-                     OR EXISTS (SELECT FROM pg_publication_namespace s JOIN pg_namespace n ON n.oid = s.pnnspid
-                                 WHERE s.pnpubid = p.oid AND n.nspname = 'zodan')
-                     OR EXISTS (SELECT FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid
-                                  JOIN pg_namespace n ON n.oid = c.relnamespace
-                                 WHERE r.prpubid = p.oid AND n.nspname = 'zodan'))
-              UNION ALL
-             SELECT s.slot_name, s.plugin, false
-               FROM pg_replication_slots s
-              WHERE s.slot_type = 'logical' AND s.database = current_database()
-              ORDER BY 2, 1",
-            &[],
-            |row| {
-                let (name, plugin): (String, String) = (row.get("name")?, row.get("plugin")?);
-                Ok(match plugin.is_empty() {
-                    true => Outlet::Publication {
-                        name,
-                        all_tables: row.get("all_tables")?,
-                    },
-                    false => Outlet::Slot { name, plugin },
-                })
-            },
-        )
+        Query::new(include_str!("outlets.sql"), &[], |row| {
+            let (name, plugin): (String, String) = (row.get("name")?, row.get("plugin")?);
+            Ok(match plugin.is_empty() {
+                true => Outlet::Publication {
+                    name,
+                    all_tables: row.get("all_tables")?,
+                },
+                false => Outlet::Slot { name, plugin },
+            })
+        })
     }
 
     fn unfit_identities(&self, unsent: bool) -> Query<Unfit> {

@@ -35,29 +35,7 @@ struct Effective {
 fn effective(names: &[&str]) -> Query<Effective> {
     let names: Vec<String> = names.iter().copied().map(literal).collect();
     Query::new(
-        format!(
-            "SELECT g.name,
-                    lower(coalesce(o.option_value,
-                                   CASE WHEN g.source IN ('default', 'configuration file', 'command line', 'environment variable')
-                                        THEN g.reset_val END,
-                                   (SELECT f.setting FROM pg_file_settings f WHERE lower(f.name) = g.name AND f.applied
-                                     ORDER BY f.seqno DESC LIMIT 1),
-                                   g.boot_val)) AS value,
-                    CASE WHEN o.setrole IS NULL THEN format('ALTER SYSTEM SET %s = %L', g.name, g.boot_val)
-                         WHEN o.setrole = 0 AND o.setdatabase = 0 THEN format('ALTER ROLE ALL RESET %s', g.name)
-                         WHEN o.setrole = 0 THEN format('ALTER DATABASE %I RESET %s', current_database(), g.name)
-                         WHEN o.setdatabase = 0 THEN format('ALTER ROLE %s RESET %s', o.setrole::regrole, g.name)
-                         ELSE format('ALTER ROLE %s IN DATABASE %I RESET %s', o.setrole::regrole, current_database(), g.name) END AS reset
-               FROM pg_settings g
-               LEFT JOIN LATERAL (
-                    SELECT s.setrole, s.setdatabase, t.option_value
-                      FROM pg_db_role_setting s, pg_options_to_table(s.setconfig) t
-                     WHERE lower(t.option_name) = g.name AND s.setrole IN (0, 10)
-                       AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-                     ORDER BY s.setrole DESC, s.setdatabase DESC LIMIT 1) o ON true
-              WHERE g.name IN ({}) ORDER BY 1",
-            names.join(", ")
-        ),
+        include_str!("effective_settings.sql").replace(":names", &names.join(", ")),
         &[],
         |row| {
             Ok(Effective {
@@ -106,26 +84,15 @@ pub(super) struct Unsynced {
 /// Tables of the node that one of its subscriptions is bringing, or has failed to bring. Meanwhile the subscription passes
 /// over their changes.
 pub(super) fn unsynced() -> Query<Unsynced> {
-    Query::new(
-        "SELECT s.sub_name AS sub, format('%I.%I', y.sync_nspname, y.sync_relname) AS tab, y.sync_status AS status,
-                format('SELECT spock.sub_resync_table(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname)) AS resync,
-                format('SELECT spock.table_wait_for_sync(%L, %L)', s.sub_name, format('%I.%I', y.sync_nspname, y.sync_relname)) AS wait
-           FROM spock.local_sync_status y JOIN spock.subscription s ON s.sub_id = y.sync_subid
-           JOIN pg_namespace n ON n.nspname = y.sync_nspname
-           JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = y.sync_relname
-          WHERE y.sync_status <> 'r' AND s.sub_enabled
-          ORDER BY 1, 2",
-        &[],
-        |row| {
-            Ok(Unsynced {
-                subscription: row.get("sub")?,
-                table: row.get("tab")?,
-                status: row.get("status")?,
-                resync: row.get("resync")?,
-                wait: row.get("wait")?,
-            })
-        },
-    )
+    Query::new(include_str!("unsynced.sql"), &[], |row| {
+        Ok(Unsynced {
+            subscription: row.get("sub")?,
+            table: row.get("tab")?,
+            status: row.get("status")?,
+            resync: row.get("resync")?,
+            wait: row.get("wait")?,
+        })
+    })
 }
 
 const FAILED: &str = "f";
@@ -555,45 +522,7 @@ fn check_dependents(
         return Ok(());
     }
     let dependents = source.query(
-        &format!(
-            "WITH inside AS (
-                 SELECT o.classid, o.objid, n.nspname, n.oid AS nsp
-                   FROM pg_namespace n
-                  CROSS JOIN LATERAL (
-                        SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_class WHERE relnamespace = n.oid
-                         UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE typnamespace = n.oid
-                         UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE pronamespace = n.oid
-                         UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oprnamespace = n.oid) o
-                  WHERE n.nspname IN ({list})
-                    AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid
-                                                              AND e.deptype = 'e')),
-             outside AS (
-                 SELECT i.nspname, i.classid AS refclassid, i.objid AS refobjid, x.classid, x.objid
-                   FROM inside i JOIN pg_depend d ON d.refclassid = i.classid AND d.refobjid = i.objid AND d.deptype = 'n'
-                  CROSS JOIN LATERAL (
-                        SELECT CASE WHEN d.classid IN ('pg_rewrite'::regclass, 'pg_attrdef'::regclass, 'pg_trigger'::regclass,
-                                                       'pg_policy'::regclass) THEN 'pg_class'::regclass
-                                    WHEN d.classid = 'pg_constraint'::regclass AND k.conrelid <> 0 THEN 'pg_class'::regclass
-                                    ELSE d.classid END AS classid,
-                               CASE d.classid WHEN 'pg_rewrite'::regclass THEN (SELECT ev_class FROM pg_rewrite WHERE oid = d.objid)
-                                              WHEN 'pg_attrdef'::regclass THEN (SELECT adrelid FROM pg_attrdef WHERE oid = d.objid)
-                                              WHEN 'pg_trigger'::regclass THEN (SELECT tgrelid FROM pg_trigger WHERE oid = d.objid)
-                                              WHEN 'pg_policy'::regclass THEN (SELECT polrelid FROM pg_policy WHERE oid = d.objid)
-                                              WHEN 'pg_constraint'::regclass THEN coalesce(nullif(k.conrelid, 0), d.objid)
-                                              ELSE d.objid END AS objid
-                          FROM (SELECT) one LEFT JOIN pg_constraint k
-                            ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid) x)
-             SELECT DISTINCT nspname, pg_describe_object(classid, objid, 0) AS dependent,
-                    pg_describe_object(refclassid, refobjid, 0) AS needed
-               FROM outside o
-              WHERE NOT EXISTS (SELECT FROM inside i WHERE i.classid = o.classid AND i.objid = o.objid)
-                AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid AND e.deptype = 'e')
-                AND (o.classid <> 'pg_class'::regclass
-                     OR (SELECT n.nspname NOT IN ({list}, 'pg_toast') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                          WHERE c.oid = o.objid))
-                AND o.classid <> 'pg_default_acl'::regclass
-              ORDER BY 1, 2, 3"
-        ),
+        &include_str!("dependents.sql").replace(":reserved", &list),
         &[],
     )?;
     for row in &dependents {
@@ -642,35 +571,10 @@ fn check_synchronized(source: &mut Node, findings: &mut Vec<Finding>) -> Result<
 /// was stands in the log alone, unless it gave a change up.
 pub(super) fn worker_error(subscription: &str) -> Query<String> {
     Query::new(
-        format!(
-            "SELECT concat_ws('; ',
-                    format('Subscription %s is %s by spock.sub_show_status()', s.sub_name, coalesce(t.status, 'unknown')),
-                    CASE WHEN a.pid IS NULL THEN 'no apply worker runs'
-                         ELSE concat_ws(', ', format('its apply worker has pid %s', a.pid),
-                                        'waits for ' || a.wait_event_type || ' ' || a.wait_event,
-                                        (SELECT string_agg(format('is blocked by pid %s (%s, %s)', b.pid,
-                                                                  coalesce(nullif(b.application_name, ''), b.backend_type),
-                                                                  b.state), ', ')
-                                           FROM pg_stat_activity b WHERE b.pid = ANY (pg_blocking_pids(a.pid)))) END,
-                    (SELECT 'spock.readonly is all there: ' || r.reset
-                       FROM ({}) AS r WHERE r.value = 'all'),
-                    (SELECT 'applies with a delay of ' || s.sub_apply_delay WHERE s.sub_apply_delay > '0'),
-                    (SELECT string_agg(format('table %s is being synchronized (status %s)', u.tab, u.status), ', ')
-                       FROM ({}) AS u WHERE u.sub = s.sub_name),
-                    (SELECT 'the last that it could not apply: '
-                            || concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || nullif(e.table_name, '')), ''),
-                                         e.error_message)
-                       FROM spock.exception_log e WHERE {} ORDER BY e.retry_errored_at DESC LIMIT 1),
-                    'the log of that server says more' || coalesce(': ' || pg_current_logfile(), ''))
-               FROM spock.subscription s
-               LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name
-               LEFT JOIN pg_stat_activity a
-                 ON a.backend_type = format('spock apply %s:%s', (SELECT oid FROM pg_database WHERE datname = current_database()), s.sub_id)
-              WHERE s.sub_name = $1",
-            readonly().statement.sql,
-            unsynced().statement.sql,
-            counts()
-        ),
+        include_str!("worker_error.sql")
+            .replace(":readonly", &readonly().statement.sql)
+            .replace(":unsynced", &unsynced().statement.sql)
+            .replace(":counts", &counts()),
         &[subscription],
         |row| row.only(),
     )

@@ -17,16 +17,9 @@ const ROWS: usize = 100;
 /// The columns by which rows of a table are told apart, and what part of it is looked at, in percent.
 fn key(table: &str) -> Statement {
     Statement::new(
-        format!(
-            "SELECT string_agg(quote_ident(a.attname), ', ') AS columns,
-                    least(100, {BLOCKS} * 100 / greatest(1, (SELECT sum(pg_relation_size(t.relid)) FROM pg_partition_tree(c.oid) t)
-                                                            / current_setting('block_size')::numeric)) AS percent
-               FROM pg_class c
-               JOIN pg_index i ON {IDENTITY_INDEX}
-               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
-              WHERE c.oid = to_regclass($1)
-              GROUP BY c.oid"
-        ),
+        include_str!("sampled_key.sql")
+            .replace(":blocks", &BLOCKS.to_string())
+            .replace(":identity_index", IDENTITY_INDEX),
         &[table],
     )
 }

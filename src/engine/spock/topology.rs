@@ -65,19 +65,7 @@ impl Topology for Spock {
     }
 
     fn members(&self) -> Query<RegisteredNode> {
-        Query::new(
-            "SELECT DISTINCT ON (n.node_name) n.node_name AS name, n.location, n.country, i.if_dsn AS dsn,
-                    '' AS system_identifier, '' AS database, n.info, '' AS joined_at, n.node_id AS id,
-                    NULL AS number, NULL AS cluster
-               FROM spock.node n JOIN spock.node_interface i ON i.if_nodeid = n.node_id
-              WHERE EXISTS (SELECT FROM spock.local_node)
-              ORDER BY n.node_name,
-                    i.if_id IN (SELECT node_local_interface FROM spock.local_node
-                                 UNION ALL SELECT sub_origin_if FROM spock.subscription) DESC,
-                    i.if_name <> n.node_name",
-            &[],
-            RegisteredNode::read,
-        )
+        Query::new(include_str!("members.sql"), &[], RegisteredNode::read)
     }
 
     fn providers(&self, node: &mut Node) -> Result<Option<Vec<Provider>>> {
@@ -103,20 +91,7 @@ impl Topology for Spock {
             // connection string with its password.
             Statement::new("SET log_min_messages = panic", &[]),
             Statement::new("SELECT set_config('zodan_probe.dsn', $1, false)", &[dsn]),
-            Statement::new(
-                "DO $do$
-                 BEGIN
-                     PERFORM set_config('client_min_messages', 'error', true);
-                     PERFORM set_config('spock.enable_ddl_replication', 'off', true);
-                     EXECUTE format('CREATE SUBSCRIPTION zodan_probe CONNECTION %L PUBLICATION zodan_probe '
-                                    'WITH (create_slot = false, slot_name = NONE, enabled = false)',
-                                    current_setting('zodan_probe.dsn'));
-                     RAISE EXCEPTION USING ERRCODE = 'ZODAN', MESSAGE = 'reached';
-                 EXCEPTION WHEN SQLSTATE 'ZODAN' THEN NULL;
-                 END
-                 $do$",
-                &[],
-            ),
+            Statement::new(include_str!("probe.sql"), &[]),
             Statement::new("RESET log_min_messages", &[]),
             Statement::new(
                 "SELECT 1 WHERE set_config('zodan_probe.dsn', '', false) IS NULL",

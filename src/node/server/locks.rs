@@ -88,28 +88,15 @@ impl std::fmt::Display for Writer {
 /// Write transactions of the whole server that are older than `age`, prepared ones included.
 pub fn old_writers(node: &mut Node, age: Duration) -> Result<Vec<Writer>> {
     let age = format!("{} ms", age.as_millis());
-    let writers = Query::new(
-        "SELECT 'pid ' || pid AS who, coalesce(usename, '') AS usename, application_name,
-                extract(epoch FROM clock_timestamp() - xact_start)::bigint AS seconds, backend_xid
-           FROM pg_stat_activity
-          WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
-            AND xact_start < clock_timestamp() - $1::interval
-          UNION ALL
-         SELECT 'prepared transaction ' || quote_literal(gid), owner, '',
-                extract(epoch FROM clock_timestamp() - prepared)::bigint, transaction
-           FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - $1::interval
-          ORDER BY 4 DESC",
-        &[&age],
-        |row| {
-            Ok(Writer {
-                who: row.get("who")?,
-                user: row.get("usename")?,
-                application: row.get("application_name")?,
-                seconds: row.get::<i64>("seconds")?.max(0) as u64,
-                xid: row.get("backend_xid")?,
-            })
-        },
-    );
+    let writers = Query::new(include_str!("old_writers.sql"), &[&age], |row| {
+        Ok(Writer {
+            who: row.get("who")?,
+            user: row.get("usename")?,
+            application: row.get("application_name")?,
+            seconds: row.get::<i64>("seconds")?.max(0) as u64,
+            xid: row.get("backend_xid")?,
+        })
+    });
     writers.on(node)
 }
 

@@ -39,19 +39,7 @@ pub fn other_sessions() -> Query<OtherSession> {
 /// (PGSTAT_MIN_INTERVAL and PGSTAT_IDLE_INTERVAL of the server's pgstat.c).
 pub fn sessions_uncounted(since: &str) -> Query<OtherSession> {
     Query::new(
-        "SELECT pid, usename, application_name FROM pg_stat_activity
-          WHERE datname = current_database() AND pid <> pg_backend_pid()
-            AND application_name <> 'zodan' AND application_name NOT LIKE 'zodan %'
-            AND backend_type NOT LIKE 'zodan%' AND backend_type NOT LIKE 'autovacuum%'
-            AND backend_type <> 'parallel worker'
-            AND NOT (backend_type = 'walsender'
-                     AND EXISTS (SELECT FROM pg_stat_replication r
-                                  WHERE r.pid = pg_stat_activity.pid AND r.state <> 'startup'))
-            AND backend_start < $1::timestamptz
-            AND NOT (state = 'idle'
-                     AND (state_change > $1::timestamptz + interval '1100 ms'
-                          OR clock_timestamp() > state_change + interval '10500 ms'))
-          ORDER BY pid",
+        include_str!("sessions_uncounted.sql"),
         &[since],
         OtherSession::read,
     )

@@ -105,27 +105,7 @@ impl Default {
 
 /// What keeps writes of this database's sessions from being counted by default. Not the server's own setting where the database has one.
 pub fn uncounted_defaults() -> Query<Default> {
-    Query::new(
-        "WITH set AS (
-            SELECT setdatabase, setrole, option_value::boolean AS counts
-              FROM pg_db_role_setting, pg_options_to_table(setconfig)
-             WHERE option_name = 'track_counts'
-               AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())))
-         SELECT CASE WHEN setrole = 0 THEN 'database ' || current_database()
-                     ELSE 'role ' || setrole::regrole END AS whose,
-                CASE WHEN setrole = 0 THEN format('ALTER DATABASE %I RESET track_counts', current_database())
-                     WHEN setdatabase = 0 THEN format('ALTER ROLE %s RESET track_counts', setrole::regrole)
-                     ELSE format('ALTER ROLE %s IN DATABASE %I RESET track_counts', setrole::regrole, current_database()) END AS reset
-           FROM set WHERE NOT counts
-         UNION ALL
-         SELECT 'the server', 'ALTER SYSTEM SET track_counts = on'
-          WHERE NOT EXISTS (SELECT FROM set WHERE setrole = 0)
-            AND (EXISTS (SELECT FROM pg_file_settings
-                          WHERE name = 'track_counts' AND applied AND NOT setting::boolean)
-                 OR EXISTS (SELECT FROM pg_settings
-                             WHERE name = 'track_counts' AND reset_val = 'off' AND source = 'command line'))
-          ORDER BY 1",
-        &[], Default::read)
+    Query::new(include_str!("uncounted_defaults.sql"), &[], Default::read)
 }
 
 /// Event triggers of users that fire for what zodan does, since the server cannot keep them from a session:
@@ -161,35 +141,12 @@ pub struct Setting {
 /// end, as they are by default for a session of the database. `lc_monetary` always, and `money` where there are
 /// amounts of it: what counts is whether the first is the same on all nodes.
 pub fn misreading_settings() -> Query<Setting> {
-    Query::new(
-        "SELECT name, reset_val FROM pg_settings
-          WHERE (name, reset_val) IN (('array_nulls', 'off'), ('xmloption', 'document'))
-            AND EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-                               JOIN pg_type t ON t.oid = a.atttypid
-                         WHERE c.relkind = 'r' AND c.oid >= 16384 AND NOT a.attisdropped
-                           AND CASE name WHEN 'xmloption' THEN t.oid = 'xml'::regtype
-                                         ELSE t.typcategory = 'A' END)
-         UNION ALL
-         SELECT name, reset_val FROM pg_settings WHERE name = 'lc_monetary'
-         UNION ALL
-         SELECT 'money', '' WHERE EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-                                           WHERE c.relkind = 'r' AND c.oid >= 16384 AND NOT a.attisdropped
-                                             AND a.atttypid IN ('money'::regtype, 'money[]'::regtype))
-         UNION ALL
-         SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
-           FROM pg_db_role_setting s, unnest(s.setconfig) c
-          WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-            AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = current_user))
-            AND (c LIKE 'transaction\\_timeout=%' AND c <> 'transaction_timeout=0'
-                 OR c LIKE 'role=%' AND NOT EXISTS (SELECT FROM pg_roles r
-                                                     WHERE r.rolsuper AND c = 'role=' || r.rolname)
-                                    AND c NOT IN ('role=', 'role=none'))",
-        &[], |row| {
-            Ok(Setting {
-                name: row.get("name")?,
-                value: row.get("reset_val")?,
-            })
+    Query::new(include_str!("misreading_settings.sql"), &[], |row| {
+        Ok(Setting {
+            name: row.get("name")?,
+            value: row.get("reset_val")?,
         })
+    })
 }
 
 /// Sets a setting of the whole server, where it takes effect with a reload or a restart.
@@ -204,19 +161,5 @@ pub fn set_server_setting(setting: &str, value: &str) -> Statement {
 
 /// Roles whose sessions write in this database although it is read-only by default.
 pub fn roles_that_write_on() -> Query<Default> {
-    Query::new(
-        "SELECT quote_ident(r.rolname) AS whose,
-                format('ALTER ROLE %I %sRESET default_transaction_read_only', r.rolname,
-                       'IN DATABASE ' || quote_ident(d.datname) || ' ') AS reset
-           FROM pg_db_role_setting s
-           JOIN pg_roles r ON r.oid = s.setrole AND r.rolcanlogin
-           LEFT JOIN pg_database d ON d.oid = s.setdatabase,
-                unnest(s.setconfig) c
-          WHERE (s.setdatabase = 0 OR d.datname = current_database())
-            AND c LIKE 'default\\_transaction\\_read\\_only=%'
-            AND NOT split_part(c, '=', 2)::boolean
-          ORDER BY 1",
-        &[],
-        Default::read,
-    )
+    Query::new(include_str!("roles_that_write.sql"), &[], Default::read)
 }
