@@ -9,6 +9,13 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
 
+impl Lsn {
+    /// Before all WAL: the progress where nothing has been applied.
+    pub const ZERO: Self = Self(0);
+    /// After all WAL: the progress where nothing can be lacking.
+    pub const MAX: Self = Self(u64::MAX);
+}
+
 impl FromStr for Lsn {
     type Err = ();
     fn from_str(text: &str) -> std::result::Result<Self, ()> {

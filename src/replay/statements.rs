@@ -191,7 +191,7 @@ impl Rendering {
             catalog,
             relations: BTreeMap::new(),
             left_out: left_out.to_vec(),
-            place: Lsn(0),
+            place: Lsn::ZERO,
             time: 0,
             watched: false,
             careful: false,

@@ -12,7 +12,7 @@ use super::twin;
 use super::unfinished::unfinished;
 use crate::engine::{Engine, Registry};
 use crate::error::{Error, Finding, Result};
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, Position};
 use crate::node::{Member, Node, server};
 use crate::settings;
 use std::collections::{BTreeMap, BTreeSet};
@@ -370,7 +370,8 @@ impl NodeWorker {
         }
         // Said before it is done: to promise less than there is does no harm.
         server::protect(&sample.progress, true).run(&mut self.here)?;
-        server::advance_slot(slot, sample.position).run(&mut self.here)?;
+        let position = Position::new(&self.here.name, sample.position);
+        server::advance_slot(&self.here.name, slot, &position)?.run(&mut self.here)?;
         Ok(())
     }
 

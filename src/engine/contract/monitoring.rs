@@ -22,6 +22,11 @@ pub struct SubscriptionState {
 }
 
 impl SubscriptionState {
+    /// The progress, which is where all WAL begins if nothing has been applied.
+    pub fn progress(&self) -> Lsn {
+        self.applied.unwrap_or(Lsn::ZERO)
+    }
+
     /// From columns that are named like the fields.
     pub fn read(row: &Row) -> Result<Self> {
         Ok(Self {

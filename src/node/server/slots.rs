@@ -1,6 +1,7 @@
 //! Replication slots of a database.
 
-use crate::lsn::Lsn;
+use crate::error::Result;
+use crate::lsn::{Lsn, Position};
 use crate::node::{Query, Statement};
 
 /// Creates a logical slot and returns its start. With `failover` (PostgreSQL 17 and newer) standbys
@@ -211,11 +212,13 @@ pub fn copy_slot(slot: &str, copy: &str) -> Statement {
     )
 }
 
-pub fn advance_slot(slot: &str, lsn: Lsn) -> Statement {
-    Statement::new(
+/// Moves a slot of `provider` to `position`. An error where that is not of the provider.
+pub fn advance_slot(provider: &str, slot: &str, position: &Position) -> Result<Statement> {
+    let lsn = position.of(provider)?;
+    Ok(Statement::new(
         "SELECT pg_replication_slot_advance($1, $2::pg_lsn)",
         &[slot, &lsn.to_string()],
-    )
+    ))
 }
 
 /// Those of `readers` that commits of the node wait for, by `synchronous_standby_names`.

@@ -1,6 +1,7 @@
 //! Notes of recoveries that are not finished.
 
-use crate::lsn::Lsn;
+use crate::error::Result;
+use crate::lsn::{Lsn, Position};
 use crate::node::{Query, Statement};
 
 /// What the name of the note is made of, by which an unfinished recovery is known: the position and the node. All
@@ -11,11 +12,12 @@ pub(super) const UNFINISHED: &str = "(SELECT roname, m[1] AS lsn, m[2] AS failed
                                       (SELECT oid FROM pg_database WHERE datname = current_database()))) m
     WHERE m IS NOT NULL) note";
 
-/// Notes on the node that from `lsn` on it is being given what it lacks of `failed`, and may not have all that
+/// Notes on the node that from `from` on, a position of `failed`, it is being given what it lacks of `failed`, and may not have all that
 /// belongs to it. A replication origin that nobody uses, since there is a place for one on every node. An
 /// earlier note stays.
-pub fn note_recovery(failed: &str, lsn: Lsn) -> Statement {
-    Statement::new(
+pub fn note_recovery(failed: &str, from: &Position) -> Result<Statement> {
+    let lsn = from.of(failed)?;
+    Ok(Statement::new(
         format!(
             "SELECT pg_replication_origin_create(concat_ws('_', 'zodan_recovering', d.oid, $2::pg_lsn, $1::text))
                FROM pg_database d
@@ -23,7 +25,7 @@ pub fn note_recovery(failed: &str, lsn: Lsn) -> Statement {
                 AND NOT EXISTS (SELECT FROM {UNFINISHED} WHERE failed = $1)"
         ),
         &[failed, &lsn.to_string()],
-    )
+    ))
 }
 
 /// As [`UNFINISHED`], of a comparison: by which of several subscriptions, and until when the node had the failed one's

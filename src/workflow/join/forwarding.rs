@@ -131,9 +131,10 @@ impl Forwarding<'_> {
         let questions = self.nodes.peers.iter_mut().filter_map(|peer| {
             let path = engine.path(&peer.name, new);
             let position = positions.get(&path.subscription)?;
-            Some(server::advance_slot(&path.slot, position.lsn()).on(peer))
+            let advance = server::advance_slot(&peer.name, &path.slot, position);
+            Some(advance.map(|statement| statement.on(peer)))
         });
-        ask(questions.collect())
+        ask(questions.collect::<Result<_>>()?)
             .into_iter()
             .try_for_each(|answer| answer.map(|_| ()))
     }

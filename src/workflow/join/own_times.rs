@@ -19,6 +19,10 @@ use zodan_core::decoding::Message;
 /// microseconds.
 const MARGIN: i64 = 5_000_000;
 
+/// Where the rows of a transaction lie in the WAL of their author nobody knows any more. The origin is one that nobody
+/// uses, so any position but 0/0 will do.
+const SOMEWHERE: Lsn = Lsn(1);
+
 /// Tables with CHECK constraints that not all of their rows need meet.
 fn unproved() -> Query<(String, String)> {
     Query::new(
@@ -104,7 +108,7 @@ pub fn keep(
             rendering.describe(table.relation.clone());
         }
         for (written, changes) in changes {
-            rendering.begin(Lsn(1), written);
+            rendering.begin(SOMEWHERE, written);
             for change in &changes {
                 let before = rendering.rendered();
                 rendering.change(change)?;

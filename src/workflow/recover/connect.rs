@@ -245,7 +245,7 @@ impl Recovery {
         let states = self.inbound(&failed)?;
         let mut most: BTreeMap<&str, Lsn> = BTreeMap::new();
         for inbound in states.iter().flatten() {
-            let most = most.entry(&inbound.part).or_insert(Lsn(0));
+            let most = most.entry(&inbound.part).or_insert(Lsn::ZERO);
             *most = (*most).max(inbound.applied());
         }
         for (node, states) in self.cluster.members.iter_mut().zip(&states) {
@@ -471,7 +471,7 @@ pub struct Inbound {
 
 impl Inbound {
     pub fn applied(&self) -> Lsn {
-        self.state.applied.unwrap_or(Lsn(0))
+        self.state.progress()
     }
 }
 

@@ -311,7 +311,7 @@ impl Recovery {
         let step = journal.take::<RecordRecovery>(self.report.current(), &missing.target)?;
         let step = journal.begin(step)?;
         let target = self.survivor(&missing.target)?;
-        server::note_recovery(&failed, missing.since.lsn()).run(target)?;
+        server::note_recovery(&failed, &missing.since)?.run(target)?;
         journal.done(step)
     }
 
@@ -422,7 +422,7 @@ impl Recovery {
             };
             // Its own writes it has, however far.
             let has = match name == missing.target {
-                true => Some(Lsn(u64::MAX)),
+                true => Some(Lsn::MAX),
                 false => applied(&name),
             };
             others.extend(has.map(|has| (mark, has)));

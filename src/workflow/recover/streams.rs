@@ -106,8 +106,8 @@ impl Recovery {
         let failed = &self.request.failed;
         let of = |standing: &Survivor| parts.iter().map(|part| standing.streams[*part].1).collect();
         let (had, has): (Vec<Lsn>, Vec<Lsn>) = (of(target), of(source));
-        let from = Position::new(failed, had.into_iter().min().unwrap_or(Lsn(0)));
-        let to = Position::new(failed, has.into_iter().max().unwrap_or(Lsn(0)));
+        let from = Position::new(failed, had.into_iter().min().unwrap_or(Lsn::ZERO));
+        let to = Position::new(failed, has.into_iter().max().unwrap_or(Lsn::ZERO));
         let stream = |part: &&String| Stream {
             path: target.streams[*part].0.clone(),
             to: Position::new(failed, source.streams[*part].1),

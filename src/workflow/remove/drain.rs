@@ -281,7 +281,7 @@ impl Removal {
         for (node, inbound) in self.cluster.members.iter().zip(&states) {
             for Inbound { path, state } in inbound {
                 let Some(state) = state else { continue };
-                let applied = state.applied.unwrap_or(Lsn(0));
+                let applied = state.progress();
                 let from = unfinished_from.get(&node.name);
                 have.push(Has {
                     node: node.name.clone(),
