@@ -229,7 +229,7 @@ fn text(text: &CStr) -> String {
 /// # Safety
 /// In a transaction.
 pub unsafe fn set_locally() {
-    for (name, value) in here() {
+    for (name, value) in available() {
         // SAFETY: says the caller.
         unsafe { set(name, value, pg_sys::GucAction::GUC_ACTION_LOCAL) };
     }
@@ -243,7 +243,7 @@ pub unsafe fn within<T>(body: impl FnOnce() -> T) -> T {
     // SAFETY: what the server does for a function with SET clauses.
     unsafe {
         let level = pg_sys::NewGUCNestLevel();
-        for (name, value) in here() {
+        for (name, value) in available() {
             set(name, value, pg_sys::GucAction::GUC_ACTION_SAVE);
         }
         let answer = body();
@@ -252,7 +252,7 @@ pub unsafe fn within<T>(body: impl FnOnce() -> T) -> T {
     }
 }
 
-fn here() -> impl Iterator<Item = Setting> {
+fn available() -> impl Iterator<Item = Setting> {
     all()
         .chain(PLPGSQL)
         .chain(QUIET_HERE)

@@ -32,7 +32,7 @@ pub fn host() -> String {
 }
 
 /// The place of this server.
-fn here() -> String {
+fn current() -> String {
     // SAFETY: settings of the server, which are there from its start on.
     let (directory, port) = unsafe { (CStr::from_ptr(pg_sys::DataDir), pg_sys::PostPortNumber) };
     let directory = directory.to_string_lossy();
@@ -53,7 +53,7 @@ pub fn is_noted(database: pg_sys::Oid) -> bool {
 /// The place that is noted, if it is another one than this server's.
 pub fn noted_elsewhere(database: pg_sys::Oid) -> Option<String> {
     let noted = std::fs::read_to_string(note(database)).ok()?;
-    (noted != here()).then_some(noted)
+    (noted != current()).then_some(noted)
 }
 
 /// Notes that the database is a node in this place.
@@ -61,7 +61,7 @@ pub fn keep(database: pg_sys::Oid) -> Result<()> {
     if is_noted(database) && noted_elsewhere(database).is_none() {
         return Ok(());
     }
-    write(database, &here()).map_err(|e| failed(&e))
+    write(database, &current()).map_err(|e| failed(&e))
 }
 
 /// Notes that it is not known whether this is the place: the launcher starts a node worker where there is a note.
@@ -138,7 +138,7 @@ unsafe extern "C-unwind" fn before_commit(event: pg_sys::XactEvent::Type, _argum
                     "it is not known whether this server is the node or a copy of it".to_owned(),
                 false => format!(
                     "the database was a node on {noted}, and is on {} now",
-                    here()
+                    current()
                 ),
             },
             "Apply waits until the node worker of the node knows whether it was moved or copied; see the log."

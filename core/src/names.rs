@@ -71,12 +71,12 @@ pub fn of_generation(name: &str, generation: u32) -> String {
 
 /// The name without that, and the generation that it tells.
 pub fn generation(name: &str) -> (&str, u32) {
-    let told = name.rsplit_once(GENERATION).and_then(|(stem, told)| {
-        let plain = !stem.is_empty() && !told.starts_with(['0', '+']);
-        let generation = told.parse().ok().filter(|g| plain && *g > 1)?;
+    let numbered = name.rsplit_once(GENERATION).and_then(|(stem, numbered)| {
+        let plain = !stem.is_empty() && !numbered.starts_with(['0', '+']);
+        let generation = numbered.parse().ok().filter(|g| plain && *g > 1)?;
         Some((stem, generation))
     });
-    told.unwrap_or((name, 1))
+    numbered.unwrap_or((name, 1))
 }
 
 /// Whether a slot can have the name as it is.
@@ -255,8 +255,8 @@ mod tests {
         }
         let long = "x".repeat(62);
         let names = [2, 3, 20].map(|g| of_generation(&long, g));
-        for (name, told) in names.iter().zip([2, 3, 20]) {
-            assert!(is_plain(name) && generation(name).1 == told, "{name}");
+        for (name, expected) in names.iter().zip([2, 3, 20]) {
+            assert!(is_plain(name) && generation(name).1 == expected, "{name}");
         }
         assert_ne!(of_generation(&format!("{long}y"), 2), names[0]);
     }

@@ -15,10 +15,10 @@ pub fn collisions(source: &mut Session, target: &mut Session) -> Result<Vec<Stri
 }
 
 fn between(source: &[Object], target: &[Object]) -> Vec<String> {
-    let mut there: HashMap<(&str, &str), bool> = HashMap::new();
+    let mut taken: HashMap<(&str, &str), bool> = HashMap::new();
     for object in target {
         for space in spaces(object) {
-            let only_members = there.entry((space, &object.identity)).or_insert(true);
+            let only_members = taken.entry((space, &object.identity)).or_insert(true);
             *only_members &= object.member;
         }
     }
@@ -27,7 +27,7 @@ fn between(source: &[Object], target: &[Object]) -> Vec<String> {
         .filter(|object| !HARMLESS.contains(&object.kind.as_str()))
         .filter(|object| {
             spaces(object).iter().any(|space| {
-                there
+                taken
                     .get(&(*space, object.identity.as_str()))
                     .is_some_and(|member| !(*member && object.member))
             })

@@ -31,7 +31,7 @@ pub struct Counter<'a> {
     job: &'a Job,
     /// How many tasks each table has.
     tasks: Vec<u64>,
-    told: Vec<bool>,
+    reported: Vec<bool>,
 }
 
 impl<'a> Counter<'a> {
@@ -40,7 +40,7 @@ impl<'a> Counter<'a> {
         job.tasks.iter().for_each(|task| tasks[task.table] += 1);
         Self {
             job,
-            told: vec![false; tasks.len()],
+            reported: vec![false; tasks.len()],
             tasks,
         }
     }
@@ -83,8 +83,8 @@ impl<'a> Counter<'a> {
     pub fn complete(&mut self, counts: &[Count]) -> Vec<Complete> {
         let mut complete = vec![];
         for (i, count) in counts.iter().enumerate() {
-            if !self.told[i] && count.tasks() == self.tasks[i] {
-                self.told[i] = true;
+            if !self.reported[i] && count.tasks() == self.tasks[i] {
+                self.reported[i] = true;
                 complete.push(Complete {
                     table: self.job.tables[i].label(),
                     rows: count.rows(),

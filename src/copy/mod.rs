@@ -72,7 +72,7 @@ fn from_the_beginning() -> Query<String> {
 }
 
 /// The names of all that a restore may bring from the database of this session.
-pub fn brought(source: &mut Session) -> Result<BTreeSet<String>> {
+pub fn restorable(source: &mut Session) -> Result<BTreeSet<String>> {
     let mut names: BTreeSet<String> = objects::objects(source)?
         .iter()
         .filter(|o| !o.member && !o.owned)

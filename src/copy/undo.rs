@@ -67,11 +67,11 @@ const MANY: [&str; 6] = [
 pub fn undo(
     session: &mut Session,
     before: &Inventory,
-    brought: Option<&BTreeSet<String>>,
+    restorable: Option<&BTreeSet<String>>,
 ) -> Result<Vec<String>> {
     #[cfg(not(feature = "pg18"))]
     super::check_constraints::count_again(session)?;
-    let others = drop_new(session, before, brought)?;
+    let others = drop_new(session, before, restorable)?;
     let now = schemas(session)?;
     for schema in &before.schemas {
         if let Some(now) = now.iter().find(|s| s.name == schema.name) {
@@ -119,7 +119,7 @@ fn run(session: &mut Session, statements: Vec<String>) -> Result<()> {
 fn drop_new(
     session: &mut Session,
     before: &Inventory,
-    brought: Option<&BTreeSet<String>>,
+    restorable: Option<&BTreeSet<String>>,
 ) -> Result<Vec<String>> {
     let mut last: Option<BTreeSet<(String, u32)>> = None;
     let mut first_error = None;
@@ -127,7 +127,7 @@ fn drop_new(
         let (mut doomed, others): (Vec<Object>, Vec<Object>) = objects(session)?
             .into_iter()
             .filter(|o| !o.member && !o.owned && !before.objects.contains(&o.key()))
-            .partition(|o| brought.is_none_or(|brought| brought.contains(&o.name())));
+            .partition(|o| restorable.is_none_or(|restorable| restorable.contains(&o.name())));
         doomed.sort_by_key(|o| rank(&o.kind)); // stable: partitions stay before their parents
         if doomed.is_empty() {
             return Ok(others.iter().map(Object::name).collect());

@@ -76,7 +76,7 @@ pub fn ask_within(questions: Vec<Ask<'_>>, limit: Option<Duration>) -> Vec<Resul
                 });
                 remote.push(i);
             }
-            here => answers[i] = Some(here.query(&texts[i].0, &params[i])),
+            local => answers[i] = Some(local.query(&texts[i].0, &params[i])),
         }
     }
     for (i, answer) in remote.into_iter().zip(libpq::run_batch_within(jobs, limit)) {

@@ -144,20 +144,20 @@ fn encode(state: &State) -> Vec<u8> {
         let text = crate::libpq::scrub(text);
         text.chars().take(TEXT / 4).collect()
     };
-    let told = State {
+    let shown = State {
         phase_name: cut(&state.phase_name),
         step: state.step.as_ref().map(cut),
         activity: state.activity.as_ref().map(cut),
         tables: state.tables.iter().take(TABLES).cloned().collect(),
         ..state.clone()
     };
-    match serde_json::to_vec(&told) {
+    match serde_json::to_vec(&shown) {
         Ok(json) if json.len() <= ROOM => json,
         // Escapes made it longer than it looked.
         _ => serde_json::to_vec(&State {
             tables: vec![],
             activity: None,
-            ..told
+            ..shown
         })
         .unwrap_or_default(),
     }

@@ -47,8 +47,8 @@ pub struct Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     pub key: String,
-    pub here: Option<Version>,
-    pub there: Option<Version>,
+    pub left: Option<Version>,
+    pub right: Option<Version>,
 }
 
 /// A table to be compared: its key, and the columns that two nodes are to have alike.
@@ -200,14 +200,14 @@ struct Bucket {
 }
 
 /// Where the two nodes differ in `relation`, in parts for [`differences`].
-pub fn parts(table: &Compared, here: &mut Node, there: &mut Node) -> Result<Vec<Part>> {
+pub fn parts(table: &Compared, left: &mut Node, right: &mut Node) -> Result<Vec<Part>> {
     let mut buckets = FEWEST_BUCKETS;
-    for rows in both(here, there, |_| estimate(&table.relation))? {
+    for rows in both(left, right, |_| estimate(&table.relation))? {
         let expected = rows.first().copied().unwrap_or(0);
         let wanted = (expected / (16 * ROWS_PER_BUCKET)).next_power_of_two();
         buckets = buckets.max(wanted.min(MOST_BUCKETS));
     }
-    let mut differing = differing(table, buckets, None, here, there)?;
+    let mut differing = differing(table, buckets, None, left, right)?;
     loop {
         let (rows, bytes) = sum(&differing);
         let count = (differing.len() as u64).max(1);
@@ -224,7 +224,7 @@ pub fn parts(table: &Compared, here: &mut Node, there: &mut Node) -> Result<Vec<
             ids: ids(&differing),
         };
         buckets *= split;
-        differing = self::differing(table, buckets, Some(&coarse), here, there)?;
+        differing = self::differing(table, buckets, Some(&coarse), left, right)?;
         // Rows that are alike stay together.
         if sum(&differing).0 > rows / 2 {
             break;
@@ -239,8 +239,8 @@ pub fn parts(table: &Compared, here: &mut Node, there: &mut Node) -> Result<Vec<
             message: format!(
                 "table {} cannot be compared between node \"{}\" and node \"{}\"",
                 table.name(),
-                here.name,
-                there.name
+                left.name,
+                right.name
             ),
             detail: Some(format!(
                 "{} of its rows, {} MB, have to be looked at together: they are alike, or too large.",
@@ -294,10 +294,10 @@ fn differing(
     table: &Compared,
     buckets: u64,
     within: Option<&Part>,
-    here: &mut Node,
-    there: &mut Node,
+    left: &mut Node,
+    right: &mut Node,
 ) -> Result<Vec<Bucket>> {
-    let digests = both(here, there, |side| digest(table, side, buckets, within))?;
+    let digests = both(left, right, |side| digest(table, side, buckets, within))?;
     let [ours, theirs] = digests.map(|buckets| {
         let by_id = buckets
             .into_iter()
@@ -328,10 +328,10 @@ fn differing(
 pub fn differences(
     table: &Compared,
     part: &Part,
-    here: &mut Node,
-    there: &mut Node,
+    left: &mut Node,
+    right: &mut Node,
 ) -> Result<Vec<Difference>> {
-    let [ours, theirs] = both(here, there, |side| versions(table, side, part))?;
+    let [ours, theirs] = both(left, right, |side| versions(table, side, part))?;
     let (mut ours, mut theirs) = (
         keyed(&table.relation, ours)?,
         keyed(&table.relation, theirs)?,
@@ -339,50 +339,50 @@ pub fn differences(
     let keys: BTreeSet<String> = ours.keys().chain(theirs.keys()).cloned().collect();
     let mut found = vec![];
     for key in keys {
-        let (here, there) = (
+        let (left, right) = (
             ours.remove(&key).unwrap_or_default(),
             theirs.remove(&key).unwrap_or_default(),
         );
-        found.extend(unequal(&key, here, there));
+        found.extend(unequal(&key, left, right));
     }
     Ok(found)
 }
 
 /// What is left of the rows of one key when those that are the same on both are paired off. Only rows without a key
 /// can be several: first those that were written at the same time, since they are the same row.
-fn unequal(key: &str, mut here: Vec<Version>, mut there: Vec<Version>) -> Vec<Difference> {
-    let before = here.len().min(there.len());
+fn unequal(key: &str, mut left: Vec<Version>, mut right: Vec<Version>) -> Vec<Difference> {
+    let before = left.len().min(right.len());
     for same_time in [true, false] {
-        here.retain(|ours| {
-            let same = there.iter().position(|theirs| {
+        left.retain(|ours| {
+            let same = right.iter().position(|theirs| {
                 ours.digest == theirs.digest && (!same_time || ours.written == theirs.written)
             });
-            same.map(|at| there.remove(at)).is_none()
+            same.map(|at| right.remove(at)).is_none()
         });
     }
-    let paired = before - here.len().min(there.len());
-    let (mut here, mut there) = (here.into_iter(), there.into_iter());
+    let paired = before - left.len().min(right.len());
+    let (mut left, mut right) = (left.into_iter(), right.into_iter());
     let mut found = vec![];
     loop {
-        let (here, there) = (here.next(), there.next());
-        if here.is_none() && there.is_none() {
+        let (left, right) = (left.next(), right.next());
+        if left.is_none() && right.is_none() {
             return found;
         }
         let key = match paired + found.len() {
             0 => key.to_owned(),
             n => format!("{key} (no. {})", n + 1),
         };
-        found.push(Difference { key, here, there });
+        found.push(Difference { key, left, right });
     }
 }
 
 fn both<T>(
-    here: &mut Node,
-    there: &mut Node,
+    left: &mut Node,
+    right: &mut Node,
     query: impl Fn(usize) -> Query<T>,
 ) -> Result<[Vec<T>; 2]> {
     let queries = [query(0), query(1)];
-    let mut answers = ask(vec![queries[0].ask(here), queries[1].ask(there)]).into_iter();
+    let mut answers = ask(vec![queries[0].ask(left), queries[1].ask(right)]).into_iter();
     let mut read = |query: &Query<T>| {
         let rows = answers.next();
         query.read(&rows.unwrap_or_else(|| Err(Error::internal("a node was not asked")))?)
@@ -565,14 +565,14 @@ mod tests {
         let left = unequal("(a)", vec![version(1), version(2)], vec![version(2)]);
         let expected = Difference {
             key: "(a) (no. 2)".into(),
-            here: Some(version(1)),
-            there: None,
+            left: Some(version(1)),
+            right: None,
         };
         assert_eq!(left, [expected]);
         assert!(unequal("(a)", vec![version(1)], vec![version(2)]).is_empty());
         let left = unequal("(a)", vec![], vec![version(2)]);
         assert_eq!(
-            (left[0].key.as_str(), left[0].there.clone()),
+            (left[0].key.as_str(), left[0].right.clone()),
             ("(a)", Some(version(2)))
         );
     }

@@ -58,7 +58,7 @@ pub extern "C-unwind" fn zodan_launcher(_argument: pg_sys::Datum) {
 struct Launcher {
     tried: BTreeMap<u32, Tried>,
     /// That no worker is free has been said.
-    told: bool,
+    reported: bool,
 }
 
 /// The last node worker that was started in a database.
@@ -110,14 +110,14 @@ impl Launcher {
             };
             // The next look tries again.
             let Ok(worker) = launch_node_worker(pg_sys::Oid::from(database), None) else {
-                if !std::mem::replace(&mut self.told, true) {
+                if !std::mem::replace(&mut self.reported, true) {
                     pgrx::log!(
                         "zodan: no background worker is free to keep a recovery slot; raise max_worker_processes"
                     );
                 }
                 return false;
             };
-            self.told = false;
+            self.reported = false;
             let now = Instant::now();
             let tried = Tried {
                 worker,

@@ -34,10 +34,10 @@ fn progress_read(
         name!(last_progress_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    let told = u32::try_from(handle)
+    let state = u32::try_from(handle)
         .ok()
         .and_then(|handle| progress::read(handle, pid));
-    let row = told.map(|state| {
+    let row = state.map(|state| {
         let of = |part: fn(&Work) -> u64| state.work.as_ref().map(|work| part(work) as i64);
         let at = |micros: i64| TimestampWithTimeZone::try_from(micros).ok();
         (

@@ -7,8 +7,8 @@ use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::node::server::{self, DatabaseId};
 use crate::node::{Member, Mode, Node, Reader, Statement};
+use crate::workflow::node_copy::{self, NodeCopy};
 use crate::workflow::node_worker::{NodeWorker, Outcome};
-use crate::workflow::twin::{self, Twin};
 use crate::workflow::{members, own_session, removed};
 use crate::{place, worker};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
@@ -180,8 +180,8 @@ fn keep() -> Result<()> {
             false => place::forget(database),
         };
     };
-    let mut here: Node = match own_session(&own) {
-        Ok(here) => here,
+    let mut local: Node = match own_session(&own) {
+        Ok(local) => local,
         Err(error) => return Err(perhaps_copied(error, &own, database)),
     };
     // A copy of a node, of the whole server too, has the connection string of the original.
@@ -191,11 +191,11 @@ fn keep() -> Result<()> {
     );
     let ours = BackgroundWorker::transaction(|| two_texts(&identity))?;
     let ours = ours.map(|(server, database)| DatabaseId { server, database });
-    if ours != Some(members::identity(&mut here)?) {
-        if end_if_removed(&own, &mut here)? {
+    if ours != Some(members::identity(&mut local)?) {
+        if end_if_removed(&own, &mut local)? {
             return place::forget(database);
         }
-        stop_if_copied(&own, &mut here)?;
+        stop_if_copied(&own, &mut local)?;
         return Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
@@ -205,9 +205,9 @@ fn keep() -> Result<()> {
             "",
         ));
     }
-    let engine = engine::detect(&mut here)?;
+    let engine = engine::detect(&mut local)?;
     place::keep(database)?;
-    let mut worker = NodeWorker::new(engine, here)?;
+    let mut worker = NodeWorker::new(engine, local)?;
     for look in 1.. {
         worker::reload();
         // The address may lead to another server since.
@@ -249,21 +249,21 @@ fn perhaps_copied(error: Error, own: &Member, database: pg_sys::Oid) -> Error {
 fn stop_if_copied(own: &Member, node: &mut Node) -> Result<()> {
     let engine = engine::detect(node)?;
     let look = AssertUnwindSafe(|| {
-        let here = Mode::DryRun(Reader::enter("the node worker")?);
-        let mut me = members::local(&own.name, &own.dsn, &here);
-        let twin = Twin::of(&*engine, &mut me, node)?;
-        if twin.is_some() {
+        let mode = Mode::DryRun(Reader::enter("the node worker")?);
+        let mut me = members::local(&own.name, &own.dsn, &mode);
+        let copied = NodeCopy::of(&*engine, &mut me, node)?;
+        if copied.is_some() {
             run(&engine.stop_subscriptions())?;
         }
-        Ok::<_, Error>(twin)
+        Ok::<_, Error>(copied)
     });
-    let told = BackgroundWorker::transaction(look)?;
-    match told {
-        Some(twin) => Err(Error::refused(
+    let found = BackgroundWorker::transaction(look)?;
+    match found {
+        Some(copied) => Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
                 "{}. The members mean the second, so the subscriptions of the first are disabled; if it is a copy, run SELECT zodan.become_standalone() on it",
-                twin.told()
+                copied.message()
             ),
             "",
         )),
@@ -285,7 +285,7 @@ fn end_if_removed(own: &Member, other: &mut Node) -> Result<bool> {
     let registry = Registry::parse(&registry)?;
     let engine = engine::detect(other)?;
     let found = removed::by_another(&*engine, &own.name, &database, &registry, other)?;
-    let Some((told, slots)) = found else {
+    let Some((message, slots)) = found else {
         return Ok(false);
     };
     for statement in engine.end_subscriptions() {
@@ -294,7 +294,7 @@ fn end_if_removed(own: &Member, other: &mut Node) -> Result<bool> {
     for _ in 0..TRIES {
         if BackgroundWorker::transaction(|| drop_own_slots(&slots))? {
             BackgroundWorker::transaction(|| run(&server::forget_recovery()))?;
-            pgrx::log!("zodan: {told}");
+            pgrx::log!("zodan: {message}");
             return Ok(true);
         }
         wait::on_latch(TRY)?;
@@ -326,12 +326,12 @@ fn keep_place() -> raised::Result<()> {
 fn become_standalone() -> raised::Result<()> {
     const NAME: &str = "zodan.become_standalone()";
     entry::superuser_function(NAME, || {
-        let here = Mode::DryRun(Reader::enter(NAME)?);
+        let mode = Mode::DryRun(Reader::enter(NAME)?);
         let own = require_own("Add it to one first.")?;
-        let mut me = members::local(&own.name, &own.dsn, &here);
+        let mut me = members::local(&own.name, &own.dsn, &mode);
         let engine = engine::detect(&mut me)?;
-        twin::require_copy(&*engine, &mut me)?;
-        let slots = twin::own_slots(&*engine, &mut me)?;
+        node_copy::require_copy(&*engine, &mut me)?;
+        let slots = node_copy::own_slots(&*engine, &mut me)?;
         run(&engine.stop_subscriptions())?;
         let mut tries = 0..TRIES;
         while !drop_own_slots(&slots)? {
@@ -340,7 +340,7 @@ fn become_standalone() -> raised::Result<()> {
             }
             wait::on_latch(TRY)?;
         }
-        let statements = twin::unsubscribe(&*engine).into_iter();
+        let statements = node_copy::unsubscribe(&*engine).into_iter();
         for statement in statements.chain(engine.drop_node()) {
             run(&statement)?;
         }

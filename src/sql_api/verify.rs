@@ -54,16 +54,16 @@ fn verify_nodes(
 
 fn compare(most_keys: usize, of: Of) -> Result<Vec<verify::Mismatch>> {
     let own = require_own("Ask in the database of a node.")?;
-    let mut here = own_session(&own)?;
-    let mut engine = engine::detect(&mut here)?;
-    let survey = engine.survey(&mut here)?;
+    let mut local = own_session(&own)?;
+    let mut engine = engine::detect(&mut local)?;
+    let survey = engine.survey(&mut local)?;
     let others: Vec<_> = survey
         .members
         .into_iter()
         .filter(|m| m.name != own.name)
         .collect();
     let mut others = members::connect(&others)?;
-    let mut nodes: Vec<&mut Node> = std::iter::once(&mut here).chain(&mut others).collect();
+    let mut nodes: Vec<&mut Node> = std::iter::once(&mut local).chain(&mut others).collect();
     engine.load_paths(&mut nodes, &[])?;
     let all = nodes.len();
     verify::mismatches(&*engine, &mut nodes, all, most_keys, of)

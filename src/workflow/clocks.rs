@@ -35,7 +35,7 @@ fn read_one(node: &mut Node) -> Result<Clock> {
     );
     let mut best: Option<Clock> = None;
     for _ in 0..LOOKS {
-        let (began, asked) = (Instant::now(), here());
+        let (began, asked) = (Instant::now(), local_clock());
         let answer = now.one(node)?;
         let half = i64::try_from(began.elapsed().as_micros() / 2).unwrap_or(i64::MAX / 4);
         if best.as_ref().is_none_or(|best| half < best.error) {
@@ -49,7 +49,7 @@ fn read_one(node: &mut Node) -> Result<Clock> {
     best.ok_or_else(|| Error::internal("a clock was not read"))
 }
 
-fn here() -> i64 {
+fn local_clock() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
@@ -63,7 +63,7 @@ pub fn check(clocks: &[Clock], check: &mut Check) {
     check.pass(&first.node, "");
     for clock in &clocks[1..] {
         let apart = clock.ahead - first.ahead;
-        let told = format!(
+        let message = format!(
             "{:.3} s {} that of node \"{}\"",
             apart.unsigned_abs() as f64 / 1e6,
             if apart < 0 { "behind" } else { "ahead of" },
@@ -71,10 +71,10 @@ pub fn check(clocks: &[Clock], check: &mut Check) {
         );
         // What the way there and back may have added is no difference of clocks.
         match apart.abs() - clock.error - first.error > LIMIT {
-            false => check.pass(&clock.node, told),
+            false => check.pass(&clock.node, message),
             true => check.warn(Finding::warning(
                 &clock.node,
-                format!("its clock is {told}"),
+                format!("its clock is {message}"),
                 "Keep the clocks together with NTP: where a last update wins, and in a recovery, an earlier write of the node that is ahead counts as the later one.",
             )),
         }
@@ -108,12 +108,12 @@ mod tests {
         let mut made = begin_check();
         check(&clocks, &mut made);
         let outcomes = made.outcomes();
-        let told: Vec<(&str, Status, &str)> = outcomes
+        let rows: Vec<(&str, Status, &str)> = outcomes
             .iter()
             .map(|o| (o.node.as_str(), o.status, o.found.as_str()))
             .collect();
         assert_eq!(
-            told,
+            rows,
             [
                 ("n1", Status::Ok, ""),
                 ("n2", Status::Ok, "0.502 s ahead of that of node \"n1\""),

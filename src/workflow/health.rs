@@ -42,13 +42,13 @@ pub fn check(reader: &Reader, request: Request) -> Result<Vec<Outcome>> {
 fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outcome>) -> Result<()> {
     let (new_name, source_name) = (new.name.clone(), source.name.clone());
     let mut connection = checks::begin(Stage::Gathering, "connection");
-    let mut here = Node {
+    let mut local = Node {
         name: new.name,
         dsn: new.dsn,
         session: Session::Reader(reader.clone()),
     };
     let mut interrupted = checks::begin(Stage::Gathering, "interrupted runs");
-    match Interrupted::all(&mut here.session)?.first() {
+    match Interrupted::all(&mut local.session)?.first() {
         None => interrupted.pass(&new_name, "none"),
         Some(dead) => interrupted.warn(Finding::warning(
             &new_name,
@@ -60,7 +60,7 @@ fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outco
     let mode = Mode::DryRun(reader.clone());
     let request = JoinRequest {
         source,
-        new: here,
+        new: local,
         readers: vec![],
     };
     let mut cluster = match Cluster::of_join(request, &Locking::of_join(&mode, &new_name)) {
@@ -170,8 +170,8 @@ pub fn verdict(outcomes: &[Outcome], when: When) -> Result<()> {
         (_, 0) => Ok(()),
         (When::Before, _) => Err(Error::Checks(findings)),
         (When::After, count) => {
-            let told = |f: &Finding| format!("node \"{}\": {}", f.node, f.message);
-            let detail: Vec<String> = findings.iter().map(told).collect();
+            let line = |f: &Finding| format!("node \"{}\": {}", f.node, f.message);
+            let detail: Vec<String> = findings.iter().map(line).collect();
             Err(Error::Refused {
                 state: findings[0].state,
                 message: format!("{count} checks of the cluster failed"),

@@ -13,11 +13,11 @@ const HINT: &str = "End the transactions that hold locks on the table.";
 /// Installs the guard on the table, or takes it away; the number of members that it was changed on. `own` is the
 /// node that the call runs on, `command` what its sessions are called.
 pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32> {
-    let mut here = members::own_session(own)?;
-    let engine = engine::detect(&mut here)?;
-    let reached = reach(&*engine, &mut here, None)?;
-    reached.require_own(&*engine, &mut here, true)?;
-    let Some(name) = server::table_name(table).first(&mut here)? else {
+    let mut local = members::own_session(own)?;
+    let engine = engine::detect(&mut local)?;
+    let reached = reach(&*engine, &mut local, None)?;
+    reached.require_own(&*engine, &mut local, true)?;
+    let Some(name) = server::table_name(table).first(&mut local)? else {
         return Err(Error::Argument {
             argument: "relation",
             problem: "is not a table of this database".into(),
@@ -45,7 +45,7 @@ pub fn set(own: &Member, table: u32, command: &str, wanted: bool) -> Result<i32>
     };
     // A node that is joining gets the structure that the source had before.
     let locking = Locking::Take(command.to_owned());
-    cluster.lock(Some(&mut here), &reached.own, &locking, &[])?;
+    cluster.lock(Some(&mut local), &reached.own, &locking, &[])?;
     let mut in_the_way = own.name.clone();
     let locked = wait_until(&own.name, &format!("locking {name}"), HINT, || {
         on_all(&change, &mut cluster.members, &mut in_the_way)

@@ -55,7 +55,7 @@ pub fn way_out(provider: &str) -> String {
 }
 
 /// What status says of a path in one line.
-pub fn told(provider: &str, applied: Lsn, end: Lsn) -> String {
+pub fn message(provider: &str, applied: Lsn, end: Lsn) -> String {
     format!(
         "it has applied \"{provider}\" up to {applied}, but the WAL of \"{provider}\" ends at {end}: a backup was restored or a standby promoted, and what \"{provider}\" writes up to there never arrives"
     )

@@ -225,7 +225,7 @@ struct WorkerMonitor<'a> {
 /// The worker of one path as the last look found it.
 #[derive(Clone, Default)]
 struct Worker {
-    there: bool,
+    was_working: bool,
     applied: Option<Lsn>,
     /// How often it has gone away without having applied anything more.
     lost: u64,
@@ -275,12 +275,12 @@ impl<'a> WorkerMonitor<'a> {
                 worker.applied = state.applied;
                 worker.lost = 0;
             }
-            worker.lost += u64::from(worker.there && !state.working);
-            worker.there = state.working;
+            worker.lost += u64::from(worker.was_working && !state.working);
+            worker.was_working = state.working;
         }
         for (path, worker) in self.inbound.iter().zip(&mut self.workers) {
             match others.iter().find(|o| o.name == path.provider) {
-                Some(provider) if worker.lost > 0 || !worker.there => {
+                Some(provider) if worker.lost > 0 || !worker.was_working => {
                     let provider = provider.member();
                     let lost = worker.lost > 0;
                     worker.refusals.look(engine, node, &provider, path, lost)?;

@@ -92,32 +92,32 @@ pub fn identity(node: &mut Node) -> Result<DatabaseId> {
 /// another one.
 pub fn recovery_slot(node: &mut Node) -> Result<String> {
     let by_rule = names::recovery_slot(&identity(node)?.database);
-    let mut there = server::recovery_slots().on(node)?;
-    Ok(match there.contains(&by_rule) || there.is_empty() {
+    let mut present = server::recovery_slots().on(node)?;
+    Ok(match present.contains(&by_rule) || present.is_empty() {
         true => by_rule,
-        false => there.swap_remove(0),
+        false => present.swap_remove(0),
     })
 }
 
 /// Slots of the database of `node` that exist, of those named, and whether somebody reads them.
-pub fn slots_there(node: &mut Node, slots: &[String]) -> Result<Vec<(String, bool)>> {
-    let there = server::slots_named(slots).on(node)?.into_iter();
-    let own = there.filter(|slot| slot.is_own);
+pub fn present_slots(node: &mut Node, slots: &[String]) -> Result<Vec<(String, bool)>> {
+    let present = server::slots_named(slots).on(node)?.into_iter();
+    let own = present.filter(|slot| slot.is_own);
     Ok(own.map(|slot| (slot.name, slot.pid.is_some())).collect())
 }
 
 /// The node that this server is, worked on through SPI.
-pub fn local(name: &str, dsn: &Dsn, here: &Mode) -> Node {
+pub fn local(name: &str, dsn: &Dsn, mode: &Mode) -> Node {
     Node {
         name: name.to_owned(),
         dsn: dsn.clone(),
-        session: here.session(),
+        session: mode.session(),
     }
 }
 
 /// The node that the CALL runs on, by its name in the cluster, and the engine of that. `hint` says where to run it else.
-pub fn own_node(here: &Mode, hint: &'static str) -> Result<(Box<dyn Engine>, Node)> {
-    let mut me = local("", &Dsn::nowhere(), here);
+pub fn own_node(mode: &Mode, hint: &'static str) -> Result<(Box<dyn Engine>, Node)> {
+    let mut me = local("", &Dsn::nowhere(), mode);
     let engine = engine::detect(&mut me)?;
     match engine.local_name(&mut me)? {
         Some(name) => {

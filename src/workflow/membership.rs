@@ -3,9 +3,9 @@
 //! and nothing of this is done for it.
 
 use super::members::{changed_meanwhile, connect_each, with_address};
+use super::node_copy::NodeCopy;
 use super::registries::{now, publish_registry, registries, registry_of};
 use super::removed::{end_on, end_replication, removed};
-use super::twin::Twin;
 use crate::engine::{
     Engine, Identity, PendingCleanup, Registry, SequencePolicy, Survey, registered_members,
 };
@@ -82,9 +82,9 @@ pub fn reach(
     for (member, answer) in &mut answers {
         if let Ok(node) = answer
             && member.name == start.name
-            && let Some(twin) = Twin::of(engine, start, node)?
+            && let Some(copied) = NodeCopy::of(engine, start, node)?
         {
-            return Err(twin.refusal());
+            return Err(copied.refusal());
         }
     }
     answers.sort_by_key(|(known, _)| members.iter().position(|m| m.name == known.name));
@@ -189,11 +189,11 @@ pub fn no_majority<'a>(
     members: usize,
     away: impl IntoIterator<Item = (&'a String, &'a Error)>,
 ) -> Error {
-    let told = |(name, error): (&String, &Error)| format!("Node \"{name}\": {error}");
+    let line = |(name, error): (&String, &Error)| format!("Node \"{name}\": {error}");
     Error::NoMajority {
         reached,
         members,
-        away: away.into_iter().map(told).collect(),
+        away: away.into_iter().map(line).collect(),
         hint: "Make the others reachable and run the CALL again, or run it where most of them are. Only if they are lost for good: SET zodan.require_majority = off.".into(),
     }
 }

@@ -21,17 +21,17 @@ impl From<Step> for Planned {
 }
 
 /// A CALL takes back first what an interrupted one has left, and what is there until then would spoil a plan.
-pub fn refuse_interrupted(here: &Mode) -> Result<()> {
-    refuse(here, |_| true)
+pub fn refuse_interrupted(mode: &Mode) -> Result<()> {
+    refuse(mode, |_| true)
 }
 
 /// The same before a removal, which goes on with a removal that was interrupted.
-pub fn refuse_interrupted_join(here: &Mode) -> Result<()> {
-    refuse(here, |run| run.command == Command::AddNode)
+pub fn refuse_interrupted_join(mode: &Mode) -> Result<()> {
+    refuse(mode, |run| run.command == Command::AddNode)
 }
 
-fn refuse(here: &Mode, concerned: impl Fn(&Interrupted) -> bool) -> Result<()> {
-    let runs = Interrupted::all(&mut here.session())?;
+fn refuse(mode: &Mode, concerned: impl Fn(&Interrupted) -> bool) -> Result<()> {
+    let runs = Interrupted::all(&mut mode.session())?;
     match runs.iter().find(|run| concerned(run)) {
         None => Ok(()),
         Some(run) => Err(Error::refused(

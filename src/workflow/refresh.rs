@@ -8,13 +8,13 @@ use crate::node::{Member, Node, ask, server};
 /// Refreshes all, each member from one provider after the other, all members at the same time; `say` is told how many
 /// tables each member has got to know. Goes on where one fails, and ends with the first error.
 pub fn refresh(own: &Member, mut say: impl FnMut(&str)) -> Result<()> {
-    let mut here = members::own_session(own)?;
-    members::require_superuser([&mut here])?;
-    let mut engine = engine::detect(&mut here)?;
-    let survey = engine.survey(&mut here)?;
+    let mut local = members::own_session(own)?;
+    members::require_superuser([&mut local])?;
+    let mut engine = engine::detect(&mut local)?;
+    let survey = engine.survey(&mut local)?;
     let others = survey.members.iter().filter(|m| m.name != own.name);
     let mut others = members::connect(&others.cloned().collect::<Vec<_>>())?;
-    let mut nodes: Vec<&mut Node> = std::iter::once(&mut here).chain(&mut others).collect();
+    let mut nodes: Vec<&mut Node> = std::iter::once(&mut local).chain(&mut others).collect();
     engine.load_paths(&mut nodes, &[])?;
     let before = known(&mut nodes)?;
     let mut outcome = Ok(());

@@ -2,7 +2,7 @@
 //! ends what it has of the cluster on its own server, and touches nothing on the others: what was its own there they
 //! have dropped, what there is now may be its successor's.
 
-use super::members::{connect_each, identity, lock_if_free, slots_there};
+use super::members::{connect_each, identity, lock_if_free, present_slots};
 use super::registries::registry_of;
 use crate::engine::names::{self, Numbered};
 use crate::engine::{Engine, Path, Registry, parse_dsn, registered_members};
@@ -51,7 +51,7 @@ pub fn by_another(
         return Ok(None);
     }
     Ok(Some((
-        told(name, own, &newest),
+        removal_message(name, own, &newest),
         own_slots(own, name, database),
     )))
 }
@@ -69,7 +69,7 @@ pub fn by_members(
         return Ok(None);
     }
     let own = identity(me)?;
-    let mut told = vec![];
+    let mut reasons = vec![];
     for other in others {
         if engine.local_name(other)?.as_ref() != Some(&other.name) {
             continue;
@@ -78,7 +78,7 @@ pub fn by_members(
         let entry = registry.iter().find(|entry| entry.name == me.name);
         let Some(entry) = entry else {
             if engine.has_removed(other, me)? {
-                told.push(format!("node \"{}\" has removed it", other.name));
+                reasons.push(format!("node \"{}\" has removed it", other.name));
             }
             continue;
         };
@@ -95,7 +95,7 @@ pub fn by_members(
                 if engine.local_name(&mut node)?.as_ref() != Some(&me.name) {
                     continue;
                 }
-                told.push(format!(
+                reasons.push(format!(
                     "by that name node \"{}\" means another server, {}",
                     other.name,
                     node.dsn.redacted()
@@ -106,12 +106,12 @@ pub fn by_members(
             _ => {}
         }
     }
-    let enough = !told.is_empty() && told.len() * 2 >= known;
+    let enough = !reasons.is_empty() && reasons.len() * 2 >= known;
     Ok(enough.then(|| {
         format!(
             "node \"{}\" was removed from the cluster while it was away: {}",
             me.name,
-            told.join(", ")
+            reasons.join(", ")
         )
     }))
 }
@@ -138,7 +138,7 @@ pub fn removed(name: &str, own: &Registry, newest: &Registry, ended: bool) -> Er
     }
 }
 
-fn told_of_successor(path: &Path) -> String {
+fn successor_message(path: &Path) -> String {
     format!(
         "node \"{}\" was removed from the cluster while it was away: subscription {} of node \"{}\" is to another one that has its name now",
         path.provider, path.subscription, path.subscriber
@@ -148,7 +148,7 @@ fn told_of_successor(path: &Path) -> String {
 /// What to tell of `nodes`, between which the paths are known, if one of them has a successor.
 pub fn by_successor(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<Option<String>> {
     let path = engine.path_to_successor(nodes)?;
-    Ok(path.as_ref().map(told_of_successor))
+    Ok(path.as_ref().map(successor_message))
 }
 
 /// Refuses if one of them has.
@@ -157,7 +157,7 @@ pub fn refuse_succeeded(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<
         None => Ok(()),
         Some(path) => Err(Error::refused(
             SqlState::NOT_IN_PREREQUISITE_STATE,
-            told_of_successor(&path),
+            successor_message(&path),
             format!(
                 "On it, CALL spock.remove_node({}) makes it a database like any other.",
                 crate::quote::literal(&path.provider)
@@ -167,7 +167,7 @@ pub fn refuse_succeeded(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<
 }
 
 /// For the log of the node.
-pub fn told(name: &str, own: &Registry, newest: &Registry) -> String {
+pub fn removal_message(name: &str, own: &Registry, newest: &Registry) -> String {
     let error = removed(name, own, newest, true);
     let more = [error.detail(), error.hint()];
     let more: Vec<String> = more.into_iter().flatten().collect();
@@ -228,7 +228,7 @@ pub fn end_replication(engine: &dyn Engine, me: &mut Node, own: &Registry) -> Re
     let database = identity(me)?.database;
     let mut slots = own_slots(own, &me.name, &database);
     slots.extend(server::all_recovery_slots().on(me)?);
-    for (slot, _) in slots_there(me, &slots)? {
+    for (slot, _) in present_slots(me, &slots)? {
         drop_slot(me, &slot)?;
     }
     server::forget_unfinished(None).run(me)?;

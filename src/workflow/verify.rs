@@ -130,12 +130,12 @@ impl Mismatch {
         }
     }
 
-    /// Of a table that one of `here` and `there` lacks.
-    fn lacking(lack: Lack, here: &mut Node, there: &mut Node) -> Result<Self> {
-        let mut mismatch = Self::new(lack.table.name(), here, there);
-        let (owner, side) = match lack.node == here.name {
-            true => (there, 1),
-            false => (here, 0),
+    /// Of a table that one of `reference` and `other` lacks.
+    fn lacking(lack: Lack, reference: &mut Node, other: &mut Node) -> Result<Self> {
+        let mut mismatch = Self::new(lack.table.name(), reference, other);
+        let (owner, side) = match lack.node == reference.name {
+            true => (other, 1),
+            false => (reference, 0),
         };
         let count = content::count_sent(&lack.table.clone().sent(), side).one(owner)?;
         *match (lack.columns.is_empty(), side) {
@@ -148,7 +148,7 @@ impl Mismatch {
     }
 
     fn add(&mut self, difference: &Difference) {
-        *match (&difference.here, &difference.there) {
+        *match (&difference.left, &difference.right) {
             (Some(_), None) => &mut self.missing,
             (None, _) => &mut self.extra,
             (Some(_), Some(_)) => &mut self.different,
@@ -190,8 +190,8 @@ pub fn mismatches(
     for i in 1..compared {
         let Comparable { tables, lacking } = comparable(engine, nodes, 0, i)?;
         for lack in lacking.into_iter().filter(|_| of != Of::Design) {
-            let [here, there] = pair(nodes, 0, i)?;
-            found.push(Mismatch::lacking(lack, here, there)?);
+            let [reference, other] = pair(nodes, 0, i)?;
+            found.push(Mismatch::lacking(lack, reference, other)?);
         }
         for table in tables {
             let table = match of {
@@ -224,15 +224,15 @@ pub fn mismatches(
 fn is_by_design(table: &Compared, difference: &Difference, copy: bool) -> bool {
     let kinds = table.share.kinds;
     let removal_is_sent = |row: &Version| kinds.deletes && kinds.truncates && row.deletable;
-    match (&difference.here, &difference.there) {
+    match (&difference.left, &difference.right) {
         (Some(row), None) => {
             let changed = !kinds.updates && table.relation.full;
             let removed = !copy && !removal_is_sent(row);
             !row.sent || !kinds.inserts || changed || removed
         }
         (None, Some(row)) => !row.sent || !kinds.inserts || !removal_is_sent(row),
-        (Some(here), Some(there)) => {
-            !here.sent || !there.sent || !kinds.updates || here.shared == there.shared
+        (Some(reference), Some(other)) => {
+            !reference.sent || !other.sent || !kinds.updates || reference.shared == other.shared
         }
         (None, None) => true,
     }
@@ -243,11 +243,11 @@ pub fn differ(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
     table: &Compared,
-    here: usize,
-    there: usize,
+    reference: usize,
+    other: usize,
 ) -> Result<bool> {
-    for part in parts(nodes, table, here, there)? {
-        let found = settled(engine, nodes, table, &part, here, there)?;
+    for part in parts(nodes, table, reference, other)? {
+        let found = settled(engine, nodes, table, &part, reference, other)?;
         if found.iter().any(|d| !is_by_design(table, d, true)) {
             return Ok(true);
         }
@@ -259,10 +259,10 @@ pub fn differ(
 pub fn comparable(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
-    here: usize,
-    there: usize,
+    reference: usize,
+    other: usize,
 ) -> Result<Comparable> {
-    let shares = engine.shares(nodes, here, there)?;
+    let shares = engine.shares(nodes, reference, other)?;
     let shared = |relations: Vec<Relation>| -> Vec<Table> {
         let table = |relation: Relation| {
             let share = match &shares {
@@ -275,11 +275,11 @@ pub fn comparable(
         };
         relations.into_iter().filter_map(table).collect()
     };
-    let on_here = shared(relations(nodes[here], engine.own_schemas())?);
-    let on_there = shared(relations(nodes[there], engine.own_schemas())?);
-    let [here, there] = pair(nodes, here, there)?;
-    let (tables, mut lacking) = divided(on_here, here, there)?;
-    lacking.extend(divided(on_there, there, here)?.1);
+    let on_reference = shared(relations(nodes[reference], engine.own_schemas())?);
+    let on_other = shared(relations(nodes[other], engine.own_schemas())?);
+    let [reference, other] = pair(nodes, reference, other)?;
+    let (tables, mut lacking) = divided(on_reference, reference, other)?;
+    lacking.extend(divided(on_other, other, reference)?.1);
     Ok(Comparable { tables, lacking })
 }
 
@@ -340,10 +340,10 @@ fn missing_columns(tables: &[Table], node: &mut Node) -> Result<BTreeMap<String,
 pub fn left_out(
     engine: &dyn Engine,
     nodes: &mut [&mut Node],
-    here: usize,
-    there: usize,
+    reference: usize,
+    other: usize,
 ) -> Result<&'static str> {
-    let tables = comparable(engine, nodes, here, there)?.tables;
+    let tables = comparable(engine, nodes, reference, other)?.tables;
     Ok(match tables.iter().all(|t| t.share.is_whole()) {
         true => "",
         false => {
@@ -352,22 +352,26 @@ pub fn left_out(
     })
 }
 
-fn pair<'a>(nodes: &'a mut [&mut Node], here: usize, there: usize) -> Result<[&'a mut Node; 2]> {
-    let [here, there] = nodes
-        .get_disjoint_mut([here, there])
+fn pair<'a>(
+    nodes: &'a mut [&mut Node],
+    reference: usize,
+    other: usize,
+) -> Result<[&'a mut Node; 2]> {
+    let [reference, other] = nodes
+        .get_disjoint_mut([reference, other])
         .map_err(|_| Error::internal("a node was to be compared with itself"))?;
-    Ok([here, there])
+    Ok([reference, other])
 }
 
 /// Where two of `nodes` differ just now, in parts for [`settled`].
 pub fn parts(
     nodes: &mut [&mut Node],
     table: &Compared,
-    here: usize,
-    there: usize,
+    reference: usize,
+    other: usize,
 ) -> Result<Vec<Part>> {
-    let [here, there] = pair(nodes, here, there)?;
-    content::parts(table, here, there)
+    let [reference, other] = pair(nodes, reference, other)?;
+    content::parts(table, reference, other)
 }
 
 /// What differs between two of `nodes`, and stays so while nothing is on its way: rows that applications are
@@ -377,12 +381,12 @@ pub fn settled(
     nodes: &mut [&mut Node],
     table: &Compared,
     part: &Part,
-    here: usize,
-    there: usize,
+    reference: usize,
+    other: usize,
 ) -> Result<Vec<Difference>> {
     let look = |nodes: &mut [&mut Node]| {
-        let [here, there] = pair(nodes, here, there)?;
-        differences(table, part, here, there)
+        let [reference, other] = pair(nodes, reference, other)?;
+        differences(table, part, reference, other)
     };
     let mut before: Vec<Difference> = vec![];
     for round in 0..LOOKS {

@@ -92,7 +92,11 @@ pub trait Topology {
 
     /// What others than `members` have on a node that is leaving, and it has of others, so that it cannot cease to be a
     /// node, or they would lose what they have not had yet. Empty where nothing is in the way. The paths are loaded.
-    fn strangers(&self, _leaving: &mut Node, _members: &[String]) -> Result<Vec<Finding>> {
+    fn links_to_non_members(
+        &self,
+        _leaving: &mut Node,
+        _members: &[String],
+    ) -> Result<Vec<Finding>> {
         Ok(vec![])
     }
 

@@ -44,14 +44,14 @@ impl Paths for Native {
             })
         });
         let found = ask_all(members.iter_mut().map(|m| &mut **m), &known)?;
-        let mut there: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut present: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut with_registry = vec![];
         for (member, rows) in members.iter_mut().zip(&found) {
             for known in rows {
                 let database = known.database.clone();
                 self.databases.insert(member.name.clone(), database);
                 let slots = known.slots.split(',').map(str::to_owned);
-                there.insert(member.name.clone(), slots.collect());
+                present.insert(member.name.clone(), slots.collect());
                 if let Some((subscription, slot)) = &known.reads {
                     let key = (member.name.clone(), subscription.clone());
                     self.slots.insert(key, slot.clone());
@@ -71,7 +71,7 @@ impl Paths for Native {
             // A join that did not come to registering it has used the next number.
             let number = self.number(&gone.name);
             self.numbers.insert(gone.name.clone(), number);
-            for (provider, slots) in &there {
+            for (provider, slots) in &present {
                 let databases = [self.databases.get(provider), registered.get(provider)];
                 let databases: Vec<&String> = databases.into_iter().flatten().collect();
                 // One that was left by an interrupted join before others used the next numbers has an older one.

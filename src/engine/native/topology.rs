@@ -87,7 +87,7 @@ impl Topology for Native {
         )
     }
 
-    fn strangers(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
+    fn links_to_non_members(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
         let found = self.readers(leaving, members)?.into_iter().map(|(slot, who)| {
             Finding::new(
                 &leaving.name,

@@ -2,7 +2,7 @@
 
 use super::copy_rules::extension_tables;
 use super::sets::SetTable;
-use super::{Spock, conditions, is_node, naming, set_tables, strangers};
+use super::{Spock, conditions, is_node, naming, non_members, set_tables};
 use crate::engine::{Checks, EngineCheck, EngineFindings, MemberCheck, Monitoring};
 use crate::error::{Finding, Result, SqlState};
 use crate::node::{Node, Query, Statement, ask_all, server};
@@ -144,8 +144,8 @@ impl Checks for Spock {
         }
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         for member in members.iter_mut() {
-            findings.extend(strangers::sources(member, &names)?);
-            findings.extend(strangers::readers(&self.paths, member)?);
+            findings.extend(non_members::sources(member, &names)?);
+            findings.extend(non_members::readers(&self.paths, member)?);
         }
         Ok(findings)
     }
@@ -225,10 +225,10 @@ impl Spock {
     ) -> Result<()> {
         let installed = "SELECT extname FROM pg_extension WHERE extname <> 'spock'";
         let installed = Query::<String>::new(installed, &[], |row| row.only());
-        let here = installed.on(new)?;
+        let present = installed.on(new)?;
         for name in &installed.on(source)? {
             let left_out = self.excluded.extensions.contains(name);
-            if left_out && !here.contains(name) {
+            if left_out && !present.contains(name) {
                 findings.push(Finding::new(
                     &new.name,
                     SqlState::UNDEFINED_OBJECT,
@@ -243,8 +243,8 @@ impl Spock {
         }
         for (table, extension) in extension_tables(source)? {
             let quoted = crate::quote::ident(&extension);
-            let there = "SELECT to_regclass($1) IS NOT NULL";
-            if !new.query(there, &[&table])?.one()?.only::<bool>()? {
+            let exists = "SELECT to_regclass($1) IS NOT NULL";
+            if !new.query(exists, &[&table])?.one()?.only::<bool>()? {
                 findings.push(Finding::new(
                     &new.name,
                     SqlState::UNDEFINED_TABLE,

@@ -448,13 +448,13 @@ fn check_reserved(
     let comes = own
         .iter()
         .filter(|t| taken.iter().any(|sets| sets.contains(&t.set)));
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for table in comes.chain(spock.peers_tables(&source.name)) {
         let quoted = crate::quote::qualified(&table.schema, &table.name);
         let installed = of_extensions
             .iter()
             .any(|(schema, name)| (schema, name) == (&table.schema, &table.name));
-        if installed || !reserved.contains(&table.schema) || !told.insert(quoted.clone()) {
+        if installed || !reserved.contains(&table.schema) || !reported.insert(quoted.clone()) {
             continue;
         }
         findings.push(Finding::new(
@@ -485,7 +485,7 @@ fn check_reserved(
     let blocked = blocked.on(new)?;
     for table in own.iter().filter(|t| blocked.contains(&t.schema)) {
         let quoted = crate::quote::qualified(&table.schema, &table.name);
-        if !told.insert(quoted.clone()) {
+        if !reported.insert(quoted.clone()) {
             continue;
         }
         let statement = format!(

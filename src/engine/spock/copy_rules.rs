@@ -78,8 +78,8 @@ impl CopyRules for Spock {
         let (mut tables, mut structure_only) = (vec![], vec![]);
         for table in copy::tables(&from, &preexisting)? {
             let pieces = ways.to_copy(&(table.schema.clone(), table.name.clone()));
-            let brought = !table.extension && !self.excluded.schemas.contains(&table.schema);
-            if pieces.is_empty() && brought {
+            let is_restored = !table.extension && !self.excluded.schemas.contains(&table.schema);
+            if pieces.is_empty() && is_restored {
                 structure_only.push(table.label());
             }
             let apart = pieces.len() > 1;
@@ -154,8 +154,8 @@ impl CopyRules for Spock {
                 )?;
             }
         }
-        let there = set_tables(new)?;
-        for table in wanted.iter().filter(|t| !there.contains(t)) {
+        let present = set_tables(new)?;
+        for table in wanted.iter().filter(|t| !present.contains(t)) {
             if !exists(new, &table.schema, &table.name)? {
                 continue; // made during the join; told as drift
             }
@@ -175,10 +175,10 @@ impl CopyRules for Spock {
                FROM {LOCAL_SETS} JOIN spock.replication_set_seq q ON q.set_id = s.set_id
                JOIN pg_class c ON c.oid = q.set_seqoid JOIN pg_namespace n ON n.oid = c.relnamespace"
         );
-        let there = new.query(&sequences, &[])?;
+        let present = new.query(&sequences, &[])?;
         for row in &source.query(&sequences, &[])? {
             let (schema, name) = (row.get("nspname")?, row.get("relname")?);
-            if !there.iter().any(|t| t == row) && exists(new, schema, name)? {
+            if !present.iter().any(|t| t == row) && exists(new, schema, name)? {
                 new.query(
                     "SELECT spock.repset_add_seq($1::name, $2::regclass, false)",
                     &[row.get("set_name")?, &crate::quote::qualified(schema, name)],
@@ -197,8 +197,8 @@ impl CopyRules for Spock {
         source: &mut Node,
         new: &mut Node,
     ) -> Result<Vec<SetDifference>> {
-        let (there, here) = (set_tables(source)?, set_tables(new)?);
-        Ok(differences(&there, &here, &source.name, &new.name))
+        let (of_source, of_new) = (set_tables(source)?, set_tables(new)?);
+        Ok(differences(&of_source, &of_new, &source.name, &new.name))
     }
 
     fn last_update_wins(&self, _table: &str, _wanted: bool) -> ConflictRule {

@@ -51,14 +51,14 @@ impl Spock {
                     continue;
                 }
                 let quoted = qualified(&table.schema, &table.name);
-                let Some((there, both)) = rows_of_both(source, peer, &quoted)? else {
+                let Some((looked_at, both)) = rows_of_both(source, peer, &quoted)? else {
                     continue;
                 };
                 findings.push(Finding::new(
                     &source.name,
                     SqlState::NOT_IN_PREREQUISITE_STATE,
                     format!(
-                        "rows of table {quoted} that were written on it have not come from node \"{}\", which has them too ({both} of {there} looked at), and it does not send them itself: the new node would lack them",
+                        "rows of table {quoted} that were written on it have not come from node \"{}\", which has them too ({both} of {looked_at} looked at), and it does not send them itself: the new node would lack them",
                         peer.name
                     ),
                     format!(
@@ -89,8 +89,8 @@ fn rows_of_both(source: &mut Node, peer: &mut Node, table: &str) -> Result<Optio
         &[],
     )?;
     let written = written.one()?;
-    let there: u64 = written.get("number")?;
-    if there == 0 {
+    let looked_at: u64 = written.get("number")?;
+    if looked_at == 0 {
         return Ok(None);
     }
     let found = peer.query(
@@ -100,5 +100,5 @@ fn rows_of_both(source: &mut Node, peer: &mut Node, table: &str) -> Result<Optio
         &[written.get("keys")?],
     )?;
     let both = found.one()?.only()?;
-    Ok(Some((there, both)).filter(|_| both > 0))
+    Ok(Some((looked_at, both)).filter(|_| both > 0))
 }

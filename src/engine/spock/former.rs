@@ -63,7 +63,7 @@ impl Former {
     /// The name of a subscription without the generation of its pair. What ends in a later one was called so by hand.
     pub fn stem<'n>(&self, name: &'n str, provider: &str, subscriber: &str) -> &'n str {
         match names::generation(name) {
-            (stem, told) if told <= self.newest(provider, subscriber) => stem,
+            (stem, generation) if generation <= self.newest(provider, subscriber) => stem,
             _ => name,
         }
     }

@@ -4,7 +4,7 @@ use super::checks::not_installed;
 use super::naming::Naming;
 use super::sets::{Names, Sets, Subscription};
 use super::ways::Way;
-use super::{Spock, set_tables, sets, strangers, ways};
+use super::{Spock, non_members, set_tables, sets, ways};
 use crate::engine::{ByTable, Excluded, Path, PathTables, Paths, names, no_reader, triggers};
 use crate::error::{Error, Result};
 use crate::node::{Member, Node, ask_all, server};
@@ -124,7 +124,7 @@ impl Paths for Spock {
         new: &mut Node,
         reader: &mut Node,
     ) -> Result<()> {
-        let taken = strangers::providers(reader)?;
+        let taken = non_members::providers(reader)?;
         if let Some(forwarded) = taken.iter().find(|p| p.forwarded) {
             return Err(no_reader(
                 format!(
@@ -299,8 +299,8 @@ impl Spock {
             return Ok(now);
         };
         let slots: Vec<String> = all.iter().map(|path| path.slot.clone()).collect();
-        let there = server::slots_named(&slots).on(provider)?;
-        all.retain(|path| there.iter().any(|s| s.is_own && s.name == path.slot));
+        let present = server::slots_named(&slots).on(provider)?;
+        all.retain(|path| present.iter().any(|s| s.is_own && s.name == path.slot));
         let Some(path) = all.first() else {
             return Ok(now);
         };

@@ -65,8 +65,8 @@ impl Recovery for Spock {
     fn shares(
         &self,
         nodes: &mut [&mut Node],
-        here: usize,
-        there: usize,
+        left: usize,
+        right: usize,
     ) -> Result<Option<ByTable<Share>>> {
         let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
         let known = sets::contents(nodes)?;
@@ -85,7 +85,7 @@ impl Recovery for Spock {
             }
             ways
         };
-        Ok(Some(ways::shares(&ways(here, there), &ways(there, here))))
+        Ok(Some(ways::shares(&ways(left, right), &ways(right, left))))
     }
 
     fn commit_origin(&self, origin: &str) -> CommitOrigin {

@@ -261,8 +261,8 @@ fn names_in(json: &str, whence: &str) -> Result<Vec<String>> {
 
 /// Entry by entry where the sets of the new node are not the source's, and what to run.
 pub(super) fn differences(
-    there: &[SetTable],
-    here: &[SetTable],
+    of_source: &[SetTable],
+    of_new: &[SetTable],
     source: &str,
     new: &str,
 ) -> Vec<SetDifference> {
@@ -277,8 +277,8 @@ pub(super) fn differences(
         )
     };
     let mut found = vec![];
-    for table in there.iter().filter(|t| !here.contains(t)) {
-        found.push(match here.iter().find(|h| same(h, table)) {
+    for table in of_source.iter().filter(|t| !of_new.contains(t)) {
+        found.push(match of_new.iter().find(|h| same(h, table)) {
             Some(_) => SetDifference {
                 what: format!(
                     "table {} in replication set {} has other columns or another row filter on node \"{new}\" than on \"{source}\"",
@@ -303,7 +303,10 @@ pub(super) fn differences(
             },
         });
     }
-    for table in here.iter().filter(|h| !there.iter().any(|t| same(t, h))) {
+    for table in of_new
+        .iter()
+        .filter(|h| !of_source.iter().any(|t| same(t, h)))
+    {
         found.push(SetDifference {
             what: format!(
                 "table {} is in replication set {} of node \"{new}\" and no longer of \"{source}\"",
@@ -344,17 +347,17 @@ mod tests {
         }
     }
 
-    fn told(subscriptions: Vec<Subscription>) -> Vec<String> {
-        let told = |s: Subscription| s.sets.into_iter().collect::<Vec<_>>().join(", ");
-        subscriptions.into_iter().map(told).collect()
+    fn names(subscriptions: Vec<Subscription>) -> Vec<String> {
+        let names = |s: Subscription| s.sets.into_iter().collect::<Vec<_>>().join(", ");
+        subscriptions.into_iter().map(names).collect()
     }
 
     #[test]
     fn what_nobody_takes_the_new_node_does_not_take() {
         let sets = mesh();
         for provider in ["n1", "n2", "n3"] {
-            assert_eq!(told(sets.of_new("n1", provider)), ["default"]);
-            assert_eq!(told(sets.of_member("n1", provider)), ["default"]);
+            assert_eq!(names(sets.of_new("n1", provider)), ["default"]);
+            assert_eq!(names(sets.of_member("n1", provider)), ["default"]);
         }
         assert_eq!(
             sets.untaken_of("n1").into_iter().collect::<Vec<_>>(),
@@ -367,13 +370,13 @@ mod tests {
         let mut sets = mesh();
         sets.takes(subscription("n2", "n1", &["n2 own"]));
         sets.takes(subscription("n1", "n3", &["n1 own"]));
-        assert_eq!(told(sets.of_new("n1", "n1")), ["default", "n1 own"]);
-        assert_eq!(told(sets.of_new("n1", "n2")), ["default", "n2 own"]);
-        assert_eq!(told(sets.of_new("n1", "n3")), ["default"]);
+        assert_eq!(names(sets.of_new("n1", "n1")), ["default", "n1 own"]);
+        assert_eq!(names(sets.of_new("n1", "n2")), ["default", "n2 own"]);
+        assert_eq!(names(sets.of_new("n1", "n3")), ["default"]);
         // The new node has the sets of n1.
-        assert_eq!(told(sets.of_member("n1", "n1")), ["default", "n1 own"]);
-        assert_eq!(told(sets.of_member("n1", "n2")), ["default"]);
-        assert_eq!(told(sets.of_member("n1", "n3")), ["default", "n1 own"]);
+        assert_eq!(names(sets.of_member("n1", "n1")), ["default", "n1 own"]);
+        assert_eq!(names(sets.of_member("n1", "n2")), ["default"]);
+        assert_eq!(names(sets.of_member("n1", "n3")), ["default", "n1 own"]);
     }
 
     #[test]
@@ -383,17 +386,17 @@ mod tests {
         sets.takes(subscription("n1", "n2", &["a"]));
         sets.takes(subscription("n1", "n2", &["b"]));
         sets.takes(subscription("n1", "n3", &["c"]));
-        assert_eq!(told(sets.of_new("n1", "n1")), ["a, c", "b"]);
-        assert_eq!(told(sets.of_member("n1", "n1")), ["a, c", "b"]);
-        assert_eq!(told(sets.of_member("n1", "n3")), ["c"]);
+        assert_eq!(names(sets.of_new("n1", "n1")), ["a, c", "b"]);
+        assert_eq!(names(sets.of_member("n1", "n1")), ["a, c", "b"]);
+        assert_eq!(names(sets.of_member("n1", "n3")), ["c"]);
     }
 
     #[test]
     fn a_source_alone_gives_all() {
         let mut sets = Sets::default();
         sets.provides("n1", ["default", "more"]);
-        assert_eq!(told(sets.of_new("n1", "n1")), ["default, more"]);
-        assert_eq!(told(sets.of_member("n1", "n1")), ["default, more"]);
+        assert_eq!(names(sets.of_new("n1", "n1")), ["default, more"]);
+        assert_eq!(names(sets.of_member("n1", "n1")), ["default, more"]);
         assert!(sets.untaken_of("n1").is_empty());
     }
 
@@ -401,7 +404,7 @@ mod tests {
     fn a_set_that_is_gone_is_not_named() {
         let mut sets = mesh();
         sets.takes(subscription("n2", "n1", &["dropped", "n2 own"]));
-        assert_eq!(told(sets.of_new("n1", "n2")), ["default", "n2 own"]);
+        assert_eq!(names(sets.of_new("n1", "n2")), ["default", "n2 own"]);
     }
 
     #[test]
@@ -425,18 +428,18 @@ mod tests {
 
     #[test]
     fn drift_is_told_by_entry() {
-        let there = [
+        let of_source = [
             entry("a", "kept", None),
             entry("a", "more", None),
             entry("b", "x", Some("i > 1")),
         ];
-        let here = [
+        let of_new = [
             entry("a", "kept", None),
             entry("b", "x", None),
             entry("c", "old", None),
         ];
-        let told = differences(&there, &here, "n1", "n2");
-        let what: Vec<&str> = told.iter().map(|d| d.what.as_str()).collect();
+        let found = differences(&of_source, &of_new, "n1", "n2");
+        let what: Vec<&str> = found.iter().map(|d| d.what.as_str()).collect();
         assert_eq!(
             what,
             [
@@ -446,10 +449,10 @@ mod tests {
             ]
         );
         assert!(
-            told[2]
+            found[2]
                 .remedy
                 .contains("SELECT spock.repset_remove_table('c', '\"public\".\"old\"')")
         );
-        assert!(differences(&there, &there, "n1", "n2").is_empty());
+        assert!(differences(&of_source, &of_source, "n1", "n2").is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Who the members are, and what a node takes of others.
 
 use super::former::Former;
-use super::{Spock, is_node, strangers};
+use super::{Spock, is_node, non_members};
 use crate::engine::{Path, Provider, RegisteredNode, Survey, Topology, names};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::Dsn;
@@ -70,17 +70,17 @@ impl Topology for Spock {
 
     fn providers(&self, node: &mut Node) -> Result<Option<Vec<Provider>>> {
         match is_node(node)? {
-            true => strangers::providers(node).map(Some),
+            true => non_members::providers(node).map(Some),
             false => Ok(None),
         }
     }
 
-    fn strangers(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
-        strangers::strangers(&self.paths, leaving, members)
+    fn links_to_non_members(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
+        non_members::links(&self.paths, leaving, members)
     }
 
     fn unclaimed_slots(&self, node: &mut Node) -> Result<Vec<(String, bool)>> {
-        strangers::unclaimed_slots(&self.paths, node)
+        non_members::unclaimed_slots(&self.paths, node)
     }
 
     fn probe(&self, dsn: &str) -> Vec<Statement> {
@@ -103,8 +103,8 @@ impl Topology for Spock {
     fn path_to_successor(&self, nodes: &mut [&mut Node]) -> Result<Option<Path>> {
         for node in nodes {
             for path in self.of_later_pairs(&node.name) {
-                let there = server::slots_named(std::slice::from_ref(&path.slot)).on(node)?;
-                if !there.iter().any(|slot| slot.is_own) {
+                let present = server::slots_named(std::slice::from_ref(&path.slot)).on(node)?;
+                if !present.iter().any(|slot| slot.is_own) {
                     return Ok(Some(path));
                 }
             }

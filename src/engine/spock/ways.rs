@@ -215,11 +215,11 @@ fn add(to: &mut ByTable<Vec<Way>>, tables: &[SetTable], kinds: &SetKinds, subscr
     }
 }
 
-/// What the two nodes are to have alike, of which `here` and `there` are the ways from each to the other.
-pub(super) fn shares(here: &Ways, there: &Ways) -> ByTable<Share> {
+/// What the two nodes are to have alike, of which `left` and `right` are the ways from each to the other.
+pub(super) fn shares(left: &Ways, right: &Ways) -> ByTable<Share> {
     let share = |name: &Name| {
-        let (own_here, own_there) = (here.of(name).0, there.of(name).0);
-        let all: Vec<&Way> = [here, there]
+        let (own_left, own_right) = (left.of(name).0, right.of(name).0);
+        let all: Vec<&Way> = [left, right]
             .iter()
             .flat_map(|ways| {
                 let (own, received) = ways.of(name);
@@ -236,7 +236,7 @@ pub(super) fn shares(here: &Ways, there: &Ways) -> ByTable<Share> {
         }
         let deleted: BTreeSet<String> = all.iter().filter_map(|w| w.filter.clone()).collect();
         Share {
-            rows: [here.rows(name), there.rows(name)],
+            rows: [left.rows(name), right.rows(name)],
             deleted: deleted.into_iter().collect(),
             columns,
             kinds: Kinds {
@@ -245,11 +245,11 @@ pub(super) fn shares(here: &Ways, there: &Ways) -> ByTable<Share> {
                 deletes: all.iter().all(|w| w.kinds.deletes),
                 truncates: all.iter().all(|w| w.kinds.truncates),
             },
-            both_ways: !own_here.is_empty() && !own_there.is_empty(),
+            both_ways: !own_left.is_empty() && !own_right.is_empty(),
             orphaned: false,
         }
     };
-    let names = here.tables().into_iter().chain(there.tables());
+    let names = left.tables().into_iter().chain(right.tables());
     names.map(|name| (name.clone(), share(&name))).collect()
 }
 
@@ -301,7 +301,7 @@ mod tests {
             .collect()
     }
 
-    fn told(filter: &str, columns: &str) -> (String, String) {
+    fn sent(filter: &str, columns: &str) -> (String, String) {
         (filter.into(), columns.into())
     }
 
@@ -316,11 +316,11 @@ mod tests {
             entry("c", &["size"], BIG),
         ];
         let one = |sets: &[&str]| copied(&ways(&entries, &[names(sets)]));
-        assert_eq!(one(&["a"]), [told("", "*")]);
-        assert_eq!(one(&["a", "b"]), [told("region = 'eu'", "id,region")]);
+        assert_eq!(one(&["a"]), [sent("", "*")]);
+        assert_eq!(one(&["a", "b"]), [sent("region = 'eu'", "id,region")]);
         assert_eq!(
             one(&["a", "b", "c"]),
-            [told("(region = 'eu') AND (size > 1)", "id,region,size")]
+            [sent("(region = 'eu') AND (size > 1)", "id,region,size")]
         );
         assert!(one(&["d"]).is_empty());
     }
@@ -338,14 +338,14 @@ mod tests {
         };
         assert_eq!(
             all(&[&["a"], &["b"]]),
-            [told("(region = 'eu') OR (size > 1)", "*")]
+            [sent("(region = 'eu') OR (size > 1)", "*")]
         );
         // A row that both bring has what either brings of it.
         assert_eq!(
             all(&[&["a"], &["c"]]),
             [
-                told("(region = 'eu') IS NOT TRUE", "id"),
-                told("(region = 'eu') IS TRUE", "*"),
+                sent("(region = 'eu') IS NOT TRUE", "id"),
+                sent("(region = 'eu') IS TRUE", "*"),
             ]
         );
     }
@@ -355,7 +355,7 @@ mod tests {
         let entries = [entry("a", &["id"], EU)];
         assert_eq!(
             copied(&ways(&entries, &[names(&["a"])])),
-            [told(
+            [sent(
                 "((origin <> 0 OR origin IS NULL AND (region = 'eu') IS NOT FALSE)) OR (region = 'eu')",
                 "id"
             )]
@@ -367,11 +367,11 @@ mod tests {
         let mut ways = Ways::default();
         let all = [names(&["a"])];
         ways.add_received(&[entry("a", &[], None)], &SetKinds::new(), &all);
-        assert_eq!(copied(&ways), [told("origin IS DISTINCT FROM 0", "*")]);
+        assert_eq!(copied(&ways), [sent("origin IS DISTINCT FROM 0", "*")]);
         ways.add_own(&[entry("a", &[], EU)], &SetKinds::new(), &all);
         assert_eq!(
             copied(&ways),
-            [told("(origin IS DISTINCT FROM 0) OR (region = 'eu')", "*")]
+            [sent("(origin IS DISTINCT FROM 0) OR (region = 'eu')", "*")]
         );
     }
 
@@ -384,10 +384,10 @@ mod tests {
         };
         let kinds = SetKinds::from([("a".into(), no_updates)]);
         let all = [names(&["a"])];
-        let (mut here, mut there) = (Ways::default(), Ways::default());
-        here.add_own(&entries, &kinds, &all);
-        there.add_received(&entries, &kinds, &all);
-        let share = shares(&here, &there).remove(&name()).unwrap();
+        let (mut left, mut right) = (Ways::default(), Ways::default());
+        left.add_own(&entries, &kinds, &all);
+        right.add_received(&entries, &kinds, &all);
+        let share = shares(&left, &right).remove(&name()).unwrap();
         assert_eq!(share.rows[0].as_deref(), Some("region = 'eu'"));
         assert_eq!(share.deleted, ["region = 'eu'"]);
         assert_eq!(share.columns, Some(names(&["id", "v"])));

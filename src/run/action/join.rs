@@ -291,7 +291,7 @@ pub struct Restore {
     /// Of those, tables that were empty and got rows.
     pub preexisting: Vec<String>,
     /// The names of all that may have come; what else is new others have made.
-    pub brought: Option<BTreeSet<String>>,
+    pub restorable: Option<BTreeSet<String>>,
 }
 
 impl Act for CopyDatabase {
@@ -314,7 +314,11 @@ impl Act for CopyDatabase {
         if !restore.preexisting.is_empty() {
             server::empty(&restore.preexisting).run(node)?;
         }
-        let others = copy::undo(&mut node.session, &restore.before, restore.brought.as_ref())?;
+        let others = copy::undo(
+            &mut node.session,
+            &restore.before,
+            restore.restorable.as_ref(),
+        )?;
         if !others.is_empty() {
             ereport::warning(
                 &format!(

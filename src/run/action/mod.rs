@@ -277,7 +277,7 @@ mod tests {
         };
         let copy = CopyDatabase::default().with(Restore {
             preexisting: vec![text("s.t")],
-            brought: Some([text("table s.t")].into()),
+            restorable: Some([text("table s.t")].into()),
             ..Restore::default()
         });
         let all = vec![

@@ -181,9 +181,9 @@ fn generations(cluster: &ObservedCluster) -> Result<BTreeMap<String, i64>> {
     Ok(all)
 }
 
-/// What the registry `here` says otherwise than the one `there`. Where an engine keeps who a node is, that
+/// What the registry `ours` says otherwise than the one `theirs`. Where an engine keeps who a node is, that
 /// and the connection string are compared too.
-fn differences(there: &[RegisteredNode], here: &[RegisteredNode]) -> Vec<String> {
+fn differences(theirs: &[RegisteredNode], ours: &[RegisteredNode]) -> Vec<String> {
     let who = |node: &RegisteredNode| {
         let RegisteredNode {
             dsn,
@@ -194,8 +194,8 @@ fn differences(there: &[RegisteredNode], here: &[RegisteredNode]) -> Vec<String>
         (dsn, system_identifier, database)
     };
     let mut all = vec![];
-    for node in there {
-        match here.iter().find(|h| h.name == node.name) {
+    for node in theirs {
+        match ours.iter().find(|h| h.name == node.name) {
             None => all.push(format!("lacks \"{}\"", node.name)),
             Some(h) if !node.system_identifier.is_empty() && who(h) != who(node) => {
                 all.push(format!("has another entry for \"{}\"", node.name));
@@ -203,8 +203,8 @@ fn differences(there: &[RegisteredNode], here: &[RegisteredNode]) -> Vec<String>
             Some(_) => {}
         }
     }
-    for node in here {
-        if !there.iter().any(|t| t.name == node.name) {
+    for node in ours {
+        if !theirs.iter().any(|t| t.name == node.name) {
             all.push(format!("also has \"{}\"", node.name));
         }
     }
@@ -236,22 +236,22 @@ pub fn sequences(cluster: &ObservedCluster, check: &mut Check) -> Result<()> {
                 }
             }
         }
-        let told: Vec<String> = meeting
+        let listed: Vec<String> = meeting
             .iter()
             .take(5)
             .map(|(name, others)| format!("{name} (also on {})", others.join(", ")))
             .collect();
-        let more = match meeting.len() - told.len() {
+        let more = match meeting.len() - listed.len() {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        match told.is_empty() {
+        match listed.is_empty() {
             true => check.pass(member, format!("{} sequences", sequences.len())),
             false => check.warn(Finding::warning(
                 member,
                 format!(
                     "gives values that others give too: {}{more}",
-                    told.join(", ")
+                    listed.join(", ")
                 ),
                 "Give each member values of its own: see docs/operations.md, Sequences.",
             )),

@@ -31,20 +31,20 @@ impl EveryMember<'_> {
         let mut check = Check::new(wanted.name, wanted.wanted, Severity::Failure);
         let answers = self.answers(&mut check, &wanted.question, wanted.with_new)?;
         let nodes: Vec<String> = answers.iter().map(|(node, _)| node.clone()).collect();
-        let mut told = vec![];
+        let mut reported = vec![];
         for judged in wanted.judge(answers)? {
             match judged {
                 Judged::Failed(finding) => {
-                    told.push(finding.node.clone());
+                    reported.push(finding.node.clone());
                     check.fail(finding);
                 }
                 Judged::Warned(finding) => {
-                    told.push(finding.node.clone());
+                    reported.push(finding.node.clone());
                     check.warn(finding);
                 }
             }
         }
-        for node in nodes.iter().filter(|node| !told.contains(node)) {
+        for node in nodes.iter().filter(|node| !reported.contains(node)) {
             check.pass(node, "");
         }
         Ok(check.outcomes())

@@ -83,9 +83,9 @@ impl JoinNodes<'_> {
     ) -> Result<BTreeSet<(String, String)>> {
         let mut takes = BTreeSet::new();
         for (subscriber, states) in names.iter().zip(states) {
-            let there = |path: &Path| states.iter().any(|s| s.name == path.subscription);
+            let exists = |path: &Path| states.iter().any(|s| s.name == path.subscription);
             for provider in names.iter().filter(|p| *p != subscriber) {
-                if self.engine.paths(provider, subscriber).iter().any(there) {
+                if self.engine.paths(provider, subscriber).iter().any(exists) {
                     takes.insert((provider.clone(), subscriber.clone()));
                 }
             }

@@ -222,8 +222,8 @@ impl JoinNodes<'_> {
     fn of_the_engine(&mut self) -> Result<Vec<Outcome>> {
         let (members, new) = (self.member_names(), self.new.name.clone());
         let engine = self.engine;
-        let (mut nodes, here) = self.members_and_new();
-        let mut found = engine.run_checks(&mut nodes, here)?;
+        let (mut nodes, new_node) = self.members_and_new();
+        let mut found = engine.run_checks(&mut nodes, new_node)?;
         let mut outcomes = vec![];
         for made in engine.checks() {
             // One that needs what is not there is not made.
@@ -286,11 +286,11 @@ mod tests {
         let of_stages = DEFINED
             .iter()
             .filter(|(_, stage, _)| stages.contains(stage));
-        let told = of_stages.map(|(name, _, severity)| match severity {
+        let rows = of_stages.map(|(name, _, severity)| match severity {
             Severity::Failure => (*name, "failure"),
             Severity::Warning => (*name, "warning"),
         });
-        told.collect()
+        rows.collect()
     }
 
     /// Names and severities in the tables of the reference about the health report: before a join, of a cluster.

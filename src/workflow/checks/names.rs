@@ -7,7 +7,7 @@ use crate::node::{Node, server};
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 use crate::workflow::members::each;
-use crate::workflow::taken;
+use crate::workflow::name_conflicts;
 
 pub fn free(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let mut findings = vec![];
@@ -50,11 +50,11 @@ impl JoinNodes<'_> {
         let outbound = paths(&|m| engine.paths(&new, &m.name));
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         let slots = |paths: &[Path]| paths.iter().map(|p| p.slot.clone()).collect::<Vec<_>>();
-        let there = each(members.iter_mut().map(|m| &mut **m), |m| {
+        let present = each(members.iter_mut().map(|m| &mut **m), |m| {
             server::slots_named(&slots(&engine.paths(&m.name, &new)))
         })?;
-        for (name, there) in names.iter().zip(&there) {
-            findings.extend(there.iter().map(|slot| taken::slot(name, slot)));
+        for (name, present) in names.iter().zip(&present) {
+            findings.extend(present.iter().map(|slot| name_conflicts::slot(name, slot)));
         }
         let origins = |paths: &[Path]| -> Vec<String> {
             let wanted = paths.iter().filter_map(|p| engine.origin_wanted(p));
@@ -65,38 +65,46 @@ impl JoinNodes<'_> {
             let path = paths.find(|path| engine.origin_wanted(path) == Some(origin));
             path.map_or(String::new(), |path| path.subscription.clone())
         };
-        let there = each(members.iter_mut().map(|m| &mut **m), |m| {
+        let present = each(members.iter_mut().map(|m| &mut **m), |m| {
             server::origins_there(&origins(&engine.paths(&new, &m.name)))
         })?;
-        for (((name, mut states), paths), there) in names
+        for (((name, mut states), paths), present) in names
             .iter()
             .zip(each(members, |_| engine.subscriptions())?)
             .zip(&outbound)
-            .zip(&there)
+            .zip(&present)
         {
             states.retain(|state| paths.iter().any(|p| p.subscription == state.name));
             for state in &states {
-                findings.push(taken::subscription(name, &state.name, state.working));
+                findings.push(name_conflicts::subscription(
+                    name,
+                    &state.name,
+                    state.working,
+                ));
             }
-            for origin in there {
+            for origin in present {
                 let subscription = with_origin(paths, &origin.origin);
                 if !states.iter().any(|state| state.name == subscription) {
-                    findings.push(taken::origin(name, &subscription, origin));
+                    findings.push(name_conflicts::origin(name, &subscription, origin));
                 }
             }
         }
         let (inbound, outbound) = (inbound.concat(), outbound.concat());
         for slot in &server::slots_named(&slots(&outbound)).on(self.new)? {
-            findings.push(taken::slot(&new, slot));
+            findings.push(name_conflicts::slot(&new, slot));
         }
         let states = engine.subscriptions().on(self.new)?;
         for state in &states {
-            findings.push(taken::subscription(&new, &state.name, state.working));
+            findings.push(name_conflicts::subscription(
+                &new,
+                &state.name,
+                state.working,
+            ));
         }
         for origin in &server::origins_there(&origins(&inbound)).on(self.new)? {
             let subscription = with_origin(&inbound, &origin.origin);
             if !states.iter().any(|state| state.name == subscription) {
-                findings.push(taken::origin(&new, &subscription, origin));
+                findings.push(name_conflicts::origin(&new, &subscription, origin));
             }
         }
         Ok(())

@@ -45,7 +45,7 @@ pub fn publications(all: &mut EveryMember, check: &mut Check) -> Result<()> {
             let hint = format!(
                 "Make it a publication of what others are to have: DROP PUBLICATION {publication}; CREATE PUBLICATION {publication} FOR TABLES IN SCHEMA ..."
             );
-            let told = "zodan's own records, which hold connection strings";
+            let records = "zodan's own records, which hold connection strings";
             let finding = |message| {
                 Finding::new(
                     &node,
@@ -56,10 +56,10 @@ pub fn publications(all: &mut EveryMember, check: &mut Check) -> Result<()> {
             };
             match reading.is_empty() {
                 true => check.warn(finding(format!(
-                    "publication {publication} {what}: who reads it is sent {told}"
+                    "publication {publication} {what}: who reads it is sent {records}"
                 ))),
                 false => check.fail(finding(format!(
-                    "publication {publication} {what}: the reader of slot {} may be sent {told}, and stop for lack of such tables",
+                    "publication {publication} {what}: the reader of slot {} may be sent {records}, and stop for lack of such tables",
                     reading.join(", ")
                 ))),
             }

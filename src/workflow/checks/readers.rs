@@ -9,7 +9,7 @@ use crate::node::Node;
 use crate::node::server;
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
-use crate::workflow::taken;
+use crate::workflow::name_conflicts;
 
 pub fn fit(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     if nodes.readers.is_empty() {
@@ -38,18 +38,19 @@ pub fn fit(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()
                 ));
             }
         }
-        let there = |path: &&Path| states.iter().find(|s| s.name == path.subscription);
-        let taken_names = paths.iter().filter_map(|p| there(&p));
-        findings.extend(taken_names.map(|s| taken::subscription(&name, &s.name, s.working)));
+        let existing = |path: &&Path| states.iter().find(|s| s.name == path.subscription);
+        let taken_names = paths.iter().filter_map(|p| existing(&p));
+        findings
+            .extend(taken_names.map(|s| name_conflicts::subscription(&name, &s.name, s.working)));
         let slots: Vec<String> = paths.iter().map(|p| p.slot.clone()).collect();
         for origin in &server::origins_there(&slots).on(reader)? {
             let path = paths.iter().find(|p| p.slot == origin.origin);
-            if let Some(path) = path.filter(|p| there(p).is_none()) {
-                findings.push(taken::origin(&name, &path.subscription, origin));
+            if let Some(path) = path.filter(|p| existing(p).is_none()) {
+                findings.push(name_conflicts::origin(&name, &path.subscription, origin));
             }
         }
         for slot in &server::slots_named(&slots).on(nodes.new)? {
-            findings.push(taken::slot(&new, slot));
+            findings.push(name_conflicts::slot(&new, slot));
         }
         let facts = server::facts().one(reader)?;
         let count = paths.len() as i64;

@@ -72,26 +72,26 @@ pub fn version(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Resul
 }
 
 pub fn encoding(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
-    let (here, there) = (&known.new.encoding, &known.source.encoding);
-    same(&nodes.new.name, "encoding", here, there, check);
+    let (own, wanted) = (&known.new.encoding, &known.source.encoding);
+    same(&nodes.new.name, "encoding", own, wanted, check);
     Ok(())
 }
 
 pub fn collation(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
-    let (here, there) = (&known.new.collation, &known.source.collation);
-    same(&nodes.new.name, "collation", here, there, check);
+    let (own, wanted) = (&known.new.collation, &known.source.collation);
+    same(&nodes.new.name, "collation", own, wanted, check);
     Ok(())
 }
 
-fn same(new: &str, what: &str, here: &str, there: &str, check: &mut Check) {
-    check.want(there);
-    let other = (here != there).then(|| {
-        let message = format!("the {what} of the database is {here}, the source's is {there}");
+fn same(new: &str, what: &str, own: &str, wanted: &str, check: &mut Check) {
+    check.want(wanted);
+    let other = (own != wanted).then(|| {
+        let message = format!("the {what} of the database is {own}, the source's is {wanted}");
         let hint =
             "Create the new node's database with the encoding and the locale of the source's.";
         unfit(new, message, hint)
     });
-    check.record(new, here, other);
+    check.record(new, own, other);
 }
 
 /// What sets a setting of the whole server; whether it takes a reload or a restart, the hint says.

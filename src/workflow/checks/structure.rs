@@ -56,17 +56,17 @@ pub fn requirements(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Resu
 
 /// What the database of the new node has otherwise than that of the source, and no copy of its structure brings.
 pub fn database_itself(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
-    let there = server::database_itself().one(nodes.source)?;
-    let here = server::database_itself().one(nodes.new)?;
-    let (limit_here, limit_there) = (here.connection_limit, there.connection_limit);
+    let of_source = server::database_itself().one(nodes.source)?;
+    let of_new = server::database_itself().one(nodes.new)?;
+    let (new_limit, source_limit) = (of_new.connection_limit, of_source.connection_limit);
     let others: Vec<String> = [
-        ("privileges", here.privileges, there.privileges),
-        ("limit of connections", limit_here, limit_there),
-        ("comment", here.comment, there.comment),
+        ("privileges", of_new.privileges, of_source.privileges),
+        ("limit of connections", new_limit, source_limit),
+        ("comment", of_new.comment, of_source.comment),
     ]
     .into_iter()
-    .filter(|(_, here, there)| here != there)
-    .map(|(what, here, there)| format!("{what} \"{here}\", not \"{there}\""))
+    .filter(|(_, of_new, of_source)| of_new != of_source)
+    .map(|(what, of_new, of_source)| format!("{what} \"{of_new}\", not \"{of_source}\""))
     .collect();
     let new = &nodes.new.name;
     let other = (!others.is_empty()).then(|| {

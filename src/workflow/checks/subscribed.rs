@@ -39,8 +39,10 @@ pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
                 .map(|(_, tables)| tables.as_slice())
         };
         for path in &suspect {
-            if let (Some(there), Some(here)) = (of(&path.provider), of(&path.subscriber)) {
-                look(all.engine, path, there, here, &mut findings);
+            if let (Some(of_provider), Some(of_subscriber)) =
+                (of(&path.provider), of(&path.subscriber))
+            {
+                look(all.engine, path, of_provider, of_subscriber, &mut findings);
             }
         }
     }
@@ -51,15 +53,18 @@ pub fn check(all: &mut EveryMember, check: &mut Check) -> Result<()> {
 fn look(
     engine: &dyn Engine,
     path: &Path,
-    there: &[SubscribedTable],
-    here: &[SubscribedTable],
+    of_provider: &[SubscribedTable],
+    of_subscriber: &[SubscribedTable],
     findings: &mut Vec<Finding>,
 ) {
     let tables = |all: &[SubscribedTable], subscription: &str| -> BTreeSet<String> {
         let of = all.iter().filter(|t| t.subscription == subscription);
         of.filter_map(|t| t.table.clone()).collect()
     };
-    let (sent, known) = (tables(there, ""), tables(here, &path.subscription));
+    let (sent, known) = (
+        tables(of_provider, ""),
+        tables(of_subscriber, &path.subscription),
+    );
     let (provider, subscription) = (&path.provider, &path.subscription);
     let mut tell = |names: Vec<String>, what: String, hint: &str| {
         if !names.is_empty() {
@@ -88,7 +93,7 @@ fn look(
         "has tables that its provider does not send".into(),
         "Create them on every member, or drop them; then CALL spock.refresh_subscriptions().",
     );
-    let copying = here
+    let copying = of_subscriber
         .iter()
         .filter(|t| t.subscription == *subscription && t.is_copied)
         .filter_map(|t| t.table.clone());

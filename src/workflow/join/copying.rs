@@ -159,7 +159,7 @@ impl Copying<'_> {
         let restore = Restore {
             before: before.clone(),
             preexisting: plan.preexisting.clone(),
-            brought: Some(copy::brought(&mut self.nodes.source.session)?),
+            restorable: Some(copy::restorable(&mut self.nodes.source.session)?),
         };
         let phase = self.report.current();
         let new = &self.nodes.new.name;

@@ -35,10 +35,10 @@ use crate::workflow::division::Division;
 use crate::workflow::markers::{self, Marker};
 use crate::workflow::members::{self, each_beside_others, planned_path};
 use crate::workflow::membership;
+use crate::workflow::name_conflicts;
 use crate::workflow::registries::{now, publish_registry, registry_of};
 use crate::workflow::report::{self, Report};
 use crate::workflow::summary;
-use crate::workflow::taken;
 use crate::workflow::undo::Undo;
 use crate::workflow::verify;
 use attach::Attaching;
@@ -386,7 +386,7 @@ impl Join {
         let mut providers: Vec<&mut Node> = peers.iter_mut().chain([source]).collect();
         for path in &paths {
             if let Some(provider) = providers.iter_mut().find(|n| n.name == path.provider) {
-                taken::refuse_slot(provider, &path.slot)?;
+                name_conflicts::refuse_slot(provider, &path.slot)?;
             }
         }
         let made = announced.into_iter().map(|step| journal.makes(step));
@@ -433,7 +433,7 @@ impl Join {
                         if error.sqlstate() == SqlState::DUPLICATE_OBJECT {
                             journal.refused(step)?;
                         }
-                        failed = failed.or(Some(taken::whose_slot(error, node, slot)));
+                        failed = failed.or(Some(name_conflicts::whose_slot(error, node, slot)));
                     }
                 }
             }
@@ -507,11 +507,11 @@ impl Join {
         let step = create_node(nodes.engine, &identity, nodes.new, journal, step)?;
         place::keep(own_database().into())?;
         journal.passed("the new node provides")?;
-        for told in nodes
+        for line in nodes
             .engine
             .copy_replication_sets(nodes.source, nodes.new)?
         {
-            self.report.step(&told);
+            self.report.step(&line);
         }
         if let Some(division) = self.division {
             division.divide_new(nodes)?;
@@ -520,13 +520,13 @@ impl Join {
         for step in journal.take_all::<CreateSlot>(phase) {
             let slot = step.action().slot.clone();
             let step = journal.announce(step)?;
-            taken::refuse_slot(&mut self.cluster.subject.loopback, &slot)?;
+            name_conflicts::refuse_slot(&mut self.cluster.subject.loopback, &slot)?;
             let step = journal.makes(step)?;
             if let Err(error) = self.create_own_slot(&slot) {
                 if error.sqlstate() == SqlState::DUPLICATE_OBJECT {
                     journal.refused(&step)?;
                 }
-                return Err(taken::whose_slot(
+                return Err(name_conflicts::whose_slot(
                     error,
                     &mut self.cluster.subject.loopback,
                     &slot,
@@ -813,13 +813,13 @@ impl Join {
             ));
             return Ok(());
         }
-        let told: Vec<String> = found.iter().map(|m| m.to_string()).collect();
+        let lines: Vec<String> = found.iter().map(|m| m.to_string()).collect();
         Err(Error::Refused {
             state: SqlState::NOT_IN_PREREQUISITE_STATE,
             message: format!(
                 "node \"{new_name}\" does not have the content of node \"{source_name}\""
             ),
-            detail: Some(told.join("\n")),
+            detail: Some(lines.join("\n")),
             hint: "See whether the members of the cluster are the same: SELECT * FROM spock.verify_nodes() on one of them.".into(),
         })
     }
@@ -857,7 +857,7 @@ impl Join {
 }
 
 fn sessions_told(sessions: &[OtherSession]) -> String {
-    let told: Vec<String> = sessions
+    let lines: Vec<String> = sessions
         .iter()
         .map(|s| {
             format!(
@@ -866,7 +866,7 @@ fn sessions_told(sessions: &[OtherSession]) -> String {
             )
         })
         .collect();
-    told.join(", ")
+    lines.join(", ")
 }
 
 /// Makes the node a provider. If the server refuses the first statement, nothing is there that is the run's.

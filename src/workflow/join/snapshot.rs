@@ -17,9 +17,9 @@ use crate::node::{Node, server};
 use crate::run::Journal;
 use crate::run::action::{CreateSlot, PauseApply};
 use crate::settings;
+use crate::workflow::name_conflicts;
 use crate::workflow::pause::{Pause, Paused, Progress};
 use crate::workflow::report::Report;
-use crate::workflow::taken;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ impl Taking<'_> {
         let pause_step = pause_step
             .map(|step| self.journal.begin(step))
             .transpose()?;
-        taken::refuse_slot(self.source, &slot)?;
+        name_conflicts::refuse_slot(self.source, &slot)?;
         let slot_step = self.journal.makes(slot_step)?;
         let mut attempts = Attempts::new();
         loop {
@@ -103,7 +103,7 @@ impl Taking<'_> {
             let attempt = match self.attempt(exporter, &slot) {
                 Err(error) if error.sqlstate() == SqlState::DUPLICATE_OBJECT => {
                     self.journal.refused(&slot_step)?;
-                    return Err(taken::whose_slot(error, self.source, &slot));
+                    return Err(name_conflicts::whose_slot(error, self.source, &slot));
                 }
                 attempt => attempt?,
             };

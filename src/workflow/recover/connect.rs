@@ -44,7 +44,7 @@ impl Recovery {
     ) -> Result<Self> {
         let (engine, mut me) =
             members::own_node(&session, "Run it in the database of a survivor.")?;
-        let here = me.name.clone();
+        let local_name = me.name.clone();
         let mut reached = reach(&*engine, &mut me, Some(&request.failed))?;
         reached.require_own(&*engine, &mut me, session.changes())?;
         reached.set_apart(&*engine, &mut me, false)?;
@@ -69,7 +69,7 @@ impl Recovery {
                 state: SqlState::UNDEFINED_OBJECT,
             });
         };
-        if here == request.failed {
+        if local_name == request.failed {
             return Err(Error::Argument {
                 argument: "failed_node_name",
                 problem: "is the node that the CALL runs on".into(),
@@ -100,7 +100,7 @@ impl Recovery {
             match answer {
                 Ok(node) => survivors.push(node),
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
-                Err(error) if named.is_some() || member.name == here => return Err(error),
+                Err(error) if named.is_some() || member.name == local_name => return Err(error),
                 Err(error) => {
                     report.warn(
                         &format!("node \"{}\" is left out: {error}", member.name),
@@ -135,7 +135,7 @@ impl Recovery {
         let mut recovery = Self {
             cluster,
             session,
-            here,
+            local_name,
             report,
             request,
             done: Default::default(),

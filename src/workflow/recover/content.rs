@@ -37,11 +37,11 @@ impl Left {
         }
     }
 
-    fn told(&self) -> String {
-        let told = self.keys.join(", ");
+    fn summary(&self) -> String {
+        let listed = self.keys.join(", ");
         match self.rows - self.keys.len() as u64 {
-            0 => told,
-            more => format!("{told} and {more} more"),
+            0 => listed,
+            more => format!("{listed} and {more} more"),
         }
     }
 }
@@ -71,7 +71,7 @@ impl Recovery {
         let catalog = Catalog::read(&mut session)?;
         let mut applier = Applier::begin(&mut session)?;
         self.note_comparison(missing, &mut last)?;
-        let (mut brought, mut deleted, mut own) = (0, 0, 0);
+        let (mut copied, mut deleted, mut own) = (0, 0, 0);
         let mut left: BTreeMap<Doubt, Left> = BTreeMap::new();
         for (i, table) in tables.iter().enumerate() {
             let name = table.name();
@@ -99,8 +99,8 @@ impl Recovery {
                 for difference in found {
                     let relation = table.relation.id;
                     match case.judge(&table.share, table.relation.full, &difference) {
-                        Verdict::Bring(version) => {
-                            brought += 1;
+                        Verdict::Copy(version) => {
+                            copied += 1;
                             let at = version.written.unwrap_or(0);
                             by_time.entry(at).or_default()[1].push(Message::Insert {
                                 relation,
@@ -142,7 +142,7 @@ impl Recovery {
         self.note_end(missing)?;
         journal.done(step)?;
         self.report.notice(&format!(
-            "copied {brought} rows to node \"{}\" and deleted {deleted} there, by comparison with node \"{}\"",
+            "copied {copied} rows to node \"{}\" and deleted {deleted} there, by comparison with node \"{}\"",
             missing.target, missing.source
         ));
         if own > 0 {
@@ -185,7 +185,7 @@ impl Recovery {
             ereport::warning_of(lack.sqlstate(), &lack.to_string(), Lack::HINT);
         }
         let mut tables: Vec<Compared> = tables.into_iter().map(verify::Table::sent).collect();
-        let [Some(here), Some(there)] = origins else {
+        let [Some(of_source), Some(of_target)] = origins else {
             return Ok(tables);
         };
         let own_schemas = self.cluster.engine.own_schemas();
@@ -201,7 +201,7 @@ impl Recovery {
                 continue;
             }
             let share = Share {
-                rows: [here, there].map(|origin| Some(format!("{ORIGIN} = {origin}"))),
+                rows: [of_source, of_target].map(|origin| Some(format!("{ORIGIN} = {origin}"))),
                 kinds: Kinds {
                     deletes: false,
                     ..Kinds::ALL
@@ -246,7 +246,7 @@ impl Recovery {
             ),
         };
         self.report
-            .warn(&format!("{differ}, and {why}: {}", left.told()), &hint);
+            .warn(&format!("{differ}, and {why}: {}", left.summary()), &hint);
     }
 
     /// Transactions are not told apart where contents are compared.

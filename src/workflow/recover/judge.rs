@@ -14,7 +14,7 @@ const DISORDER: i64 = 50_000;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The target gets the version of the source.
-    Bring(Version),
+    Copy(Version),
     /// The target loses its version.
     Delete(Version),
     /// Nothing, since nothing is sent that would make the two alike.
@@ -105,16 +105,16 @@ impl Case {
         let kinds = share.kinds;
         // That the one has deleted it the other would know.
         let deletable = |row: &Version| kinds.deletes && share.both_ways && row.deletable;
-        match (&difference.here, &difference.there) {
-            (Some(here), None) => {
-                if !kinds.inserts || !got_through(&self.source, here) {
+        match (&difference.left, &difference.right) {
+            (Some(source), None) => {
+                if !kinds.inserts || !got_through(&self.source, source) {
                     return Verdict::NotSent;
                 }
-                if !deletable(here) || !kinds.truncates {
-                    match here.written {
+                if !deletable(source) || !kinds.truncates {
+                    match source.written {
                         None => return Verdict::Leave(Doubt::Undated),
                         // The target has had it, here and below.
-                        _ if self.source.of(here) == Author::Common => return Verdict::NotSent,
+                        _ if self.source.of(source) == Author::Common => return Verdict::NotSent,
                         Some(at) => match self.last.map(|last| last.target) {
                             None => return Verdict::Leave(Doubt::Either),
                             Some(Some(last)) if at < last - DISORDER => return Verdict::NotSent,
@@ -124,54 +124,54 @@ impl Case {
                     }
                 }
                 // What it inserted itself has arrived; what it made of a row of another's is not sent.
-                if !kinds.updates && self.source.of(here) == Author::Survivor {
+                if !kinds.updates && self.source.of(source) == Author::Survivor {
                     return Verdict::Leave(Doubt::Either);
                 }
-                self.only_on_source(here)
+                self.only_on_source(source)
             }
             // Nothing that is left tells who has deleted what the source has had too.
-            (None, Some(there)) if share.orphaned && self.target.of(there) == Author::Failed => {
+            (None, Some(target)) if share.orphaned && self.target.of(target) == Author::Failed => {
                 Verdict::Leave(Doubt::Orphan)
             }
-            (None, Some(there)) => {
-                let own = !kinds.inserts && self.target.of(there) == Author::Survivor;
-                if own || !deletable(there) || !got_through(&self.target, there) {
+            (None, Some(target)) => {
+                let own = !kinds.inserts && self.target.of(target) == Author::Survivor;
+                if own || !deletable(target) || !got_through(&self.target, target) {
                     return Verdict::NotSent;
                 }
-                match self.only_on_target(there) {
+                match self.only_on_target(target) {
                     // Or the source has removed it by a TRUNCATE, which is not sent.
                     Verdict::Delete(_) if !kinds.truncates => Verdict::Leave(Doubt::Either),
                     verdict => verdict,
                 }
             }
-            (Some(here), Some(there)) => {
-                let replaced = got_through(&self.target, there) || here.written > there.written;
-                if !kinds.updates || !replaced || !got_through(&self.source, here) {
+            (Some(source), Some(target)) => {
+                let replaced = got_through(&self.target, target) || source.written > target.written;
+                if !kinds.updates || !replaced || !got_through(&self.source, source) {
                     return Verdict::NotSent;
                 }
-                self.on_both(keyless, here, there)
+                self.on_both(keyless, source, target)
             }
             (None, None) => Verdict::Leave(Doubt::Either),
         }
     }
 
     /// The target never had it, and is given it; unless it had it and one that is away deleted it there.
-    fn only_on_source(&self, here: &Version) -> Verdict {
-        let bring = Verdict::Bring(here.clone());
-        let author = self.source.of(here);
+    fn only_on_source(&self, source: &Version) -> Verdict {
+        let copy = Verdict::Copy(source.clone());
+        let author = self.source.of(source);
         match (author, self.ahead.first()) {
             (Author::Away(name), _) => Verdict::Leave(Doubt::Away(name)),
             (Author::Stranger, _) => Verdict::Leave(Doubt::Stranger),
             // Nothing of any member's is lost by it.
-            (Author::Unknown, None) if self.unequal.is_none() => bring,
+            (Author::Unknown, None) if self.unequal.is_none() => copy,
             (Author::Unknown, _) => Verdict::Leave(Doubt::Undated),
-            (_, None) => bring,
+            (_, None) => copy,
             // All members have had it.
             (Author::Common, Some(other)) => Verdict::Leave(Doubt::Away(other.name.clone())),
             (Author::Failed | Author::Survivor, Some(_))
-                if self.last.is_some_and(|last| here.written > last.target) =>
+                if self.last.is_some_and(|last| source.written > last.target) =>
             {
-                bring
+                copy
             }
             (_, Some(other)) => Verdict::Leave(Doubt::Away(other.name.clone())),
         }
@@ -179,11 +179,11 @@ impl Case {
 
     /// The source has had it, and the failed node deleted it there: no survivor did, or the barrier would have
     /// brought that. Unless it comes from one that is away, and the source never had it.
-    fn only_on_target(&self, there: &Version) -> Verdict {
-        let delete = Verdict::Delete(there.clone());
-        let comes_after = |other: &&Ahead| there.written >= Some(other.first_unseen);
+    fn only_on_target(&self, target: &Version) -> Verdict {
+        let delete = Verdict::Delete(target.clone());
+        let comes_after = |other: &&Ahead| target.written >= Some(other.first_unseen);
         let unseen = self.ahead.iter().find(comes_after);
-        match (self.target.of(there), unseen) {
+        match (self.target.of(target), unseen) {
             (Author::Away(name), _) => Verdict::Leave(Doubt::Away(name)),
             (Author::Stranger, _) => Verdict::Leave(Doubt::Stranger),
             (Author::Unknown, _) => Verdict::Leave(Doubt::Undated),
@@ -192,7 +192,7 @@ impl Case {
             (Author::Failed, None) => delete,
             // A survivor may have written it after the failed node had deleted it, knowing nothing of that.
             (Author::Survivor, None)
-                if self.last.is_some_and(|last| there.written <= last.source) =>
+                if self.last.is_some_and(|last| target.written <= last.source) =>
             {
                 delete
             }
@@ -201,8 +201,8 @@ impl Case {
     }
 
     /// The newer one is right, if both are of somebody who is accounted for.
-    fn on_both(&self, keyless: bool, here: &Version, there: &Version) -> Verdict {
-        for author in [self.target.of(there), self.source.of(here)] {
+    fn on_both(&self, keyless: bool, source: &Version, target: &Version) -> Verdict {
+        for author in [self.target.of(target), self.source.of(source)] {
             match author {
                 Author::Away(name) => return Verdict::Leave(Doubt::Away(name)),
                 Author::Stranger => return Verdict::Leave(Doubt::Stranger),
@@ -210,8 +210,8 @@ impl Case {
                 Author::Common | Author::Failed | Author::Survivor => {}
             }
         }
-        match !keyless && here.written > there.written {
-            true => Verdict::Bring(here.clone()),
+        match !keyless && source.written > target.written {
+            true => Verdict::Copy(source.clone()),
             false => Verdict::Leave(Doubt::Either),
         }
     }
@@ -288,10 +288,18 @@ mod tests {
         })
     }
 
-    fn verdict(case: &Case, here: Option<Version>, there: Option<Version>) -> String {
+    fn verdict(case: &Case, source: Option<Version>, target: Option<Version>) -> String {
         let key = "(1)".into();
-        match case.judge(&Share::whole(), false, &Difference { key, here, there }) {
-            Verdict::Bring(_) => "bring".into(),
+        match case.judge(
+            &Share::whole(),
+            false,
+            &Difference {
+                key,
+                left: source,
+                right: target,
+            },
+        ) {
+            Verdict::Copy(_) => "copy".into(),
             Verdict::Delete(_) => "delete".into(),
             Verdict::NotSent => "not sent".into(),
             Verdict::Leave(doubt) => format!("{doubt:?}"),
@@ -304,15 +312,15 @@ mod tests {
     fn when_all_others_are_there_the_failed_node_did_it() {
         let case = case(None);
         for (origin, expected) in [
-            (OWN, "bring"),
-            (FAILED, "bring"),
+            (OWN, "copy"),
+            (FAILED, "copy"),
             // Both have got the same of it.
-            (AWAY, "bring"),
+            (AWAY, "copy"),
             (STRANGER, "Stranger"),
         ] {
             assert_eq!(verdict(&case, version(origin, 10), None), expected);
         }
-        assert_eq!(verdict(&case, undated(), None), "bring");
+        assert_eq!(verdict(&case, undated(), None), "copy");
         for (origin, written, expected) in [
             (OWN, 30, "delete"),
             (OWN, 31, "Either"),
@@ -331,8 +339,8 @@ mod tests {
     #[test]
     fn of_two_versions_the_newer_where_both_are_accounted_for() {
         let case = case(None);
-        let of = |here, there| verdict(&case, here, there);
-        assert_eq!(of(version(FAILED, 9), version(OWN, 8)), "bring");
+        let of = |source, target| verdict(&case, source, target);
+        assert_eq!(of(version(FAILED, 9), version(OWN, 8)), "copy");
         assert_eq!(of(version(FAILED, 8), version(OWN, 9)), "Either");
         assert_eq!(of(version(FAILED, 9), undated()), "Undated");
         assert_eq!(of(version(STRANGER, 9), version(OWN, 8)), "Stranger");
@@ -346,13 +354,13 @@ mod tests {
         assert_eq!(verdict(&case, None, version(OWN, 11)), "delete");
         assert_eq!(verdict(&case, None, version(AWAY, 11)), "delete");
         let of_both = |written| verdict(&case, version(FAILED, 29), version(AWAY, written));
-        assert_eq!((of_both(11), of_both(12)), ("bring".into(), AWAY_N2.into()));
+        assert_eq!((of_both(11), of_both(12)), ("copy".into(), AWAY_N2.into()));
         // It may be a row of the other, changed since.
         assert_eq!(verdict(&case, None, version(FAILED, 12)), AWAY_N2);
         assert_eq!(verdict(&case, None, version(OWN, 12)), AWAY_N2);
         assert_eq!(verdict(&case, None, version(AWAY, 12)), AWAY_N2);
         // The target has not had it yet, or has and the other deleted it.
-        assert_eq!(verdict(&case, version(FAILED, 21), None), "bring");
+        assert_eq!(verdict(&case, version(FAILED, 21), None), "copy");
         assert_eq!(verdict(&case, version(FAILED, 20), None), AWAY_N2);
         assert_eq!(verdict(&case, version(OWN, 3), None), AWAY_N2);
         assert_eq!(verdict(&case, undated(), None), "Undated");
@@ -360,7 +368,7 @@ mod tests {
         assert_eq!(verdict(&nothing_known, None, version(FAILED, 6)), AWAY_N2);
     }
 
-    fn within(share: &Share, here: Option<Version>, there: Option<Version>) -> String {
+    fn within(share: &Share, source: Option<Version>, target: Option<Version>) -> String {
         let key = "(1)".into();
         let case = Case {
             last: Some(Last {
@@ -369,8 +377,16 @@ mod tests {
             }),
             ..case(None)
         };
-        match case.judge(share, false, &Difference { key, here, there }) {
-            Verdict::Bring(_) => "bring".into(),
+        match case.judge(
+            share,
+            false,
+            &Difference {
+                key,
+                left: source,
+                right: target,
+            },
+        ) {
+            Verdict::Copy(_) => "copy".into(),
             Verdict::Delete(_) => "delete".into(),
             Verdict::NotSent => "not sent".into(),
             Verdict::Leave(doubt) => format!("{doubt:?}"),
@@ -401,15 +417,15 @@ mod tests {
 
     #[test]
     fn what_a_filter_keeps_is_of_its_node() {
-        let within = |here, there| within(&Share::whole(), here, there);
+        let within = |source, target| within(&Share::whole(), source, target);
         assert_eq!(within(kept(OWN, 25), None), "not sent");
         assert_eq!(within(None, kept(OWN, 25)), "not sent");
         assert_eq!(within(kept(OWN, 25), kept(OWN, 22)), "not sent");
         assert_eq!(within(kept(OWN, 25), passed(FAILED, 22)), "not sent");
         // It has come through, whatever the filter of the node that has it says.
-        assert_eq!(within(kept(FAILED, NEW), None), "bring");
-        assert_eq!(within(passed(FAILED, NEW), None), "bring");
-        assert_eq!(within(passed(FAILED, 25), kept(OWN, 22)), "bring");
+        assert_eq!(within(kept(FAILED, NEW), None), "copy");
+        assert_eq!(within(passed(FAILED, NEW), None), "copy");
+        assert_eq!(within(passed(FAILED, 25), kept(OWN, 22)), "copy");
         assert_eq!(within(passed(FAILED, 22), kept(OWN, 25)), "not sent");
         // One of the two has deleted it, and the other was not told.
         assert_eq!(within(passed(FAILED, 15), None), "not sent");
@@ -428,8 +444,8 @@ mod tests {
             },
             ..Share::whole()
         };
-        let within = |here, there| within(&share, here, there);
-        assert_eq!(within(version(FAILED, NEW), None), "bring");
+        let within = |source, target| within(&share, source, target);
+        assert_eq!(within(version(FAILED, NEW), None), "copy");
         assert_eq!(within(version(FAILED, 15), None), "not sent");
         assert_eq!(within(undated(), None), "Undated");
         assert_eq!(within(version(OWN, NEW), None), "Either");
@@ -450,7 +466,7 @@ mod tests {
         };
         assert_eq!(within(&share, None, version(FAILED, 15)), "Orphan");
         assert_eq!(within(&share, None, version(OWN, 15)), "not sent");
-        assert_eq!(within(&share, version(FAILED, NEW), None), "bring");
+        assert_eq!(within(&share, version(FAILED, NEW), None), "copy");
         let not_taken = Share {
             orphaned: false,
             ..share
@@ -469,7 +485,7 @@ mod tests {
         };
         assert_eq!(within(&share, None, version(FAILED, 15)), "Either");
         assert_eq!(within(&share, version(FAILED, 15), None), "not sent");
-        assert_eq!(within(&share, version(FAILED, NEW), None), "bring");
+        assert_eq!(within(&share, version(FAILED, NEW), None), "copy");
         assert_eq!(within(&Share::whole(), None, version(FAILED, 15)), "delete");
     }
 }

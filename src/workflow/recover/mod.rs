@@ -79,8 +79,8 @@ pub fn recover_run(local: Local, request: Request) -> Result<()> {
         "lock the membership of the cluster that \"{}\" was in",
         request.failed
     ));
-    let here = Mode::Execute(local.clone());
-    let mut recovery = Recovery::connect_for(here, request, report, Failed::Member)?;
+    let mode = Mode::Execute(local.clone());
+    let mut recovery = Recovery::connect_for(mode, request, report, Failed::Member)?;
     recovery.clean_up_interrupted()?;
     recovery.forget_finished()?;
     recovery.refuse_living()?;
@@ -137,7 +137,7 @@ pub fn phase_clone(local: Local, request: Request) -> Result<String> {
     let slot = recovery.check_slot(&missing)?;
     let repair = recovery.repair(missing, Method::Slot(slot.clone()))?;
     let mut journal = recovery.begin(&local, std::slice::from_ref(&repair))?;
-    match recovery.bring(&repair, &slot, &mut journal) {
+    match recovery.replay_slot(&repair, &slot, &mut journal) {
         Ok(clone) => Ok(clone),
         Err(first) => Err(recovery.take_back(&journal, first)),
     }
@@ -145,9 +145,9 @@ pub fn phase_clone(local: Local, request: Request) -> Result<String> {
 
 /// What [`recover_run`] would do; nothing is changed.
 pub fn plan(reader: &Reader, request: Request) -> Result<Vec<Planned>> {
-    let here = Mode::DryRun(reader.clone());
-    refuse_interrupted(&here)?;
-    let mut recovery = Recovery::connect(here, request, Report::silent())?;
+    let mode = Mode::DryRun(reader.clone());
+    refuse_interrupted(&mode)?;
+    let mut recovery = Recovery::connect(mode, request, Report::silent())?;
     let missing_ranges = recovery.plan()?;
     let repairs = recovery.methods(missing_ranges)?;
     let mut planned: Vec<Planned> = vec![];
@@ -165,8 +165,8 @@ pub fn plan(reader: &Reader, request: Request) -> Result<Vec<Planned>> {
 /// Lets go of what [`phase_clone`] left.
 pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let report = of("spock.recover_finalize", 1, &request);
-    let here = Mode::Execute(local.clone());
-    let mut recovery = Recovery::connect_for(here, request, report, Failed::Anybody)?;
+    let mode = Mode::Execute(local.clone());
+    let mut recovery = Recovery::connect_for(mode, request, report, Failed::Anybody)?;
     let exists = server::slots_named(&[clone.to_owned()]);
     let slots = members::each(&mut recovery.cluster.members, |_| exists.clone())?;
     if !slots.iter().flatten().any(|slot| slot.is_own) {
@@ -263,7 +263,7 @@ pub struct Recovery {
     cluster: Cluster<Member>,
     session: Mode,
     /// The node that the CALL runs on.
-    here: String,
+    local_name: String,
     report: Report,
     request: Request,
     /// What has been replayed, of what there is to replay.
@@ -388,12 +388,12 @@ impl Recovery {
 
     /// Lets go of what runs that have no end hold, whichever survivor they ran on.
     fn clean_up(&mut self, open: Open) -> Result<()> {
-        let (session, here) = (self.session.clone(), self.here.clone());
+        let (session, local_name) = (self.session.clone(), self.local_name.clone());
         let engine = &*self.cluster.engine;
         open_runs::let_go(
             engine,
             &session,
-            &here,
+            &local_name,
             &mut self.cluster.members,
             &self.report,
             open,

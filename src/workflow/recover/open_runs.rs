@@ -21,14 +21,14 @@ pub enum Open {
 pub fn let_go(
     engine: &dyn Engine,
     session: &Mode,
-    here: &str,
+    local_name: &str,
     survivors: &mut [Node],
     report: &Report,
     open: Open,
     failed: Option<&str>,
 ) -> Result<()> {
     let mut journals = vec![(String::new(), None)];
-    for node in survivors.iter_mut().filter(|node| node.name != here) {
+    for node in survivors.iter_mut().filter(|node| node.name != local_name) {
         if server::has_journal().one(node)? {
             let place = format!(" on node \"{}\"", node.name);
             journals.push((place, Some((node.name.clone(), node.dsn.clone()))));

@@ -32,7 +32,7 @@ struct Marks {
 
 /// What a replay brought.
 #[derive(Default)]
-struct Brought {
+struct Replayed {
     transactions: u64,
     changes: u64,
 }
@@ -40,7 +40,7 @@ struct Brought {
 impl Recovery {
     pub fn fill(&mut self, repair: &Repair, journal: &mut Journal) -> Result<()> {
         match &repair.method {
-            Method::Slot(slot) => drop(self.bring(repair, slot, journal)?),
+            Method::Slot(slot) => drop(self.replay_slot(repair, slot, journal)?),
             Method::Comparison(why) => {
                 self.report.notice(&format!(
                     "{}; their contents are compared: {why}",
@@ -97,15 +97,20 @@ impl Recovery {
 
     /// Brings over what the target lacks. The clone, whose name is the answer, and the subscription are
     /// still held then.
-    pub fn bring(&mut self, repair: &Repair, slot: &str, journal: &mut Journal) -> Result<String> {
+    pub fn replay_slot(
+        &mut self,
+        repair: &Repair,
+        slot: &str,
+        journal: &mut Journal,
+    ) -> Result<String> {
         let missing = &repair.missing;
         self.report.notice(&missing.to_string());
         let clone = self.clone_slot(missing, slot, journal)?;
-        let brought = self.replay(repair, &clone, journal)?;
+        let replayed = self.replay(repair, &clone, journal)?;
         self.report.notice(&format!(
             "replayed {} transactions ({} changes) of \"{}\" from node \"{}\" on node \"{}\"",
-            brought.transactions,
-            brought.changes,
+            replayed.transactions,
+            replayed.changes,
             self.request.failed,
             missing.source,
             missing.target
@@ -203,7 +208,7 @@ impl Recovery {
         Ok(clone)
     }
 
-    fn replay(&mut self, repair: &Repair, clone: &str, journal: &mut Journal) -> Result<Brought> {
+    fn replay(&mut self, repair: &Repair, clone: &str, journal: &mut Journal) -> Result<Replayed> {
         let missing = &repair.missing;
         let request = self.request.clone();
         let decoding = self.cluster.engine.decoding();
@@ -232,7 +237,7 @@ impl Recovery {
         server::flush_wal().run(source)?;
         let mut reader = Conn::open(&missing.source, &source.dsn)?;
 
-        let mut brought = Brought::default();
+        let mut replayed = Replayed::default();
         let mut rendering = Rendering::new(Catalog::read(&mut session)?, own_schemas);
         let mut applier = Applier::begin(&mut session)?;
         let mut transactions = Transactions::peek(&mut reader, &missing.source, clone, &decoding)?;
@@ -246,11 +251,11 @@ impl Recovery {
             match selection.next(&message, |change| rendering.rows_of(change))? {
                 Decision::Begin => {
                     rendering.begin_watched(selection.position().lsn(), selection.time());
-                    brought.transactions += 1;
+                    replayed.transactions += 1;
                 }
                 Decision::Apply => {
                     rendering.change(&message)?;
-                    brought.changes += 1;
+                    replayed.changes += 1;
                 }
                 Decision::Repeat { first } => {
                     if first {
@@ -260,7 +265,7 @@ impl Recovery {
                 }
                 Decision::Commit => {
                     rendering.commit()?;
-                    self.tell(missing, selection.position(), &brought);
+                    self.tell(missing, selection.position(), &replayed);
                 }
                 Decision::Skip => {}
             }
@@ -300,8 +305,8 @@ impl Recovery {
         journal.done(step)?;
         self.tell_spared(missing, &rendering, &idle)?;
         self.done.bytes_done += missing.bytes_to(&missing.to);
-        self.done.rows_done += brought.changes;
-        Ok(brought)
+        self.done.rows_done += replayed.changes;
+        Ok(replayed)
     }
 
     /// As long as this stands the target counts as lacking what it is given, so that the next CALL, on
@@ -324,10 +329,10 @@ impl Recovery {
     }
 
     /// What is done, in bytes of the failed node's WAL.
-    fn tell(&self, missing: &MissingRange, at: &Position, brought: &Brought) {
+    fn tell(&self, missing: &MissingRange, at: &Position, replayed: &Replayed) {
         let work = Work {
             bytes_done: self.done.bytes_done + missing.bytes_to(at),
-            rows_done: self.done.rows_done + brought.changes,
+            rows_done: self.done.rows_done + replayed.changes,
             ..self.done
         };
         progress::work(work, (0, Duration::ZERO), vec![]);

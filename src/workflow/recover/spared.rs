@@ -35,19 +35,19 @@ impl Recovery {
         if spared == 0 {
             return Ok(());
         }
-        let told = format!(
+        let message = format!(
             "{spared} changes of \"{}\" were for rows that are newer on node \"{}\", and left them as they are",
             self.request.failed, missing.target
         );
         if unlike.is_empty() {
-            self.report.notice(&told);
+            self.report.notice(&message);
             return Ok(());
         }
         let all = unlike.len();
         unlike.truncate(MAX_KEYS_SHOWN);
         self.report.warn(
             &format!(
-                "{told}; {all} of these rows are not the same on node \"{}\": {}{}",
+                "{message}; {all} of these rows are not the same on node \"{}\": {}{}",
                 missing.source,
                 unlike.join(", "),
                 if all > unlike.len() { ", ..." } else { "" }

@@ -145,13 +145,14 @@ impl Recovery {
             if first.streams.keys().eq(other.streams.keys()) {
                 continue;
             }
-            let told = |standing: &Survivor| {
+            let described = |standing: &Survivor| {
                 let parts = standing.streams.iter();
-                let told = parts.map(|(part, (path, _))| format!("{} ({part})", path.subscription));
+                let described =
+                    parts.map(|(part, (path, _))| format!("{} ({part})", path.subscription));
                 format!(
                     "node \"{}\" has {}",
                     standing.node,
-                    told.collect::<Vec<_>>().join(", ")
+                    described.collect::<Vec<_>>().join(", ")
                 )
             };
             return Err(Error::Refused {
@@ -160,7 +161,7 @@ impl Recovery {
                     "nodes \"{}\" and \"{}\" have several subscriptions to node \"{}\", and not with the same replication sets",
                     first.node, other.node, self.request.failed
                 ),
-                detail: Some(format!("{}; {}.", told(first), told(other))),
+                detail: Some(format!("{}; {}.", described(first), described(other))),
                 hint: "What the one lacks cannot be told from what the other has. Compare the nodes, write what is missing, and remove the failed node with force := true.".into(),
             });
         }
@@ -175,13 +176,13 @@ impl Recovery {
         let failed = self.request.failed.clone();
         let paths = self.cluster.engine.paths(&failed, &missing.target);
         let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().collect();
-        let brought = self.cluster.engine.tables_of(&mut nodes, &paths)?;
+        let path_tables = self.cluster.engine.tables_of(&mut nodes, &paths)?;
         let ours = |path: &Path| {
             missing.all_streams || missing.streams.iter().any(|stream| stream.path == *path)
         };
         let streams = Streams {
             ours: paths.iter().map(ours).collect(),
-            brought,
+            path_tables,
         };
         if let Some(why) = streams.unclear() {
             return Err(Error::refused(
@@ -200,7 +201,7 @@ impl Recovery {
 /// What each subscription of the target to the failed node brings.
 #[derive(Default)]
 pub struct Streams {
-    brought: Vec<PathTables>,
+    path_tables: Vec<PathTables>,
     /// Whether the source has at least as much by it as the target.
     ours: Vec<bool>,
 }
@@ -210,7 +211,7 @@ impl Streams {
     pub fn of(&self, relation: &Relation) -> Option<usize> {
         let table = (relation.schema.clone(), relation.name.clone());
         self.only(|b| b.tables.contains(&table)).or_else(|| {
-            let named = self.brought.iter().any(|b| b.tables.contains(&table));
+            let named = self.path_tables.iter().any(|b| b.tables.contains(&table));
             // What is in sets that the failed node alone had comes by the one that names such.
             (!named).then(|| self.only(|b| !b.known)).flatten()
         })
@@ -218,7 +219,7 @@ impl Streams {
 
     /// The one that it holds for, if it is one.
     fn only(&self, holds: impl Fn(&PathTables) -> bool) -> Option<usize> {
-        let mut found = (0..self.brought.len()).filter(|i| holds(&self.brought[*i]));
+        let mut found = (0..self.path_tables.len()).filter(|i| holds(&self.path_tables[*i]));
         found.next().filter(|_| found.next().is_none())
     }
 
@@ -233,7 +234,7 @@ impl Streams {
     /// Why some tables could be of a subscription that is ours and of one that is not.
     fn unclear(&self) -> Option<&'static str> {
         let of = |ours: bool| {
-            let streams = self.brought.iter().zip(&self.ours);
+            let streams = self.path_tables.iter().zip(&self.ours);
             streams.filter(move |(_, is)| **is == ours).map(|(b, _)| b)
         };
         let unknown = |ours| of(ours).any(|b| !b.known);
@@ -268,7 +269,7 @@ impl Recovery {
                 target: self.last_commit(&failed, &missing.target)?,
             }]);
         }
-        let mut last = vec![Last::default(); streams.brought.len()];
+        let mut last = vec![Last::default(); streams.path_tables.len()];
         for node in [&missing.source, &missing.target] {
             let Some(origin) = self.origin_number(&failed, node)? else {
                 continue;

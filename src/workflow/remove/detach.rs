@@ -7,7 +7,7 @@ use crate::node::{Node, Statement, server};
 use crate::run::Journal;
 use crate::run::action::{Detach, DropNode, ReadOnlyBefore};
 use crate::run::revert::drop_slot;
-use crate::workflow::members::{each_in_turn, recovery_slot, slots_there};
+use crate::workflow::members::{each_in_turn, present_slots, recovery_slot};
 use crate::workflow::registries::{now, publish_registry};
 
 impl Removal {
@@ -101,7 +101,7 @@ impl Removal {
     /// The leaving node is none any more. Before the others forget how to reach it; or last of all, if the CALL
     /// runs on it: from its registry and its journal the next CALL would start.
     fn drop_node(&mut self, hold: Option<&ReadOnlyBefore>, last: bool) -> Result<()> {
-        let own = self.here == self.target;
+        let own = self.local_name == self.target;
         let mut statements = vec![];
         if own {
             let paths = self.paths_to_target();
@@ -124,19 +124,19 @@ impl Removal {
     /// One change of the membership, the same on every member that can be reached.
     fn deregister(&mut self) -> Result<()> {
         let statements = self.cluster.engine.forget_node(&self.target);
-        let paths = self.cluster.engine.paths(&self.target, &self.here);
-        let mut on_here: Vec<Statement> = paths
+        let paths = self.cluster.engine.paths(&self.target, &self.local_name);
+        let mut on_local: Vec<Statement> = paths
             .iter()
             .flat_map(|p| self.drop_node_with_subscription(p))
             .collect();
-        on_here.extend(statements.clone());
-        let (here, others): (Vec<_>, Vec<_>) = self
+        on_local.extend(statements.clone());
+        let (local, others): (Vec<_>, Vec<_>) = self
             .cluster
             .members
             .iter_mut()
-            .partition(|node| node.name == self.here);
+            .partition(|node| node.name == self.local_name);
         each_in_turn(others.into_iter().map(|node| (node, statements.clone())))?;
-        each_in_turn(here.into_iter().map(|node| (node, on_here.clone())))?;
+        each_in_turn(local.into_iter().map(|node| (node, on_local.clone())))?;
         let Some(registry) = self
             .cluster
             .registry
@@ -163,7 +163,7 @@ impl Removal {
     fn drop_subscriptions(&mut self) -> Result<()> {
         let engine = &*self.cluster.engine;
         let target = &self.target;
-        let of = |node: &str, path: &Path| match node == self.here {
+        let of = |node: &str, path: &Path| match node == self.local_name {
             true => self.let_go(path),
             false => engine.unsubscribe(&path.subscription),
         };
@@ -245,7 +245,7 @@ impl Removal {
             };
             let to = self.cluster.engine.paths(&name, &self.target);
             let slots: Vec<String> = to.into_iter().map(|path| path.slot).collect();
-            for (slot, _) in slots_there(node, &slots)? {
+            for (slot, _) in present_slots(node, &slots)? {
                 found("slot", &slot);
             }
             let subscriptions = self.cluster.engine.subscriptions().on(node)?;

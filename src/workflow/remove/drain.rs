@@ -136,7 +136,7 @@ impl Removal {
     /// Ends the sessions that were there before `since`, and waits until they are gone. How many there
     /// were.
     fn end_sessions(&mut self, since: &str) -> Result<usize> {
-        let own_pid = match self.here == self.target {
+        let own_pid = match self.local_name == self.target {
             true => server::backend_pid().first(&mut self.session.session())?,
             false => None,
         };
@@ -329,7 +329,7 @@ impl Removal {
         let (ahead, behind): (Vec<&&Has>, Vec<&&Has>) =
             have.iter().partition(|has| Some(has.applied) == most);
         let source = ahead.first().map_or("", |has| &has.node);
-        let told: Vec<String> = have
+        let lines: Vec<String> = have
             .iter()
             .map(|has| {
                 let position = Position::new(&self.target, has.applied);
@@ -351,7 +351,7 @@ impl Removal {
         Err(Error::Refused {
             state: SqlState::NOT_IN_PREREQUISITE_STATE,
             message,
-            detail: Some(told.join("\n")),
+            detail: Some(lines.join("\n")),
             hint: format!(
                 "Bring them over first: CALL spock.recover_run(failed_node_name := {}, source_node_name := {}, ...). Or give them up with force := true.",
                 crate::quote::literal(&self.target),

@@ -10,14 +10,14 @@ use crate::run::revert::run_all;
 use crate::run::{Act, Action, Command, Journal, RunState};
 use crate::workflow::members;
 use crate::workflow::membership::reach;
+use crate::workflow::node_copy::{self, NodeCopy};
 use crate::workflow::removed::{by_members, by_successor, end_replication};
 use crate::workflow::report::Report;
-use crate::workflow::twin::{self, Twin};
 
 /// A node that the cluster goes on without.
 pub struct FormerMember {
     pub engine: Box<dyn Engine>,
-    pub here: Mode,
+    pub mode: Mode,
     pub me: Node,
     pub why: Why,
     pub report: Report,
@@ -31,16 +31,16 @@ pub enum Why {
     },
     /// The same without a registry.
     Forgotten(String),
-    Copied(Twin),
+    Copied(NodeCopy),
 }
 
 impl Why {
     /// `None` if the cluster goes on with `me`.
     pub fn find(engine: &mut dyn Engine, me: &mut Node, request: &Request) -> Result<Option<Self>> {
-        let why = match Twin::of_registered(engine, me)? {
-            Some(twin) => Self::Copied(twin),
+        let why = match NodeCopy::of_registered(engine, me)? {
+            Some(copied) => Self::Copied(copied),
             None if engine.registry().is_none() => match forgotten(engine, me)? {
-                Some(told) => Self::Forgotten(told),
+                Some(message) => Self::Forgotten(message),
                 None => return Ok(None),
             },
             None => match reach(engine, me, None)?.without(&me.name) {
@@ -62,14 +62,14 @@ impl Why {
         Ok(Some(why))
     }
 
-    fn told(&self, name: &str) -> String {
+    fn message(&self, name: &str) -> String {
         match self {
             Self::Removed { newest, .. } => format!(
                 "node \"{name}\" was removed from the cluster while it was away: the members have generation {}, without it",
                 newest.generation
             ),
-            Self::Forgotten(told) => told.clone(),
-            Self::Copied(twin) => twin.told(),
+            Self::Forgotten(message) => message.clone(),
+            Self::Copied(copied) => copied.message(),
         }
     }
 }
@@ -89,8 +89,8 @@ fn forgotten(engine: &mut dyn Engine, me: &mut Node) -> Result<Option<String>> {
     }
     let mut nodes: Vec<&mut Node> = std::iter::once(&mut *me).chain(&mut reached).collect();
     engine.load_paths(&mut nodes, &[])?;
-    if let Some(told) = by_successor(engine, &mut nodes[..1])? {
-        return Ok(Some(told));
+    if let Some(message) = by_successor(engine, &mut nodes[..1])? {
+        return Ok(Some(message));
     }
     let mut reached: Vec<&mut Node> = reached.iter_mut().collect();
     by_members(engine, me, &mut reached, others.len())
@@ -101,7 +101,7 @@ impl FormerMember {
     pub fn end_membership(mut self) -> Result<()> {
         let Self {
             engine,
-            here,
+            mode,
             me,
             why,
             report,
@@ -112,15 +112,15 @@ impl FormerMember {
         members::lock([&mut *me], &purpose)?;
         let replication = match why {
             Why::Removed { own, .. } => end_replication(engine, me, own),
-            Why::Forgotten(_) | Why::Copied(_) => twin::end_replication(engine, me),
+            Why::Forgotten(_) | Why::Copied(_) => node_copy::end_replication(engine, me),
         };
         let ended = replication
-            .and_then(|()| end_interrupted(engine, here, me))
+            .and_then(|()| end_interrupted(engine, mode, me))
             .and_then(|()| run_all(me, &engine.drop_node()));
         server::membership_unlock().run(me)?;
         ended?;
         warn_if_read_only(me, report)?;
-        report.notice(&why.told(&me.name));
+        report.notice(&why.message(&me.name));
         report.notice(&format!(
             "node \"{}\" has left: its subscriptions, slots and origins are dropped, its data is kept, and nobody gets what is written in it",
             me.name
@@ -133,7 +133,7 @@ impl FormerMember {
             SqlState::NOT_IN_PREREQUISITE_STATE,
             format!(
                 "{}; the CALL ends what it has of it",
-                self.why.told(&self.me.name)
+                self.why.message(&self.me.name)
             ),
             "That is not planned: run CALL spock.remove_node.",
         )
@@ -143,7 +143,7 @@ impl FormerMember {
 /// A database that is a node no more, by a removal that was interrupted after that.
 pub struct FormerNode {
     pub engine: Box<dyn Engine>,
-    pub here: Mode,
+    pub mode: Mode,
     pub me: Node,
     pub report: Report,
 }
@@ -151,7 +151,7 @@ pub struct FormerNode {
 impl FormerNode {
     /// Writes are let in again.
     pub fn end_removal(mut self) -> Result<()> {
-        end_interrupted(&*self.engine, &self.here, &mut self.me)?;
+        end_interrupted(&*self.engine, &self.mode, &mut self.me)?;
         let text = format!("node \"{}\" has left already", self.me.name);
         self.report.notice(&text);
         Ok(())
@@ -159,9 +159,9 @@ impl FormerNode {
 }
 
 /// Removals of `me` on itself that were interrupted have come to their end: writes are let in again.
-fn end_interrupted(engine: &dyn Engine, here: &Mode, me: &mut Node) -> Result<()> {
+fn end_interrupted(engine: &dyn Engine, mode: &Mode, me: &mut Node) -> Result<()> {
     while let Some(run) = interrupted(&mut me.session, Command::RemoveNode, &me.name)? {
-        let journal = Journal::reopen(here.session(), run.run);
+        let journal = Journal::reopen(mode.session(), run.run);
         for begun in journal.begun()? {
             if let Action::BlockWrites(block) = begun.action {
                 block.undo(engine, me)?;

@@ -8,22 +8,22 @@ use crate::node::{Member, Mode, Node, Session, Statement, server};
 use crate::run::revert::{drop_slot, run_all};
 use crate::run::{Command, Interrupted, Journal, RunState};
 use crate::workflow::cluster::{Cluster, Locking};
-use crate::workflow::members::{self, slots_there};
+use crate::workflow::members::{self, present_slots};
 use crate::workflow::membership::reach;
 use crate::workflow::registries::{now, publish_registry};
 use crate::workflow::report::Report;
 use crate::workflow::undo::Undo;
 
 /// The half-added node itself: its journal knows what there is to take back.
-pub struct HalfAddedHere {
-    pub here: Mode,
+pub struct HalfAddedLocally {
+    pub mode: Mode,
     pub run: Interrupted,
     pub report: Report,
 }
 
-impl HalfAddedHere {
+impl HalfAddedLocally {
     pub fn take_back(self) -> Result<()> {
-        let Self { here, run, report } = self;
+        let Self { mode, run, report } = self;
         let target = &run.node;
         let source_dsn = Dsn::parse(&run.source_dsn)
             .map_err(|bad| Error::internal(format!("zodan.run.source_dsn {}", bad.problem())))?;
@@ -40,7 +40,7 @@ impl HalfAddedHere {
             .map_err(|error| error.hinted(|_| elsewhere))?
             .pop()
             .ok_or_else(|| Error::internal("a node was not connected"))?;
-        let mut new = members::local(target, &source.dsn.clone(), &here);
+        let mut new = members::local(target, &source.dsn.clone(), &mode);
         let engine = engine::detect(&mut source)?;
         let reached = reach(&*engine, &mut source, Some(target))?;
         reached.require_member(&source.name)?;
@@ -55,13 +55,13 @@ impl HalfAddedHere {
             confirmed: reached.confirmed,
             subject: (),
         };
-        let locking = Locking::of(&here, format!("remove_node {target}"));
+        let locking = Locking::of(&mode, format!("remove_node {target}"));
         locking.lock([&mut new])?;
         cluster.lock(None, &reached.own, &locking, &[])?;
         let mut all: Vec<&mut Node> = std::iter::once(&mut new)
             .chain(&mut cluster.members)
             .collect();
-        take_back(&*cluster.engine, here.session(), &run, &report, &mut all)?;
+        take_back(&*cluster.engine, mode.session(), &run, &report, &mut all)?;
         report.notice(&format!(
             "the interrupted join of node \"{target}\" has been taken back"
         ));
@@ -117,7 +117,7 @@ impl Removal {
         }
         for node in &mut self.cluster.members {
             let slot = self.cluster.engine.path(&node.name, &self.target).slot;
-            if !slots_there(node, &[slot])?.is_empty() {
+            if !present_slots(node, &[slot])?.is_empty() {
                 return Ok(true);
             }
             let path = self.cluster.engine.path(&self.target, &node.name);
@@ -181,7 +181,7 @@ impl Removal {
         for node in &mut self.cluster.members {
             let from = self.cluster.engine.path(&self.target, &node.name);
             let slot = self.cluster.engine.path(&node.name, &self.target).slot;
-            if let Some((slot, true)) = slots_there(node, std::slice::from_ref(&slot))?.first() {
+            if let Some((slot, true)) = present_slots(node, std::slice::from_ref(&slot))?.first() {
                 return Err(Error::refused(
                     SqlState::OBJECT_IN_USE,
                     format!(

@@ -60,7 +60,7 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
     match Target::classify(Mode::Execute(local.clone()), &request, report)? {
         Target::Member(mut removal) => removal.run(&local, begun),
         Target::HalfAdded(mut removal) => removal.remove_half_added(),
-        Target::HalfAddedHere(half_added) => half_added.take_back(),
+        Target::HalfAddedLocally(half_added) => half_added.take_back(),
         Target::FormerMember(former_member) => former_member.end_membership(),
         Target::PendingCleanup(mut removal) => removal.clean_up_pending(),
         Target::Gone(removal) => removal.end_gone(),
@@ -70,9 +70,9 @@ pub fn remove_node(local: Local, request: Request) -> Result<()> {
 
 /// What [`remove_node`] would do; nothing is changed.
 pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
-    let here = Mode::DryRun(reader.clone());
-    refuse_interrupted_join(&here)?;
-    let what = match Target::classify(here, request, Report::silent())? {
+    let mode = Mode::DryRun(reader.clone());
+    refuse_interrupted_join(&mode)?;
+    let what = match Target::classify(mode, request, Report::silent())? {
         Target::Member(mut removal) => {
             let earlier = removal.earlier_runs()?;
             let resumed = earlier.iter().any(|e| e.detached);
@@ -85,7 +85,7 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
             return Ok(steps.into_iter().map(Planned::from).collect());
         }
         Target::FormerMember(former_member) => return Err(former_member.refuse_plan()),
-        Target::HalfAdded(_) | Target::HalfAddedHere(_) => {
+        Target::HalfAdded(_) | Target::HalfAddedLocally(_) => {
             "was half added: the CALL takes back what its join did"
         }
         Target::PendingCleanup(_) => "has left: the CALL has those forget it that were down then",
@@ -106,7 +106,7 @@ struct Removal {
     target: String,
     force: bool,
     /// The member that the CALL runs on.
-    here: String,
+    local_name: String,
     /// The survivors that have it in their registry.
     known_to: Vec<String>,
     /// A member that had been away has done the pending cleanup of the target.
@@ -133,7 +133,7 @@ impl Removal {
             &RunHeader {
                 command: COMMAND,
                 engine: self.cluster.engine.label(),
-                source: &self.here,
+                source: &self.local_name,
                 source_dsn: "",
                 node: &self.target,
             },
@@ -184,11 +184,11 @@ impl Removal {
 
     /// Nobody could end them when the node that they are about is gone.
     fn let_go_of_recoveries(&mut self) -> Result<()> {
-        let (session, here) = (self.session.clone(), self.here.clone());
+        let (session, local_name) = (self.session.clone(), self.local_name.clone());
         open_runs::let_go(
             &*self.cluster.engine,
             &session,
-            &here,
+            &local_name,
             &mut self.cluster.members,
             &self.report,
             Open::Finalized,
@@ -240,7 +240,11 @@ impl Removal {
         if self.cluster.engine.local_name(leaving)?.is_none() {
             return Ok(());
         }
-        match self.cluster.engine.strangers(leaving, &members)? {
+        match self
+            .cluster
+            .engine
+            .links_to_non_members(leaving, &members)?
+        {
             found if found.is_empty() => Ok(()),
             found => Err(Error::Checks(found)),
         }
@@ -380,7 +384,7 @@ impl Removal {
         }
         if quorum == Quorum::Half && !target_knows {
             return Ok(Some(Finding::new(
-                &self.here,
+                &self.local_name,
                 torn.sqlstate(),
                 torn.to_string(),
                 "Make the others reachable and run the CALL again. Only if they are dead: with force := true half of the members are enough.",
@@ -617,8 +621,8 @@ impl Inbound {
 }
 
 /// Removals of `target` that were begun on this node and have no end.
-fn interrupted_removals(here: &Mode, target: &str) -> Result<Vec<Interrupted>> {
-    Interrupted::of(&mut here.session(), COMMAND, target)
+fn interrupted_removals(mode: &Mode, target: &str) -> Result<Vec<Interrupted>> {
+    Interrupted::of(&mut mode.session(), COMMAND, target)
 }
 
 /// A removal of the same node that was interrupted.

@@ -10,23 +10,23 @@ use crate::workflow::members;
 use crate::workflow::topology::Outsider;
 
 /// The node gives its changes to that on which the CALL runs, and takes none of any member.
-pub fn no_member(engine: &dyn Engine, here: &str, outsider: &Outsider) -> Error {
+pub fn no_member(engine: &dyn Engine, local_name: &str, outsider: &Outsider) -> Error {
     let (name, subscription) = (&outsider.node.name, &outsider.subscription);
     let drop = engine.unsubscribe(subscription).pop();
     let drop = drop.map_or(String::new(), |last| last.inlined());
     Error::refused(
         SqlState::NOT_IN_PREREQUISITE_STATE,
         format!(
-            "node \"{name}\" is not a member of the cluster: subscription {subscription} of node \"{here}\" takes its changes, and it takes those of no member"
+            "node \"{name}\" is not a member of the cluster: subscription {subscription} of node \"{local_name}\" takes its changes, and it takes those of no member"
         ),
-        format!("To take no more of them, run on \"{here}\": {drop}"),
+        format!("To take no more of them, run on \"{local_name}\": {drop}"),
     )
 }
 
 impl Removal {
     /// A node that takes changes of members and that none of them knows only reads. It has never been a member.
     pub fn refuse_reader(&mut self) -> Result<()> {
-        let known = !self.known_to.is_empty() || self.here == self.target;
+        let known = !self.known_to.is_empty() || self.local_name == self.target;
         if known || self.cluster.engine.registry().is_some() || self.journal_there()?.is_some() {
             return Ok(());
         }

@@ -15,7 +15,7 @@ impl Removal {
     pub fn record_cleanup(&mut self) -> Result<()> {
         for (member, _) in &self.cluster.unreachable {
             let actions = cleanup_of(&*self.cluster.engine, &self.target, &member.name);
-            let mut told = vec![];
+            let mut statements = vec![];
             for action in &actions {
                 let cleanup = PendingCleanup {
                     member: member.clone(),
@@ -27,19 +27,21 @@ impl Removal {
                         let record = registry.record_cleanup(&cleanup);
                         each(&mut self.cluster.members, |_| record.clone())?;
                     }
-                    None => told.extend(action.statements(&*self.cluster.engine)),
+                    None => statements.extend(action.statements(&*self.cluster.engine)),
                 }
             }
             let what = format!(
                 "cleanup of \"{}\" on node \"{}\" is pending",
                 self.target, member.name
             );
-            let hint = match told.is_empty() {
+            let hint = match statements.is_empty() {
                 true => "Run the same CALL again when it can be reached.".to_owned(),
                 false => {
-                    let told: Vec<String> =
-                        told.iter().map(|s| format!("{};", s.inlined())).collect();
-                    format!("Run there when it can be reached: {}", told.join(" "))
+                    let statements: Vec<String> = statements
+                        .iter()
+                        .map(|s| format!("{};", s.inlined()))
+                        .collect();
+                    format!("Run there when it can be reached: {}", statements.join(" "))
                 }
             };
             self.report.warn(&what, &hint);
@@ -49,10 +51,10 @@ impl Removal {
 
     /// What is still recorded of earlier removals of the target.
     pub fn pending_cleanups(&mut self) -> Result<Vec<PendingCleanup>> {
-        let Some(here) = self.cluster.members.first_mut() else {
+        let Some(local) = self.cluster.members.first_mut() else {
             return Ok(vec![]);
         };
-        let mut cleanups = pending_cleanups(&*self.cluster.engine, here)?;
+        let mut cleanups = pending_cleanups(&*self.cluster.engine, local)?;
         cleanups.retain(|cleanup| cleanup.removed == self.target);
         Ok(cleanups)
     }

@@ -2,7 +2,7 @@
 //! told by server and database, never by name alone.
 
 use super::former_member::{FormerMember, FormerNode, Why};
-use super::half_added::{HalfAddedHere, interrupted};
+use super::half_added::{HalfAddedLocally, interrupted};
 use super::obstacles::no_member;
 use super::{Removal, Request, interrupted_removals};
 use crate::engine::{self, Engine};
@@ -25,7 +25,7 @@ pub enum Target {
     /// A join of it was interrupted, and there are traces of it.
     HalfAdded(Box<Removal>),
     /// The same, and this is the node that was to join.
-    HalfAddedHere(HalfAddedHere),
+    HalfAddedLocally(HalfAddedLocally),
     /// This node takes itself for a member, and the cluster goes on without it.
     FormerMember(FormerMember),
     /// It has left, and cleanup is pending on members that could not be reached then.
@@ -37,19 +37,23 @@ pub enum Target {
 }
 
 impl Target {
-    pub fn classify(here: Mode, request: &Request, report: Report) -> Result<Self> {
-        let run = interrupted(&mut here.session(), Command::AddNode, &request.target)?;
+    pub fn classify(mode: Mode, request: &Request, report: Report) -> Result<Self> {
+        let run = interrupted(&mut mode.session(), Command::AddNode, &request.target)?;
         if let Some(run) = run {
-            return Ok(Self::HalfAddedHere(HalfAddedHere { here, run, report }));
+            return Ok(Self::HalfAddedLocally(HalfAddedLocally {
+                mode,
+                run,
+                report,
+            }));
         }
-        let mut me = members::local(&request.target, &Dsn::nowhere(), &here);
+        let mut me = members::local(&request.target, &Dsn::nowhere(), &mode);
         let mut engine = engine::detect(&mut me)?;
         match engine.local_name(&mut me)? {
             Some(name) if name == me.name => {
                 if let Some(why) = Why::find(&mut *engine, &mut me, request)? {
                     return Ok(Self::FormerMember(FormerMember {
                         engine,
-                        here,
+                        mode,
                         me,
                         why,
                         report,
@@ -62,14 +66,14 @@ impl Target {
                 if removal.is_some() {
                     return Ok(Self::GoneHere(FormerNode {
                         engine,
-                        here,
+                        mode,
                         me,
                         report,
                     }));
                 }
             }
         }
-        Removal::connect(here, request, report)?.classify()
+        Removal::connect(mode, request, report)?.classify()
     }
 }
 
@@ -79,20 +83,20 @@ impl Removal {
             &session,
             "Run it in the database of any node of the cluster.",
         )?;
-        let here = me.name.clone();
+        let local_name = me.name.clone();
         let own = members::identity(&mut me)?;
         let mut reached = reach(&*engine, &mut me, None)?;
-        if here != request.target {
+        if local_name != request.target {
             reached.require_own(&*engine, &mut me, session.changes())?;
         }
         let resumed = !interrupted_removals(&session, &request.target)?.is_empty();
         // What is half detached takes nothing any more.
         let apart = match resumed {
             true => vec![],
-            false => reached.set_apart(&*engine, &mut me, here == request.target)?,
+            false => reached.set_apart(&*engine, &mut me, local_name == request.target)?,
         };
         if let Some(outsider) = apart.iter().find(|o| o.node.name == request.target) {
-            return Err(no_member(&*engine, &here, outsider));
+            return Err(no_member(&*engine, &local_name, outsider));
         }
         // One that was removed while it was away leaves by its own registry.
         let is_target = |m: &&Member| m.name == request.target;
@@ -103,12 +107,12 @@ impl Removal {
         for (member, answer) in reached.answers {
             match answer {
                 answer if member.name == request.target => by_registry = Some(answer),
-                Ok(mut node) if node.name == here => {
+                Ok(mut node) if node.name == local_name => {
                     require_same(&own, &mut node, "the registry")?;
                     survivors.insert(0, node);
                 }
                 Ok(node) => survivors.push(node),
-                Err(error) if member.name == here => return Err(error),
+                Err(error) if member.name == local_name => return Err(error),
                 Err(error) => unreachable.push((member, error)),
             }
         }
@@ -117,7 +121,7 @@ impl Removal {
             request,
             registered,
             by_registry: RefCell::new(by_registry),
-            here: &here,
+            local_name: &local_name,
             own: &own,
             resumed,
         };
@@ -163,7 +167,7 @@ impl Removal {
             report,
             target: request.target.clone(),
             force: request.force,
-            here,
+            local_name,
             known_to: vec![],
             forgotten_late,
             went_back: false,
@@ -183,7 +187,7 @@ impl Removal {
             Ok(node) => engine.local_name(node)?.is_some(),
             Err(_) => false,
         };
-        if leaving_is_node || self.known_to.contains(&self.here) {
+        if leaving_is_node || self.known_to.contains(&self.local_name) {
             return Ok(Target::Member(Box::new(self)));
         }
         if self.forgotten_late || !self.pending_cleanups()?.is_empty() {
@@ -221,7 +225,7 @@ struct Finding<'a> {
     registered: Option<&'a Member>,
     /// A session by the registry's connection string, or why there is none; used once.
     by_registry: RefCell<Option<Result<Node>>>,
-    here: &'a str,
+    local_name: &'a str,
     own: &'a DatabaseId,
     /// A removal that was begun here may have made the target a database like any other.
     resumed: bool,
@@ -243,7 +247,7 @@ impl Finding<'_> {
         let mut node = match self.open(dsn) {
             Ok(node) => node,
             Err(error @ Error::Interrupted { .. }) => return Err(error),
-            Err(error) if self.here == self.request.target => return Err(error),
+            Err(error) if self.local_name == self.request.target => return Err(error),
             Err(error) => {
                 // It is dead for us only if the registry's way does not lead to it either.
                 return match self.by_registry(given)? {
@@ -261,12 +265,12 @@ impl Finding<'_> {
             }
         };
         let identity = members::identity(&mut node)?;
-        if self.here == self.request.target {
+        if self.local_name == self.request.target {
             require_same(self.own, &mut node, "target_node_dsn")?;
         } else if identity == *self.own {
             return Err(self.wrong(format!(
                 "leads to this node, which is \"{}\", not \"{}\"",
-                self.here, self.request.target
+                self.local_name, self.request.target
             )));
         }
         match (self.engine.local_name(&mut node)?, self.registered) {
@@ -275,7 +279,7 @@ impl Finding<'_> {
                 self.request.target
             ))),
             (Some(_), _) => {
-                if self.here != self.request.target {
+                if self.local_name != self.request.target {
                     self.of_this_cluster(me, &mut node, &identity)?;
                 }
                 Ok(Found::Reachable(Box::new(node)))
@@ -346,11 +350,11 @@ impl Finding<'_> {
         if self.resumed && members.iter().all(|m| m.name == self.request.target) {
             return Ok(()); // an earlier run has made it forget all others
         }
-        let back = members.iter().find(|member| member.name == self.here);
+        let back = members.iter().find(|member| member.name == self.local_name);
         let dsn = back.and_then(|member| Dsn::parse(&member.dsn).ok());
         let Some(dsn) = dsn else { return Err(other()) };
         let mut back = members::connect(&[Member {
-            name: self.here.to_owned(),
+            name: self.local_name.to_owned(),
             dsn,
         }])?;
         let leads_back = match back.first_mut() {

@@ -139,13 +139,13 @@ fn name(member: &MemberStatus) -> &str {
 fn state(member: &MemberStatus) -> String {
     match &member.report {
         Ok(report) => {
-            let here = if member.registered.is_local {
+            let local = if member.registered.is_local {
                 ", this node"
             } else {
                 ""
             };
             format!(
-                "up, {}, PostgreSQL {}{here}",
+                "up, {}, PostgreSQL {}{local}",
                 report.role(),
                 release(&report.version)
             )

@@ -14,8 +14,8 @@ use crate::node::{Member, Node, Reader, Session, query_with_deadline, server};
 use crate::settings;
 use crate::workflow::lost_wal;
 use crate::workflow::members;
+use crate::workflow::node_copy;
 use crate::workflow::report::table;
-use crate::workflow::twin;
 use std::collections::BTreeSet;
 use zodan_core::subscription::{Answer, AtProvider, AtSubscriber, SubscriptionStatus, assess};
 
@@ -123,16 +123,16 @@ pub struct Mesh {
 
 /// The members that the registry of this node has, by name; none where it is no node.
 pub fn nodes(reader: &Reader) -> Result<(&'static str, Vec<Registered>)> {
-    let mut here = this_node(reader)?;
-    let engine = engine::detect(&mut here)?;
-    Ok((engine.label(), registered(&*engine, &mut here)?))
+    let mut local = this_node(reader)?;
+    let engine = engine::detect(&mut local)?;
+    Ok((engine.label(), registered(&*engine, &mut local)?))
 }
 
 /// Asks every member that the registry of this node has.
 pub fn look(reader: &Reader) -> Result<Mesh> {
-    let mut here = this_node(reader)?;
-    let engine = engine::detect(&mut here)?;
-    look_from(&*engine, &mut here)
+    let mut local = this_node(reader)?;
+    let engine = engine::detect(&mut local)?;
+    look_from(&*engine, &mut local)
 }
 
 /// Asks every member that the registry of the node has that `dsn` leads to.
@@ -158,7 +158,7 @@ pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
     let mut members = seen(engine, registered)?;
     let server = members::identity(node)?.server;
     if let Some(own) = members.iter_mut().find(|m| m.registered.is_local) {
-        tell_twin(own, &server, &twin::place_of(node)?);
+        report_copy(own, &server, &node_copy::place_of(node)?);
     }
     let mut links = links(engine, &members);
     mark_lost_wal(&members, &mut links)?;
@@ -170,13 +170,13 @@ pub fn look_from(engine: &dyn Engine, node: &mut Node) -> Result<Mesh> {
 }
 
 /// What answers as the node that was asked first may be another server, which this one is a copy of.
-fn tell_twin(own: &mut MemberStatus, server: &str, place: &str) {
+fn report_copy(own: &mut MemberStatus, server: &str, place: &str) {
     let (Ok(node), Ok(dsn)) = (&own.report, &own.registered.dsn) else {
         return;
     };
-    if twin::is_copy(server, &node.server) {
+    if node_copy::is_copy(server, &node.server) {
         let node = format!("{}, {}", dsn.redacted(), node.place);
-        own.report = Err(twin::told(&own.registered.name, place, &node));
+        own.report = Err(node_copy::message(&own.registered.name, place, &node));
     }
 }
 
@@ -210,7 +210,7 @@ fn mark_lost_wal(members: &[MemberStatus], links: &mut [Link]) -> Result<()> {
             if applied > end {
                 link.state = SubscriptionStatus::Down;
                 prepend(
-                    &lost_wal::told(&member.name, applied, end),
+                    &lost_wal::message(&member.name, applied, end),
                     &mut link.last_error,
                 );
             }
@@ -251,14 +251,14 @@ fn this_node(reader: &Reader) -> Result<Node> {
     })
 }
 
-fn registered(engine: &dyn Engine, here: &mut Node) -> Result<Vec<Registered>> {
-    let Some(own) = engine.local_name(here)? else {
+fn registered(engine: &dyn Engine, local: &mut Node) -> Result<Vec<Registered>> {
+    let Some(own) = engine.local_name(local)? else {
         return Ok(vec![]);
     };
     let known = |text: String| (!text.is_empty()).then_some(text);
     let mut all: Vec<Registered> = engine
         .members()
-        .on(here)?
+        .on(local)?
         .into_iter()
         .map(|node| Registered {
             id: node.id,

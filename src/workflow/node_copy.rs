@@ -1,7 +1,7 @@
 //! Two servers that claim to be one node: one of them was made from the other by a base backup, a copy of the files or a
 //! snapshot. The node is the one that the connection string of the registry leads to.
 
-use super::members::{connect_each, identity, slots_there};
+use super::members::{connect_each, identity, present_slots};
 use super::registries::registry_of;
 use super::removed;
 use crate::engine::Engine;
@@ -11,13 +11,13 @@ use crate::place;
 use crate::run::revert::{drop_slot, run_all};
 
 /// A server that claims to be what the registry means by another one.
-pub struct Twin {
+pub struct NodeCopy {
     name: String,
     copy: String,
     node: String,
 }
 
-impl Twin {
+impl NodeCopy {
     /// `copy` and `node`, if they are two servers of which one was made from the other.
     pub fn of(engine: &dyn Engine, copy: &mut Node, node: &mut Node) -> Result<Option<Self>> {
         let (first, second) = (identity(copy)?, identity(node)?);
@@ -56,18 +56,18 @@ impl Twin {
     pub fn refusal(&self) -> Error {
         Error::Refused {
             state: SqlState::NOT_IN_PREREQUISITE_STATE,
-            message: self.told(),
+            message: self.message(),
             detail: Some("The members mean the second: the registry's connection string leads to it.".into()),
             hint: "If the first is a copy, run SELECT zodan.become_standalone() on it. If it is the node and has moved, end the other server, or correct the connection string of the node on every member.".into(),
         }
     }
 
-    pub fn told(&self) -> String {
-        told(&self.name, &self.copy, &self.node)
+    pub fn message(&self) -> String {
+        message(&self.name, &self.copy, &self.node)
     }
 }
 
-pub fn told(name: &str, copy: &str, node: &str) -> String {
+pub fn message(name: &str, copy: &str, node: &str) -> String {
     format!("two servers claim to be node \"{name}\": {copy}; and {node}")
 }
 
@@ -126,7 +126,7 @@ pub fn end_replication(engine: &dyn Engine, me: &mut Node) -> Result<()> {
     let mut slots = own_slots(engine, me)?;
     slots.extend(recovery);
     run_all(me, &unsubscribe(engine))?;
-    for (slot, _) in slots_there(me, &slots)? {
+    for (slot, _) in present_slots(me, &slots)? {
         drop_slot(me, &slot)?;
     }
     Ok(())

@@ -39,9 +39,9 @@ pub fn slot(node: &str, slot: &NamedSlot) -> Finding {
 }
 
 /// The same for the replication origin of a subscription that is to be.
-pub fn origin(node: &str, subscription: &str, there: &OriginProgress) -> Finding {
-    let name = &there.origin;
-    let position = match &there.position {
+pub fn origin(node: &str, subscription: &str, present: &OriginProgress) -> Finding {
+    let name = &present.origin;
+    let position = match &present.position {
         Some(lsn) => format!(", at position {lsn} of its provider"),
         None => String::new(),
     };
@@ -88,7 +88,7 @@ pub fn whose_slot(error: Error, node: &mut Node, name: &str) -> Error {
         return error;
     }
     match server::slots_named(&[name.to_owned()]).first(node) {
-        Ok(Some(there)) => Error::Checks(vec![slot(&node.name, &there)]),
+        Ok(Some(present)) => Error::Checks(vec![slot(&node.name, &present)]),
         Ok(None) | Err(_) => error,
     }
 }
@@ -96,7 +96,7 @@ pub fn whose_slot(error: Error, node: &mut Node, name: &str) -> Error {
 /// Refuses if a slot has that name.
 pub fn refuse_slot(node: &mut Node, name: &str) -> Result<()> {
     match server::slots_named(&[name.to_owned()]).first(node)? {
-        Some(there) => Err(Error::Checks(vec![slot(&node.name, &there)])),
+        Some(present) => Err(Error::Checks(vec![slot(&node.name, &present)])),
         None => Ok(()),
     }
 }

@@ -74,7 +74,7 @@ pub fn providers(node: &mut Node) -> Result<Vec<Provider>> {
 }
 
 /// Slots of nodes that are no members, and subscriptions to such.
-pub fn strangers(paths: &Paths, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
+pub fn links(paths: &Paths, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
     let claimed = claimed(paths, &leaving.name);
     let mut findings = vec![];
     for Slot {
@@ -132,7 +132,7 @@ pub fn strangers(paths: &Paths, leaving: &mut Node, members: &[String]) -> Resul
 pub fn sources(member: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
     let outside = providers(member)?.into_iter();
     let outside = outside.filter(|p| !members.contains(&p.node.name));
-    let told = outside.map(|provider| {
+    let findings = outside.map(|provider| {
         let name = provider.node.name;
         let had = match members.first() == Some(&member.name) {
             true => "the new node gets what is there when it joins, and nothing that comes later",
@@ -148,15 +148,15 @@ pub fn sources(member: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
             format!("Where it is to have them, subscribe it to \"{name}\" too when it has joined, and bring what came meanwhile: spock.sub_resync_table."),
         )
     });
-    Ok(told.collect())
+    Ok(findings.collect())
 }
 
 /// Who streams from `provider` and gets nothing of what is written on a node that joins.
 pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
     let claimed = claimed(paths, &provider.name);
     let slots = slots(provider)?.into_iter();
-    let strangers = slots.filter(|slot| !claimed.contains(&slot.name) && !slot.forwards);
-    let told = strangers.map(|slot| {
+    let unclaimed = slots.filter(|slot| !claimed.contains(&slot.name) && !slot.forwards);
+    let findings = unclaimed.map(|slot| {
         let who = match slot.is_active {
             true => slot.reader,
             false => "somebody who is not connected at the moment".to_owned(),
@@ -171,7 +171,7 @@ pub fn readers(paths: &Paths, provider: &mut Node) -> Result<Vec<Finding>> {
             "If it is to have all, give its connection string in the argument readers, or let it subscribe to the new node too when that has joined.",
         )
     });
-    Ok(told.collect())
+    Ok(findings.collect())
 }
 
 /// Slots that no known path has, and whether somebody streams from them.
