@@ -128,11 +128,10 @@ fn recent_rows(table: &Table, known: &Known, since: Since) -> Query<Row> {
             &since.at.to_string(),
         ],
         |row| {
-            let value = |v: Option<&str>| v.map_or(Value::Null, |v| Value::Text(v.to_owned()));
             Ok(Row {
                 written: row.get("written")?,
                 origin: row.get("origin")?,
-                values: row.from(2).map(value).collect(),
+                values: row.from(2).map(Value::from).collect(),
             })
         },
     )

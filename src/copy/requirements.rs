@@ -266,7 +266,7 @@ impl Extension {
                 "Install its files on the new node's server.".to_owned(),
             ),
             (None, Some(has)) if same_release(&has.default, &self.version) => return None,
-            (None, Some(has)) if has.all.iter().any(|v| *v == self.version) => (
+            (None, Some(has)) if has.all.contains(&self.version) => (
                 SqlState::FEATURE_NOT_SUPPORTED,
                 format!(
                     "extension {name} would get version {}, {wanted}",

@@ -505,7 +505,6 @@ fn versions(table: &Compared, side: usize, part: &Part) -> Query<(String, Versio
         ),
         &[&part.ids],
         |row| {
-            let value = |v: Option<&str>| v.map_or(Value::Null, |v| Value::Text(v.to_owned()));
             let version = Version {
                 digest: row.get("digest")?,
                 shared: row.get("shared")?,
@@ -513,7 +512,7 @@ fn versions(table: &Compared, side: usize, part: &Part) -> Query<(String, Versio
                 origin: row.get("origin")?,
                 sent: row.get("sent")?,
                 deletable: row.get("deletable")?,
-                values: row.from(7).map(value).collect(),
+                values: row.from(7).map(Value::from).collect(),
             };
             Ok((row.get("key")?, version))
         },

@@ -97,3 +97,9 @@ pub enum Value {
     Unchanged,
     Text(String),
 }
+
+impl From<Option<&str>> for Value {
+    fn from(text: Option<&str>) -> Self {
+        text.map_or(Self::Null, |text| Self::Text(text.to_owned()))
+    }
+}

@@ -289,16 +289,17 @@ mod tests {
     }
 
     fn verdict(case: &Case, source: Option<Version>, target: Option<Version>) -> String {
+        verdict_within(case, &Share::whole(), source, target)
+    }
+
+    fn verdict_within(
+        case: &Case,
+        share: &Share,
+        left: Option<Version>,
+        right: Option<Version>,
+    ) -> String {
         let key = "(1)".into();
-        match case.judge(
-            &Share::whole(),
-            false,
-            &Difference {
-                key,
-                left: source,
-                right: target,
-            },
-        ) {
+        match case.judge(share, false, &Difference { key, left, right }) {
             Verdict::Copy(_) => "copy".into(),
             Verdict::Delete(_) => "delete".into(),
             Verdict::NotSent => "not sent".into(),
@@ -369,7 +370,6 @@ mod tests {
     }
 
     fn within(share: &Share, source: Option<Version>, target: Option<Version>) -> String {
-        let key = "(1)".into();
         let case = Case {
             last: Some(Last {
                 source: Some(30),
@@ -377,20 +377,7 @@ mod tests {
             }),
             ..case(None)
         };
-        match case.judge(
-            share,
-            false,
-            &Difference {
-                key,
-                left: source,
-                right: target,
-            },
-        ) {
-            Verdict::Copy(_) => "copy".into(),
-            Verdict::Delete(_) => "delete".into(),
-            Verdict::NotSent => "not sent".into(),
-            Verdict::Leave(doubt) => format!("{doubt:?}"),
-        }
+        verdict_within(&case, share, source, target)
     }
 
     /// After the last that the target has of the failed node.

@@ -235,7 +235,7 @@ pub struct Repair {
     missing: MissingRange,
     method: Method,
     /// Whether the source gets what the target writes: it has to have all of it first.
-    sends: bool,
+    sends_to_source: bool,
     /// The subscriptions of the target that stand still meanwhile.
     held: Vec<Path>,
 }
@@ -318,7 +318,7 @@ impl Recovery {
             if let Method::Slot(slot) = &repair.method {
                 plan.add(PHASES, &missing.source, CloneSlot::new(slot.clone()));
             }
-            if repair.sends {
+            if repair.sends_to_source {
                 plan.add(PHASES, &missing.target, Marker {});
             }
             for path in &repair.held {

@@ -73,7 +73,7 @@ impl Recovery {
             .engine
             .path(&missing.target, &missing.source)
             .subscription;
-        let sends =
+        let sends_to_source =
             matches!(method, Method::Slot(_)) && self.enabled(&missing.source)?.contains(&back);
         let enabled = self.enabled(&missing.target)?;
         let held = paths
@@ -83,7 +83,7 @@ impl Recovery {
         Ok(Repair {
             missing,
             method,
-            sends,
+            sends_to_source,
             held,
         })
     }
