@@ -1,9 +1,9 @@
 //! What happens beside the calls of a trial: a table of actions. One more is one row here.
 
 use super::schedule::{Engine, Pick};
-use super::world::{Node, World};
+use super::world::{Node, World, rows_of};
 use lab::Server;
-use lab::postgres::{CancelToken, NoTls};
+use lab::postgres::{CancelToken, Client, NoTls};
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -158,6 +158,38 @@ pub const ACTIONS: &[Action] = &[
         },
     },
     Action {
+        name: "ALTER TABLE that rewrites and leaves no trace",
+        weight: 3,
+        engines: &[Native],
+        judged: MayEndTheCall,
+        run: |s, p| {
+            s.on_table(
+                p,
+                "ALTER TABLE {t} ALTER v TYPE bigint; ALTER TABLE {t} ALTER v TYPE integer",
+            )
+        },
+    },
+    Action {
+        name: "VACUUM FULL of what is being copied",
+        weight: 4,
+        engines: BOTH,
+        judged: MayEndTheCall,
+        run: |s, p| {
+            let copied = "SELECT l.relation::regclass FROM pg_stat_progress_copy c JOIN pg_locks l USING (pid)
+                            JOIN pg_class r ON r.oid = l.relation
+                           WHERE command = 'COPY TO' AND datname = current_database() AND relkind = 'r'
+                             AND relnamespace = to_regnamespace('trial') ORDER BY relpages DESC LIMIT 1";
+            match s.wait_for(s.world.members(s.group), copied) {
+                Some((node, table)) => {
+                    s.world
+                        .log(&format!("{}: VACUUM FULL {table}", node.name()));
+                    node.try_each(&["SET lock_timeout = '2s'", &format!("VACUUM FULL {table}")])
+                }
+                None => s.on_table(p, "VACUUM FULL {t}"),
+            }
+        },
+    },
+    Action {
         name: "rename of a table and back",
         weight: 2,
         engines: &[Native],
@@ -204,6 +236,26 @@ pub const ACTIONS: &[Action] = &[
         },
     },
     Action {
+        name: "table made on all members",
+        weight: 3,
+        engines: &[Native],
+        judged: MayEndTheCall,
+        run: |s, p| {
+            // In a join not before the new node subscribes to all members, which it could not to a table that it lacks.
+            let members = s.world.members(s.group);
+            let subscribes = format!(
+                "SELECT 1 FROM pg_subscription HAVING count(*) >= {}",
+                members.len()
+            );
+            if !members.contains(&s.subject) {
+                s.wait_for(vec![s.subject], &subscribes);
+            }
+            s.world
+                .make_table(s.group, &format!("trial.made_{}", p.table.index(1000)));
+            Ok(())
+        },
+    },
+    Action {
         name: "role with settings of its own",
         weight: 3,
         engines: BOTH,
@@ -227,6 +279,40 @@ pub const ACTIONS: &[Action] = &[
         engines: BOTH,
         judged: Harmless,
         run: |s, p| s.on_node_for(p, "BEGIN; SELECT pg_current_xact_id()", "COMMIT"),
+    },
+    Action {
+        name: "transaction that nobody ends",
+        weight: 1,
+        engines: BOTH,
+        judged: MayEndTheCall,
+        run: |s, p| {
+            let node = s.member(p);
+            s.later(
+                &node,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ 'pg_sleep.3600'
+                    AND pid <> pg_backend_pid()"
+                    .into(),
+            );
+            let mut client = node.connect()?;
+            thread::spawn(move || {
+                client.batch_execute("BEGIN; SELECT pg_current_xact_id(), pg_sleep(3600)")
+            });
+            Ok(())
+        },
+    },
+    Action {
+        name: "application that comes back to the node that leaves",
+        weight: 4,
+        engines: BOTH,
+        judged: Harmless,
+        run: |s, _| s.come_back(),
+    },
+    Action {
+        name: "transaction that is prepared for a while",
+        weight: 4,
+        engines: BOTH,
+        judged: Harmless,
+        run: |s, p| s.prepare(p),
     },
     Action {
         name: "snapshot that is kept",
@@ -402,6 +488,26 @@ pub const ACTIONS: &[Action] = &[
         },
     },
     Action {
+        name: "cancel when somebody has a view on what was copied",
+        weight: 2,
+        engines: BOTH,
+        judged: MayEndTheCall,
+        run: |s, _| {
+            let Some((node, table)) = s.wait_for(vec![s.subject], COPIED) else {
+                return Ok(());
+            };
+            s.later(&node, "DROP VIEW IF EXISTS public.somebodys".into());
+            let made = node.try_sql(&format!(
+                "SET default_transaction_read_only = off; CREATE VIEW public.somebodys AS SELECT * FROM {table}"
+            ));
+            let call = s.call.lock().unwrap().clone();
+            let cancelled = call.map_or(Ok(()), |call| {
+                call.cancel.cancel_query(NoTls).map_err(|e| e.to_string())
+            });
+            made.and(cancelled)
+        },
+    },
+    Action {
         name: "pg_terminate_backend of the call",
         weight: 2,
         engines: BOTH,
@@ -553,6 +659,10 @@ pub const ACTIONS: &[Action] = &[
     },
 ];
 
+/// A table that the new node of a join has got.
+const COPIED: &str = "SELECT oid::regclass FROM pg_class WHERE relkind = 'r' AND oid > 16384
+    AND relnamespace = to_regnamespace('trial') ORDER BY oid LIMIT 1";
+
 fn ms(n: u16) -> Duration {
     Duration::from_millis(n.into())
 }
@@ -581,6 +691,118 @@ impl<'a> Scene<'a> {
         }
         nodes.retain(|number| !dead.contains(number));
         self.world.node(*pick.node.get(&nodes), self.group)
+    }
+
+    /// The first of these nodes on which the query finds something while the call runs, and what.
+    fn wait_for(&self, nodes: Vec<usize>, query: &str) -> Option<(Node<'a>, String)> {
+        let mut clients: Vec<_> = nodes
+            .into_iter()
+            .map(|number| self.world.node(number, self.group))
+            .filter_map(|node| Some((node, node.connect().ok()?)))
+            .collect();
+        let runs = || self.call.lock().unwrap().is_some();
+        while runs() {
+            for (node, client) in &mut clients {
+                let found = rows_of(client, query).ok()?.into_iter().flatten().next();
+                if let Some(found) = found {
+                    return Some((*node, found));
+                }
+            }
+            thread::sleep(ms(5));
+        }
+        None
+    }
+
+    /// An application with a session for each write, as long as the node takes it. What it is told is committed, while the
+    /// others still subscribe to the node, has to get to them.
+    fn come_back(&self) -> Result<(), String> {
+        let leaves = self.world.members(self.group).contains(&self.subject);
+        if !leaves || self.world.dead().contains(&self.subject) {
+            return Ok(());
+        }
+        while self.call.lock().unwrap().is_some() {
+            let write = "INSERT INTO trial.marker VALUES (gen_random_uuid()) RETURNING token";
+            let written = match self
+                .application()
+                .and_then(|mut client| rows_of(&mut client, write))
+            {
+                Ok(written) => written,
+                Err(e) if e.contains("25006") => break,
+                // The session was ended, as all others.
+                Err(_) => continue,
+            };
+            if !self.is_subscribed()? {
+                break;
+            }
+            self.owes(written.into_iter().flatten());
+        }
+        Ok(())
+    }
+
+    /// A session on the node that joins or leaves with the defaults of its database, unlike those of the trial.
+    fn application(&self) -> Result<Client, String> {
+        let node = self.world.node(self.subject, self.group);
+        let config = node.server().config_of("trial application", node.database);
+        config.connect(NoTls).map_err(|e| lab::explain(&e))
+    }
+
+    /// Whether all others still subscribe to the node that leaves.
+    fn is_subscribed(&self) -> Result<bool, String> {
+        let name = self.world.server(self.subject).name();
+        let subscriptions = match self.world.engine {
+            Native => format!(
+                "SELECT 1 FROM pg_subscription JOIN pg_database d ON d.oid = subdbid
+                  WHERE datname = current_database() AND subname ~ '^sub_{name}_'"
+            ),
+            Spock => format!(
+                "SELECT 1 FROM spock.subscription JOIN spock.node ON node_id = sub_origin
+                  WHERE node_name = '{name}'"
+            ),
+        };
+        let mut others = self.world.members(self.group);
+        others.retain(|number| *number != self.subject);
+        for number in others {
+            let node = self.world.node(number, self.group);
+            if node.try_rows(&subscriptions)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// These markers have to be on all members.
+    fn owes(&self, tokens: impl Iterator<Item = String>) {
+        self.world.owed.lock().unwrap().extend(tokens);
+    }
+
+    /// A transaction manager prepares a transaction, and commits it later, whatever happens meanwhile.
+    fn prepare(&self, pick: Pick) -> Result<(), String> {
+        let leaves = self.world.members(self.group).contains(&self.subject);
+        if !leaves || self.world.dead().contains(&self.subject) {
+            return Ok(());
+        }
+        let id = format!("manager_{}", pick.table.index(1000));
+        let token = format!("00000000-0000-4000-8000-{:012}", self.world.number());
+        let mut client = self.application()?;
+        let prepared = client.batch_execute(&format!(
+            "BEGIN; INSERT INTO trial.marker VALUES ('{token}'); PREPARE TRANSACTION '{id}'"
+        ));
+        prepared.map_err(|e| lab::explain(&e))?;
+        let owes = self.is_subscribed();
+        thread::sleep(ms(pick.duration));
+        let node = self.world.node(self.subject, self.group);
+        // Until it is done: nothing else of the database goes on without.
+        while let Err(e) = node.try_sql(&format!("COMMIT PREPARED '{id}'")) {
+            if e.contains("does not exist") {
+                break;
+            }
+            self.world.log(&format!("{}: {e}", node.name()));
+            thread::sleep(ms(50));
+        }
+        if owes? {
+            self.owes([token].into_iter());
+        }
+        Ok(())
     }
 
     /// Run when the step is over.

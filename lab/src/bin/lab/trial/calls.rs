@@ -2,7 +2,7 @@
 
 use super::actions::{Judged, Scene, Underway};
 use super::judge;
-use super::schedule::{Call, Engine, Pick, Step};
+use super::schedule::{Call, Engine, Less, Pick, Step};
 use super::world::{Node, Outcome, World};
 use lab::quote_literal;
 use std::sync::Mutex;
@@ -31,6 +31,7 @@ enum Change {
         node: usize,
         on: usize,
         lagging: bool,
+        away: Option<Less>,
     },
 }
 
@@ -51,13 +52,19 @@ impl Change {
                 source: *source.get(&members),
             }),
             // A majority has to live, and the other database has a node of its own on every server.
-            Call::Die { node, on, lagging } if members.len() > 2 && world.groups.len() == 1 => {
+            Call::Die {
+                node,
+                on,
+                lagging,
+                away,
+            } if members.len() > 2 && world.groups.len() == 1 => {
                 let node = *node.get(&members);
                 let on = *on.get(&others(node));
                 Some(Change::Die {
                     node,
                     on,
                     lagging: *lagging,
+                    away: *away,
                 })
             }
             Call::Leave { node, on } | Call::Die { node, on, .. } if members.len() > 1 => {
@@ -121,18 +128,43 @@ pub fn play(world: &World, step: &Step) {
         world.start_writers(group);
         world.wait_commits(group, 5);
     }
-    if let Change::Die { node, on, lagging } = change {
-        let survivors = world.members(group);
-        let lags = survivors
-            .iter()
-            .find(|other| **other != node && **other != on);
-        if let (Some(lags), true) = (lags, lagging) {
-            suspend(&world.node(*lags, group), &world.node(node, group));
+    if let Change::Die {
+        node,
+        on,
+        lagging,
+        away,
+    } = change
+    {
+        let mut survivors = world.members(group);
+        survivors.retain(|other| *other != node && *other != on);
+        let lags = survivors[0];
+        let away = away.and_then(|less| Some((less, *survivors.get(1)?)));
+        if away.is_some() {
+            // While a member is away, a row that only a lagging survivor has may be of that one, whoever wrote it. It is
+            // left alone and told of, so what the dead node deletes would stay.
+            world.writer_only_inserts(group, node);
+            world.wait_commits(group, 2);
+        }
+        if lagging || away.is_some() {
+            suspend(&world.node(lags, group), &world.node(node, group));
+        }
+        if let Some((less, away)) = away {
+            let less = if less == Less::Same { lags } else { on };
+            suspend(&world.node(less, group), &world.node(away, group));
+        }
+        if lagging || away.is_some() {
             world.wait_commits(group, 10);
+        }
+        if let Some((_, away)) = away {
+            world.network.part(&[world.server(away).name()]);
         }
         world.die(node);
         world.stop_writers(group, Some(node));
         world.log(&format!("n{} is dead", node + 1));
+        if let Some((less, away)) = away {
+            let less = if less == Less::Same { lags } else { on };
+            recover_without(world, group, change, away, less);
+        }
     }
     if matches!(change, Change::Leave { .. }) {
         world.writer_leaves(group, change.subject());
@@ -190,17 +222,37 @@ pub fn play(world: &World, step: &Step) {
     match failed {
         Some(_) if scene.second_succeeded.load(Ordering::SeqCst) => change.done(world, group),
         Some(_) => {
+            world.finish_tables(group);
             judge::members_are_quiet(world, group, Some(change.subject()));
             again(world, group, change);
         }
         None => change.done(world, group),
     }
+    world.finish_tables(group);
     for group in 0..world.groups.len() {
         judge::judge(world, group, change.subject(), step);
     }
     if matches!(change, Change::Leave { .. }) {
         world.node(change.subject(), group).renew();
     }
+}
+
+/// Makes the survivors equal while one of them is away, of which `less` has less than the others, and lets that one come back.
+fn recover_without(world: &World, group: usize, change: Change, away: usize, less: usize) {
+    world.log(&format!("n{} is away", away + 1));
+    let scene = Scene {
+        world,
+        group,
+        subject: change.subject(),
+        call: Mutex::default(),
+        second_succeeded: AtomicBool::new(false),
+    };
+    let outcome = watched(&scene, change.on(), &change.texts(world, group)[0]);
+    if outcome.result.is_err() {
+        world.blame(format!("with one away: {}", outcome.said()));
+    }
+    world.network.heal();
+    resume(&world.node(less, group), &world.node(away, group));
 }
 
 /// The same calls again, now that nothing is in their way.
@@ -312,22 +364,30 @@ fn keep_watch(world: &World, call: &Underway, over: &AtomicBool) {
 
 /// From now on `subscriber` gets nothing from `provider`.
 fn suspend(subscriber: &Node, provider: &Node) {
+    switch(subscriber, provider, "DISABLE");
+}
+
+/// It does again.
+fn resume(subscriber: &Node, provider: &Node) {
+    switch(subscriber, provider, "ENABLE");
+}
+
+fn switch(subscriber: &Node, provider: &Node, how: &str) {
     let name = provider.name();
     let statement = match subscriber.world.engine {
         Engine::Native => format!(
-            "DO $$ BEGIN EXECUTE (SELECT format('ALTER SUBSCRIPTION %I DISABLE', subname) FROM pg_subscription
+            "DO $$ BEGIN EXECUTE (SELECT format('ALTER SUBSCRIPTION %I {how}', subname) FROM pg_subscription
                 JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database() AND subname ~ '^sub_{name}_'); END $$"
         ),
         Engine::Spock => format!(
-            "SELECT spock.sub_disable(sub_name, true) FROM spock.subscription JOIN spock.node ON node_id = sub_origin
-              WHERE node_name = '{name}'"
+            "SELECT spock.sub_{}(sub_name, true) FROM spock.subscription JOIN spock.node ON node_id = sub_origin
+              WHERE node_name = '{name}'",
+            how.to_lowercase()
         ),
     };
     subscriber.sql(&statement);
-    subscriber.world.log(&format!(
-        "{} takes nothing of {name} any more",
-        subscriber.name()
-    ));
+    let log = format!("{}: {how} what it takes of {name}", subscriber.name());
+    subscriber.world.log(&log);
 }
 
 /// A node joins or leaves the cluster in the other database, beside another call.

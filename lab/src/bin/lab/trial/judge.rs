@@ -73,6 +73,7 @@ pub fn judge(world: &World, group: usize, subject: usize, step: &Step) {
     world.heal();
     writes_succeeded(world, group, subject, step);
     members_are_quiet(world, group, None);
+    owed_is_there(world, group);
     members_are_equal(world, group);
     ledgers_hold(world, group);
     nothing_is_left(world, group);
@@ -115,6 +116,24 @@ fn writes_succeeded(world: &World, group: usize, subject: usize, step: &Step) {
                 number + 1,
                 report.slowest
             ));
+        }
+    }
+}
+
+fn owed_is_there(world: &World, group: usize) {
+    if group > 0 {
+        return;
+    }
+    for token in std::mem::take(&mut *world.owed.lock().unwrap()) {
+        for number in world.members(group) {
+            let node = world.node(number, group);
+            let there = format!("SELECT FROM trial.marker WHERE token = '{token}'");
+            if node.rows(&there).is_empty() {
+                world.blame(format!(
+                    "{} lacks {token}, which was committed on a node that left",
+                    node.name()
+                ));
+            }
         }
     }
 }

@@ -75,7 +75,18 @@ pub enum Call {
         on: Index,
         /// One of the survivors had got nothing of it for a while.
         lagging: bool,
+        /// A further member cannot be reached while the survivors are made equal, and one of the two has less of it too.
+        away: Option<Less>,
     },
+}
+
+/// Who has less of a member that is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Less {
+    /// The survivor that has less of the dead node.
+    Same,
+    /// The one that has more.
+    Other,
 }
 
 /// An action so many milliseconds after the beginning of the call. Its numbers choose nodes, tables and durations.
@@ -141,10 +152,15 @@ pub fn schedules(engine: Engine, without: &[String]) -> BoxedStrategy<Schedule> 
 
 fn step(actions: BoxedStrategy<&'static Action>) -> impl Strategy<Value = Step> {
     let index = any::<Index>;
+    let away = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(Less::Same)),
+        1 => Just(Some(Less::Other)),
+    ];
     let call = prop_oneof![
         5 => (index(), index()).prop_map(|(new, source)| Call::Join { new, source }),
         3 => (index(), index()).prop_map(|(node, on)| Call::Leave { node, on }),
-        2 => (index(), index(), any::<bool>()).prop_map(|(node, on, lagging)| Call::Die { node, on, lagging }),
+        2 => (index(), index(), any::<bool>(), away).prop_map(|(node, on, lagging, away)| Call::Die { node, on, lagging, away }),
     ];
     let pick = (index(), index(), 0..2000u16).prop_map(|(node, table, duration)| Pick {
         node,
@@ -218,13 +234,23 @@ impl fmt::Display for Call {
             Call::Leave { node, on } => {
                 write!(f, "a node leaves ({}, {})", node.index(100), on.index(100))
             }
-            Call::Die { node, on, lagging } => write!(
+            Call::Die {
+                node,
+                on,
+                lagging,
+                away,
+            } => write!(
                 f,
-                "a node dies{} ({}, {})",
+                "a node dies{}{} ({}, {})",
                 if *lagging {
                     " that a survivor had not kept up with"
                 } else {
                     ""
+                },
+                match away {
+                    Some(less) =>
+                        format!(" while another one is away, of which the {less:?} has less"),
+                    None => String::new(),
                 },
                 node.index(100),
                 on.index(100)

@@ -219,6 +219,21 @@ pub const KINDS: &[Kind] = &[
         not_on_spock: None,
     },
     Kind {
+        name: "two pieces",
+        // A page for each row: larger than what the copy reads in one go. A part of it is dead, so that the rows are on
+        // other pages when it gets another file. The rows of `create` are nobody's, and stay as they are.
+        create: "CREATE TABLE trial.pieces (id bigint PRIMARY KEY, v integer NOT NULL, body text) WITH (fillfactor = 10);
+                 ALTER TABLE trial.pieces ALTER body SET STORAGE PLAIN;
+                 INSERT INTO trial.pieces SELECT 90000000000 + g, 1, repeat('x', 800) FROM generate_series(1, 9500) g;
+                 DELETE FROM trial.pieces WHERE id % 7 = 0 AND id > 90000000000",
+        insert: "INSERT INTO trial.pieces VALUES ({id}, {v})",
+        update: Some("UPDATE trial.pieces SET v = {v} WHERE id = {id}"),
+        delete: Some("DELETE FROM trial.pieces WHERE id = {id}"),
+        truncate: None,
+        read: "SELECT id, v FROM trial.pieces WHERE id < 90000000000",
+        not_on_spock: None,
+    },
+    Kind {
         name: "full identity",
         create: "CREATE TABLE trial.full_identity (id bigint NOT NULL, v integer NOT NULL, word text);
                  ALTER TABLE trial.full_identity REPLICA IDENTITY FULL",

@@ -8,17 +8,20 @@ use lab::postgres::{self, Client, NoTls, SimpleQueryMessage};
 use lab::server::Notice;
 use lab::{Network, Server, ServerOptions, explain, quote_literal, spock};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The password of all nodes. It may be in no log.
 pub const PASSWORD: &str = "tR1alHush4711";
 
-/// The settings of sessions of the trial itself, and of its CALLs: whose time nobody limits, and whose text, with the
+/// The settings of sessions of the trial itself, and of its CALLs: whose time nobody limits, to whom rows look the same
+/// everywhere, since a join carries the settings of a database, and whose text, with the
 /// password in it, the server does not log when it fails.
 const SESSION: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name ~ '^[a-z_]+_timeout$' AND context = 'user';
     SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
+    SET quote_all_identifiers = off; SET datestyle = ISO; SET intervalstyle = postgres; SET timezone = 'UTC';
+    SET extra_float_digits = 3; SET bytea_output = hex;
     SET log_min_error_statement = panic";
 
 /// A cluster in one database of the servers.
@@ -58,8 +61,23 @@ pub struct World {
     pub undo: Mutex<Vec<(usize, &'static str, String)>>,
     /// What was wrong.
     pub wrong: Mutex<Vec<String>>,
+    /// Markers of an application that a node took while it left.
+    pub owed: Mutex<Vec<String>>,
+    numbers: AtomicU64,
+    /// Tables that an operator has begun to make.
+    made: Mutex<Vec<Made>>,
     /// Calls in the other database that failed, to be made again.
     pub unfinished: Mutex<Vec<Finish>>,
+}
+
+/// A table that an operator makes on all members, as docs/operations.md says.
+struct Made {
+    group: usize,
+    /// Who was a member then.
+    members: Vec<usize>,
+    table: String,
+    /// When it was on all of them, on the clock of the log.
+    at: f64,
 }
 
 /// Makes a call again.
@@ -73,8 +91,12 @@ struct Log {
 }
 
 impl Log {
+    fn now(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
     fn add(&self, what: &str) {
-        let line = format!("{:7.3} {what}", self.began.elapsed().as_secs_f64());
+        let line = format!("{:7.3} {what}", self.now());
         self.lines.lock().unwrap().push(line);
     }
 }
@@ -154,6 +176,9 @@ impl World {
             power: (0..schedule.servers).map(|_| Mutex::default()).collect(),
             undo: Mutex::default(),
             wrong: Mutex::default(),
+            owed: Mutex::default(),
+            numbers: AtomicU64::default(),
+            made: Mutex::default(),
             unfinished: Mutex::default(),
         };
         for number in 0..schedule.servers {
@@ -229,6 +254,11 @@ impl World {
 
     pub fn log_lines(&self) -> Vec<String> {
         self.log.lines.lock().unwrap().clone()
+    }
+
+    /// A number that nothing else of the trial has.
+    pub fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::SeqCst)
     }
 
     /// Something that should not be.
@@ -352,6 +382,79 @@ impl World {
         }
     }
 
+    /// Makes a table on all members that can be reached.
+    pub fn make_table(&self, group: usize, table: &str) {
+        let members = self.members(group);
+        for number in &members {
+            // One that is down, or leaves, gets it later.
+            if let Err(e) = self.node(*number, group).try_sql(&create(table)) {
+                self.log(&format!("{table}: {e}"));
+            }
+        }
+        self.log(&format!("{table} is on all members"));
+        self.made.lock().unwrap().push(Made {
+            group,
+            members,
+            table: table.into(),
+            at: self.log.now(),
+        });
+    }
+
+    /// The operator makes them on the members that had lacked them, lets all subscriptions know them, and writes to them.
+    pub fn finish_tables(&self, group: usize) {
+        let members = self.members(group);
+        // With a member that is dead nothing is refreshed: it is removed first.
+        if members.iter().any(|number| self.dead().contains(number)) {
+            return;
+        }
+        let mut made = self.made.lock().unwrap();
+        let mine: Vec<Made> = made.extract_if(.., |made| made.group == group).collect();
+        drop(made);
+        let (Some(first), false) = (members.first(), mine.is_empty()) else {
+            return;
+        };
+        for Made {
+            members: then,
+            table,
+            at,
+            ..
+        } in &mine
+        {
+            for number in &members {
+                let node = self.node(*number, group);
+                let lacks = node.column(&format!("SELECT to_regclass('{table}') IS NULL")) == ["t"];
+                // When a join has looked for such tables for the last time it has said so before.
+                if lacks && !then.contains(number) && *at < self.last_look() {
+                    self.blame(format!("{} has joined without {table}", node.name()));
+                }
+                node.sql(&create(table));
+            }
+        }
+        if members.len() > 1 {
+            self.node(*first, group)
+                .sql("CALL spock.refresh_subscriptions()");
+        }
+        for Made { table, .. } in &mine {
+            for number in &members {
+                let node = self.node(*number, group);
+                node.sql(&format!(
+                    "INSERT INTO {table} VALUES ({number}, '{}')",
+                    node.name()
+                ));
+            }
+        }
+    }
+
+    /// When the last phase of the last join began.
+    fn last_look(&self) -> f64 {
+        let lines = self.log_lines();
+        let line = lines
+            .iter()
+            .rfind(|line| line.contains(": verify replication"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+            .unwrap_or(0.0)
+    }
+
     fn alive(&self) -> Vec<(usize, usize)> {
         let dead = self.dead();
         let groups = 0..self.groups.len();
@@ -391,6 +494,15 @@ impl World {
     pub fn writer_leaves(&self, group: usize, number: usize) {
         let state = self.groups[group].state.lock().unwrap();
         state.writers.get(&number).inspect(|writer| writer.leaves());
+    }
+
+    /// The writer of a node changes no rows any more that are there.
+    pub fn writer_only_inserts(&self, group: usize, number: usize) {
+        let state = self.groups[group].state.lock().unwrap();
+        state
+            .writers
+            .get(&number)
+            .inspect(|writer| writer.only_inserts());
     }
 
     /// Ends the writers, or that of one node.
@@ -570,6 +682,10 @@ impl<'a> Node<'a> {
             ),
         }
     }
+}
+
+fn create(table: &str) -> String {
+    format!("CREATE TABLE IF NOT EXISTS {table} (id bigint PRIMARY KEY, made_by text)")
 }
 
 /// The rows of a query as text.

@@ -19,6 +19,9 @@ pub const LANE: i64 = 1_000_000_000;
 /// A transaction is sent about so often.
 const PAUSE: Duration = Duration::from_millis(15);
 
+/// How long a transaction manager tries to commit what is prepared.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// More than `logical_decoding_work_mem` holds.
 const MANY: usize = 400;
 
@@ -46,6 +49,7 @@ pub struct Report {
 pub struct Writer {
     stop: Arc<AtomicBool>,
     leaves: Arc<AtomicBool>,
+    only_inserts: Arc<AtomicBool>,
     commits: Arc<AtomicUsize>,
     thread: JoinHandle<Report>,
 }
@@ -66,11 +70,15 @@ impl Writer {
         let stop = Arc::new(AtomicBool::new(false));
         let commits = Arc::new(AtomicUsize::new(0));
         let leaves = Arc::new(AtomicBool::new(false));
+        let only_inserts = Arc::new(AtomicBool::new(false));
         let (stopped, counter, gone) = (stop.clone(), commits.clone(), leaves.clone());
+        let inserts = only_inserts.clone();
         let thread = thread::spawn(move || {
             let mut session = Session {
                 random: StdRng::seed_from_u64(task.seed),
                 task,
+                stopped: stopped.clone(),
+                only_inserts: only_inserts.clone(),
                 client: None,
                 report: Report::default(),
                 prepared: 0,
@@ -93,6 +101,7 @@ impl Writer {
         Writer {
             stop,
             leaves,
+            only_inserts: inserts,
             commits,
             thread,
         }
@@ -109,6 +118,11 @@ impl Writer {
         self.leaves.store(true, Ordering::Relaxed);
     }
 
+    /// From its next transaction on it changes no rows that are there.
+    pub fn only_inserts(&self) {
+        self.only_inserts.store(true, Ordering::Relaxed);
+    }
+
     /// Ends it after its transaction.
     pub fn stop(self) -> Report {
         self.stop.store(true, Ordering::Relaxed);
@@ -119,6 +133,8 @@ impl Writer {
 
 struct Session {
     task: Task,
+    stopped: Arc<AtomicBool>,
+    only_inserts: Arc<AtomicBool>,
     random: StdRng,
     client: Option<Client>,
     report: Report,
@@ -249,7 +265,12 @@ impl Session {
                         *committing = true;
                         self.run(&format!("PREPARE TRANSACTION '{id}'"))?;
                         thread::sleep(Duration::from_millis(self.random.random_range(0..200)));
-                        self.run(&format!("COMMIT PREPARED '{id}'"))?;
+                        match self.run(&format!("COMMIT PREPARED '{id}'")) {
+                            Err(e) if lost(&e) && self.commits_from_elsewhere(&id) => {
+                                (self.client, self.over) = (None, true);
+                            }
+                            done => done?,
+                        }
                     }
                     _ => {
                         *committing = true;
@@ -274,7 +295,9 @@ impl Session {
                 Ok(true)
             }
             Form::Truncate => {
-                let truncates = |kind: &&Kind| kind.truncate.is_some();
+                let truncates = |kind: &&Kind| {
+                    kind.truncate.is_some() && !self.only_inserts.load(Ordering::Relaxed)
+                };
                 let Some(kind) = self.task.kinds.iter().position(truncates) else {
                     return Ok(false);
                 };
@@ -294,6 +317,21 @@ impl Session {
                 Ok(true)
             }
         }
+    }
+
+    /// As a transaction manager does it: what is prepared is committed, by whichever session. Whether it is done.
+    fn commits_from_elsewhere(&self, id: &str) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline && !self.stopped.load(Ordering::Relaxed) {
+            let done = (self.task.connect)()
+                .and_then(|mut client| client.batch_execute(&format!("COMMIT PREPARED '{id}'")));
+            match done.as_ref().map_err(postgres::Error::code) {
+                // The answer of the first one was lost.
+                Ok(()) | Err(Some(&SqlState::UNDEFINED_OBJECT)) => return true,
+                Err(_) => thread::sleep(PAUSE),
+            }
+        }
+        false
     }
 
     fn run(&mut self, sql: &str) -> Result<(), postgres::Error> {
@@ -335,6 +373,7 @@ impl Session {
         known.retain(|key| before.iter().all(|(touched, _)| touched != key));
         if let (Some(update), Some(delete)) = (kind.update, kind.delete)
             && !known.is_empty()
+            && !self.only_inserts.load(Ordering::Relaxed)
             && self.random.random_bool(0.6)
         {
             let hot = known.len().min(3);
