@@ -84,8 +84,7 @@ impl Writer {
                 prepared: 0,
                 over: false,
             };
-            while !stopped.load(Ordering::Relaxed)
-                && !(session.over && gone.load(Ordering::Relaxed))
+            while !(stopped.load(Ordering::Relaxed) || session.over && gone.load(Ordering::Relaxed))
             {
                 if session.transaction() {
                     counter.fetch_add(1, Ordering::Relaxed);
