@@ -720,6 +720,7 @@ impl<'a> Scene<'a> {
         if !leaves || self.world.dead().contains(&self.subject) {
             return Ok(());
         }
+        let mut others = self.others()?;
         while self.call.lock().unwrap().is_some() {
             let write = "INSERT INTO trial.marker VALUES (gen_random_uuid()) RETURNING token";
             let written = match self
@@ -731,7 +732,7 @@ impl<'a> Scene<'a> {
                 // The session was ended, as all others.
                 Err(_) => continue,
             };
-            if !self.is_subscribed()? {
+            if !self.is_subscribed(&mut others)? {
                 break;
             }
             self.owes(written.into_iter().flatten());
@@ -746,8 +747,16 @@ impl<'a> Scene<'a> {
         config.connect(NoTls).map_err(|e| lab::explain(&e))
     }
 
+    /// Sessions on the others, for [`Self::is_subscribed`]: to begin one takes as long as a node needs to be detached.
+    fn others(&self) -> Result<Vec<Client>, String> {
+        let mut others = self.world.members(self.group);
+        others.retain(|number| *number != self.subject);
+        let connect = |number: usize| self.world.node(number, self.group).connect();
+        others.into_iter().map(connect).collect()
+    }
+
     /// Whether all others still subscribe to the node that leaves.
-    fn is_subscribed(&self) -> Result<bool, String> {
+    fn is_subscribed(&self, others: &mut [Client]) -> Result<bool, String> {
         let name = self.world.server(self.subject).name();
         let subscriptions = match self.world.engine {
             Native => format!(
@@ -759,11 +768,8 @@ impl<'a> Scene<'a> {
                   WHERE node_name = '{name}'"
             ),
         };
-        let mut others = self.world.members(self.group);
-        others.retain(|number| *number != self.subject);
-        for number in others {
-            let node = self.world.node(number, self.group);
-            if node.try_rows(&subscriptions)?.is_empty() {
+        for client in others {
+            if rows_of(client, &subscriptions)?.is_empty() {
                 return Ok(false);
             }
         }
@@ -783,12 +789,13 @@ impl<'a> Scene<'a> {
         }
         let id = format!("manager_{}", pick.table.index(1000));
         let token = format!("00000000-0000-4000-8000-{:012}", self.world.number());
+        let mut others = self.others()?;
         let mut client = self.application()?;
         let prepared = client.batch_execute(&format!(
             "BEGIN; INSERT INTO trial.marker VALUES ('{token}'); PREPARE TRANSACTION '{id}'"
         ));
         prepared.map_err(|e| lab::explain(&e))?;
-        let owes = self.is_subscribed();
+        let owes = self.is_subscribed(&mut others);
         thread::sleep(ms(pick.duration));
         let node = self.world.node(self.subject, self.group);
         // Until it is done: nothing else of the database goes on without.

@@ -23,6 +23,8 @@ pub struct Schedule {
     pub members: usize,
     /// Another database of the same servers is a cluster too, of nodes with the same names.
     pub second_database: bool,
+    /// Each of the first members has a replication set of its own, which the others take.
+    pub own_sets: bool,
     /// Every server has node workers, which keep recovery slots.
     pub recovery_slots: bool,
     pub kinds: Vec<&'static Kind>,
@@ -120,11 +122,13 @@ pub fn schedules(engine: Engine, without: &[String]) -> BoxedStrategy<Schedule> 
         .map(|action| (action.weight, Just(action).boxed()))
         .collect();
     let second = if engine == Engine::Native { 0.3 } else { 0.0 };
+    let own_sets = if engine == Engine::Spock { 0.4 } else { 0.0 };
     let settings: Vec<Setting> = SETTINGS.to_vec();
     let shape = (
         3..=5usize,
         any::<Index>(),
         prop::bool::weighted(second),
+        prop::bool::weighted(own_sets),
         prop::bool::weighted(0.6),
     );
     (
@@ -134,12 +138,18 @@ pub fn schedules(engine: Engine, without: &[String]) -> BoxedStrategy<Schedule> 
         prop::collection::vec(step(Union::new_weighted(actions).boxed()), 1..=3),
     )
         .prop_map(
-            move |((servers, members, second_database, recovery_slots), kinds, settings, steps)| {
+            move |(
+                (servers, members, second_database, own_sets, recovery_slots),
+                kinds,
+                settings,
+                steps,
+            )| {
                 Schedule {
                     engine,
                     servers,
                     members: 1 + members.index(servers - 1),
                     second_database,
+                    own_sets,
                     recovery_slots,
                     kinds,
                     settings,
@@ -185,6 +195,7 @@ impl fmt::Display for Schedule {
             .collect();
         let mut with = vec![];
         with.extend(self.recovery_slots.then(|| "recovery slots".to_owned()));
+        with.extend(self.own_sets.then(|| "sets of single nodes".to_owned()));
         with.extend(self.second_database.then(|| "a second database".to_owned()));
         with.extend(settings);
         writeln!(

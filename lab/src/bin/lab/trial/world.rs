@@ -233,6 +233,36 @@ impl World {
             }
             self.set_member(group, number, true);
         }
+        if self.schedule.own_sets {
+            self.divide_into_sets(group);
+        }
+    }
+
+    /// Gives each member a set that no other one has and all others take. That of the last one has the table of the markers.
+    fn divide_into_sets(&self, group: usize) {
+        let members = self.members(group);
+        for number in &members {
+            let (node, set) = (self.node(*number, group), format!("of n{}", number + 1));
+            node.sql(&format!("SELECT spock.repset_create('{set}')"));
+            for other in members.iter().filter(|other| *other != number) {
+                self.node(*other, group).sql(&format!(
+                    "SELECT spock.sub_add_repset(sub_name, '{set}') FROM spock.subscription JOIN spock.node
+                         ON node_id = sub_origin WHERE node_name = {}",
+                    quote_literal(node.name())
+                ));
+                // The worker starts again with the other sets.
+                let active = "SELECT count(*) FROM pg_replication_slots WHERE active";
+                let others = (members.len() - 1).to_string();
+                node.server().wait_for(active, &others);
+            }
+        }
+        if let (Some(last), true) = (members.last(), members.len() > 1) {
+            self.node(*last, group).sql(&format!(
+                "SELECT spock.repset_remove_table('default', 'trial.marker'),
+                        spock.repset_add_table('of n{}', 'trial.marker')",
+                last + 1
+            ));
+        }
     }
 
     pub fn node(&self, number: usize, group: usize) -> Node<'_> {
