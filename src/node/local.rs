@@ -1,5 +1,6 @@
 //! The session on this server: SPI inside the running procedure.
 
+use super::queryable::Queryable;
 use super::{Procedure, procedure};
 use crate::error::Result;
 use crate::libpq::{Rows, wait};
@@ -34,6 +35,12 @@ impl Local {
     /// Runs and commits one statement with the rights of `owner` and no others.
     pub fn query_as(&self, owner: u32, search_path: &str, sql: &str) -> Result<Rows> {
         self.act_as(owner, search_path, || procedure::run(sql, &[], false))
+    }
+}
+
+impl Queryable for &Local {
+    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.query(sql, params)
     }
 }
 

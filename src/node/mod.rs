@@ -4,6 +4,7 @@ mod local;
 mod mode;
 mod procedure;
 mod query;
+mod queryable;
 mod reader;
 pub mod server;
 mod session;
@@ -12,7 +13,8 @@ mod statement;
 pub use local::{Local, own_database};
 pub use mode::Mode;
 pub use procedure::{HiddenContext, Procedure, hide_statement, show_activity};
-pub use query::{Query, Queryable, Question};
+pub use query::{Query, Question};
+pub use queryable::Queryable;
 pub use reader::Reader;
 pub use session::{
     Session, ask, ask_all, ask_in_turn, ask_within, check_open, query_with_deadline,
@@ -49,5 +51,11 @@ impl Node {
             name: self.name.clone(),
             dsn: self.dsn.clone(),
         }
+    }
+}
+
+impl Queryable for Node {
+    fn run(&mut self, sql: &str, params: &[&str]) -> crate::error::Result<crate::libpq::Rows> {
+        self.query(sql, params)
     }
 }

@@ -1,9 +1,10 @@
 //! Statements whose rows are values of a type, so that what is asked and what is read stand side by side.
 
+use super::Node;
+use super::queryable::Queryable;
 use super::statement::{Ask, Statement};
-use super::{Local, Node, Session};
 use crate::error::{Error, Result};
-use crate::libpq::{Conn, Row, Rows};
+use crate::libpq::{Row, Rows};
 
 /// A statement, and how a row of its answer is read.
 pub struct Query<T> {
@@ -17,41 +18,6 @@ impl<T> Clone for Query<T> {
             statement: self.statement.clone(),
             read: self.read,
         }
-    }
-}
-
-/// What runs a statement: a node, or a session that is of no node of the run.
-pub trait Queryable {
-    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows>;
-}
-
-impl Queryable for Node {
-    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        self.query(sql, params)
-    }
-}
-
-impl Queryable for Session {
-    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        self.query(sql, params)
-    }
-}
-
-impl Queryable for Conn {
-    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        self.query(sql, params)
-    }
-}
-
-impl<Q: Queryable> Queryable for &mut Q {
-    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        (**self).run(sql, params)
-    }
-}
-
-impl Queryable for &Local {
-    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        self.query(sql, params)
     }
 }
 

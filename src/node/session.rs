@@ -1,6 +1,7 @@
 //! A session on a node: over libpq, or SPI where the node is this server.
 
 use super::query::Question;
+use super::queryable::Queryable;
 use super::statement::{Ask, Statement};
 use super::{Local, Member, Node, Reader};
 use crate::error::{Error, Result};
@@ -29,6 +30,12 @@ impl Session {
             Self::Remote(conn) => conn.is_usable(),
             Self::Local(_) | Self::Reader(_) => true,
         }
+    }
+}
+
+impl Queryable for Session {
+    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.query(sql, params)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Statements apart from the sessions they run on, so that one can be sent to many nodes at once.
 
-use super::{Node, Queryable};
+use super::Node;
+use super::queryable::Queryable;
 use crate::error::Result;
 use crate::libpq::Rows;
 
