@@ -713,29 +713,30 @@ impl<'a> Scene<'a> {
         None
     }
 
-    /// An application with a session for each write, as long as the node takes it. What it is told is committed, while the
-    /// others still subscribe to the node, has to get to them.
+    /// An application that writes as fast as it can, and begins anew when its session is ended, as long as the node takes
+    /// it. What it is told is committed, while the others still subscribe to the node, has to get to them.
     fn come_back(&self) -> Result<(), String> {
         let leaves = self.world.members(self.group).contains(&self.subject);
         if !leaves || self.world.dead().contains(&self.subject) {
             return Ok(());
         }
         let mut others = self.others()?;
+        let mut session = None;
         while self.call.lock().unwrap().is_some() {
             let write = "INSERT INTO trial.marker VALUES (gen_random_uuid()) RETURNING token";
-            let written = match self
-                .application()
-                .and_then(|mut client| rows_of(&mut client, write))
-            {
-                Ok(written) => written,
+            let taken = session.take().map_or_else(|| self.application(), Ok);
+            let written = taken.and_then(|mut client| {
+                let written = rows_of(&mut client, write)?;
+                session = Some(client);
+                Ok(written)
+            });
+            match written {
+                Ok(_) if !self.is_subscribed(&mut others)? => break,
+                Ok(written) => self.owes(written.into_iter().flatten()),
                 Err(e) if e.contains("25006") => break,
                 // The session was ended, as all others.
-                Err(_) => continue,
-            };
-            if !self.is_subscribed(&mut others)? {
-                break;
+                Err(_) => {}
             }
-            self.owes(written.into_iter().flatten());
         }
         Ok(())
     }
