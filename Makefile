@@ -1,7 +1,7 @@
 # Every target works from a fresh clone: tools/setup installs what is missing, tools/env finds it.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-core test-spock test-faults test-setup demo demo-down demo-crash trial bench-join bench-recover lint typecheck clean
+.PHONY: help setup build install test test-core test-spock test-faults test-setup demo demo-down demo-crash trial bench-join bench-recover bench-wan lint typecheck clean
 
 export RUST_TEST_THREADS ?= 2
 
@@ -57,6 +57,9 @@ bench-recover: install ## Time a recovery beside PostgreSQL's own apply worker; 
 
 bench-join: install ## Time a join; SCALE=N for N times 100 MB
 	@. tools/env; cargo run --release -p lab -- bench-join $(ARGS)
+
+bench-wan: install ## Time calls between servers that are far from each other
+	@. tools/env; cargo run --release -p lab -- bench-wan $(ARGS)
 
 lint: setup ## Check the formatting, and run clippy, on core/ and lab/ too
 	@cargo fmt --version >/dev/null && cargo clippy --version >/dev/null || rustup component add rustfmt clippy
