@@ -1,9 +1,10 @@
 //! What happens beside the calls of a trial: a table of actions. One more is one row here.
 
-use super::schedule::{Engine, Pick};
-use super::world::{Node, World, rows_of};
+use super::change::change_beside;
+use super::shape::{Engine, Pick};
+use super::world::{Node, Underway, World, rows_of};
 use lab::Server;
-use lab::postgres::{CancelToken, Client, NoTls};
+use lab::postgres::{Client, NoTls};
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,15 +47,6 @@ pub struct Scene<'a> {
     pub call: Mutex<Option<Underway>>,
     /// A second call with the same arguments succeeded.
     pub second_succeeded: AtomicBool,
-}
-
-/// A CALL that runs.
-#[derive(Clone)]
-pub struct Underway {
-    pub on: usize,
-    pub pid: i32,
-    pub cancel: CancelToken,
-    pub text: String,
 }
 
 use Engine::{Native, Spock};
@@ -210,7 +202,7 @@ pub const ACTIONS: &[Action] = &[
         run: |s, p| {
             if !s
                 .world
-                .schedule
+                .shape
                 .kinds
                 .iter()
                 .any(|kind| kind.name == "hash partitions")
@@ -465,7 +457,7 @@ pub const ACTIONS: &[Action] = &[
             let Some(other) = (0..s.world.groups.len()).find(|group| *group != s.group) else {
                 return Ok(());
             };
-            super::calls::change_beside(s.world, other, p)
+            change_beside(s.world, other, p)
         },
     },
     Action {

@@ -1,8 +1,7 @@
 //! What has to be so when a step is over and everything has come to rest.
 
-use super::actions::Judged;
 use super::ledger::Rows;
-use super::schedule::{Engine, Step};
+use super::shape::Engine;
 use super::world::{Node, PASSWORD, World, rows_of};
 use super::writer::LANE;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,8 +57,9 @@ pub fn members_are_quiet(world: &World, group: usize, leaving: Option<usize>) {
     }
 }
 
-/// Judges a group, and takes what it finds as the state from now on. `subject` is who joined or left.
-pub fn judge(world: &World, group: usize, subject: usize, step: &Step) {
+/// Judges a group, and takes what it finds as the state from now on. `subject` is who joined or left; `ddl` says that
+/// statements on tables may have met those of the writers.
+pub fn judge(world: &World, group: usize, subject: usize, ddl: bool) {
     let unfinished: Vec<_> = match group {
         0 => vec![],
         _ => std::mem::take(&mut *world.unfinished.lock().unwrap()),
@@ -71,7 +71,7 @@ pub fn judge(world: &World, group: usize, subject: usize, step: &Step) {
     world.wait_commits(group, 3);
     world.stop_writers(group, None);
     world.heal();
-    writes_succeeded(world, group, subject, step);
+    writes_succeeded(world, group, subject, ddl);
     members_are_quiet(world, group, None);
     owed_is_there(world, group);
     members_are_equal(world, group);
@@ -82,12 +82,8 @@ pub fn judge(world: &World, group: usize, subject: usize, step: &Step) {
     }
 }
 
-fn writes_succeeded(world: &World, group: usize, subject: usize, step: &Step) {
+fn writes_succeeded(world: &World, group: usize, subject: usize, ddl: bool) {
     let disturbed = world.disturbed();
-    let ddl = step
-        .beside
-        .iter()
-        .any(|beside| beside.action.judged == Judged::MayEndTheCall);
     for (number, report) in world.take_reports(group) {
         if disturbed.contains(&number) {
             continue;
@@ -211,7 +207,7 @@ fn ledgers_hold(world: &World, group: usize) {
     let members = world.members(group);
     let node = world.node(members[0], group);
     let mut found: BTreeMap<usize, Rows> = BTreeMap::new();
-    for (kind, of) in world.schedule.kinds.iter().enumerate() {
+    for (kind, of) in world.shape.kinds.iter().enumerate() {
         for row in node.rows(of.read) {
             let (number, version): (i64, i32) = match (row[0].parse(), row[1].parse()) {
                 (Ok(number), Ok(version)) => (number, version),
@@ -276,7 +272,7 @@ fn nothing_is_left(world: &World, group: usize) {
         }
     };
     let dead = world.dead();
-    for number in (0..world.schedule.servers).filter(|number| !dead.contains(number)) {
+    for number in (0..world.shape.servers).filter(|number| !dead.contains(number)) {
         let node = world.node(number, group);
         let is_member = members.contains(&number);
         let names = match node.try_rows(names) {
@@ -291,7 +287,7 @@ fn nothing_is_left(world: &World, group: usize) {
                 name.split(|c: char| !c.is_ascii_alphanumeric())
                     .any(|word| word == other)
             };
-            let gone: Vec<usize> = (0..world.schedule.servers)
+            let gone: Vec<usize> = (0..world.shape.servers)
                 .filter(|n| !members.contains(n) && of(*n))
                 .collect();
             if is_member && !gone.is_empty() || !is_member && !name.starts_with("node ") {
@@ -318,7 +314,7 @@ fn nothing_is_left(world: &World, group: usize) {
 
 /// What the logs of the servers may not say.
 pub fn logs_are_clean(world: &World) {
-    for number in 0..world.schedule.servers {
+    for number in 0..world.shape.servers {
         let server = world.server(number);
         for line in server.log().lines() {
             let crashed = line.contains("was terminated by signal 11")

@@ -2,10 +2,12 @@
 //! a round is over, every commit that was acknowledged has to be on every member exactly once.
 
 mod actions;
-mod calls;
+mod change;
 mod judge;
 mod ledger;
+mod play;
 mod schedule;
+mod shape;
 mod tables;
 mod world;
 mod writer;
@@ -14,7 +16,8 @@ use crate::Options;
 use lab::spock;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use schedule::{Engine, Schedule, schedules};
+use schedule::{Schedule, schedules};
+use shape::Engine;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -102,14 +105,14 @@ impl Failed {
 
 /// Plays a schedule with a cluster of its own.
 fn play(schedule: &Schedule, seed: u64) -> Result<(), Failed> {
-    let world = catch_unwind(|| World::start(schedule, seed)).map_err(|panic| Failed {
+    let world = catch_unwind(|| World::start(&schedule.shape, seed)).map_err(|panic| Failed {
         wrong: vec![said(&*panic)],
         log: vec![],
         logs: vec![],
     })?;
     let played = catch_unwind(AssertUnwindSafe(|| {
         for step in &schedule.steps {
-            calls::play(&world, step);
+            play::play(&world, step);
             if !world.wrong.lock().unwrap().is_empty() {
                 return;
             }
@@ -123,7 +126,7 @@ fn play(schedule: &Schedule, seed: u64) -> Result<(), Failed> {
     if wrong.is_empty() {
         return Ok(());
     }
-    let servers = (0..schedule.servers).map(|number| world.server(number));
+    let servers = (0..schedule.shape.servers).map(|number| world.server(number));
     Err(Failed {
         wrong,
         log: world.log_lines(),
@@ -198,8 +201,8 @@ mod tests {
         for engine in [Engine::Native, Engine::Spock] {
             for round in 0..300 {
                 let schedule = schedule(engine, 1, round);
-                assert!((1..schedule.servers).contains(&schedule.members));
-                kinds.extend(schedule.kinds.iter().map(|kind| kind.name));
+                assert!((1..schedule.shape.servers).contains(&schedule.shape.members));
+                kinds.extend(schedule.shape.kinds.iter().map(|kind| kind.name));
                 let beside = schedule.steps.iter().flat_map(|step| &step.beside);
                 actions.extend(beside.map(|one| {
                     assert!(one.action.engines.contains(&engine));
@@ -221,7 +224,10 @@ mod tests {
         let smallest = tree.current();
         assert_eq!(smallest.steps.len(), 1);
         assert!(smallest.steps[0].beside.is_empty());
-        assert_eq!((smallest.kinds.len(), smallest.settings.len()), (1, 0));
-        assert!(!smallest.second_database && !smallest.recovery_slots);
+        assert_eq!(
+            (smallest.shape.kinds.len(), smallest.shape.settings.len()),
+            (1, 0)
+        );
+        assert!(!smallest.shape.second_database && !smallest.shape.recovery_slots);
     }
 }

@@ -1,56 +1,19 @@
 //! What happens in a trial, as a value: a seed gives it, it can be printed, and it can be made smaller.
 
 use super::actions::{ACTIONS, Action};
+use super::shape::{Call, Engine, Less, Pick, SETTINGS, Setting, Shape};
 use super::tables::{KINDS, Kind};
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use proptest::strategy::Union;
 use std::fmt;
 
-/// What the servers replicate with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
-    Native,
-    Spock,
-}
-
 /// A cluster, and what happens to it.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    pub engine: Engine,
-    pub servers: usize,
-    /// How many of them are a cluster at first.
-    pub members: usize,
-    /// Another database of the same servers is a cluster too, of nodes with the same names.
-    pub second_database: bool,
-    /// Each of the first members has a replication set of its own, which the others take.
-    pub own_sets: bool,
-    /// Every server has node workers, which keep recovery slots.
-    pub recovery_slots: bool,
-    pub kinds: Vec<&'static Kind>,
-    pub settings: Vec<Setting>,
+    pub shape: Shape,
     pub steps: Vec<Step>,
 }
-
-/// A setting of all servers, and its value.
-pub type Setting = (&'static str, &'static str);
-
-const SETTINGS: &[Setting] = &[
-    ("zodan.copy_jobs", "1"),
-    ("zodan.copy_jobs", "4"),
-    ("max_parallel_workers", "0"),
-    ("synchronous_commit", "off"),
-    ("datestyle", "German"),
-    ("bytea_output", "escape"),
-    ("default_transaction_isolation", "serializable"),
-    ("idle_in_transaction_session_timeout", "300ms"),
-    ("statement_timeout", "700ms"),
-    ("lock_timeout", "200ms"),
-    ("quote_all_identifiers", "on"),
-    ("extra_float_digits", "0"),
-    ("row_security", "off"),
-    ("max_sync_workers_per_subscription", "0"),
-];
 
 /// One of our calls, and what happens beside it.
 #[derive(Clone, Debug)]
@@ -59,52 +22,12 @@ pub struct Step {
     pub beside: Vec<Beside>,
 }
 
-/// A call that changes the membership. The numbers choose among the nodes that there are then.
-#[derive(Clone, Debug)]
-pub enum Call {
-    Join {
-        new: Index,
-        source: Index,
-    },
-    /// A living node leaves; the CALL runs on itself or on another member.
-    Leave {
-        node: Index,
-        on: Index,
-    },
-    /// A node dies, the survivors are made equal, and it is removed.
-    Die {
-        node: Index,
-        on: Index,
-        /// One of the survivors had got nothing of it for a while.
-        lagging: bool,
-        /// A further member cannot be reached while the survivors are made equal, and one of the two has less of it too.
-        away: Option<Less>,
-    },
-}
-
-/// Who has less of a member that is away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Less {
-    /// The survivor that has less of the dead node.
-    Same,
-    /// The one that has more.
-    Other,
-}
-
 /// An action so many milliseconds after the beginning of the call. Its numbers choose nodes, tables and durations.
 #[derive(Clone, Debug)]
 pub struct Beside {
     pub at: u16,
     pub action: &'static Action,
     pub pick: Pick,
-}
-
-/// What an action chooses by.
-#[derive(Clone, Copy, Debug)]
-pub struct Pick {
-    pub node: Index,
-    pub table: Index,
-    pub duration: u16,
 }
 
 /// All trials on this engine.
@@ -144,7 +67,7 @@ pub fn schedules(engine: Engine, without: &[String]) -> BoxedStrategy<Schedule> 
                 settings,
                 steps,
             )| {
-                Schedule {
+                let shape = Shape {
                     engine,
                     servers,
                     members: 1 + members.index(servers - 1),
@@ -153,8 +76,8 @@ pub fn schedules(engine: Engine, without: &[String]) -> BoxedStrategy<Schedule> 
                     recovery_slots,
                     kinds,
                     settings,
-                    steps,
-                }
+                };
+                Schedule { shape, steps }
             },
         )
         .boxed()
@@ -187,30 +110,7 @@ fn step(actions: BoxedStrategy<&'static Action>) -> impl Strategy<Value = Step> 
 
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds: Vec<&str> = self.kinds.iter().map(|kind| kind.name).collect();
-        let settings: Vec<String> = self
-            .settings
-            .iter()
-            .map(|(n, v)| format!("{n} = {v}"))
-            .collect();
-        let mut with = vec![];
-        with.extend(self.recovery_slots.then(|| "recovery slots".to_owned()));
-        with.extend(self.own_sets.then(|| "sets of single nodes".to_owned()));
-        with.extend(self.second_database.then(|| "a second database".to_owned()));
-        with.extend(settings);
-        writeln!(
-            f,
-            "{:?}, {} servers, {} members at first; {}",
-            self.engine,
-            self.servers,
-            self.members,
-            if with.is_empty() {
-                "nothing else".into()
-            } else {
-                with.join(", ")
-            }
-        )?;
-        writeln!(f, "tables: {}", kinds.join(", "))?;
+        writeln!(f, "{}", self.shape)?;
         for (i, step) in self.steps.iter().enumerate() {
             writeln!(f, "{}. {}", i + 1, step.call)?;
             for beside in &step.beside {
@@ -230,42 +130,5 @@ impl fmt::Display for Schedule {
             }
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Call::Join { new, source } => write!(
-                f,
-                "a node joins ({}, {})",
-                new.index(100),
-                source.index(100)
-            ),
-            Call::Leave { node, on } => {
-                write!(f, "a node leaves ({}, {})", node.index(100), on.index(100))
-            }
-            Call::Die {
-                node,
-                on,
-                lagging,
-                away,
-            } => write!(
-                f,
-                "a node dies{}{} ({}, {})",
-                if *lagging {
-                    " that a survivor had not kept up with"
-                } else {
-                    ""
-                },
-                match away {
-                    Some(less) =>
-                        format!(" while another one is away, of which the {less:?} has less"),
-                    None => String::new(),
-                },
-                node.index(100),
-                on.index(100)
-            ),
-        }
     }
 }

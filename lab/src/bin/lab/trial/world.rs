@@ -1,10 +1,10 @@
 //! The servers of a trial, who is a member of what, and who was disturbed.
 
 use super::ledger::Ledger;
-use super::schedule::{Engine, Schedule};
+use super::shape::{Engine, Shape};
 use super::tables::ROLES;
 use super::writer::{Report, Task, Writer, commit_prepared, first_rows};
-use lab::postgres::{self, Client, NoTls, SimpleQueryMessage};
+use lab::postgres::{self, CancelToken, Client, NoTls, SimpleQueryMessage};
 use lab::server::Notice;
 use lab::{Network, Server, ServerOptions, explain, quote_literal, spock};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +44,7 @@ pub struct World {
     pub engine: Engine,
     pub network: Network,
     pub groups: Vec<Group>,
-    pub schedule: Schedule,
+    pub shape: Shape,
     seed: u64,
     log: Log,
     /// Servers whose sessions may have been lost since the last judgement.
@@ -109,6 +109,15 @@ pub struct Node<'a> {
     pub database: &'static str,
 }
 
+/// A CALL that runs.
+#[derive(Clone)]
+pub struct Underway {
+    pub on: usize,
+    pub pid: i32,
+    pub cancel: CancelToken,
+    pub text: String,
+}
+
 /// How a CALL ended.
 pub struct Outcome {
     pub took: Duration,
@@ -127,15 +136,15 @@ impl Outcome {
 }
 
 impl World {
-    pub fn start(schedule: &Schedule, seed: u64) -> World {
-        let engine = schedule.engine;
+    pub fn start(shape: &Shape, seed: u64) -> World {
+        let engine = shape.engine;
         let mut options = match engine {
             Engine::Native => ServerOptions::default(),
             Engine::Spock => spock::options(),
         };
         let mut preload = vec![];
         preload.extend((engine == Engine::Spock).then_some("spock"));
-        preload.extend(schedule.recovery_slots.then_some("zodan"));
+        preload.extend(shape.recovery_slots.then_some("zodan"));
         options = options
             .password(PASSWORD)
             .set("shared_preload_libraries", &preload.join(", "))
@@ -147,12 +156,12 @@ impl World {
             .set("logical_decoding_work_mem", "64kB")
             .set("deadlock_timeout", "200ms")
             .set("zodan.no_progress_timeout", "30s");
-        for (name, value) in &schedule.settings {
+        for (name, value) in &shape.settings {
             options = options.set(name, value);
         }
-        let network = Network::start(schedule.servers, |_| options.clone());
+        let network = Network::start(shape.servers, |_| options.clone());
         let mut databases = vec!["postgres"];
-        databases.extend(schedule.second_database.then_some("other"));
+        databases.extend(shape.second_database.then_some("other"));
         let world = World {
             engine,
             network,
@@ -163,7 +172,7 @@ impl World {
                     state: Mutex::default(),
                 })
                 .collect(),
-            schedule: schedule.clone(),
+            shape: shape.clone(),
             seed,
             log: Log {
                 began: Instant::now(),
@@ -173,7 +182,7 @@ impl World {
             crashed: AtomicBool::default(),
             disk_was_full: AtomicBool::default(),
             dead: Mutex::default(),
-            power: (0..schedule.servers).map(|_| Mutex::default()).collect(),
+            power: (0..shape.servers).map(|_| Mutex::default()).collect(),
             undo: Mutex::default(),
             wrong: Mutex::default(),
             owed: Mutex::default(),
@@ -181,7 +190,7 @@ impl World {
             made: Mutex::default(),
             unfinished: Mutex::default(),
         };
-        for number in 0..schedule.servers {
+        for number in 0..shape.servers {
             world.node(number, 0).sql(ROLES);
         }
         for group in 0..world.groups.len() {
@@ -193,7 +202,7 @@ impl World {
 
     /// Makes a cluster of the first servers, one join after the other, with the tables on the first.
     fn form(&self, group: usize) {
-        for number in 0..self.schedule.servers {
+        for number in 0..self.shape.servers {
             let node = self.node(number, group);
             if group > 0 {
                 self.node(number, 0)
@@ -203,11 +212,11 @@ impl World {
         }
         let first = self.node(0, group);
         first.sql("CREATE SCHEMA trial; CREATE TABLE trial.marker (token uuid PRIMARY KEY)");
-        for kind in &self.schedule.kinds {
+        for kind in &self.shape.kinds {
             first.sql(kind.create);
         }
         let mut ledger = Ledger::default();
-        first.sql(&first_rows(&self.schedule.kinds, 1, &mut ledger));
+        first.sql(&first_rows(&self.shape.kinds, 1, &mut ledger));
         let mut state = self.groups[group].state.lock().unwrap();
         state.members.insert(0);
         state.ledgers.insert(0, Arc::new(Mutex::new(ledger)));
@@ -217,12 +226,12 @@ impl World {
             first.sql(&format!("SELECT spock.node_create('n1', {dsn})"));
             first.sql(spock::ADD_ALL);
             // Spock starts workers in databases without it, which get in the way of others.
-            for number in 0..self.schedule.servers {
+            for number in 0..self.shape.servers {
                 self.node(number, 0)
                     .sql("ALTER DATABASE template1 WITH ALLOW_CONNECTIONS false");
             }
         }
-        for number in 1..self.schedule.members {
+        for number in 1..self.shape.members {
             let call = self.node(number, group).join_call(first);
             let outcome = self.node(number, group).call(&call, |_| {});
             if let Err((_, error)) = outcome.result {
@@ -233,7 +242,7 @@ impl World {
             }
             self.set_member(group, number, true);
         }
-        if self.schedule.own_sets {
+        if self.shape.own_sets {
             self.divide_into_sets(group);
         }
     }
@@ -305,7 +314,7 @@ impl World {
     /// Servers that are no members and can become one.
     pub fn spares(&self, group: usize) -> Vec<usize> {
         let (members, dead) = (self.members(group), self.dead());
-        (0..self.schedule.servers)
+        (0..self.shape.servers)
             .filter(|number| !members.contains(number) && !dead.contains(number))
             .collect()
     }
@@ -374,7 +383,7 @@ impl World {
     pub fn heal(&self) {
         self.network.heal();
         let dead = self.dead();
-        for number in (0..self.schedule.servers).filter(|number| !dead.contains(number)) {
+        for number in (0..self.shape.servers).filter(|number| !dead.contains(number)) {
             let _power = self.power[number].lock().unwrap();
             let server = self.server(number);
             if !server.is_running() {
@@ -489,7 +498,7 @@ impl World {
         let dead = self.dead();
         let groups = 0..self.groups.len();
         groups
-            .flat_map(|group| (0..self.schedule.servers).map(move |number| (group, number)))
+            .flat_map(|group| (0..self.shape.servers).map(move |number| (group, number)))
             .filter(|(_, number)| !dead.contains(number))
             .collect()
     }
@@ -510,7 +519,7 @@ impl World {
             let ledger = state.ledgers.entry(number).or_default().clone();
             let task = Task {
                 connect: Box::new(move || config.connect(NoTls)),
-                kinds: self.schedule.kinds.clone(),
+                kinds: self.shape.kinds.clone(),
                 lane: number as i64 + 1,
                 ledger,
                 seed,
