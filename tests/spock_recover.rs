@@ -5,7 +5,8 @@ mod common;
 use common::assert_failed;
 use common::engines::On;
 use common::recovery::{recover, remove};
-use lab::{Server, assert_same_content, spock, wait_quiet};
+use common::removal::remove_by_force;
+use lab::{Cluster, Server, assert_same_content, spock, wait_quiet};
 
 fn assert_equal(nodes: &[&Server]) {
     wait_quiet(nodes);
@@ -84,4 +85,69 @@ fn recovery_is_refused_when_the_target_lacks_the_extension() {
     n2.sql("CREATE EXTENSION zodan");
     recover(n3, "n1");
     assert_equal(&[n2, n3]);
+}
+
+/// n1 is dead. n2 has applied all of it, most of it after its last checkpoint, and has crashed too. n3 has less.
+fn two_crashed() -> Option<Cluster> {
+    spock::announced()?;
+    let cluster = On::Spock.mesh(3);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    let insert = |from: i32, to: i32, on: &[&Server]| {
+        n1.sql(&format!(
+            "INSERT INTO crash_test SELECT i, 'row', NULL FROM generate_series({from}, {to}) i"
+        ));
+        for node in on {
+            node.wait_for("SELECT count(*) FROM crash_test", &to.to_string());
+        }
+    };
+    insert(1, 10, &[n2, n3]);
+    n2.sql("CHECKPOINT");
+    insert(11, 20, &[n2, n3]);
+    On::Spock.suspend(n3, n1);
+    insert(21, 30, &[n2]);
+    n1.crash();
+    n2.crash();
+    n2.boot();
+    wait_quiet(&[n2, n3]);
+    Some(cluster)
+}
+
+/// Spock itself does not know it any more.
+#[test]
+fn recovery_takes_what_a_survivor_has_that_crashed_too() {
+    let Some(cluster) = two_crashed() else {
+        return;
+    };
+    let (n2, n3) = (cluster.n(2), cluster.n(3));
+    recover(n3, "n1");
+    assert_eq!(n3.value("SELECT count(*) FROM crash_test"), "30");
+    assert_equal(&[n2, n3]);
+    remove(n2, "n1");
+}
+
+/// After one more start, nothing tells a position that the crash has left from one that a former node of the name has.
+#[test]
+fn recovery_is_refused_when_a_restart_hides_what_a_crash_has_left() {
+    let Some(cluster) = two_crashed() else {
+        return;
+    };
+    let (n2, n3) = (cluster.n(2), cluster.n(3));
+    n2.restart();
+    wait_quiet(&[n2, n3]);
+    for (call, hint) in [
+        (
+            "CALL spock.recover_run('n1')",
+            "CALL spock.remove_node('n1', force := true)",
+        ),
+        ("CALL spock.remove_node('n1')", "go on with force := true"),
+    ] {
+        assert_failed(
+            &n3.sql_error(call),
+            "55000",
+            "node \"n2\" has crashed and applied nothing of \"n1\" since, so it is unknown whether it has it up to ",
+            hint,
+        );
+    }
+    assert_eq!(n3.value("SELECT count(*) FROM crash_test"), "20");
+    remove_by_force(n3, "n1");
 }

@@ -114,6 +114,7 @@ mod tests {
             working: true,
             errors: 0,
             applied,
+            perhaps_applied: None,
             skipped_change: None,
         };
         let found = |applied: Option<u64>, end: Option<u64>| {

@@ -3,7 +3,7 @@
 use super::Path;
 use crate::error::Result;
 use crate::libpq::Row;
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, Position};
 use crate::node::{Query, Statement};
 
 /// A subscription as its subscriber sees it.
@@ -17,6 +17,8 @@ pub struct SubscriptionState {
     pub errors: u64,
     /// The last position of the provider that has been applied.
     pub applied: Option<Lsn>,
+    /// A later position that may be the right one, where a crash has left it open.
+    pub perhaps_applied: Option<Lsn>,
     /// Why the last change was not applied that its worker gave up for good, if it ever did.
     pub skipped_change: Option<String>,
 }
@@ -27,6 +29,15 @@ impl SubscriptionState {
         self.applied.unwrap_or(Lsn::ZERO)
     }
 
+    /// Why it is not known what `subscriber` has applied of `provider`, if it is not.
+    pub fn unknown_progress(&self, subscriber: &str, provider: &str) -> Option<String> {
+        let perhaps = Position::new(provider, self.perhaps_applied?);
+        let certain = Position::new(provider, self.progress());
+        Some(format!(
+            "node \"{subscriber}\" has crashed and applied nothing of \"{provider}\" since, so it is unknown whether it has it up to {certain} or up to {perhaps}"
+        ))
+    }
+
     /// From columns that are named like the fields.
     pub fn read(row: &Row) -> Result<Self> {
         Ok(Self {
@@ -35,6 +46,7 @@ impl SubscriptionState {
             working: row.get("working")?,
             errors: row.get("errors")?,
             applied: row.get("applied")?,
+            perhaps_applied: row.get("perhaps_applied")?,
             skipped_change: row.get("skipped_change")?,
         })
     }

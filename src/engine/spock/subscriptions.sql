@@ -3,7 +3,9 @@ SELECT s.sub_name AS name, s.sub_enabled AS enabled,
        AND EXISTS (SELECT FROM pg_stat_activity a, pg_database d
                     WHERE d.datname = current_database()
                       AND a.backend_type = format('spock apply %s:%s', d.oid, s.sub_id)) AS working,
-       0 AS errors, o.remote_lsn AS applied,
+       0 AS errors,
+       CASE WHEN c.is_later AND c.is_its_own THEN c.remote_lsn ELSE o.remote_lsn END AS applied,
+       CASE WHEN NOT (c.is_later AND c.is_its_own) THEN c.remote_lsn END AS perhaps_applied,
        (SELECT concat_ws(': ', nullif(concat_ws(' ', e.operation, e.table_schema || '.' || e.table_name), ''),
                          e.error_message)
           FROM spock.exception_log e
@@ -17,4 +19,18 @@ SELECT s.sub_name AS name, s.sub_enabled AS enabled,
   JOIN spock.local_node l ON l.node_id = s.sub_target
   LEFT JOIN spock.sub_show_status() t ON t.subscription_name = s.sub_name
   LEFT JOIN pg_replication_origin_status o ON o.external_id = s.sub_slot_name
+  -- Spock commits as the node that the transaction is from, not as the subscription. So a crash leaves the origin of the
+  -- subscription at the last checkpoint, and recovery finds what was applied since under the number of the node, where no
+  -- origin has a name. It is of this subscription if no other can have come there, and of this life of the server unless
+  -- neither has a local position.
+  LEFT JOIN LATERAL (
+       SELECT n.remote_lsn, n.local_lsn > coalesce(o.local_lsn, '0/0') AS is_later,
+              (SELECT count(*) FROM spock.subscription x WHERE x.sub_origin = s.sub_origin) = 1
+              AND NOT EXISTS (SELECT FROM spock.subscription x WHERE cardinality(x.sub_forward_origins) > 0)
+              AND NOT EXISTS (SELECT FROM pg_replication_origin r
+                               WHERE r.roname ~ '^spk_'
+                                 AND r.roname NOT IN (SELECT x.sub_slot_name FROM spock.subscription x)) AS is_its_own
+         FROM pg_replication_origin_status n
+        WHERE n.external_id IS NULL AND n.local_id::bigint = s.sub_origin::bigint & 65535
+          AND n.remote_lsn > coalesce(o.remote_lsn, '0/0') AND n.local_lsn >= coalesce(o.local_lsn, '0/0')) c ON true
  ORDER BY s.sub_name

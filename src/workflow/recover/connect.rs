@@ -329,6 +329,19 @@ impl Recovery {
     pub fn plan(&mut self) -> Result<Vec<MissingRange>> {
         let failed = self.request.failed.clone();
         let states = self.inbound(&failed)?;
+        for inbound in states.iter().flatten() {
+            let subscriber = &inbound.path.subscriber;
+            if let Some(unknown) = inbound.state.unknown_progress(subscriber, &failed) {
+                return Err(Error::refused(
+                    SqlState::NOT_IN_PREREQUISITE_STATE,
+                    unknown,
+                    format!(
+                        "SELECT * FROM spock.verify_nodes() tells where the survivors differ. Make them equal by hand, then CALL spock.remove_node({}, force := true).",
+                        crate::quote::literal(&failed)
+                    ),
+                ));
+            }
+        }
         if states.iter().any(|states| states.len() > 1) {
             return self.plan_of_several(states);
         }

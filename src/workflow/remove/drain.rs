@@ -205,6 +205,9 @@ impl Removal {
             let from = unfinished(node)?.remove(&self.target);
             unfinished_from.extend(from.map(|lsn| (node.name.clone(), lsn)));
         }
+        if self.is_progress_unknown()? {
+            return Ok(());
+        }
         loop {
             let have = self.what_survivors_have(&unfinished_from)?;
             let parts: BTreeSet<&str> = have.iter().map(|has| has.part.as_str()).collect();
@@ -270,6 +273,26 @@ impl Removal {
             ending.wait(survivor)?;
         }
         journal.passed("nobody applies anything of it any more")
+    }
+
+    /// Whether the removal is forced although a survivor does not know what it has of the dead node.
+    fn is_progress_unknown(&mut self) -> Result<bool> {
+        let states = self.inbound_states()?;
+        let unknown = states.iter().flatten().find_map(|Inbound { path, state }| {
+            let state = state.as_ref()?;
+            state.unknown_progress(&path.subscriber, &self.target)
+        });
+        let Some(unknown) = unknown else {
+            return Ok(false);
+        };
+        if self.is_forced(&unknown) {
+            return Ok(true);
+        }
+        Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            unknown,
+            "SELECT * FROM spock.verify_nodes() tells where the survivors differ. Make them equal by hand, then go on with force := true.",
+        ))
     }
 
     /// How far each subscription of a survivor to the dead node has been applied.
