@@ -106,8 +106,11 @@ fn two_crashed() -> Option<Cluster> {
     On::Spock.suspend(n3, n1);
     insert(21, 30, &[n2]);
     n1.crash();
+    // Spock does not wait for its commits to reach the disk; this one does.
+    n2.sql("SELECT pg_logical_emit_message(true, 'test', 'flushed')");
     n2.crash();
     n2.boot();
+    assert_eq!(n2.value("SELECT count(*) FROM crash_test"), "30");
     wait_quiet(&[n2, n3]);
     Some(cluster)
 }
