@@ -232,8 +232,9 @@ impl Recovery {
             Doubt::Away(name) => (
                 format!("are left alone, since they are or may be of node \"{name}\", which is away"),
                 format!(
-                    "If \"{name}\" is dead, recover from its loss too: CALL spock.recover_run('{}'). Else they come when it is back.",
-                    name.replace('\'', "''")
+                    "If \"{name}\" is dead, recover from its loss too: CALL spock.recover_run('{}'). Else they come when it is back; what \"{}\" had deleted stays, and SELECT * FROM spock.verify_nodes() tells it then.",
+                    name.replace('\'', "''"),
+                    self.request.failed
                 ),
             ),
             Doubt::Undated => (
