@@ -53,6 +53,8 @@ pub struct World {
     crashed: AtomicBool,
     /// A server has had no room, and may have stopped for that with a PANIC.
     disk_was_full: AtomicBool,
+    /// Those whose processes have begun without room, and are started anew when there is some.
+    starved: Mutex<BTreeSet<usize>>,
     /// Servers that are down for good.
     dead: Mutex<BTreeSet<usize>>,
     /// Held while a server is stopped, started, frozen or killed at.
@@ -181,6 +183,7 @@ impl World {
             disturbed: Mutex::default(),
             crashed: AtomicBool::default(),
             disk_was_full: AtomicBool::default(),
+            starved: Mutex::default(),
             dead: Mutex::default(),
             power: (0..shape.servers).map(|_| Mutex::default()).collect(),
             undo: Mutex::default(),
@@ -345,6 +348,7 @@ impl World {
 
     pub fn disk_is_full(&self, number: usize) {
         self.disk_was_full.store(true, Ordering::SeqCst);
+        self.starved.lock().unwrap().insert(number);
         self.disturb(number);
     }
 
@@ -382,11 +386,12 @@ impl World {
     /// Puts right what actions have left: servers run, the network is whole, settings are as they were.
     pub fn heal(&self) {
         self.network.heal();
+        let starved = std::mem::take(&mut *self.starved.lock().unwrap());
         let dead = self.dead();
         for number in (0..self.shape.servers).filter(|number| !dead.contains(number)) {
             let _power = self.power[number].lock().unwrap();
             let server = self.server(number);
-            if !server.is_running() {
+            if starved.contains(&number) || !server.is_running() {
                 // Also a server that has ended by itself.
                 server.crash();
                 server.boot();
