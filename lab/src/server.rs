@@ -641,16 +641,13 @@ impl Server {
 
     /// A session under an `application_name` of its own, so that it can be told apart.
     pub fn client_named(&self, application_name: &str) -> Client {
-        self.config("postgres", self.database())
-            .application_name(application_name)
-            .connect(NoTls)
+        self.try_client(application_name)
             .unwrap_or_else(|e| panic!("cannot connect to {}: {}", self.name, explain(&e)))
     }
 
     /// [`Server::client_named`], where there may be none to be had.
     pub fn try_client(&self, application_name: &str) -> Result<Client, postgres::Error> {
-        self.config("postgres", self.database())
-            .application_name(application_name)
+        self.config_of(application_name, self.database())
             .connect(NoTls)
     }
 
@@ -984,7 +981,8 @@ fn send(pid: u32, signal: i32) {
     unsafe { libc::kill(pid.cast_signed(), signal) };
 }
 
-fn text_rows(messages: &[SimpleQueryMessage]) -> Vec<Vec<Option<String>>> {
+/// The rows of a simple query, as text.
+pub fn text_rows(messages: &[SimpleQueryMessage]) -> Vec<Vec<Option<String>>> {
     messages
         .iter()
         .filter_map(|message| match message {

@@ -4,8 +4,8 @@ use super::ledger::Ledger;
 use super::shape::{Engine, Shape};
 use super::tables::ROLES;
 use super::writer::{Report, Task, Writer, commit_prepared, first_rows};
-use lab::postgres::{self, CancelToken, Client, NoTls, SimpleQueryMessage};
-use lab::server::Notice;
+use lab::postgres::{self, CancelToken, Client, NoTls};
+use lab::server::{Notice, text_rows};
 use lab::{Network, Server, ServerOptions, explain, quote_literal, spock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,14 +15,17 @@ use std::time::{Duration, Instant};
 /// The password of all nodes. It may be in no log.
 pub const PASSWORD: &str = "tR1alHush4711";
 
-/// The settings of sessions of the trial itself, and of its CALLs: whose time nobody limits, to whom rows look the same
-/// everywhere, since a join carries the settings of a database, and whose text, with the
-/// password in it, the server does not log when it fails.
+/// The settings of sessions of the trial itself, and of its CALLs. Nobody limits their time. Rows look the same in all of
+/// them, although a join carries the settings of a database. The server does not log their text when it fails, which has
+/// the password in it.
 const SESSION: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name ~ '^[a-z_]+_timeout$' AND context = 'user';
     SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
     SET quote_all_identifiers = off; SET datestyle = ISO; SET intervalstyle = postgres; SET timezone = 'UTC';
     SET extra_float_digits = 3; SET bytea_output = hex;
     SET log_min_error_statement = panic";
+
+/// The only table without a key on Spock.
+const KEYLESS: &str = "trial.keyless";
 
 /// A cluster in one database of the servers.
 pub struct Group {
@@ -49,7 +52,7 @@ pub struct World {
     log: Log,
     /// Servers whose sessions may have been lost since the last judgement.
     disturbed: Mutex<BTreeSet<usize>>,
-    /// A server of this trial has crashed.
+    /// A server of this trial has crashed and come back.
     crashed: AtomicBool,
     /// A server has had no room, and may have stopped for that with a PANIC.
     disk_was_full: AtomicBool,
@@ -336,20 +339,25 @@ impl World {
 
     /// Writers who fail there from now on are not to blame anybody.
     pub fn disturb(&self, number: usize) {
-        self.crashed.store(true, Ordering::SeqCst);
         self.disturbed.lock().unwrap().insert(number);
     }
 
-    /// Spock 6.0.0 and 5.0.11 apply a few transactions once more after a crash of the subscriber, without any of our
-    /// calls. Where a table has a key that changes nothing; one without a key has their rows twice.
-    pub fn has_doubled_itself(&self) -> bool {
-        self.engine == Engine::Spock && self.crashed.load(Ordering::SeqCst)
+    /// A server is about to crash, and comes back.
+    pub fn crashes(&self, number: usize) {
+        self.crashed.store(true, Ordering::SeqCst);
+        self.disturb(number);
+    }
+
+    /// Whether rows of `table` may be there more than once: Spock 6.0.0 and 5.0.11 apply a few transactions once more after
+    /// a crash of the subscriber, without any of our calls. Where a table has a key that changes nothing.
+    pub fn may_double(&self, table: &str) -> bool {
+        table == KEYLESS && self.engine == Engine::Spock && self.crashed.load(Ordering::SeqCst)
     }
 
     pub fn disk_is_full(&self, number: usize) {
         self.disk_was_full.store(true, Ordering::SeqCst);
         self.starved.lock().unwrap().insert(number);
-        self.disturb(number);
+        self.crashes(number);
     }
 
     pub fn disk_was_full(&self) -> bool {
@@ -364,15 +372,13 @@ impl World {
         self.disturbed.lock().unwrap().clear();
     }
 
-    /// Does something to a server that runs, while nobody else does. False if it is down.
-    pub fn with_power(&self, number: usize, what: impl FnOnce(&Server)) -> bool {
+    /// Does something to a server, if it runs, while nobody else does.
+    pub fn with_power(&self, number: usize, what: impl FnOnce(&Server)) {
         let _power = self.power[number].lock().unwrap();
         let server = self.server(number);
-        let runs = server.is_running();
-        if runs {
+        if server.is_running() {
             what(server);
         }
-        runs
     }
 
     /// A server dies for good.
@@ -528,7 +534,6 @@ impl World {
                 lane: number as i64 + 1,
                 ledger,
                 seed,
-                prepares: true,
             };
             state.writers.insert(number, Writer::start(task));
         }
@@ -735,13 +740,9 @@ fn create(table: &str) -> String {
 /// The rows of a query as text.
 pub fn rows_of(client: &mut Client, sql: &str) -> Result<Vec<Vec<String>>, String> {
     let messages = client.simple_query(sql).map_err(|e| explain(&e))?;
-    let row = |message: &SimpleQueryMessage| match message {
-        SimpleQueryMessage::Row(row) => Some(
-            (0..row.len())
-                .map(|i| row.get(i).unwrap_or("NULL").to_owned())
-                .collect(),
-        ),
-        _ => None,
-    };
-    Ok(messages.iter().filter_map(row).collect())
+    let text = |value: Option<String>| value.unwrap_or_else(|| "NULL".into());
+    let rows = text_rows(&messages).into_iter();
+    Ok(rows
+        .map(|row| row.into_iter().map(text).collect())
+        .collect())
 }

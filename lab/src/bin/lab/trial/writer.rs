@@ -61,8 +61,6 @@ pub struct Task {
     pub lane: i64,
     pub ledger: Arc<Mutex<Ledger>>,
     pub seed: u64,
-    /// Whether it uses prepared transactions.
-    pub prepares: bool,
 }
 
 impl Writer {
@@ -258,7 +256,7 @@ impl Session {
                         self.run("ROLLBACK")?;
                         return Ok(false);
                     }
-                    Form::Prepared if self.task.prepares => {
+                    Form::Prepared => {
                         self.prepared += 1;
                         let id = format!("trial_{:x}_{}", self.task.seed, self.prepared);
                         *committing = true;
