@@ -76,6 +76,15 @@ enum Run {
     Cluster(fn(&ObservedCluster, &mut Check) -> Result<()>),
 }
 
+/// A row of the table for tests, without the function.
+#[cfg(test)]
+struct Defined {
+    name: &'static str,
+    stage: Stage,
+    severity: Severity,
+    kind: &'static str,
+}
+
 /// Makes the table, and for tests, which are linked without a server, the same without the functions.
 macro_rules! checks {
     ($($stage:ident $severity:ident $name:literal, $wanted:expr, $kind:ident $(($run:path))?;)+) => {
@@ -91,7 +100,12 @@ macro_rules! checks {
         }),+];
 
         #[cfg(test)]
-        const DEFINED: &[(&str, Stage, Severity)] = &[$(($name, Stage::$stage, Severity::$severity)),+];
+        const DEFINED: &[Defined] = &[$(Defined {
+            name: $name,
+            stage: Stage::$stage,
+            severity: Severity::$severity,
+            kind: stringify!($kind),
+        }),+];
     };
 }
 
@@ -282,13 +296,15 @@ mod tests {
     ];
     const CLUSTER: [Stage; 2] = [Stage::Cluster, Stage::EveryMember];
 
+    fn of_stages(stages: &[Stage]) -> impl Iterator<Item = &'static Defined> {
+        let of_stages = |row: &&Defined| stages.contains(&row.stage);
+        DEFINED.iter().filter(of_stages)
+    }
+
     fn named(stages: &[Stage]) -> BTreeSet<(&'static str, &'static str)> {
-        let of_stages = DEFINED
-            .iter()
-            .filter(|(_, stage, _)| stages.contains(stage));
-        let rows = of_stages.map(|(name, _, severity)| match severity {
-            Severity::Failure => (*name, "failure"),
-            Severity::Warning => (*name, "warning"),
+        let rows = of_stages(stages).map(|row| match row.severity {
+            Severity::Failure => (row.name, "failure"),
+            Severity::Warning => (row.name, "warning"),
         });
         rows.collect()
     }
@@ -328,10 +344,21 @@ mod tests {
     #[test]
     fn a_name_stands_for_one_check_at_a_time() {
         for stages in [&BEFORE_A_JOIN[..], &CLUSTER] {
-            let of_stages = DEFINED
-                .iter()
-                .filter(|(_, stage, _)| stages.contains(stage));
-            assert_eq!(named(stages).len(), of_stages.count());
+            assert_eq!(named(stages).len(), of_stages(stages).count());
+        }
+    }
+    /// One of another kind would never be made.
+    #[test]
+    fn every_check_is_of_the_kind_of_its_stage() {
+        for row in DEFINED {
+            let kind = match row.stage {
+                Stage::Gathering => "Gathering",
+                Stage::Membership | Stage::Requirements | Stage::Warnings => "Join",
+                Stage::EveryMember => "EveryMember",
+                Stage::Cluster => "Cluster",
+                Stage::Engine => panic!("{}: the checks of an engine are its own", row.name),
+            };
+            assert_eq!(row.kind, kind, "{}", row.name);
         }
     }
 }
