@@ -12,9 +12,9 @@ pub(super) const UNFINISHED: &str = "(SELECT roname, m[1] AS lsn, m[2] AS failed
                                       (SELECT oid FROM pg_database WHERE datname = current_database()))) m
     WHERE m IS NOT NULL) note";
 
-/// Notes on the node that from `from` on, a position of `failed`, it is being given what it lacks of `failed`, and may not have all that
-/// belongs to it. A replication origin that nobody uses, since there is a place for one on every node. An
-/// earlier note stays.
+/// Notes on the node that from `from` on, a position of `failed`, it is being given what it lacks of that node, and may
+/// not have all that belongs to it. A replication origin that nobody uses, since there is a place for one on every node.
+/// An earlier note stays.
 pub fn note_recovery(failed: &str, from: &Position) -> Result<Statement> {
     let lsn = from.of(failed)?;
     Ok(Statement::new(

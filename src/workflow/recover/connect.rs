@@ -243,6 +243,10 @@ impl Recovery {
     pub fn forget_finished(&mut self) -> Result<()> {
         let failed = self.request.failed.clone();
         let states = self.inbound(&failed)?;
+        // Nobody can be said to have all then.
+        if unknown_progress(&states, &failed).is_some() {
+            return Ok(());
+        }
         let mut most: BTreeMap<&str, Lsn> = BTreeMap::new();
         for inbound in states.iter().flatten() {
             let most = most.entry(&inbound.part).or_insert(Lsn::ZERO);
@@ -329,18 +333,15 @@ impl Recovery {
     pub fn plan(&mut self) -> Result<Vec<MissingRange>> {
         let failed = self.request.failed.clone();
         let states = self.inbound(&failed)?;
-        for inbound in states.iter().flatten() {
-            let subscriber = &inbound.path.subscriber;
-            if let Some(unknown) = inbound.state.unknown_progress(subscriber, &failed) {
-                return Err(Error::refused(
-                    SqlState::NOT_IN_PREREQUISITE_STATE,
-                    unknown,
-                    format!(
-                        "SELECT * FROM spock.verify_nodes() tells where the survivors differ. Make them equal by hand, then CALL spock.remove_node({}, force := true).",
-                        crate::quote::literal(&failed)
-                    ),
-                ));
-            }
+        if let Some(unknown) = unknown_progress(&states, &failed) {
+            return Err(Error::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                unknown,
+                format!(
+                    "SELECT * FROM spock.verify_nodes() tells where the survivors differ. Make them equal by hand, then CALL spock.remove_node({}, force := true).",
+                    crate::quote::literal(&failed)
+                ),
+            ));
         }
         if states.iter().any(|states| states.len() > 1) {
             return self.plan_of_several(states);
@@ -495,4 +496,12 @@ pub fn unknown(argument: &'static str, name: &str) -> Error {
         hint: "See spock.node or zodan.node.".into(),
         state: SqlState::UNDEFINED_OBJECT,
     }
+}
+
+/// Why it is not known what some survivor has applied of `provider`, if it is not.
+fn unknown_progress(states: &[Vec<Inbound>], provider: &str) -> Option<String> {
+    states.iter().flatten().find_map(|inbound| {
+        let subscriber = &inbound.path.subscriber;
+        inbound.state.unknown_progress(subscriber, provider)
+    })
 }

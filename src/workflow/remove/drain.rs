@@ -205,7 +205,7 @@ impl Removal {
             let from = unfinished(node)?.remove(&self.target);
             unfinished_from.extend(from.map(|lsn| (node.name.clone(), lsn)));
         }
-        if self.is_progress_unknown()? {
+        if self.goes_on_without_progress()? {
             return Ok(());
         }
         loop {
@@ -275,8 +275,9 @@ impl Removal {
         journal.passed("nobody applies anything of it any more")
     }
 
-    /// Whether the removal is forced although a survivor does not know what it has of the dead node.
-    fn is_progress_unknown(&mut self) -> Result<bool> {
+    /// Whether a survivor does not know what it has of the dead node, and the removal is forced in spite of it. An error
+    /// where it is not forced.
+    fn goes_on_without_progress(&mut self) -> Result<bool> {
         let states = self.inbound_states()?;
         let unknown = states.iter().flatten().find_map(|Inbound { path, state }| {
             let state = state.as_ref()?;
