@@ -256,7 +256,7 @@ pub fn change_beside(world: &World, group: usize, pick: Pick) -> Result<(), Stri
             .lock()
             .unwrap()
             .push(Box::new(move |world: &World| {
-                judge::members_are_quiet(world, group, Some(change.subject()));
+                judge::subscriptions_work(world, group, change.subject());
                 again(world, group, change);
             })),
     }

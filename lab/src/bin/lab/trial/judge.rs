@@ -14,14 +14,50 @@ const REST: Duration = Duration::from_secs(60);
 /// No write on a node that nobody disturbed takes longer.
 const SLOWEST_WRITE: Duration = Duration::from_secs(10);
 
-/// Waits until each member has what was committed on any of them before; `leaving` has no say, where there is one.
-pub fn members_are_quiet(world: &World, group: usize, leaving: Option<usize>) {
-    let members = world.members(group);
-    let dead = world.dead();
-    let alive: Vec<Node> = members
-        .iter()
-        .filter(|number| !dead.contains(number) && leaving != Some(**number))
-        .map(|number| world.node(*number, group))
+/// Waits until every subscription of a member is at work that is enabled and not to `subject`, who joins, leaves or is dead.
+/// A run that could not be undone may have left the source's apply paused until the next call.
+pub fn subscriptions_work(world: &World, group: usize, subject: usize) {
+    let idle = match world.engine {
+        Engine::Native => {
+            "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid
+              WHERE datname = current_database() AND subenabled AND subname ~ '^sub_' AND NOT EXISTS (
+                    SELECT FROM pg_stat_subscription w
+                     WHERE w.subid = s.oid AND w.pid IS NOT NULL AND w.received_lsn IS NOT NULL)"
+        }
+        Engine::Spock => {
+            "SELECT sub_name FROM spock.subscription s
+              WHERE sub_enabled AND NOT EXISTS (
+                    SELECT FROM pg_stat_activity a JOIN pg_database d ON d.datname = current_database()
+                     WHERE a.backend_type = format('spock apply %s:%s', d.oid, s.sub_id)
+                       AND a.wait_event IS NOT NULL)"
+        }
+    };
+    let to_subject = format!("sub_{}_", world.server(subject).name());
+    let others = world.members(group).into_iter().filter(|n| *n != subject);
+    let deadline = Instant::now() + REST;
+    for node in others.map(|number| world.node(number, group)) {
+        loop {
+            let mut waits = node.column(idle);
+            waits.retain(|name| !name.starts_with(&to_subject));
+            if waits.is_empty() {
+                break;
+            }
+            if Instant::now() > deadline {
+                world.blame(format!("{} does not apply by {waits:?}", node.name()));
+                world.log(&node.server().activity());
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Waits until each member has what was committed on any of them before.
+fn members_are_quiet(world: &World, group: usize) {
+    let alive: Vec<Node> = world
+        .members(group)
+        .into_iter()
+        .map(|number| world.node(number, group))
         .collect();
     let tokens: Vec<String> = alive
         .iter()
@@ -69,7 +105,7 @@ pub fn judge(world: &World, group: usize, subject: usize, ddl: bool) {
     world.stop_writers(group, None);
     world.heal();
     writes_succeeded(world, group, subject, ddl);
-    members_are_quiet(world, group, None);
+    members_are_quiet(world, group);
     owed_is_there(world, group);
     members_are_equal(world, group);
     ledgers_hold(world, group);

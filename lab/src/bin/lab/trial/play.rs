@@ -117,7 +117,7 @@ pub fn play(world: &World, step: &Step) {
         Some(_) if scene.second_succeeded.load(Ordering::SeqCst) => change.done(world, group),
         Some(_) => {
             world.finish_tables(group);
-            judge::members_are_quiet(world, group, Some(change.subject()));
+            judge::subscriptions_work(world, group, change.subject());
             again(world, group, change);
         }
         None => change.done(world, group),
