@@ -4,6 +4,7 @@
 mod common;
 
 use common::StopOnDrop;
+use common::recovery::keep;
 use lab::spock::{self, Mesh, Subscription};
 use lab::{Called, Cluster, Server, add_node, wait_quiet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -278,21 +279,26 @@ fn assert_nothing_of(gone: &str, nodes: &[&Server]) {
     }
 }
 
-/// Of what a node that dies has sent, each of two survivors lacks what one of its subscriptions would have brought.
-#[test]
-fn ten_recoveries_under_load_when_no_survivor_has_all() {
+/// Of what a node that dies has sent, each of two survivors lacks what one of its subscriptions would have brought. A
+/// recovery slot does not tell what came by which, so contents are compared; `slots` says whether there are any.
+fn ten_recoveries(slots: bool) {
     for _ in 0..10 {
         let Some(cluster) = cluster(3) else { return };
         let (n1, n2, n3) = (cluster.n(1), cluster.n(2), cluster.n(3));
-        under_load(&[n2, n3], || {
+        if slots {
+            keep(&[n1, n2, n3]);
+        }
+        let recovered = under_load(&[n2, n3], || {
             under_load(&[n1], || suspend(n2, n1, "n2_from_n1_more"));
             under_load(&[n1], || suspend(n3, n1, "n3_from_n1"));
             n1.crash();
-            let c = run(n2, "CALL spock.recover_run('n1')");
-            for n in c.notices {
-                eprintln!("NN {n}");
-            }
+            run(n2, "CALL spock.recover_run('n1')")
         });
+        let compared = recovered.notices.iter().any(|notice| {
+            let why = "several subscriptions to \"n1\", and it does not tell what came by which";
+            notice.message.contains("their contents are compared") && notice.message.contains(why)
+        });
+        assert!(compared, "{:?}", recovered.notices);
         wait_quiet(&[n2, n3]);
         assert_alike(&[n2, n3]);
         run(n3, "CALL spock.remove_node('n1')");
@@ -301,6 +307,16 @@ fn ten_recoveries_under_load_when_no_survivor_has_all() {
         assert_alike(&[n2, n3]);
         assert_nothing_of("n1", &[n2, n3]);
     }
+}
+
+#[test]
+fn ten_recoveries_under_load_when_no_survivor_has_all() {
+    ten_recoveries(false);
+}
+
+#[test]
+fn ten_recoveries_under_load_when_recovery_slots_are_kept() {
+    ten_recoveries(true);
 }
 
 #[test]
