@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 use std::cell::Cell;
 use std::ffi::{CStr, c_void};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// In the data directory.
 const NOTES: &str = "zodan";
@@ -61,21 +61,41 @@ pub fn keep(database: pg_sys::Oid) -> Result<()> {
     if is_noted(database) && noted_elsewhere(database).is_none() {
         return Ok(());
     }
-    write(database, &current()).map_err(|e| failed(&e))
+    replace(&note(database), &current()).map_err(|e| failed(&e))
 }
 
 /// Notes that it is not known whether this is the place: the launcher starts a node worker where there is a note.
 fn ask(database: pg_sys::Oid) -> Result<()> {
-    write(database, UNKNOWN).map_err(|e| failed(&e))
+    create(&note(database), UNKNOWN).map_err(|e| failed(&e))
 }
 
-fn write(database: pg_sys::Oid, place: &str) -> io::Result<()> {
-    std::fs::create_dir_all(NOTES)?;
-    let new = note(database).with_extension("new");
-    let mut file = std::fs::File::create(&new)?;
+/// Makes a note, or puts it in the place of one that is there.
+fn replace(note: &Path, place: &str) -> io::Result<()> {
+    std::fs::rename(stage(note, place)?, note)
+}
+
+/// Makes a note where there is none. The node worker may find out at this moment, and nobody would ask it again.
+fn create(note: &Path, place: &str) -> io::Result<()> {
+    let staged = stage(note, place)?;
+    // Unlike a rename, this leaves what is there.
+    let made = std::fs::hard_link(&staged, note);
+    std::fs::remove_file(staged)?;
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+/// Writes a file beside the note, one for each process: workers do so at the same time.
+fn stage(note: &Path, place: &str) -> io::Result<PathBuf> {
+    if let Some(directory) = note.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    let staged = note.with_extension(std::process::id().to_string());
+    let mut file = std::fs::File::create(&staged)?;
     file.write_all(place.as_bytes())?;
     file.sync_all()?;
-    std::fs::rename(new, note(database))
+    Ok(staged)
 }
 
 /// The database is not a cluster node any more.
@@ -167,4 +187,23 @@ unsafe fn is_node() -> bool {
         pg_sys::table_close(table, lock);
         found
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{UNKNOWN, create, replace};
+    use std::fs;
+
+    #[test]
+    fn question_does_not_replace_an_answer() {
+        let directory = std::env::temp_dir().join(format!("zodan-place-{}", std::process::id()));
+        let note = directory.join("5");
+        create(&note, UNKNOWN).unwrap();
+        assert_eq!(fs::read_to_string(&note).unwrap(), UNKNOWN);
+        replace(&note, "here").unwrap();
+        create(&note, UNKNOWN).unwrap();
+        assert_eq!(fs::read_to_string(&note).unwrap(), "here");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        fs::remove_dir_all(directory).unwrap();
+    }
 }
