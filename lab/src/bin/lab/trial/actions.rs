@@ -47,6 +47,8 @@ pub struct Scene<'a> {
     pub call: Mutex<Option<Underway>>,
     /// A second call with the same arguments succeeded.
     pub second_succeeded: AtomicBool,
+    /// When the node that joins has lost a subscription.
+    pub dropped: Mutex<Option<f64>>,
 }
 
 use Engine::{Native, Spock};
@@ -179,6 +181,16 @@ pub const ACTIONS: &[Action] = &[
                 }
                 None => s.on_table(p, "VACUUM FULL {t}"),
             }
+        },
+    },
+    Action {
+        name: "file swap as pg_repack makes it",
+        weight: 4,
+        engines: &[Native],
+        judged: MayEndTheCall,
+        run: |s, p| {
+            let copy = format!("trial.scratch_{}", s.world.number());
+            s.on_table(p, &REPACK.replace("{copy}", &copy))
         },
     },
     Action {
@@ -469,6 +481,13 @@ pub const ACTIONS: &[Action] = &[
         run: |s, p| s.suspend(p),
     },
     Action {
+        name: "operator who drops a subscription of the node that joins",
+        weight: 2,
+        engines: BOTH,
+        judged: MayEndTheCall,
+        run: |s, p| s.drop_subscription(p),
+    },
+    Action {
         name: "cancel",
         weight: 3,
         engines: BOTH,
@@ -645,6 +664,17 @@ pub const ACTIONS: &[Action] = &[
 /// A table that the new node of a join has got.
 const COPIED: &str = "SELECT oid::regclass FROM pg_class WHERE relkind = 'r' AND oid > 16384
     AND relnamespace = to_regnamespace('trial') ORDER BY oid LIMIT 1";
+
+/// What pg_repack does at its end: the table gets the file of a copy, and new indexes.
+const REPACK: &str = "BEGIN; LOCK TABLE {t} IN ACCESS EXCLUSIVE MODE;
+    CREATE TABLE {copy} (LIKE {t} INCLUDING STORAGE); INSERT INTO {copy} SELECT * FROM ONLY {t};
+    SET LOCAL allow_system_table_mods = on;
+    UPDATE pg_class c SET relfilenode = o.relfilenode, reltoastrelid = o.reltoastrelid FROM pg_class o
+     WHERE (c.oid, o.oid) IN (('{t}'::regclass, '{copy}'::regclass), ('{copy}'::regclass, '{t}'::regclass));
+    UPDATE pg_depend d SET refobjid = c.oid FROM pg_class c
+     WHERE c.oid IN ('{t}'::regclass, '{copy}'::regclass) AND d.classid = 'pg_class'::regclass
+       AND d.objid = c.reltoastrelid AND d.deptype = 'i';
+    DROP TABLE {copy}; REINDEX TABLE {t}; COMMIT";
 
 fn ms(n: u16) -> Duration {
     Duration::from_millis(n.into())
@@ -908,6 +938,39 @@ impl<'a> Scene<'a> {
         node.try_sql(&disable.replace("{s}", name))?;
         thread::sleep(ms(pick.duration));
         node.try_sql(&enable.replace("{s}", name))
+    }
+
+    /// Drops one that the node has been given, if it joins. Its slot stays with the provider.
+    fn drop_subscription(&self, pick: Pick) -> Result<(), String> {
+        if self.world.members(self.group).contains(&self.subject) {
+            return Ok(());
+        }
+        let (names, drop) = match self.world.engine {
+            Native => (
+                "SELECT quote_ident(subname) FROM pg_subscription JOIN pg_database d ON d.oid = subdbid
+                  WHERE datname = current_database() ORDER BY 1",
+                "SET default_transaction_read_only = off; ALTER SUBSCRIPTION {s} DISABLE;
+                 ALTER SUBSCRIPTION {s} SET (slot_name = NONE); DROP SUBSCRIPTION {s}",
+            ),
+            Spock => (
+                "SELECT sub_name FROM spock.subscription ORDER BY 1",
+                "SET default_transaction_read_only = off; SELECT spock.sub_drop('{s}')",
+            ),
+        };
+        let Some((node, _)) = self.wait_for(vec![self.subject], names) else {
+            return Ok(());
+        };
+        thread::sleep(ms(pick.duration / 8));
+        let names = node.try_rows(names)?;
+        if names.is_empty() || self.underway().is_none() {
+            return Ok(());
+        }
+        let name = &pick.table.get(&names)[0];
+        self.world
+            .log(&format!("{}: {name} is dropped", node.name()));
+        node.try_sql(&drop.replace("{s}", name))?;
+        *self.dropped.lock().unwrap() = Some(self.world.now());
+        Ok(())
     }
 
     /// SIGKILL for the process that a query names; the server then ends all sessions and recovers.

@@ -116,14 +116,14 @@ pub fn judge(world: &World, group: usize, subject: usize, ddl: bool) {
 }
 
 fn writes_succeeded(world: &World, group: usize, subject: usize, ddl: bool) {
-    let disturbed = world.disturbed();
+    let (disturbed, leaving) = (world.disturbed(), world.take_leaving(group));
     for (number, report) in world.take_reports(group) {
         if disturbed.contains(&number) {
             continue;
         }
         let excused = |code: &str| match code {
             // A node that leaves takes no writes any more, and its sessions are ended with that reason.
-            "25006" | "57P01" | "" => number == subject || group > 0,
+            "25006" | "57P01" | "" => number == subject || leaving.contains(&number),
             // A deadlock with one of the statements beside it: PostgreSQL picks either.
             "40P01" => ddl,
             _ => false,

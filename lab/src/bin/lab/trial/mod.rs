@@ -32,6 +32,9 @@ pub fn run(options: &Options) -> bool {
             None => return true,
         },
     };
+    if !world::has_clocks() {
+        println!("libfaketime is not installed: all servers have the same clock");
+    }
     let began = Instant::now();
     let time = Duration::from_secs(60 * options.minutes);
     let rounds = options.round.map_or(0..u64::MAX, |round| round..round + 1);
@@ -228,6 +231,7 @@ mod tests {
             (smallest.shape.kinds.len(), smallest.shape.settings.len()),
             (1, 0)
         );
-        assert!(!smallest.shape.second_database && !smallest.shape.recovery_slots);
+        let shape = &smallest.shape;
+        assert!(!shape.second_database && !shape.recovery_slots && !shape.tight && !shape.clocks);
     }
 }

@@ -33,12 +33,6 @@ pub fn play(world: &World, step: &Step) {
         survivors.retain(|other| *other != node && *other != on);
         let lags = survivors[0];
         let away = away.and_then(|less| Some((less, *survivors.get(1)?)));
-        if away.is_some() {
-            // While a member is away, a row that only a lagging survivor has may be of that one, whoever wrote it. It is
-            // left alone and told of, so what the dead node deletes would stay.
-            world.writer_only_inserts(group, node);
-            world.wait_commits(group, 2);
-        }
         if lagging || away.is_some() {
             suspend(&world.node(lags, group), &world.node(node, group));
         }
@@ -69,6 +63,7 @@ pub fn play(world: &World, step: &Step) {
         subject: change.subject(),
         call: Mutex::default(),
         second_succeeded: AtomicBool::new(false),
+        dropped: Mutex::default(),
     };
     let mut outcomes = Vec::new();
     thread::scope(|scope| {
@@ -118,6 +113,17 @@ pub fn play(world: &World, step: &Step) {
         Some(_) => {
             world.finish_tables(group);
             judge::subscriptions_work(world, group, change.subject());
+            again(world, group, change);
+        }
+        None if let Some(at) = *scene.dropped.lock().unwrap() => {
+            if at < world.last_look() {
+                world.blame("a node has joined without a subscription".into());
+            }
+            // All had been seen to work. The operator mends it by adding the node again.
+            change.done(world, group);
+            let (node, on) = (change.subject(), change.subject());
+            again(world, group, Change::Leave { node, on });
+            world.node(node, group).renew();
             again(world, group, change);
         }
         None => change.done(world, group),

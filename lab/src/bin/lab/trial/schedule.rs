@@ -46,6 +46,7 @@ pub fn schedules(engine: Engine, without: &[String]) -> BoxedStrategy<Schedule> 
         .collect();
     let second = if engine == Engine::Native { 0.3 } else { 0.0 };
     let own_sets = if engine == Engine::Spock { 0.4 } else { 0.0 };
+    let tight = if engine == Engine::Native { 0.2 } else { 0.0 };
     let settings: Vec<Setting> = SETTINGS.to_vec();
     let shape = (
         3..=5usize,
@@ -53,6 +54,8 @@ pub fn schedules(engine: Engine, without: &[String]) -> BoxedStrategy<Schedule> 
         prop::bool::weighted(second),
         prop::bool::weighted(own_sets),
         prop::bool::weighted(0.6),
+        prop::bool::weighted(tight),
+        prop::bool::weighted(0.2),
     );
     (
         shape,
@@ -62,7 +65,7 @@ pub fn schedules(engine: Engine, without: &[String]) -> BoxedStrategy<Schedule> 
     )
         .prop_map(
             move |(
-                (servers, members, second_database, own_sets, recovery_slots),
+                (servers, members, second_database, own_sets, recovery_slots, tight, clocks),
                 kinds,
                 settings,
                 steps,
@@ -74,6 +77,8 @@ pub fn schedules(engine: Engine, without: &[String]) -> BoxedStrategy<Schedule> 
                     second_database,
                     own_sets,
                     recovery_slots,
+                    tight,
+                    clocks,
                     kinds,
                     settings,
                 };

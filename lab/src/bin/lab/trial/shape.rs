@@ -24,6 +24,10 @@ pub struct Shape {
     pub own_sets: bool,
     /// Every server has node workers, which keep recovery slots.
     pub recovery_slots: bool,
+    /// Servers have room for what docs/operations.md says that a cluster of their number needs, and no more.
+    pub tight: bool,
+    /// Each server has a clock of its own.
+    pub clocks: bool,
     pub kinds: Vec<&'static Kind>,
     pub settings: Vec<Setting>,
 }
@@ -100,6 +104,8 @@ impl fmt::Display for Shape {
         with.extend(self.recovery_slots.then(|| "recovery slots".to_owned()));
         with.extend(self.own_sets.then(|| "sets of single nodes".to_owned()));
         with.extend(self.second_database.then(|| "a second database".to_owned()));
+        with.extend(self.tight.then(|| "settings of the least size".to_owned()));
+        with.extend(self.clocks.then(|| "clocks that differ".to_owned()));
         with.extend(settings);
         writeln!(
             f,

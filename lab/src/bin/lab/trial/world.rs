@@ -38,6 +38,8 @@ struct State {
     members: BTreeSet<usize>,
     ledgers: BTreeMap<usize, Arc<Mutex<Ledger>>>,
     writers: BTreeMap<usize, Writer>,
+    /// Nodes that have begun to leave since the last judgement.
+    leaving: BTreeSet<usize>,
     /// Writers that have been stopped, with what they saw, since the last judgement.
     reports: Vec<(usize, Report)>,
     generation: u64,
@@ -164,9 +166,17 @@ impl World {
         for (name, value) in &shape.settings {
             options = options.set(name, value);
         }
-        let network = Network::start(shape.servers, |_| options.clone());
         let mut databases = vec!["postgres"];
         databases.extend(shape.second_database.then_some("other"));
+        if shape.tight {
+            for (name, value) in least(shape, databases.len()) {
+                options = options.set(name, &value.to_string());
+            }
+        }
+        let network = Network::start(shape.servers, |name| match shape.clocks {
+            true => with_clock(options.clone(), name),
+            false => options.clone(),
+        });
         let world = World {
             engine,
             network,
@@ -495,8 +505,13 @@ impl World {
         }
     }
 
+    /// On the clock of the log.
+    pub fn now(&self) -> f64 {
+        self.log.now()
+    }
+
     /// When the last phase of the last join began.
-    fn last_look(&self) -> f64 {
+    pub fn last_look(&self) -> f64 {
         let lines = self.log_lines();
         let line = lines
             .iter()
@@ -541,17 +556,9 @@ impl World {
 
     /// The writer of a node that is to leave goes when it is told to.
     pub fn writer_leaves(&self, group: usize, number: usize) {
-        let state = self.groups[group].state.lock().unwrap();
+        let mut state = self.groups[group].state.lock().unwrap();
+        state.leaving.insert(number);
         state.writers.get(&number).inspect(|writer| writer.leaves());
-    }
-
-    /// The writer of a node changes no rows any more that are there.
-    pub fn writer_only_inserts(&self, group: usize, number: usize) {
-        let state = self.groups[group].state.lock().unwrap();
-        state
-            .writers
-            .get(&number)
-            .inspect(|writer| writer.only_inserts());
     }
 
     /// Ends the writers, or that of one node.
@@ -565,6 +572,11 @@ impl World {
                 state.reports.push((number, report));
             }
         }
+    }
+
+    /// Who has begun to leave since the last judgement.
+    pub fn take_leaving(&self, group: usize) -> BTreeSet<usize> {
+        std::mem::take(&mut self.groups[group].state.lock().unwrap().leaving)
     }
 
     pub fn take_reports(&self, group: usize) -> Vec<(usize, Report)> {
@@ -731,6 +743,50 @@ impl<'a> Node<'a> {
             ),
         }
     }
+}
+
+/// The settings that docs/operations.md gives as the least, for these databases; and a few slots for others.
+fn least(shape: &Shape, databases: usize) -> [(&'static str, usize); 4] {
+    const OF_OTHERS: usize = 4;
+    let (nodes, slots) = (shape.servers, usize::from(shape.recovery_slots));
+    [
+        (
+            "max_replication_slots",
+            databases * (nodes + 2 * slots) + OF_OTHERS,
+        ),
+        ("max_wal_senders", databases * nodes),
+        ("max_logical_replication_workers", databases * (nodes - 1)),
+        (
+            "max_worker_processes",
+            databases * (nodes + 1 + slots) + 3 * slots,
+        ),
+    ]
+}
+
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+/// Whether servers can be given clocks of their own here.
+pub fn has_clocks() -> bool {
+    std::path::Path::new(FAKETIME).exists()
+}
+
+/// The server is some seconds ahead of the others, or behind them.
+fn with_clock(options: ServerOptions, name: &str) -> ServerOptions {
+    let seconds = match name {
+        "n1" => "+0",
+        "n2" => "+1.5",
+        "n3" => "-2.5",
+        "n4" => "+0.3",
+        _ => "-0.7",
+    };
+    if !has_clocks() {
+        return options;
+    }
+    options
+        .env("LD_PRELOAD", FAKETIME)
+        .env("FAKETIME", seconds)
+        // What waits is not to wait for longer.
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
 }
 
 fn create(table: &str) -> String {

@@ -49,7 +49,6 @@ pub struct Report {
 pub struct Writer {
     stop: Arc<AtomicBool>,
     leaves: Arc<AtomicBool>,
-    only_inserts: Arc<AtomicBool>,
     commits: Arc<AtomicUsize>,
     thread: JoinHandle<Report>,
 }
@@ -68,15 +67,12 @@ impl Writer {
         let stop = Arc::new(AtomicBool::new(false));
         let commits = Arc::new(AtomicUsize::new(0));
         let leaves = Arc::new(AtomicBool::new(false));
-        let only_inserts = Arc::new(AtomicBool::new(false));
         let (stopped, counter, gone) = (stop.clone(), commits.clone(), leaves.clone());
-        let inserts = only_inserts.clone();
         let thread = thread::spawn(move || {
             let mut session = Session {
                 random: StdRng::seed_from_u64(task.seed),
                 task,
                 stopped: stopped.clone(),
-                only_inserts: only_inserts.clone(),
                 client: None,
                 report: Report::default(),
                 prepared: 0,
@@ -98,7 +94,6 @@ impl Writer {
         Writer {
             stop,
             leaves,
-            only_inserts: inserts,
             commits,
             thread,
         }
@@ -115,11 +110,6 @@ impl Writer {
         self.leaves.store(true, Ordering::Relaxed);
     }
 
-    /// From its next transaction on it changes no rows that are there.
-    pub fn only_inserts(&self) {
-        self.only_inserts.store(true, Ordering::Relaxed);
-    }
-
     /// Ends it after its transaction.
     pub fn stop(self) -> Report {
         self.stop.store(true, Ordering::Relaxed);
@@ -131,7 +121,6 @@ impl Writer {
 struct Session {
     task: Task,
     stopped: Arc<AtomicBool>,
-    only_inserts: Arc<AtomicBool>,
     random: StdRng,
     client: Option<Client>,
     report: Report,
@@ -292,9 +281,7 @@ impl Session {
                 Ok(true)
             }
             Form::Truncate => {
-                let truncates = |kind: &&Kind| {
-                    kind.truncate.is_some() && !self.only_inserts.load(Ordering::Relaxed)
-                };
+                let truncates = |kind: &&Kind| kind.truncate.is_some();
                 let Some(kind) = self.task.kinds.iter().position(truncates) else {
                     return Ok(false);
                 };
@@ -370,7 +357,6 @@ impl Session {
         known.retain(|key| before.iter().all(|(touched, _)| touched != key));
         if let (Some(update), Some(delete)) = (kind.update, kind.delete)
             && !known.is_empty()
-            && !self.only_inserts.load(Ordering::Relaxed)
             && self.random.random_bool(0.6)
         {
             let hot = known.len().min(3);
