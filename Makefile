@@ -5,9 +5,9 @@ SHELL := bash
 
 export RUST_TEST_THREADS ?= 2
 
-# Tests want the points at which something can go wrong, and the trial takes the same build. Any other target puts the
-# build for use back.
-test test-spock test-faults trial: FAULTS := --features faults
+# Tests want the points at which something can go wrong, and no optimizing that takes longer than they do. The trial takes
+# the same build. Any other target puts the build for use back.
+test test-spock test-faults trial: FAULTS := --features faults --debug
 
 help: ## Show the targets
 	@echo "Variables: PG_CONFIG=… (the PostgreSQL to use), ARGS=… (for cargo test, demo or bench-join)"
@@ -41,7 +41,7 @@ test-faults: install ## Try every fault at every point of a join, a removal and 
 		$(ARGS) -- --nocapture
 
 trial: install ## Let everything happen to clusters at random; SEED=N MINUTES=N, ARGS=--spock
-	@. tools/env; cargo run --release -p lab -- trial $(ARGS)
+	@. tools/env; cargo run -p lab -- trial $(ARGS)
 
 demo: install ## Start a small cluster and add a node to it
 	@. tools/env; cargo run --release -p lab -- demo $(ARGS)

@@ -204,8 +204,9 @@ find_cargo_pgrx() {
 
 install_cargo_pgrx() {
     local root=${cached_cargo_pgrx%/bin/*}
-    say "Installing cargo-pgrx $pgrx_version into $root (3 to 7 minutes, once)"
-    cargo install -q cargo-pgrx --version "=$pgrx_version" --locked --root "$root" 9>&-
+    say "Installing cargo-pgrx $pgrx_version into $root (2 to 5 minutes, once)"
+    # It is not waited for: optimizing it takes longer than it would save.
+    cargo install -q --debug cargo-pgrx --version "=$pgrx_version" --locked --root "$root" 9>&-
 }
 
 # --- the account of the servers ------------------------------------------------------------------

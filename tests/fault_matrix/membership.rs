@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// One of so many cases is tried where none are asked for.
-const SAMPLE: usize = 5;
+const SAMPLE: usize = 12;
 
 /// What the two engines do differently.
 pub trait Engine: Sync {
