@@ -17,6 +17,7 @@ on_both_engines! {
     survivors_are_equal_after_a_recovery_from_a_slot,
     survivors_are_equal_after_a_recovery_in_its_parts,
     survivors_are_equal_after_a_recovery_without_slots,
+    comparison_is_made_again_when_the_member_that_was_away_is_back,
     three_nodes_recover_under_load_from_slots,
     five_nodes_recover_under_load_from_slots,
     three_nodes_recover_under_load_without_slots,
@@ -173,6 +174,73 @@ fn survivors_are_equal_after_a_recovery_without_slots(on: On) {
     let times = "SELECT string_agg(id || ' ' || pg_xact_commit_timestamp(xmin), ',' ORDER BY id) FROM crash_test WHERE id < 5000";
     assert_eq!(n2.value(times), n3.value(times));
     assert_nothing_to_do(&recover(n3, "n1"));
+}
+
+/// n3 lacks deletions of n1 and has rows of n4 that n2 lacks; while n4 is away nobody knows which is which.
+fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
+    let cluster = on.mesh_without_slots(4);
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 4) i");
+    wait_quiet(&[n1, n2, n3, n4]);
+    on.suspend(n2, n4);
+    n4.sql("INSERT INTO crash_test VALUES (9, 'of n4', NULL)");
+    for node in [n1, n3] {
+        node.wait_for("SELECT count(*) FROM crash_test", "5");
+    }
+    n3.sql("UPDATE crash_test SET data = 'of n3' WHERE id <= 3");
+    for node in [n1, n2, n4] {
+        let changed = "SELECT count(*) FROM crash_test WHERE data = 'of n3'";
+        node.wait_for(changed, "3");
+    }
+    on.suspend(n3, n1);
+    n1.sql(
+        "DELETE FROM crash_test WHERE id = 1; UPDATE crash_test SET id = 20 WHERE id = 2;
+         INSERT INTO crash_test VALUES (30, 'of n1', NULL)",
+    );
+    for node in [n2, n4] {
+        let ids = "SELECT count(*) FROM crash_test WHERE id IN (1, 2, 20, 30)";
+        node.wait_for(ids, "2");
+    }
+    n4.crash();
+    n1.crash();
+    let ids = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM crash_test";
+    let left_alone = |node: &Server| {
+        let called = recover(node, "n1");
+        let warnings = called.warnings();
+        assert!(
+            warnings.iter().any(|w| w.contains("3 rows differ between node \"n2\" and node \"n3\", and are left alone, since they are or may be of node \"n4\", which is away: ")),
+            "{called:?}"
+        );
+        assert_eq!(n2.value(ids), "3 4 20 30");
+        assert_eq!(n3.value(ids), "1 2 3 4 9 20 30");
+    };
+    left_alone(n2);
+    let told =
+        "SELECT last_error FROM spock.cluster_status() WHERE provider = 'n1' AND subscriber = 'n3'";
+    let told = n2.value(told);
+    assert!(
+        told.contains("a recovery by comparison left rows alone while a member was away: CALL spock.recover_run('n1') when all members are there"),
+        "{told}"
+    );
+    // It knows still what n3 had of n1 before the first comparison.
+    left_alone(n3);
+    n4.restart();
+    on.resume(n2, n4);
+    assert_failed(
+        &n2.sql_error("CALL spock.remove_node('n1')"),
+        "55000",
+        "a recovery from the loss of \"n1\" left rows of node \"n3\" alone while a member was away",
+        "When all members are there, CALL spock.recover_run('n1') decides them.",
+    );
+    n2.wait_for("SELECT count(*) FROM crash_test WHERE id = 9", "1");
+    let decided = recover(n2, "n1");
+    assert!(decided.warnings().is_empty(), "{decided:?}");
+    wait_quiet(&[n2, n3, n4]);
+    assert_eq!(n3.value(ids), "3 4 9 20 30");
+    assert_same_content(&[n2, n3, n4]);
+    assert_nothing_to_do(&recover(n3, "n1"));
+    remove(n2, "n1");
+    assert_nothing_held(&[n2, n3, n4]);
 }
 
 /// Transactions of [`move_amounts`].

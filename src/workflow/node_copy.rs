@@ -115,7 +115,7 @@ pub fn own_slots(engine: &dyn Engine, me: &mut Node) -> Result<Vec<String>> {
 /// What takes its subscriptions away. Nothing is done on other servers.
 pub fn unsubscribe(engine: &dyn Engine) -> Vec<Statement> {
     let mut statements = engine.end_subscriptions();
-    statements.push(server::forget_unfinished(None));
+    statements.push(server::forget_recoveries(None));
     statements.push(server::forget_recovery());
     statements
 }

@@ -231,7 +231,7 @@ pub fn end_replication(engine: &dyn Engine, me: &mut Node, own: &Registry) -> Re
     for (slot, _) in present_slots(me, &slots)? {
         drop_slot(me, &slot)?;
     }
-    server::forget_unfinished(None).run(me)?;
+    server::forget_recoveries(None).run(me)?;
     server::forget_recovery().run(me)?;
     Ok(())
 }

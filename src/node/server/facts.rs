@@ -1,6 +1,6 @@
 //! What a server and its database are.
 
-use super::unfinished::{COMPARED, UNFINISHED};
+use super::unfinished::{COMPARED, UNDECIDED, UNFINISHED};
 use crate::error::{Error, Result};
 use crate::libpq::Row;
 use crate::node::{Query, Statement};
@@ -150,7 +150,8 @@ pub fn is_standby() -> Query<bool> {
 
 /// One row of what status tells of a member. As JSON its `slots`, each with `name, active, wal_status, retained_bytes,
 /// lag_bytes, lag_us`; its subscriptions as `inbound` has them; the members that a comparison with has not come to its end
-/// (`compared`), and those of which a recovery has not (`recovering`). `sent` is an expression.
+/// (`compared`) or is to be made again (`undecided`), and those of which a recovery has not (`recovering`). `sent` is an
+/// expression.
 pub fn member_report(inbound: &Statement, sent: &str) -> Statement {
     // A reader that has confirmed everything has no lag to show. Of a slot that nobody reads, PostgreSQL 17
     // knows since when.
@@ -162,7 +163,8 @@ pub fn member_report(inbound: &Statement, sent: &str) -> Statement {
             .replace(":compared", COMPARED)
             .replace(":server_id", SERVER)
             .replace(":place", PLACE)
-            .replace(":unfinished", UNFINISHED),
+            .replace(":unfinished", UNFINISHED)
+            .replace(":undecided", UNDECIDED),
         &[],
     )
 }

@@ -17,4 +17,5 @@ SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS stan
        :sent_tables AS sent, :end_of_wal AS flushed,
        (SELECT coalesce(json_agg(failed), '[]') FROM :compared) AS compared,
        (SELECT :server_id FROM pg_control_system()) AS server, :place AS place,
-       (SELECT coalesce(json_agg(failed), '[]') FROM :unfinished) AS recovering
+       (SELECT coalesce(json_agg(failed), '[]') FROM :unfinished) AS recovering,
+       (SELECT coalesce(json_agg(failed), '[]') FROM :undecided) AS undecided

@@ -258,7 +258,7 @@ impl Recovery {
                 && states.iter().all(has_all)
                 && !unfinished(node)?.contains_key(&failed)
             {
-                server::forget_unfinished(Some(&failed)).run(node)?;
+                server::forget_unfinished(&failed).run(node)?;
             }
         }
         Ok(())
@@ -346,6 +346,7 @@ impl Recovery {
         if states.iter().any(|states| states.len() > 1) {
             return self.plan_of_several(states);
         }
+        let undecided = self.undecided()?;
         let mut have = vec![];
         let mut unfinished_from = BTreeMap::new();
         for (node, states) in self.cluster.members.iter_mut().zip(states) {
@@ -382,9 +383,13 @@ impl Recovery {
                     .ok_or_else(|| unknown("source_node_name", name))?;
                 (name.clone(), of(name).ok_or_else(|| unsubscribed(name))?)
             }
+            // Of those that have most rather one that has all that belongs to it.
             None => have
                 .iter()
-                .max_by_key(|(_, lsn)| *lsn)
+                .max_by_key(|(name, lsn)| {
+                    let whole = !unfinished_from.contains_key(name) && !undecided.contains(name);
+                    (*lsn, whole)
+                })
                 .cloned()
                 .ok_or_else(|| unsubscribed(&self.request.failed))?,
         };
@@ -406,18 +411,31 @@ impl Recovery {
             None => have.clone(),
         };
         targets.retain(|(name, lsn)| {
-            *name != source && (*lsn < has || *lsn == has && unfinished_from.contains_key(name))
+            let again = || unfinished_from.contains_key(name) || undecided.contains(name);
+            *name != source && (*lsn < has || *lsn == has && again())
         });
         let mut missing_ranges = vec![];
         for (target, lsn) in targets {
             let unfinished = unfinished_from.get(&target).copied();
-            missing_ranges.push(self.missing(&source, has, target, lsn, unfinished)?);
+            let undecided = undecided.contains(&target);
+            missing_ranges.push(self.missing(&source, has, target, lsn, unfinished, undecided)?);
         }
         Ok(missing_ranges)
     }
 
+    /// The survivors on which a comparison is to be made again.
+    pub fn undecided(&mut self) -> Result<BTreeSet<String>> {
+        let failed = &self.request.failed;
+        let answers = each(&mut self.cluster.members, |_| {
+            server::undecided_recoveries()
+        })?;
+        let names = self.cluster.names().into_iter().zip(answers);
+        let undecided = names.filter(|(_, of)| of.contains(failed));
+        Ok(undecided.map(|(name, _)| name).collect())
+    }
+
     /// What `target` lacks, which has got it up to `lsn`, and may not have all that belongs to what it got in
-    /// a recovery that began at `unfinished`.
+    /// a recovery that began at `unfinished`, or in one that has left something `undecided`.
     fn missing(
         &self,
         source: &str,
@@ -425,6 +443,7 @@ impl Recovery {
         target: String,
         lsn: Lsn,
         unfinished: Option<Lsn>,
+        undecided: bool,
     ) -> Result<MissingRange> {
         let position = |lsn| Position::new(&self.request.failed, lsn);
         let wrong = |argument, problem: String, hint: &str| {
@@ -455,7 +474,8 @@ impl Recovery {
                 "Leave it null for all that the source has.",
             );
         }
-        if to <= from && !(to == from && unfinished.is_some()) {
+        let again = unfinished.is_some() || undecided;
+        if to <= from && !(to == from && again) {
             return wrong(
                 "stop_lsn",
                 format!("is {to}, which is not after {from}, from where on something is missing"),
@@ -469,6 +489,7 @@ impl Recovery {
             from: position(from),
             to: position(to),
             whole: to == has && self.request.stop_timestamp.is_none(),
+            undecided,
             streams: vec![],
             all_streams: true,
         })

@@ -135,11 +135,24 @@ impl Recovery {
         applier.finish()?;
         server::end_replay().run(&mut session)?;
         journal.passed("the differences are applied")?;
+        let awaits = left.keys().any(|doubt| matches!(doubt, Doubt::Away(_)));
+        let undecided = awaits && !self.request.force;
+        if undecided {
+            server::note_undecided(&self.request.failed).run(self.survivor(&missing.target)?)?;
+        }
         for (origin, to) in &arrived {
             server::advance_origin_to(&self.request.failed, origin, to)?.run(&mut session)?;
         }
         journal.passed("the progress is moved")?;
-        self.note_end(missing)?;
+        if undecided {
+            let failed = self.request.failed.clone();
+            server::forget_unfinished(&failed).run(self.survivor(&missing.target)?)?;
+        } else {
+            self.note_end(missing)?;
+        }
+        if left.is_empty() {
+            self.decide_others(missing)?;
+        }
         journal.done(step)?;
         self.report.notice(&format!(
             "copied {copied} rows to node \"{}\" and deleted {deleted} there, by comparison with node \"{}\"",
@@ -153,6 +166,22 @@ impl Recovery {
         }
         for (doubt, left) in &left {
             self.tell_left(missing, doubt, left);
+        }
+        Ok(())
+    }
+
+    /// The two are alike. If a comparison left rows of the one alone when another node had died, and none of the other one,
+    /// these are decided too.
+    fn decide_others(&mut self, missing: &MissingRange) -> Result<()> {
+        let of_source = server::undecided_recoveries().on(self.survivor(&missing.source)?)?;
+        let of_target = server::undecided_recoveries().on(self.survivor(&missing.target)?)?;
+        for (node, of_node, of_other) in [
+            (&missing.source, &of_source, &of_target),
+            (&missing.target, &of_target, &of_source),
+        ] {
+            for failed in of_node.iter().filter(|failed| !of_other.contains(failed)) {
+                server::forget_undecided(failed).run(self.survivor(node)?)?;
+            }
         }
         Ok(())
     }
@@ -231,11 +260,13 @@ impl Recovery {
             ),
             Doubt::Away(name) => (
                 format!("are left alone, since they are or may be of node \"{name}\", which is away"),
-                format!(
-                    "If \"{name}\" is dead, recover from its loss too: CALL spock.recover_run('{}'). Else they come when it is back; what \"{}\" had deleted stays, and SELECT * FROM spock.verify_nodes() tells it then.",
-                    name.replace('\'', "''"),
-                    self.request.failed
-                ),
+                match self.request.force {
+                    true => format!("They stay as they are, because force is true. When \"{name}\" is back, SELECT * FROM spock.verify_nodes() tells which are not alike."),
+                    false => format!(
+                        "When \"{name}\" is back, run the same CALL again. If it is dead, recover from its loss too: CALL spock.recover_run({}).",
+                        crate::quote::literal(name)
+                    ),
+                },
             ),
             Doubt::Undated => (
                 "are left alone, since it is not known who wrote them: their commit timestamps are not there".to_owned(),

@@ -209,6 +209,8 @@ pub struct MissingRange {
     to: Position,
     /// All that the source has, so that the two are equal then.
     whole: bool,
+    /// A comparison left rows of the target alone, while a member was away.
+    undecided: bool,
     /// By which of several subscriptions; none where there is one.
     streams: Vec<Stream>,
     /// Whether the source has by no other one less than the target.
@@ -242,10 +244,22 @@ pub struct Repair {
 
 impl std::fmt::Display for MissingRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            source,
+            target,
+            from,
+            to,
+            ..
+        } = self;
+        if self.undecided && from == to {
+            return write!(
+                f,
+                "rows of node \"{target}\" were left alone while a member was away"
+            );
+        }
         write!(
             f,
-            "node \"{}\" lacks what node \"{}\" has between {} and {}",
-            self.target, self.source, self.from, self.to
+            "node \"{target}\" lacks what node \"{source}\" has between {from} and {to}"
         )
     }
 }

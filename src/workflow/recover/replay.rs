@@ -143,6 +143,12 @@ impl Recovery {
                 "See \"When a recovery slot cannot be used\" in docs/operations.md. For the next time: SELECT zodan.start_node_worker() on every node.",
             )
         };
+        if missing.undecided {
+            return Err(none(format!(
+                "a comparison left rows of node \"{}\" alone while a member was away, and only another one can decide them",
+                missing.target
+            )));
+        }
         if !missing.streams.is_empty() {
             return Err(none(format!(
                 "node \"{}\" has several subscriptions to \"{failed}\", and it does not tell what came by which",
@@ -324,7 +330,7 @@ impl Recovery {
     pub fn note_end(&mut self, missing: &MissingRange) -> Result<()> {
         let failed = self.request.failed.clone();
         let target = self.survivor(&missing.target)?;
-        server::forget_unfinished(Some(&failed)).run(target)?;
+        server::forget_recoveries(Some(&failed)).run(target)?;
         Ok(())
     }
 

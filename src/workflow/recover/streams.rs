@@ -63,6 +63,7 @@ impl Recovery {
             .iter()
             .filter(|s| named(&self.request.source, s))
             .collect();
+        let undecided = self.undecided()?;
         let mut missing_ranges = vec![];
         for target in all.iter().filter(|s| named(&self.request.target, s)) {
             // Most of what is lacking first: often one has all.
@@ -81,6 +82,8 @@ impl Recovery {
                 parts.retain(|part| best[part] == Some(source.streams[*part].1));
             }
             sources.sort_by_key(|(_, parts)| std::cmp::Reverse(parts.len()));
+            let again = undecided.contains(&target.node);
+            let planned = missing_ranges.len();
             let mut target = target.clone();
             for (source, _) in &sources {
                 let mut parts = target.lacks_of(source);
@@ -88,7 +91,7 @@ impl Recovery {
                 if parts.is_empty() {
                     continue;
                 }
-                missing_ranges.push(self.gap_of(source, &target, &parts));
+                missing_ranges.push(self.gap_of(source, &target, &parts, again));
                 let parts: Vec<String> = parts.into_iter().cloned().collect();
                 for part in parts {
                     let has = source.streams[&part].1;
@@ -98,11 +101,26 @@ impl Recovery {
                         .and_modify(|stream| stream.1 = has);
                 }
             }
+            if again && missing_ranges.len() == planned {
+                let has_all = |(source, _): &&(&Survivor, Vec<&String>)| {
+                    source.lacks_of(&target).is_empty() && !undecided.contains(&source.node)
+                };
+                if let Some((source, _)) = sources.iter().find(has_all) {
+                    let parts: Vec<&String> = target.streams.keys().collect();
+                    missing_ranges.push(self.gap_of(source, &target, &parts, true));
+                }
+            }
         }
         Ok(missing_ranges)
     }
 
-    fn gap_of(&self, source: &Survivor, target: &Survivor, parts: &[&String]) -> MissingRange {
+    fn gap_of(
+        &self,
+        source: &Survivor,
+        target: &Survivor,
+        parts: &[&String],
+        undecided: bool,
+    ) -> MissingRange {
         let failed = &self.request.failed;
         let of = |standing: &Survivor| parts.iter().map(|part| standing.streams[*part].1).collect();
         let (had, has): (Vec<Lsn>, Vec<Lsn>) = (of(target), of(source));
@@ -121,6 +139,7 @@ impl Recovery {
             from,
             to,
             whole: !limited && request.stop_timestamp.is_none(),
+            undecided,
             streams: parts.iter().map(stream).collect(),
             // Where the target has more by another one, what that brings is not the source's to decide.
             all_streams: source.lacks_of(target).is_empty(),

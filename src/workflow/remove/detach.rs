@@ -171,7 +171,7 @@ impl Removal {
             .paths_to_target()
             .iter()
             .flat_map(|path| of(target, path))
-            .chain([server::forget_unfinished(None)])
+            .chain([server::forget_recoveries(None)])
             .collect();
         let inbound: Vec<Vec<Statement>> = self
             .cluster
@@ -188,7 +188,7 @@ impl Removal {
             .iter_mut()
             .zip(inbound)
             .map(|(node, mut statements)| {
-                statements.push(server::forget_unfinished(Some(target)));
+                statements.push(server::forget_recoveries(Some(target)));
                 (node, statements)
             })
             .collect();

@@ -227,7 +227,7 @@ impl Removal {
                 }
             }
             let Some((unequal, may_move)) = unequal else {
-                return Ok(());
+                return self.require_decided();
             };
             if have != last {
                 last.clone_from(&have);
@@ -328,6 +328,32 @@ impl Removal {
                 .warn(message, "Continuing because force is true.");
         }
         self.force
+    }
+
+    /// No survivor has rows that a recovery from the loss of the dead node left alone while another member was away.
+    fn require_decided(&mut self) -> Result<()> {
+        let answers = members::each(&mut self.cluster.members, |_| {
+            server::undecided_recoveries()
+        })?;
+        let mut undecided = self.cluster.names().into_iter().zip(answers);
+        let Some((name, _)) = undecided.find(|(_, of)| of.contains(&self.target)) else {
+            return Ok(());
+        };
+        let message = format!(
+            "a recovery from the loss of \"{}\" left rows of node \"{name}\" alone while a member was away",
+            self.target
+        );
+        if self.is_forced(&message) {
+            return Ok(());
+        }
+        Err(Error::refused(
+            SqlState::NOT_IN_PREREQUISITE_STATE,
+            message,
+            format!(
+                "When all members are there, CALL spock.recover_run({}) decides them. With force := true they stay as they are.",
+                crate::quote::literal(&self.target)
+            ),
+        ))
     }
 
     /// Some survivors take a part of what the dead node sent by itself, others among more.

@@ -207,6 +207,7 @@ mod tests {
                     end: None,
                     compared: vec![],
                     recovering: vec![],
+                    undecided: vec![],
                 }),
                 false => Err("no connection: refused".into()),
             },

@@ -57,6 +57,8 @@ pub struct MemberReport {
     compared: Vec<String>,
     /// Nodes of which a recovery for it has been begun and not finished.
     recovering: Vec<String>,
+    /// Nodes with which its comparison left rows alone while a member was away.
+    undecided: Vec<String>,
     /// Which running server it is.
     server: String,
     /// Where on its machine.
@@ -312,6 +314,7 @@ fn report(rows: &Rows) -> Result<MemberReport> {
         server: row.get("server")?,
         place: row.get("place")?,
         recovering: row.json("recovering")?,
+        undecided: row.json("undecided")?,
         end: row.get("flushed")?,
     })
 }
@@ -418,6 +421,14 @@ fn links_between(
                 crate::quote::literal(&from.registered.name)
             );
             prepend(&unfinished, &mut last_error);
+        }
+        let undecided = |s: &MemberReport| s.undecided.contains(&from.registered.name);
+        if to.report.as_ref().is_ok_and(undecided) {
+            let again = format!(
+                "a recovery by comparison left rows alone while a member was away: CALL spock.recover_run({}) when all members are there",
+                crate::quote::literal(&from.registered.name)
+            );
+            prepend(&again, &mut last_error);
         }
         if half_compared {
             let again = format!(
