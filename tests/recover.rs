@@ -201,7 +201,7 @@ fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
         let ids = "SELECT count(*) FROM crash_test WHERE id IN (1, 2, 20, 30)";
         node.wait_for(ids, "2");
     }
-    n4.crash();
+    n4.stop();
     n1.crash();
     let ids = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM crash_test";
     let left_alone = |node: &Server| {
@@ -224,7 +224,7 @@ fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
     );
     // It knows still what n3 had of n1 before the first comparison.
     left_alone(n3);
-    n4.restart();
+    n4.boot();
     on.resume(n2, n4);
     assert_failed(
         &n2.sql_error("CALL spock.remove_node('n1')"),
