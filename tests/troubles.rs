@@ -8,7 +8,7 @@ use common::{
     wait_mesh, wait_no_sessions,
 };
 use lab::postgres::Client;
-use lab::{CallFailed, Cluster, Server, ServerOptions, assert_same_content, load, wait_quiet};
+use lab::{CallFailed, Cluster, Server, ServerOptions, assert_same_content, load, pg, wait_quiet};
 use std::time::{Duration, Instant};
 
 const CONTENT: &str = "
@@ -510,4 +510,40 @@ fn join_fails_when_another_session_keeps_a_lock() {
     assert!(told.contains("It is held by pid "), "{told}");
     holder.batch_execute("ROLLBACK").expect("let go");
     n1.call(call).unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// n1 has room for two workers, and one that has helped with a large transaction of n2 stays.
+#[test]
+fn worker_that_applies_in_parallel_takes_the_place_of_the_new_subscription() {
+    if pg::major() < 18 {
+        eprintln!(
+            "skipped: subscriptions do not apply in parallel by default before PostgreSQL 18"
+        );
+        return;
+    }
+    let cluster = scene(2, 3, |name| match name {
+        "n1" => quick().set("max_logical_replication_workers", "2"),
+        _ => quick().set("logical_decoding_work_mem", "64kB"),
+    });
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    n2.sql("INSERT INTO item SELECT i, repeat('x', 1000) FROM generate_series(30001, 31000) i");
+    n1.wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'logical replication parallel worker'",
+        "1",
+    );
+    wait_quiet(&cluster.first(2));
+    let before = structure(&cluster.all());
+    let failed = cluster.n(3).sql_error(&join_of(&cluster));
+    assert_failed(
+        &failed,
+        "53400",
+        "node \"n1\" cannot start the worker of subscription sub_n3_n1: all 2 places of max_logical_replication_workers are taken, 1 of them by workers that apply large transactions in parallel",
+        "Raise max_logical_replication_workers on node \"n1\" and restart it",
+    );
+    let foretold = "max_logical_replication_workers is 2; workers that apply large transactions in parallel may take the places of the 2 that its subscriptions need";
+    let told = |n: &lab::server::Notice| n.severity == "WARNING" && n.message.contains(foretold);
+    assert!(failed.notices.iter().any(told), "{failed}");
+    n1.configure("max_logical_replication_workers", "6");
+    n1.restart();
+    assert_undone_and_joins(&cluster, &before, &failed);
 }

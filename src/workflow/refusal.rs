@@ -4,7 +4,7 @@
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Conn;
-use crate::node::{Member, Node, Session};
+use crate::node::{Member, Node, Session, server};
 use std::time::{Duration, Instant};
 
 /// How often in a row a provider refuses before it is believed: a limit of connections may be reached for a moment.
@@ -67,6 +67,9 @@ impl Refusals {
             false => Duration::ZERO,
         };
         let Some(error) = refused(engine, node, provider, path, listen)? else {
+            if self.consented {
+                require_room(node, path)?;
+            }
             self.in_a_row = 0;
             self.consented = true;
             self.ask_at = Some(Instant::now() + AFTER_CONSENT);
@@ -102,6 +105,34 @@ impl Refusals {
             }),
         })
     }
+}
+
+/// The server of the subscriber can start one more worker. That of a subscription takes no place that is free for a moment
+/// only: it is tried again and again.
+fn require_room(node: &mut Node, path: &Path) -> Result<()> {
+    let Some(full) = server::full_workers().first(node)? else {
+        return Ok(());
+    };
+    let server::FullWorkers {
+        setting,
+        limit,
+        parallel,
+    } = full;
+    let beside = match parallel {
+        0 => String::new(),
+        some => format!(", {some} of them by workers that apply large transactions in parallel"),
+    };
+    Err(Error::refused(
+        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+        format!(
+            "node \"{}\" cannot start the worker of subscription {}: all {limit} places of {setting} are taken{beside}",
+            node.name, path.subscription
+        ),
+        format!(
+            "Raise {setting} on node \"{}\" and restart it, then run the CALL again.",
+            node.name
+        ),
+    ))
 }
 
 /// What the provider of `path` refuses its worker with, if it does now.

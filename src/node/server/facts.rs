@@ -51,6 +51,11 @@ pub struct Facts {
     pub replication_slots: Budget,
     pub wal_senders: Budget,
     pub logical_workers: Budget,
+    /// Subscriptions that have a large transaction applied by workers beside their own, as those of PostgreSQL 18 and newer
+    /// have by default.
+    pub parallel_subscriptions: i64,
+    /// How many such workers each may have.
+    pub parallel_workers: i64,
     pub worker_processes: Budget,
     pub origins: Budget,
     /// The setting that limits the origins, which has had a name of its own since PostgreSQL 18.
@@ -91,6 +96,8 @@ impl Facts {
             replication_slots: budget("replication_slots")?,
             wal_senders: budget("wal_senders")?,
             logical_workers: budget("logical_workers")?,
+            parallel_subscriptions: row.get("parallel_subscriptions")?,
+            parallel_workers: row.get("parallel_workers")?,
             worker_processes: budget("worker_processes")?,
             origins: budget("origins")?,
             origins_setting: row.get("origins_setting")?,
@@ -102,6 +109,25 @@ impl Facts {
             database_size: row.get("database_size")?,
         })
     }
+}
+
+/// A setting that leaves no room for one more apply worker.
+pub struct FullWorkers {
+    pub setting: String,
+    pub limit: i64,
+    /// Workers that apply parts of a transaction beside that of their subscription.
+    pub parallel: i64,
+}
+
+/// The setting that keeps the server from starting an apply worker now, if one does.
+pub fn full_workers() -> Query<FullWorkers> {
+    Query::new(include_str!("full_workers.sql"), &[], |row| {
+        Ok(FullWorkers {
+            setting: row.get("setting")?,
+            limit: row.get("limit")?,
+            parallel: row.get("parallel")?,
+        })
+    })
 }
 
 /// Which running server and which database this session is on.

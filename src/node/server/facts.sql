@@ -9,6 +9,8 @@ SELECT current_setting('server_version_num') AS version,
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender') AS wal_senders_used,
        current_setting('max_logical_replication_workers') AS logical_workers_limit,
        (SELECT count(*) FROM pg_subscription WHERE subenabled) AS logical_workers_used,
+       (SELECT count(*) FROM pg_subscription s WHERE subenabled AND to_jsonb(s) ->> 'substream' = 'p') AS parallel_subscriptions,
+       coalesce(current_setting('max_parallel_apply_workers_per_subscription', true), '0') AS parallel_workers,
        current_setting('max_worker_processes') AS worker_processes_limit,
        (SELECT count(*) FROM pg_stat_activity
          WHERE backend_type NOT IN ('client backend', 'autovacuum launcher',

@@ -82,6 +82,38 @@ pub fn logical_workers(nodes: &mut JoinNodes, known: &Known, check: &mut Check) 
     Ok(())
 }
 
+/// A worker that applies large transactions beside that of its subscription stays when it has nothing to do, and keeps the
+/// worker of another subscription from being started.
+pub fn parallel_workers(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
+    if !nodes.engine.uses_logical_workers() {
+        return Ok(());
+    }
+    for (name, facts) in nodes.all(known) {
+        let new = paths(nodes, name);
+        let parallel = match facts.version >= PARALLEL_BY_DEFAULT {
+            true => facts.parallel_subscriptions + new,
+            false => facts.parallel_subscriptions,
+        };
+        let Budget { limit, used } = facts.logical_workers;
+        let wanted = used + new + parallel * facts.parallel_workers;
+        let short = (limit < wanted).then(|| {
+            let message = format!(
+                "{SETTING} is {limit}; workers that apply large transactions in parallel may take the places of the {} that its subscriptions need",
+                used + new
+            );
+            let wanted = wanted.to_string();
+            let hint = format!("Set {SETTING} to {wanted} on node \"{name}\" and restart it, or max_parallel_apply_workers_per_subscription to 0.");
+            Finding::warning(name, message, hint)
+                .fixed_by(server::set_server_setting(SETTING, &wanted).inlined())
+        });
+        check.record(name, limit.to_string(), short);
+    }
+    return Ok(());
+
+    const SETTING: &str = "max_logical_replication_workers";
+    const PARALLEL_BY_DEFAULT: u32 = 180_000;
+}
+
 /// The source also runs the watchdog of the pause, the new node the copy's workers.
 pub fn worker_processes(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
     record(

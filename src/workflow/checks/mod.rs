@@ -154,6 +154,7 @@ checks! {
     Warnings Warning "other sessions", "none", Join(warnings::other_sessions);
     Warnings Warning "max_slot_wal_keep_size", "-1", Join(warnings::slot_wal);
     Warnings Warning "idle_replication_slot_timeout", "0", Join(warnings::idle_slots);
+    Warnings Warning "parallel apply workers", "room for those of all subscriptions in max_logical_replication_workers", Join(capacity::parallel_workers);
     Warnings Warning "clock", clocks::WANTED, Join(warnings::clock);
     Warnings Warning "replication", "of all that the source has", Join(warnings::replication);
     Warnings Warning "event triggers", "none that fire for what zodan does", Join(defaults::event_triggers);

@@ -755,7 +755,11 @@ fn least(shape: &Shape, databases: usize) -> [(&'static str, usize); 4] {
             databases * (nodes + 2 * slots) + OF_OTHERS,
         ),
         ("max_wal_senders", databases * nodes),
-        ("max_logical_replication_workers", databases * (nodes - 1)),
+        // With the workers that PostgreSQL 18 has beside that of each subscription.
+        (
+            "max_logical_replication_workers",
+            3 * databases * (nodes - 1),
+        ),
         (
             "max_worker_processes",
             databases * (nodes + 1 + slots) + 3 * slots,
