@@ -512,7 +512,7 @@ fn join_fails_when_another_session_keeps_a_lock() {
     n1.call(call).unwrap_or_else(|e| panic!("{e}"));
 }
 
-/// n1 has room for two workers, and one that has helped with a large transaction of n2 stays.
+/// n2 has room for two workers, and one that has helped with a large transaction of n1 stays.
 #[test]
 fn worker_that_applies_in_parallel_takes_the_place_of_the_new_subscription() {
     if pg::major() < 18 {
@@ -522,12 +522,12 @@ fn worker_that_applies_in_parallel_takes_the_place_of_the_new_subscription() {
         return;
     }
     let cluster = scene(2, 3, |name| match name {
-        "n1" => quick().set("max_logical_replication_workers", "2"),
+        "n2" => quick().set("max_logical_replication_workers", "2"),
         _ => quick().set("logical_decoding_work_mem", "64kB"),
     });
     let (n1, n2) = (cluster.n(1), cluster.n(2));
-    n2.sql("INSERT INTO item SELECT i, repeat('x', 1000) FROM generate_series(30001, 31000) i");
-    n1.wait_for(
+    n1.sql("INSERT INTO item SELECT i, repeat('x', 1000) FROM generate_series(30001, 31000) i");
+    n2.wait_for(
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'logical replication parallel worker'",
         "1",
     );
@@ -537,13 +537,13 @@ fn worker_that_applies_in_parallel_takes_the_place_of_the_new_subscription() {
     assert_failed(
         &failed,
         "53400",
-        "node \"n1\" cannot start the worker of subscription sub_n3_n1: all 2 places of max_logical_replication_workers are taken, 1 of them by workers that apply large transactions in parallel",
-        "Raise max_logical_replication_workers on node \"n1\" and restart it",
+        "node \"n2\" cannot start the worker of subscription sub_n3_n2: all 2 places of max_logical_replication_workers are taken, 1 of them by workers that apply large transactions in parallel",
+        "Raise max_logical_replication_workers on node \"n2\" and restart it",
     );
     let foretold = "max_logical_replication_workers is 2; workers that apply large transactions in parallel may take the places of the 2 that its subscriptions need";
     let told = |n: &lab::server::Notice| n.severity == "WARNING" && n.message.contains(foretold);
     assert!(failed.notices.iter().any(told), "{failed}");
-    n1.configure("max_logical_replication_workers", "6");
-    n1.restart();
+    n2.configure("max_logical_replication_workers", "6");
+    n2.restart();
     assert_undone_and_joins(&cluster, &before, &failed);
 }

@@ -748,21 +748,20 @@ impl<'a> Node<'a> {
 /// The settings that docs/operations.md gives as the least, for these databases; and a few slots for others.
 fn least(shape: &Shape, databases: usize) -> [(&'static str, usize); 4] {
     const OF_OTHERS: usize = 4;
+    /// Those of a subscription, its own and two beside it.
+    const WORKERS: usize = 3;
     let (nodes, slots) = (shape.servers, usize::from(shape.recovery_slots));
+    let workers = databases * WORKERS * (nodes - 1);
     [
         (
             "max_replication_slots",
             databases * (nodes + 2 * slots) + OF_OTHERS,
         ),
         ("max_wal_senders", databases * nodes),
-        // With the workers that PostgreSQL 18 has beside that of each subscription.
-        (
-            "max_logical_replication_workers",
-            3 * databases * (nodes - 1),
-        ),
+        ("max_logical_replication_workers", workers),
         (
             "max_worker_processes",
-            databases * (nodes + 1 + slots) + 3 * slots,
+            workers + databases * (2 + slots) + 3 * slots,
         ),
     ]
 }
