@@ -207,6 +207,13 @@ mod tests {
     }
 
     #[test]
+    fn schemas_of_our_own_are_those_of_the_extensions() {
+        for name in OWN_EXTENSIONS {
+            assert!(OWN_SCHEMAS.contains(&format!("'{name}'")), "{name}");
+        }
+    }
+
+    #[test]
     fn plain_names_stay() {
         assert_eq!(subscription("n1", "n4"), "sub_n1_n4");
     }

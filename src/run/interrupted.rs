@@ -4,12 +4,30 @@ use crate::error::{Error, Result};
 use crate::node::{Query, Session};
 use std::fmt;
 
-/// The commands that write a journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    AddNode,
-    RemoveNode,
-    RecoverRun,
+macro_rules! commands {
+    ($($command:ident $name:literal),+ $(,)?) => {
+        /// The commands that write a journal.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Command {
+            $($command),+
+        }
+
+        impl Command {
+            const ALL: &[Self] = &[$(Self::$command),+];
+
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$command => $name),+
+                }
+            }
+        }
+    };
+}
+
+commands! {
+    AddNode "spock.add_node",
+    RemoveNode "spock.remove_node",
+    RecoverRun "spock.recover_run",
 }
 
 /// What a command does with an interrupted run that it finds.
@@ -24,19 +42,10 @@ pub enum Settlement {
 }
 
 impl Command {
-    const ALL: [Self; 3] = [Self::AddNode, Self::RemoveNode, Self::RecoverRun];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::AddNode => "spock.add_node",
-            Self::RemoveNode => "spock.remove_node",
-            Self::RecoverRun => "spock.recover_run",
-        }
-    }
-
     fn parse(name: &str) -> Result<Self> {
         Self::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|command| command.name() == name)
             .ok_or_else(|| Error::internal(format!("zodan.run.command is \"{name}\"")))
     }

@@ -231,3 +231,38 @@ fn topology(format: Option<&str>) -> raised::Result<SetOfIterator<'static, Strin
     let lines = status::draw(&look("spock.topology()")?, format);
     Ok(SetOfIterator::new(lines))
 }
+
+#[cfg(test)]
+mod tests {
+    /// The words behind `begins`, in the order of the text.
+    fn words<'t>(text: &'t str, begins: &str) -> Vec<&'t str> {
+        let ends = |c: char| !(c.is_alphanumeric() || c == '_');
+        let parts = text.split(begins).skip(1);
+        parts
+            .map(|rest| &rest[..rest.find(ends).unwrap_or(rest.len())])
+            .collect()
+    }
+
+    /// PostgreSQL reads the values of a row by their place.
+    #[test]
+    fn columns_are_those_of_the_sql_in_the_same_order() {
+        let (sql, rust) = (
+            include_str!("../../sql/status.sql"),
+            include_str!("status.rs"),
+        );
+        let rust = rust.split("#[cfg(test)]").next().unwrap();
+        let mut compared = 0;
+        for made in sql.split("CREATE FUNCTION ").skip(1) {
+            let (name, rest) = made.split_once('(').unwrap();
+            let name = name.rsplit('.').next().unwrap();
+            let columns = words(rest.split("RETURNS").next().unwrap(), "OUT ");
+            let Some((_, function)) = rust.split_once(&format!("\nfn {name}(")) else {
+                panic!("{name} is not in Rust");
+            };
+            let values = words(function.split("\n}").next().unwrap(), "name!(");
+            assert_eq!(columns, values, "{name}");
+            compared += columns.len();
+        }
+        assert!(compared > 30, "{compared}");
+    }
+}

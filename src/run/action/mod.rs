@@ -343,7 +343,11 @@ mod tests {
             .into(),
         ];
         let kinds: BTreeSet<String> = all.iter().map(kind).collect();
-        assert_eq!(kinds.len(), Action::COUNT, "{kinds:?}");
+        assert_eq!(
+            kinds.len(),
+            Action::COUNT,
+            "every_action() has not one of each kind: {kinds:?}"
+        );
         all
     }
 
