@@ -665,8 +665,9 @@ pub const ACTIONS: &[Action] = &[
 const COPIED: &str = "SELECT oid::regclass FROM pg_class WHERE relkind = 'r' AND oid > 16384
     AND relnamespace = to_regnamespace('trial') ORDER BY oid LIMIT 1";
 
-/// What pg_repack does at its end: the table gets the file of a copy, and new indexes.
-const REPACK: &str = "BEGIN; LOCK TABLE {t} IN ACCESS EXCLUSIVE MODE;
+/// What pg_repack does at its end: the table gets the file of a copy, and new indexes. Rows of the copy would end apply on the
+/// other members, which lack it: a publication of all tables sends them.
+const REPACK: &str = "BEGIN; SELECT zodan.unreplicated(); LOCK TABLE {t} IN ACCESS EXCLUSIVE MODE;
     CREATE TABLE {copy} (LIKE {t} INCLUDING STORAGE); INSERT INTO {copy} SELECT * FROM ONLY {t};
     SET LOCAL allow_system_table_mods = on;
     UPDATE pg_class c SET relfilenode = o.relfilenode, reltoastrelid = o.reltoastrelid FROM pg_class o
