@@ -943,7 +943,9 @@ impl<'a> Scene<'a> {
 
     /// Drops one that the node has been given, if it joins. Its slot stays with the provider.
     fn drop_subscription(&self, pick: Pick) -> Result<(), String> {
-        if self.world.members(self.group).contains(&self.subject) {
+        let members = self.world.members(self.group);
+        // With Spock one that takes changes of nobody is no member, and nobody but the operator can take it back.
+        if members.contains(&self.subject) || members.len() == 1 {
             return Ok(());
         }
         let (names, drop) = match self.world.engine {

@@ -119,10 +119,20 @@ pub fn play(world: &World, step: &Step) {
             if at < world.last_look() {
                 world.blame("a node has joined without a subscription".into());
             }
-            // All had been seen to work. The operator mends it by adding the node again.
+            // All had been seen to work. The operator mends it by adding the node again. Without the subscription the node
+            // may take its provider for one that only reads, so another member is asked to remove it.
             change.done(world, group);
-            let (node, on) = (change.subject(), change.subject());
-            again(world, group, Change::Leave { node, on });
+            let mut others = world.members(group);
+            others.retain(|number| *number != change.subject());
+            let node = change.subject();
+            again(
+                world,
+                group,
+                Change::Leave {
+                    node,
+                    on: others[0],
+                },
+            );
             world.node(node, group).renew();
             again(world, group, change);
         }
