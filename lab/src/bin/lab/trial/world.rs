@@ -745,7 +745,8 @@ impl<'a> Node<'a> {
     }
 }
 
-/// The settings that docs/operations.md gives as the least, for these databases; and a few slots for others.
+/// The settings that docs/operations.md gives as the least, for these databases; and a few slots and WAL senders for others,
+/// and for connections that were cut and are not noticed yet.
 fn least(shape: &Shape, databases: usize) -> [(&'static str, usize); 4] {
     const OF_OTHERS: usize = 4;
     /// Those of a subscription, its own and two beside it.
@@ -757,7 +758,7 @@ fn least(shape: &Shape, databases: usize) -> [(&'static str, usize); 4] {
             "max_replication_slots",
             databases * (nodes + 2 * slots) + OF_OTHERS,
         ),
-        ("max_wal_senders", databases * nodes),
+        ("max_wal_senders", databases * nodes + OF_OTHERS),
         ("max_logical_replication_workers", workers),
         (
             "max_worker_processes",
