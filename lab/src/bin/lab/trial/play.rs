@@ -6,6 +6,7 @@ use super::judge;
 use super::schedule::Step;
 use super::shape::{Engine, Less};
 use super::world::{Node, World};
+use lab::quote_literal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -139,11 +140,34 @@ pub fn play(world: &World, step: &Step) {
         None => change.done(world, group),
     }
     world.finish_tables(group);
+    if matches!(change, Change::Leave { .. }) {
+        end_former_member(world, group, change.subject());
+    }
     for group in 0..world.groups.len() {
         judge::judge(world, group, change.subject(), excused);
     }
     if matches!(change, Change::Leave { .. }) {
         world.node(change.subject(), group).renew();
+    }
+}
+
+/// A node that was down while it was removed, and is back: the operator has it leave by itself, as docs/operations.md says.
+fn end_former_member(world: &World, group: usize, number: usize) {
+    let node = world.node(number, group);
+    let subscribes = match world.engine {
+        Engine::Native => {
+            "SELECT 1 FROM pg_subscription JOIN pg_database d ON d.oid = subdbid
+              WHERE datname = current_database()"
+        }
+        Engine::Spock => "SELECT 1 FROM spock.subscription",
+    };
+    if !world.disturbed().contains(&number) || node.rows(subscribes).is_empty() {
+        return;
+    }
+    let call = format!("CALL spock.remove_node({})", quote_literal(node.name()));
+    let outcome = watched(world, group, number, &call, &Mutex::default());
+    if outcome.result.is_err() {
+        world.blame(format!("a node that is back: {}", outcome.said()));
     }
 }
 
