@@ -440,6 +440,8 @@ pub const ACTIONS: &[Action] = &[
             let mut found = node.try_rows("SELECT * FROM spock.verify_nodes()")?;
             // Its tables are quoted.
             found.retain(|row| !s.world.may_double(&row[0].replace('"', "")));
+            // An operator may just make an empty table on one member after the other.
+            found.retain(|row| row[3..6].iter().any(|rows| rows != "0"));
             if !found.is_empty() {
                 s.world.blame(format!("the verification finds {found:?}"));
             }
