@@ -4,7 +4,7 @@ mod common;
 
 use common::engines::On;
 use common::removal::{assert_no_node, assert_no_trace, join, remove_named};
-use common::{assert_failed, fingerprint};
+use common::{Running, assert_failed, fingerprint};
 use lab::spock;
 use lab::{Cluster, add_node, load, quote_literal, wait_quiet};
 
@@ -50,6 +50,37 @@ fn cleanup_of_a_member_that_is_down_is_printed_as_statements() {
     assert_no_trace(On::Spock, n1, "n3", 2);
     assert_no_trace(On::Spock, n2, "n3", 2);
     assert_no_node(On::Spock, cluster.n(3));
+}
+
+/// n3 has dropped its subscription to n2, where the CALL runs, and not yet the one to n1.
+#[test]
+fn removal_cancelled_between_two_subscriptions_goes_on_where_it_ended() {
+    let Some(cluster) = mesh(3) else { return };
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    // Sessions of applications are ended before.
+    let mut holder = n3.client_named("zodan test");
+    let mut held = holder.transaction().expect("begin");
+    let hold = "SELECT FROM spock.subscription WHERE sub_name = 'sub_n1_n3' FOR UPDATE";
+    held.execute(hold, &[]).expect("lock the subscription");
+    let run = Running::start(n2, "CALL spock.remove_node('n3')");
+    n3.wait_for(
+        "SELECT string_agg(sub_name::text, ' ') FROM spock.subscription",
+        "sub_n1_n3",
+    );
+    run.cancel();
+    let failed = run.join().expect_err("it is cancelled");
+    assert_failed(
+        &failed,
+        "57014",
+        "canceling statement due to user request",
+        "Run the same CALL again: it goes on where this one ended.",
+    );
+    held.rollback().expect("let go");
+    drop(holder);
+    remove_named(n2, "n3");
+    assert_no_trace(On::Spock, n1, "n3", 2);
+    assert_no_trace(On::Spock, n2, "n3", 2);
+    assert_no_node(On::Spock, n3);
 }
 
 /// n1 takes a set of n2 by a subscription of its own.

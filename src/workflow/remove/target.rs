@@ -5,7 +5,7 @@ use super::former_member::{FormerMember, FormerNode, Why};
 use super::half_added::{HalfAddedLocally, interrupted};
 use super::obstacles::no_member;
 use super::{Removal, Request, interrupted_removals};
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, RegisteredNode};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::server::DatabaseId;
@@ -351,17 +351,39 @@ impl Finding<'_> {
             return Ok(()); // an earlier run has made it forget all others
         }
         let back = members.iter().find(|member| member.name == self.local_name);
-        let dsn = back.and_then(|member| Dsn::parse(&member.dsn).ok());
-        let Some(dsn) = dsn else { return Err(other()) };
-        let mut back = members::connect(&[Member {
-            name: self.local_name.to_owned(),
-            dsn,
-        }])?;
-        let leads_back = match back.first_mut() {
-            Some(back) => members::identity(back)? == *self.own,
+        let leads_back = match back {
+            Some(back) => self.identity_of(back)?.as_ref() == Some(self.own),
+            None if self.resumed => self.shares_a_member(me, &members)?,
             None => false,
         };
         if leads_back { Ok(()) } else { Err(other()) }
+    }
+
+    /// An earlier run has made the node forget us. Some member that it still knows is one of ours.
+    fn shares_a_member(&self, me: &mut Node, members: &[RegisteredNode]) -> Result<bool> {
+        for ours in self.engine.members().on(me)? {
+            if ours.name == self.request.target || ours.name == self.local_name {
+                continue;
+            }
+            if let Some(theirs) = members.iter().find(|member| member.name == ours.name) {
+                if ours.dsn == theirs.dsn {
+                    return Ok(true);
+                }
+                let identity = self.identity_of(&ours)?;
+                return Ok(identity.is_some() && identity == self.identity_of(theirs)?);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The server and database that the entry of a registry leads to.
+    fn identity_of(&self, entry: &RegisteredNode) -> Result<Option<DatabaseId>> {
+        let Ok(dsn) = Dsn::parse(&entry.dsn) else {
+            return Ok(None);
+        };
+        let name = entry.name.clone();
+        let mut nodes = members::connect(&[Member { name, dsn }])?;
+        nodes.first_mut().map(members::identity).transpose()
     }
 
     fn wrong(&self, problem: String) -> Error {
