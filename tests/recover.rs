@@ -18,6 +18,8 @@ on_both_engines! {
     survivors_are_equal_after_a_recovery_in_its_parts,
     survivors_are_equal_after_a_recovery_without_slots,
     comparison_is_made_again_when_the_member_that_was_away_is_back,
+    deletions_of_the_member_that_was_away_hold_when_it_is_back,
+    rows_of_the_member_that_was_away_come_when_it_is_back,
     three_nodes_recover_under_load_from_slots,
     five_nodes_recover_under_load_from_slots,
     three_nodes_recover_under_load_without_slots,
@@ -239,6 +241,73 @@ fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
     assert_eq!(n3.value(ids), "3 4 9 20 30");
     assert_same_content(&[n2, n3, n4]);
     assert_nothing_to_do(&recover(n3, "n1"));
+    remove(n2, "n1");
+    assert_nothing_held(&[n2, n3, n4]);
+}
+
+const IDS: &str = "SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test";
+
+/// n3 has got what n4 did to rows of n1 and n2, and some of these rows it gets by the comparison only.
+fn deletions_of_the_member_that_was_away_hold_when_it_is_back(on: On) {
+    let cluster = on.mesh_without_slots(4);
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    on.suspend(n3, n1);
+    on.suspend(n2, n4);
+    n1.sql("INSERT INTO crash_test VALUES (50, 'of n1', NULL), (51, 'of n1', NULL), (52, 'of n1', NULL)");
+    n2.sql("INSERT INTO crash_test VALUES (60, 'of n2', NULL)");
+    n2.wait_for("SELECT count(*) FROM crash_test", "4");
+    n4.wait_for("SELECT count(*) FROM crash_test", "4");
+    n3.wait_for("SELECT count(*) FROM crash_test", "1");
+    n4.sql("UPDATE crash_test SET data = 'of n4' WHERE id = 51; DELETE FROM crash_test WHERE id IN (50, 60)");
+    n3.wait_for("SELECT count(*) FROM crash_test", "0");
+    n4.stop();
+    n1.crash();
+    let called = recover(n2, "n1");
+    let told = "4 of the rows that were copied to node \"n3\" may have been deleted or changed there by node \"n4\", which is away";
+    assert_eq!(called.warnings().last(), Some(&told), "{called:?}");
+    n4.boot();
+    on.resume(n2, n4);
+    n2.wait_for("SELECT count(*) FROM crash_test", "2");
+    let decided = recover(n3, "n1");
+    assert!(decided.warnings().is_empty(), "{decided:?}");
+    wait_quiet(&[n2, n3, n4]);
+    assert_same_content(&[n2, n3, n4]);
+    assert_eq!(n3.value(IDS), "51 of n4, 52 of n1");
+    remove(n2, "n1");
+    assert_nothing_held(&[n2, n3, n4]);
+}
+
+/// n3 has not got a row of n4 that others have changed. To bring it would have n4's own INSERT fail.
+fn rows_of_the_member_that_was_away_come_when_it_is_back(on: On) {
+    let cluster = on.mesh_without_slots(4);
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    on.suspend(n3, n4);
+    n4.sql("INSERT INTO crash_test VALUES (71, 'of n4', NULL), (72, 'of n4', NULL)");
+    for node in [n1, n2] {
+        node.wait_for("SELECT count(*) FROM crash_test", "2");
+    }
+    on.suspend(n3, n1);
+    n2.sql("UPDATE crash_test SET data = 'of n2' WHERE id = 71");
+    n1.wait_for("SELECT count(*) FROM crash_test WHERE data = 'of n2'", "1");
+    n1.sql("UPDATE crash_test SET data = 'of n1' WHERE id = 72; INSERT INTO crash_test VALUES (80, 'of n1', NULL)");
+    n2.wait_for(IDS, "71 of n2, 72 of n1, 80 of n1");
+    n4.wait_for(IDS, "71 of n2, 72 of n1, 80 of n1");
+    n4.stop();
+    n1.crash();
+    let called = recover(n2, "n1");
+    assert!(
+        called.warnings().iter().any(|w| w.contains("3 rows differ between node \"n2\" and node \"n3\", and are left alone, since they are or may be of node \"n4\", which is away: ")),
+        "{called:?}"
+    );
+    n4.boot();
+    on.resume(n3, n4);
+    n4.sql("INSERT INTO crash_test VALUES (90, 'of n4', NULL)");
+    n3.wait_for("SELECT count(*) FROM crash_test", "3");
+    let decided = recover(n3, "n1");
+    assert!(decided.warnings().is_empty(), "{decided:?}");
+    wait_quiet(&[n2, n3, n4]);
+    assert_same_content(&[n2, n3, n4]);
+    assert_eq!(n3.value(IDS), "71 of n2, 72 of n1, 80 of n1, 90 of n4");
     remove(n2, "n1");
     assert_nothing_held(&[n2, n3, n4]);
 }

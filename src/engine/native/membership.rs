@@ -4,7 +4,7 @@ use super::Native;
 use crate::engine::{Identity, KeepsRegistry, LocalRegistry, Membership, PendingCleanup, Registry};
 use crate::error::{Error, Result};
 use crate::libpq::Dsn;
-use crate::node::{Member, Query, Statement};
+use crate::node::{Member, Query, Statement, server};
 
 impl Membership for Native {
     fn create_node(&self, identity: &Identity) -> Vec<Statement> {
@@ -38,7 +38,9 @@ impl Membership for Native {
             "DELETE FROM zodan.recovery_slot USING zodan.unreplicated() WHERE provider = $1",
         ]
         .map(|sql| Statement::new(sql, &[name]))
-        .to_vec()
+        .into_iter()
+        .chain([server::forget_recoveries(Some(name))])
+        .collect()
     }
 
     fn registry(&self) -> Option<&dyn KeepsRegistry> {

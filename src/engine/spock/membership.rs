@@ -4,7 +4,7 @@ use super::Spock;
 use super::former::Former;
 use crate::engine::{Identity, Membership, Path, names};
 use crate::error::Result;
-use crate::node::{Node, Statement};
+use crate::node::{Node, Statement, server};
 
 impl Membership for Spock {
     fn create_node(&self, identity: &Identity) -> Vec<Statement> {
@@ -38,10 +38,10 @@ impl Membership for Spock {
     }
 
     fn forget_node(&self, name: &str) -> Vec<Statement> {
-        vec![Statement::new(
-            "SELECT spock.node_drop($1::name, true)",
-            &[name],
-        )]
+        vec![
+            Statement::new("SELECT spock.node_drop($1::name, true)", &[name]),
+            server::forget_recoveries(Some(name)),
+        ]
     }
 
     fn drops_node_with_last_subscription(&self) -> bool {

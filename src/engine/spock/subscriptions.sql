@@ -25,7 +25,9 @@ SELECT s.sub_name AS name, s.sub_enabled AS enabled,
   -- neither has a local position.
   LEFT JOIN LATERAL (
        SELECT n.remote_lsn, n.local_lsn > coalesce(o.local_lsn, '0/0') AS is_later,
-              (SELECT count(*) FROM spock.subscription x WHERE x.sub_origin = s.sub_origin) = 1
+              -- Nor of another node that had the name before.
+              s.sub_name !~ '_gen[0-9]+$'
+              AND (SELECT count(*) FROM spock.subscription x WHERE x.sub_origin = s.sub_origin) = 1
               AND NOT EXISTS (SELECT FROM spock.subscription x WHERE cardinality(x.sub_forward_origins) > 0)
               AND NOT EXISTS (SELECT FROM pg_replication_origin r
                                WHERE r.roname ~ '^spk_'

@@ -86,7 +86,7 @@ pub fn unfinished_comparison(failed: &str) -> Query<UnfinishedComparison> {
 pub fn note_undecided(failed: &str) -> Statement {
     Statement::new(
         format!(
-            "SELECT pg_replication_origin_create(replace(roname, 'zodan_compared', 'zodan_undecided'))
+            "SELECT pg_replication_origin_create(regexp_replace(roname, '^zodan_compared', 'zodan_undecided'))
                FROM {COMPARED}
               WHERE failed = $1
                 AND NOT EXISTS (SELECT FROM {UNDECIDED} WHERE undecided.failed = $1 AND undecided.lane = compared.lane)"

@@ -28,14 +28,14 @@ impl Recovery {
         for member in self.cluster.unreachable_names() {
             leads.extend(self.leads(missing, &member)?);
         }
-        let ahead = leads
-            .iter()
-            .filter(|lead| lead.node == missing.target)
-            .map(|lead| Ahead {
+        let mut ahead = vec![];
+        for lead in leads.iter().filter(|lead| lead.node == missing.target) {
+            ahead.push(Ahead {
                 name: lead.member.clone(),
                 first_unseen: lead.from,
-            })
-            .collect();
+                last_seen: self.last_commit(&lead.member, &missing.target)?,
+            });
+        }
         Ok(Case {
             source: self.authors(&missing.source, &leads)?,
             target: self.authors(&missing.target, &leads)?,

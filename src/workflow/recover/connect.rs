@@ -415,10 +415,13 @@ impl Recovery {
             *name != source && (*lsn < has || *lsn == has && again())
         });
         let mut missing_ranges = vec![];
+        let source_undecided = undecided.contains(&source);
         for (target, lsn) in targets {
             let unfinished = unfinished_from.get(&target).copied();
             let undecided = undecided.contains(&target);
-            missing_ranges.push(self.missing(&source, has, target, lsn, unfinished, undecided)?);
+            let mut missing = self.missing(&source, has, target, lsn, unfinished, undecided)?;
+            missing.source_undecided = source_undecided;
+            missing_ranges.push(missing);
         }
         Ok(missing_ranges)
     }
@@ -490,6 +493,7 @@ impl Recovery {
             to: position(to),
             whole: to == has && self.request.stop_timestamp.is_none(),
             undecided,
+            source_undecided: false,
             streams: vec![],
             all_streams: true,
         })

@@ -71,7 +71,7 @@ impl Recovery {
         let catalog = Catalog::read(&mut session)?;
         let mut applier = Applier::begin(&mut session)?;
         self.note_comparison(missing, &mut last)?;
-        let (mut copied, mut deleted, mut own) = (0, 0, 0);
+        let (mut copied, mut deleted, mut own, mut doubtful) = (0, 0, 0, 0);
         let mut left: BTreeMap<Doubt, Left> = BTreeMap::new();
         for (i, table) in tables.iter().enumerate() {
             let name = table.name();
@@ -101,6 +101,7 @@ impl Recovery {
                     match case.judge(&table.share, table.relation.full, &difference) {
                         Verdict::Copy(version) => {
                             copied += 1;
+                            doubtful += u64::from(case.may_have_met(&difference));
                             let at = version.written.unwrap_or(0);
                             by_time.entry(at).or_default()[1].push(Message::Insert {
                                 relation,
@@ -135,7 +136,9 @@ impl Recovery {
         applier.finish()?;
         server::end_replay().run(&mut session)?;
         journal.passed("the differences are applied")?;
-        let awaits = left.keys().any(|doubt| matches!(doubt, Doubt::Away(_)));
+        let awaits = left.keys().any(|doubt| matches!(doubt, Doubt::Away(_))) || doubtful > 0;
+        // What the source is made equal to when all are there the target has to be made equal to then, too.
+        let awaits = awaits || missing.source_undecided;
         let undecided = awaits && !self.request.force;
         if undecided {
             server::note_undecided(&self.request.failed).run(self.survivor(&missing.target)?)?;
@@ -152,6 +155,15 @@ impl Recovery {
         }
         if left.is_empty() {
             self.decide_others(missing)?;
+        }
+        if let (1.., Some(away)) = (doubtful, case.ahead.first()) {
+            self.report.warn(
+                &format!(
+                    "{doubtful} of the rows that were copied to node \"{}\" may have been deleted or changed there by node \"{}\", which is away",
+                    missing.target, away.name
+                ),
+                &self.hint_of_absent(&away.name),
+            );
         }
         journal.done(step)?;
         self.report.notice(&format!(
@@ -179,7 +191,11 @@ impl Recovery {
             (&missing.source, &of_source, &of_target),
             (&missing.target, &of_target, &of_source),
         ] {
-            for failed in of_node.iter().filter(|failed| !of_other.contains(failed)) {
+            let others = of_node
+                .iter()
+                .filter(|failed| **failed != self.request.failed);
+            let decided: Vec<&String> = others.filter(|f| !of_other.contains(f)).collect();
+            for failed in decided {
                 server::forget_undecided(failed).run(self.survivor(node)?)?;
             }
         }
@@ -260,13 +276,7 @@ impl Recovery {
             ),
             Doubt::Away(name) => (
                 format!("are left alone, since they are or may be of node \"{name}\", which is away"),
-                match self.request.force {
-                    true => format!("They stay as they are, because force is true. When \"{name}\" is back, SELECT * FROM spock.verify_nodes() tells which are not alike."),
-                    false => format!(
-                        "When \"{name}\" is back, run the same CALL again. If it is dead, recover from its loss too: CALL spock.recover_run({}).",
-                        crate::quote::literal(name)
-                    ),
-                },
+                self.hint_of_absent(name),
             ),
             Doubt::Undated => (
                 "are left alone, since it is not known who wrote them: their commit timestamps are not there".to_owned(),
@@ -279,6 +289,19 @@ impl Recovery {
         };
         self.report
             .warn(&format!("{differ}, and {why}: {}", left.summary()), &hint);
+    }
+
+    /// What to do about rows that hang on a member that is away.
+    fn hint_of_absent(&self, name: &str) -> String {
+        match self.request.force {
+            true => format!(
+                "They stay as they are, because force is true. When \"{name}\" is back, SELECT * FROM spock.verify_nodes() tells which are not alike."
+            ),
+            false => format!(
+                "When \"{name}\" is back, run the same CALL again. If it is dead, recover from its loss too: CALL spock.recover_run({}).",
+                crate::quote::literal(name)
+            ),
+        }
     }
 
     /// Transactions are not told apart where contents are compared.

@@ -81,12 +81,23 @@ impl Authors {
     }
 }
 
+impl Authors {
+    /// A member that is away, if the version may be of a row that it wrote and the other node has not got: whoever wrote
+    /// the version may have changed that row.
+    fn may_come_from(&self, version: &Version) -> Option<&String> {
+        let later = |(_, from): &(&String, &i64)| version.written >= Some(**from);
+        self.lacking.iter().find(later).map(|(name, _)| name)
+    }
+}
+
 /// A member that is away, of which the target has got more than the source.
 #[derive(Clone, Debug)]
 pub struct Ahead {
     pub name: String,
     /// When it committed the first that the target has and the source has not.
     pub first_unseen: i64,
+    /// When it committed the last that the target has; `None` if that is not known.
+    pub last_seen: Option<i64>,
 }
 
 /// What is known of the two nodes.
@@ -155,10 +166,27 @@ impl Case {
         }
     }
 
+    /// Whether a row that only the source has may have been deleted, or was to be changed, on the target by a member that is
+    /// away and of which the target has more. It knew the row then, so it did that after the row was written.
+    pub fn may_have_met(&self, difference: &Difference) -> bool {
+        let (Some(source), None) = (&difference.left, &difference.right) else {
+            return false;
+        };
+        let after = |seen: i64| source.written.is_none_or(|at| at <= seen + DISORDER);
+        self.ahead
+            .iter()
+            .any(|other| other.last_seen.is_none_or(after))
+    }
+
     /// The target never had it, and is given it; unless it had it and one that is away deleted it there.
     fn only_on_source(&self, source: &Version) -> Verdict {
         let copy = Verdict::Copy(source.clone());
         let author = self.source.of(source);
+        if let Some(name) = self.source.may_come_from(source)
+            && matches!(author, Author::Failed | Author::Survivor)
+        {
+            return Verdict::Leave(Doubt::Away(name.clone()));
+        }
         match (author, self.ahead.first()) {
             (Author::Away(name), _) => Verdict::Leave(Doubt::Away(name)),
             (Author::Stranger, _) => Verdict::Leave(Doubt::Stranger),
@@ -210,6 +238,10 @@ impl Case {
                 Author::Common | Author::Failed | Author::Survivor => {}
             }
         }
+        // An older change of that member would come to the target after this one.
+        if let Some(name) = self.source.may_come_from(source) {
+            return Verdict::Leave(Doubt::Away(name.clone()));
+        }
         match !keyless && source.written > target.written {
             true => Verdict::Copy(source.clone()),
             false => Verdict::Leave(Doubt::Either),
@@ -251,6 +283,7 @@ mod tests {
         let ahead = ahead.map(|first_unseen| Ahead {
             name: "n2".into(),
             first_unseen,
+            last_seen: Some(28),
         });
         Case {
             source: authors(None),
@@ -367,6 +400,40 @@ mod tests {
         assert_eq!(verdict(&case, undated(), None), "Undated");
         let nothing_known = self::case(Some(i64::MIN));
         assert_eq!(verdict(&nothing_known, None, version(FAILED, 6)), AWAY_N2);
+    }
+
+    #[test]
+    fn what_the_source_has_of_a_row_of_one_that_is_away_is_not_brought() {
+        let case = Case {
+            source: authors(Some(12)),
+            target: authors(None),
+            ..case(None)
+        };
+        // The row may be one of n2, changed since, which is still to come to the target.
+        for origin in [OWN, FAILED, AWAY] {
+            assert_eq!(verdict(&case, version(origin, 12), None), AWAY_N2);
+        }
+        assert_eq!(verdict(&case, version(FAILED, 11), None), "copy");
+        assert_eq!(
+            verdict(&case, version(FAILED, 12), version(OWN, 8)),
+            AWAY_N2
+        );
+        assert_eq!(verdict(&case, version(FAILED, 11), version(OWN, 8)), "copy");
+        // What only the target has is not n2's.
+        assert_eq!(verdict(&case, None, version(FAILED, 20)), "delete");
+    }
+
+    #[test]
+    fn row_that_is_brought_may_have_met_one_that_is_away() {
+        let met = |case: &Case, left, right| {
+            let key = "(1)".into();
+            case.may_have_met(&Difference { key, left, right })
+        };
+        let ahead = case(Some(12));
+        assert!(met(&ahead, version(FAILED, 28), None));
+        assert!(!met(&ahead, version(FAILED, 29 + DISORDER), None));
+        assert!(!met(&ahead, version(FAILED, 28), version(OWN, 8)));
+        assert!(!met(&case(None), version(FAILED, 28), None));
     }
 
     fn within(share: &Share, source: Option<Version>, target: Option<Version>) -> String {

@@ -91,7 +91,9 @@ impl Recovery {
                 if parts.is_empty() {
                     continue;
                 }
-                missing_ranges.push(self.gap_of(source, &target, &parts, again));
+                let mut missing = self.gap_of(source, &target, &parts, again);
+                missing.source_undecided = undecided.contains(&source.node);
+                missing_ranges.push(missing);
                 let parts: Vec<String> = parts.into_iter().cloned().collect();
                 for part in parts {
                     let has = source.streams[&part].1;
@@ -140,6 +142,7 @@ impl Recovery {
             to,
             whole: !limited && request.stop_timestamp.is_none(),
             undecided,
+            source_undecided: false,
             streams: parts.iter().map(stream).collect(),
             // Where the target has more by another one, what that brings is not the source's to decide.
             all_streams: source.lacks_of(target).is_empty(),
