@@ -6,7 +6,7 @@ use common::assert_failed;
 use common::engines::On;
 use common::recovery::{recover, remove};
 use common::removal::remove_by_force;
-use lab::{Cluster, Server, assert_same_content, spock, wait_quiet};
+use lab::{Cluster, Server, add_node, assert_same_content, spock, wait_quiet};
 
 fn assert_equal(nodes: &[&Server]) {
     wait_quiet(nodes);
@@ -153,4 +153,63 @@ fn recovery_is_refused_when_a_restart_hides_what_a_crash_has_left() {
     }
     assert_eq!(n3.value("SELECT count(*) FROM crash_test"), "20");
     remove_by_force(n3, "n1");
+}
+
+/// The second node called n1 has a WAL that begins anew. n2 knows a position of the first from a crash; it is not what n2
+/// has of the second.
+#[test]
+fn recovery_is_refused_when_a_crash_has_left_the_position_of_a_former_node() {
+    if spock::announced().is_none() {
+        return;
+    }
+    let mut cluster = On::Spock.mesh_without_slots(3);
+    spock::grow(&mut cluster, "n4");
+    let [first, n2, n3, second] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    let insert = |on: &Server, id: i32| {
+        on.sql(&format!(
+            "INSERT INTO crash_test VALUES ({id}, 'row', NULL)"
+        ));
+    };
+    let has = |node: &Server, id: i32| {
+        let there = format!("SELECT count(*) FROM crash_test WHERE id = {id}");
+        node.wait_for(&there, "1");
+    };
+    for id in 1..=4 {
+        first.sql("SELECT pg_switch_wal()");
+        insert(first, id);
+    }
+    has(n2, 4);
+    let crash = || {
+        n2.sql("SELECT pg_logical_emit_message(true, 'test', 'flushed')");
+        n2.crash();
+        n2.boot();
+    };
+    crash();
+    insert(first, 5);
+    for node in [n2, n3] {
+        has(node, 5);
+    }
+    first.crash();
+    remove(n2, "n1");
+    n2.restart();
+    add_node(second, "n1", n2, "n2").unwrap_or_else(|failed| panic!("{failed}"));
+    for node in [n2, n3, second] {
+        node.sql("CHECKPOINT");
+    }
+    insert(second, 200);
+    has(n2, 200);
+    n2.sql("SELECT spock.sub_disable(sub_name, true) FROM spock.subscription WHERE sub_name ~ '^sub_n1_'");
+    insert(second, 201);
+    has(n3, 201);
+    second.crash();
+    crash();
+    wait_quiet(&[n2, n3]);
+    let failed = n3.sql_error("CALL spock.recover_run('n1')");
+    assert_failed(
+        &failed,
+        "55000",
+        "node \"n2\" has crashed and applied nothing of \"n1\" since, so it is unknown whether it has it up to",
+        "SELECT * FROM spock.verify_nodes() tells where the survivors differ.",
+    );
+    has(n3, 201);
 }
