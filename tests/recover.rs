@@ -18,6 +18,8 @@ on_both_engines! {
     survivors_are_equal_after_a_recovery_in_its_parts,
     survivors_are_equal_after_a_recovery_without_slots,
     comparison_is_made_again_when_the_member_that_was_away_is_back,
+    comparison_with_an_undecided_survivor_is_made_again_too,
+    note_of_an_undecided_comparison_goes_with_the_dead_node,
     deletions_of_the_member_that_was_away_hold_when_it_is_back,
     rows_of_the_member_that_was_away_come_when_it_is_back,
     three_nodes_recover_under_load_from_slots,
@@ -178,8 +180,9 @@ fn survivors_are_equal_after_a_recovery_without_slots(on: On) {
     assert_nothing_to_do(&recover(n3, "n1"));
 }
 
-/// n3 lacks deletions of n1 and has rows of n4 that n2 lacks; while n4 is away nobody knows which is which.
-fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
+/// n1 is dead and n4 is away. n3 lacks deletions of n1, as n4 does if it `lags`, and has rows of n4 that n2 lacks: nobody
+/// knows which is which.
+fn one_dead_one_away(on: On, lags: bool) -> Cluster {
     let cluster = on.mesh_without_slots(4);
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     n1.sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 4) i");
@@ -195,16 +198,39 @@ fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
         node.wait_for(changed, "3");
     }
     on.suspend(n3, n1);
+    if lags {
+        on.suspend(n4, n1);
+    }
     n1.sql(
         "DELETE FROM crash_test WHERE id = 1; UPDATE crash_test SET id = 20 WHERE id = 2;
          INSERT INTO crash_test VALUES (30, 'of n1', NULL)",
     );
-    for node in [n2, n4] {
+    for node in [n2, n4].into_iter().take(if lags { 1 } else { 2 }) {
         let ids = "SELECT count(*) FROM crash_test WHERE id IN (1, 2, 20, 30)";
         node.wait_for(ids, "2");
     }
     n4.stop();
     n1.crash();
+    cluster
+}
+
+/// Every member is what n2 is, and n1 can be removed.
+fn assert_decided(cluster: &Cluster) {
+    let [n2, n3, n4] = [2, 3, 4].map(|i| cluster.n(i));
+    wait_quiet(&[n2, n3, n4]);
+    assert_eq!(
+        n3.value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM crash_test"),
+        "3 4 9 20 30"
+    );
+    assert_same_content(&[n2, n3, n4]);
+    assert_nothing_to_do(&recover(n3, "n1"));
+    remove(n2, "n1");
+    assert_nothing_held(&[n2, n3, n4]);
+}
+
+fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
+    let cluster = one_dead_one_away(on, false);
+    let [n2, n3, n4] = [2, 3, 4].map(|i| cluster.n(i));
     let ids = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM crash_test";
     let left_alone = |node: &Server| {
         let called = recover(node, "n1");
@@ -237,12 +263,48 @@ fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
     n2.wait_for("SELECT count(*) FROM crash_test WHERE id = 9", "1");
     let decided = recover(n2, "n1");
     assert!(decided.warnings().is_empty(), "{decided:?}");
-    wait_quiet(&[n2, n3, n4]);
-    assert_eq!(n3.value(ids), "3 4 9 20 30");
-    assert_same_content(&[n2, n3, n4]);
-    assert_nothing_to_do(&recover(n3, "n1"));
-    remove(n2, "n1");
-    assert_nothing_held(&[n2, n3, n4]);
+    assert_decided(&cluster);
+}
+
+/// n4 is made what n3 is, which is not decided yet, while n2 is away.
+fn comparison_with_an_undecided_survivor_is_made_again_too(on: On) {
+    let cluster = one_dead_one_away(on, true);
+    let [n2, n3, n4] = [2, 3, 4].map(|i| cluster.n(i));
+    recover(n2, "n1");
+    n2.stop();
+    n4.boot();
+    wait_quiet(&[n3, n4]);
+    recover(n3, "n1");
+    n2.boot();
+    on.resume(n2, n4);
+    n2.wait_for("SELECT count(*) FROM crash_test WHERE id = 9", "1");
+    let decided = recover(n2, "n1");
+    assert!(decided.warnings().is_empty(), "{decided:?}");
+    assert_decided(&cluster);
+}
+
+/// n1 is removed by force while n3 is away.
+fn note_of_an_undecided_comparison_goes_with_the_dead_node(on: On) {
+    let cluster = one_dead_one_away(on, false);
+    let [n2, n3, n4] = [2, 3, 4].map(|i| cluster.n(i));
+    recover(n2, "n1");
+    let notes = "SELECT count(*) FROM pg_replication_origin WHERE roname ~ '^zodan_'";
+    assert_eq!(n3.value(notes), "1");
+    n4.boot();
+    on.resume(n2, n4);
+    n2.wait_for("SELECT count(*) FROM crash_test WHERE id = 9", "1");
+    n3.stop();
+    let removed = run(n2, "CALL spock.remove_node('n1', force := true)");
+    n3.boot();
+    // Spock has nobody who remembers it.
+    for notice in removed.notices {
+        let hint = notice.hint.unwrap_or_default();
+        if let Some((_, statements)) = hint.split_once("Run there when it can be reached: ") {
+            n3.sql(statements);
+        }
+    }
+    run(n2, "CALL spock.remove_node('n1')");
+    assert_eq!(n3.value(notes), "0");
 }
 
 const IDS: &str = "SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test";
