@@ -668,8 +668,11 @@ const COPIED: &str = "SELECT oid::regclass FROM pg_class WHERE relkind = 'r' AND
     AND relnamespace = to_regnamespace('trial') ORDER BY oid LIMIT 1";
 
 /// What pg_repack does at its end: the table gets the file of a copy, and new indexes. Rows of the copy would end apply on the
-/// other members, which lack it: a publication of all tables sends them.
-const REPACK: &str = "BEGIN; SELECT zodan.unreplicated(); LOCK TABLE {t} IN ACCESS EXCLUSIVE MODE;
+/// other members, which lack it: a publication of all tables sends them. A table with dropped columns is left alone, which the
+/// copy would lack, too.
+const REPACK: &str = "BEGIN; SELECT zodan.unreplicated(), 1 / (count(*) = 0)::integer FROM pg_attribute
+     WHERE attrelid = '{t}'::regclass AND attisdropped;
+    LOCK TABLE {t} IN ACCESS EXCLUSIVE MODE;
     CREATE TABLE {copy} (LIKE {t} INCLUDING STORAGE); INSERT INTO {copy} SELECT * FROM ONLY {t};
     SET LOCAL allow_system_table_mods = on;
     UPDATE pg_class c SET relfilenode = o.relfilenode, reltoastrelid = o.reltoastrelid FROM pg_class o
