@@ -119,15 +119,25 @@ pub struct FullWorkers {
     pub parallel: i64,
 }
 
+/// Processes that are no background workers, as `backend_type` names them.
+const OTHER_PROCESSES: &str = "('client backend', 'autovacuum launcher',
+               'autovacuum worker', 'background writer', 'checkpointer', 'walwriter',
+               'walsender', 'walreceiver', 'walsummarizer', 'startup', 'archiver',
+               'slotsync worker', 'io worker', 'logger', 'standalone backend')";
+
 /// The setting that keeps the server from starting an apply worker now, if one does.
 pub fn full_workers() -> Query<FullWorkers> {
-    Query::new(include_str!("full_workers.sql"), &[], |row| {
-        Ok(FullWorkers {
-            setting: row.get("setting")?,
-            limit: row.get("limit")?,
-            parallel: row.get("parallel")?,
-        })
-    })
+    Query::new(
+        include_str!("full_workers.sql").replace(":other_processes", OTHER_PROCESSES),
+        &[],
+        |row| {
+            Ok(FullWorkers {
+                setting: row.get("setting")?,
+                limit: row.get("limit")?,
+                parallel: row.get("parallel")?,
+            })
+        },
+    )
 }
 
 /// Which running server and which database this session is on.
@@ -229,9 +239,11 @@ pub fn free_disk_space() -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    /// It stands in the file so that it can be run as it is.
+    /// They stand in the file so that it can be run as it is.
     #[test]
-    fn facts_tell_the_server_as_its_identity_does() {
-        assert!(include_str!("facts.sql").contains(super::SERVER));
+    fn facts_tell_the_server_and_its_workers_as_others_do() {
+        let facts = include_str!("facts.sql");
+        assert!(facts.contains(super::SERVER));
+        assert!(facts.contains(super::OTHER_PROCESSES));
     }
 }

@@ -9,6 +9,11 @@ use crate::workflow::findings::Check;
 /// It limits the origins too, before PostgreSQL 18.
 pub const SLOTS: &str = "max_replication_slots";
 
+const LOGICAL_WORKERS: &str = "max_logical_replication_workers";
+
+/// From this version on a subscription applies in parallel unless it is told not to.
+const PARALLEL_BY_DEFAULT: u32 = 180_000;
+
 /// What a setting limits on one node, and how many more are needed.
 type Need = (Budget, i64);
 
@@ -74,8 +79,7 @@ pub fn wal_senders(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> R
 }
 
 pub fn logical_workers(nodes: &mut JoinNodes, known: &Known, check: &mut Check) -> Result<()> {
-    let setting = "max_logical_replication_workers";
-    record(nodes, known, check, setting, |name, facts| {
+    record(nodes, known, check, LOGICAL_WORKERS, |name, facts| {
         let used = nodes.engine.uses_logical_workers();
         used.then(|| (facts.logical_workers, paths(nodes, name)))
     });
@@ -98,20 +102,17 @@ pub fn parallel_workers(nodes: &mut JoinNodes, known: &Known, check: &mut Check)
         let wanted = used + new + parallel * facts.parallel_workers;
         let short = (limit < wanted).then(|| {
             let message = format!(
-                "{SETTING} is {limit}; workers that apply large transactions in parallel may take the places of the {} that its subscriptions need",
+                "{LOGICAL_WORKERS} is {limit}; workers that apply large transactions in parallel may take the places of the {} that its subscriptions need",
                 used + new
             );
             let wanted = wanted.to_string();
-            let hint = format!("Set {SETTING} to {wanted} on node \"{name}\" and restart it, or max_parallel_apply_workers_per_subscription to 0.");
+            let hint = format!("Set {LOGICAL_WORKERS} to {wanted} on node \"{name}\" and restart it, or max_parallel_apply_workers_per_subscription to 0.");
             Finding::warning(name, message, hint)
-                .fixed_by(server::set_server_setting(SETTING, &wanted).inlined())
+                .fixed_by(server::set_server_setting(LOGICAL_WORKERS, &wanted).inlined())
         });
         check.record(name, limit.to_string(), short);
     }
-    return Ok(());
-
-    const SETTING: &str = "max_logical_replication_workers";
-    const PARALLEL_BY_DEFAULT: u32 = 180_000;
+    Ok(())
 }
 
 /// The source also runs the watchdog of the pause, the new node the copy's workers.
@@ -152,7 +153,7 @@ pub fn too_few(name: &str, setting: &str, budget: Budget, count: i64) -> Option<
         "max_replication_slots" => "replication slots",
         "max_wal_senders" => "WAL senders",
         "max_active_replication_origins" => "replication origins",
-        "max_logical_replication_workers" => "logical replication workers",
+        LOGICAL_WORKERS => "logical replication workers",
         _ => "background workers",
     };
     let finding = || {

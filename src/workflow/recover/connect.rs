@@ -14,7 +14,7 @@ use crate::workflow::lost_wal::LostWal;
 use crate::workflow::members::each;
 use crate::workflow::membership::reach;
 use crate::workflow::report::Report;
-use crate::workflow::unfinished::unfinished;
+use crate::workflow::unfinished::{undecided, unfinished};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -346,7 +346,7 @@ impl Recovery {
         if states.iter().any(|states| states.len() > 1) {
             return self.plan_of_several(states);
         }
-        let undecided = self.undecided()?;
+        let undecided = undecided(&mut self.cluster.members, &failed)?;
         let mut have = vec![];
         let mut unfinished_from = BTreeMap::new();
         for (node, states) in self.cluster.members.iter_mut().zip(states) {
@@ -415,26 +415,12 @@ impl Recovery {
             *name != source && (*lsn < has || *lsn == has && again())
         });
         let mut missing_ranges = vec![];
-        let source_undecided = undecided.contains(&source);
         for (target, lsn) in targets {
             let unfinished = unfinished_from.get(&target).copied();
             let undecided = undecided.contains(&target);
-            let mut missing = self.missing(&source, has, target, lsn, unfinished, undecided)?;
-            missing.source_undecided = source_undecided;
-            missing_ranges.push(missing);
+            missing_ranges.push(self.missing(&source, has, target, lsn, unfinished, undecided)?);
         }
         Ok(missing_ranges)
-    }
-
-    /// The survivors on which a comparison is to be made again.
-    pub fn undecided(&mut self) -> Result<BTreeSet<String>> {
-        let failed = &self.request.failed;
-        let answers = each(&mut self.cluster.members, |_| {
-            server::undecided_recoveries()
-        })?;
-        let names = self.cluster.names().into_iter().zip(answers);
-        let undecided = names.filter(|(_, of)| of.contains(failed));
-        Ok(undecided.map(|(name, _)| name).collect())
     }
 
     /// What `target` lacks, which has got it up to `lsn`, and may not have all that belongs to what it got in
@@ -493,7 +479,6 @@ impl Recovery {
             to: position(to),
             whole: to == has && self.request.stop_timestamp.is_none(),
             undecided,
-            source_undecided: false,
             streams: vec![],
             all_streams: true,
         })

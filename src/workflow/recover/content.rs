@@ -15,6 +15,7 @@ use crate::replay::share::{Kinds, ORIGIN, Share};
 use crate::replay::{Applier, Catalog, Rendering};
 use crate::run::Journal;
 use crate::run::action::Compare;
+use crate::workflow::unfinished::undecided;
 use crate::workflow::verify::{self, Comparable, Lack};
 use std::collections::{BTreeMap, BTreeSet};
 use zodan_core::decoding::{Message, Relation};
@@ -138,16 +139,17 @@ impl Recovery {
         journal.passed("the differences are applied")?;
         let awaits = left.keys().any(|doubt| matches!(doubt, Doubt::Away(_))) || doubtful > 0;
         // What the source is made equal to when all are there the target has to be made equal to then, too.
-        let awaits = awaits || missing.source_undecided;
-        let undecided = awaits && !self.request.force;
-        if undecided {
+        let of_source = undecided(&mut self.cluster.members, &self.request.failed)?;
+        let awaits = awaits || of_source.contains(&missing.source);
+        let again = awaits && !self.request.force;
+        if again {
             server::note_undecided(&self.request.failed).run(self.survivor(&missing.target)?)?;
         }
         for (origin, to) in &arrived {
             server::advance_origin_to(&self.request.failed, origin, to)?.run(&mut session)?;
         }
         journal.passed("the progress is moved")?;
-        if undecided {
+        if again {
             let failed = self.request.failed.clone();
             server::forget_unfinished(&failed).run(self.survivor(&missing.target)?)?;
         } else {

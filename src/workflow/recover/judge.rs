@@ -79,9 +79,7 @@ impl Authors {
             author => author.cloned().unwrap_or(Author::Stranger),
         }
     }
-}
 
-impl Authors {
     /// A member that is away, if the version may be of a row that it wrote and the other node has not got: whoever wrote
     /// the version may have changed that row.
     fn may_come_from(&self, version: &Version) -> Option<&String> {

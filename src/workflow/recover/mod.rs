@@ -211,8 +211,6 @@ pub struct MissingRange {
     whole: bool,
     /// A comparison left rows of the target alone, while a member was away.
     undecided: bool,
-    /// The same of the source.
-    source_undecided: bool,
     /// By which of several subscriptions; none where there is one.
     streams: Vec<Stream>,
     /// Whether the source has by no other one less than the target.

@@ -10,6 +10,7 @@ use crate::node::{Node, Query, server};
 use crate::quote::qualified;
 use crate::replay::content::Compared;
 use crate::replay::share::{ORIGIN, WRITTEN};
+use crate::workflow::unfinished::undecided;
 use std::collections::BTreeMap;
 use zodan_core::decoding::Relation;
 
@@ -63,7 +64,7 @@ impl Recovery {
             .iter()
             .filter(|s| named(&self.request.source, s))
             .collect();
-        let undecided = self.undecided()?;
+        let undecided = undecided(&mut self.cluster.members, &failed)?;
         let mut missing_ranges = vec![];
         for target in all.iter().filter(|s| named(&self.request.target, s)) {
             // Most of what is lacking first: often one has all.
@@ -91,9 +92,7 @@ impl Recovery {
                 if parts.is_empty() {
                     continue;
                 }
-                let mut missing = self.gap_of(source, &target, &parts, again);
-                missing.source_undecided = undecided.contains(&source.node);
-                missing_ranges.push(missing);
+                missing_ranges.push(self.gap_of(source, &target, &parts, again));
                 let parts: Vec<String> = parts.into_iter().cloned().collect();
                 for part in parts {
                     let has = source.streams[&part].1;
@@ -142,7 +141,6 @@ impl Recovery {
             to,
             whole: !limited && request.stop_timestamp.is_none(),
             undecided,
-            source_undecided: false,
             streams: parts.iter().map(stream).collect(),
             // Where the target has more by another one, what that brings is not the source's to decide.
             all_streams: source.lacks_of(target).is_empty(),

@@ -182,16 +182,8 @@ impl Removal {
                 paths.iter().flat_map(|path| of(&node.name, path)).collect()
             })
             .collect();
-        let mut lanes: Vec<(&mut Node, Vec<Statement>)> = self
-            .cluster
-            .members
-            .iter_mut()
-            .zip(inbound)
-            .map(|(node, mut statements)| {
-                statements.push(server::forget_recoveries(Some(target)));
-                (node, statements)
-            })
-            .collect();
+        let mut lanes: Vec<(&mut Node, Vec<Statement>)> =
+            self.cluster.members.iter_mut().zip(inbound).collect();
         lanes.extend(
             self.cluster
                 .subject

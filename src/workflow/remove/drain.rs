@@ -13,7 +13,7 @@ use crate::settings;
 use crate::workflow::hold;
 use crate::workflow::markers;
 use crate::workflow::members;
-use crate::workflow::unfinished::unfinished;
+use crate::workflow::unfinished::{undecided, unfinished};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -286,14 +286,11 @@ impl Removal {
         let Some(unknown) = unknown else {
             return Ok(false);
         };
-        if self.is_forced(&unknown) {
-            return Ok(true);
-        }
-        Err(Error::refused(
-            SqlState::NOT_IN_PREREQUISITE_STATE,
+        self.refuse_unless_forced(
             unknown,
             "SELECT * FROM spock.verify_nodes() tells where the survivors differ. Make them equal by hand, then go on with force := true.",
-        ))
+        )?;
+        Ok(true)
     }
 
     /// How far each subscription of a survivor to the dead node has been applied.
@@ -330,48 +327,44 @@ impl Removal {
         self.force
     }
 
-    /// No survivor has rows that a recovery from the loss of the dead node left alone while another member was away.
-    fn require_decided(&mut self) -> Result<()> {
-        let answers = members::each(&mut self.cluster.members, |_| {
-            server::undecided_recoveries()
-        })?;
-        let mut undecided = self.cluster.names().into_iter().zip(answers);
-        let Some((name, _)) = undecided.find(|(_, of)| of.contains(&self.target)) else {
-            return Ok(());
-        };
-        let message = format!(
-            "a recovery from the loss of \"{}\" left rows of node \"{name}\" alone while a member was away",
-            self.target
-        );
+    /// An error, unless the run is forced.
+    fn refuse_unless_forced(&self, message: String, hint: impl Into<String>) -> Result<()> {
         if self.is_forced(&message) {
             return Ok(());
         }
-        Err(Error::refused(
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            message,
+        let state = SqlState::NOT_IN_PREREQUISITE_STATE;
+        Err(Error::refused(state, message, hint))
+    }
+
+    /// No survivor has rows that a recovery from the loss of the dead node left alone while another member was away.
+    fn require_decided(&mut self) -> Result<()> {
+        let undecided = undecided(&mut self.cluster.members, &self.target)?;
+        let Some(name) = undecided.first() else {
+            return Ok(());
+        };
+        self.refuse_unless_forced(
+            format!(
+                "a recovery from the loss of \"{}\" left rows of node \"{name}\" alone while a member was away",
+                self.target
+            ),
             format!(
                 "When all members are there, CALL spock.recover_run({}) decides them. With force := true they stay as they are.",
                 crate::quote::literal(&self.target)
             ),
-        ))
+        )
     }
 
     /// Some survivors take a part of what the dead node sent by itself, others among more.
     fn incomparable(&self, part: &str, have: &[&Has]) -> Result<()> {
         let names: Vec<String> = have.iter().map(|has| format!("\"{}\"", has.node)).collect();
-        let message = format!(
-            "node {} has a subscription to \"{}\" that takes the replication sets {part}, and not every other node has one, so it is unknown whether all have the same of it",
-            names.join(" and node "),
-            self.target
-        );
-        if self.is_forced(&message) {
-            return Ok(());
-        }
-        Err(Error::refused(
-            SqlState::NOT_IN_PREREQUISITE_STATE,
-            message,
+        self.refuse_unless_forced(
+            format!(
+                "node {} has a subscription to \"{}\" that takes the replication sets {part}, and not every other node has one, so it is unknown whether all have the same of it",
+                names.join(" and node "),
+                self.target
+            ),
             "Go on with force := true. Then SELECT * FROM spock.verify_nodes() tells whether the other nodes are the same.",
-        ))
+        )
     }
 
     fn unequal(&self, have: &[&Has]) -> Result<()> {
