@@ -214,19 +214,24 @@ fn one_dead_one_away(on: On, lags: bool) -> Cluster {
     cluster
 }
 
-/// Every member is what n2 is, and n1 can be removed.
-fn assert_decided(cluster: &Cluster) {
+/// All members are there: a recovery, called on `node`, decides everything. Each member has `rows` then, and n1 can be
+/// removed.
+fn assert_decides(cluster: &Cluster, node: &Server, rows: &str) {
     let [n2, n3, n4] = [2, 3, 4].map(|i| cluster.n(i));
+    let decided = recover(node, "n1");
+    assert!(decided.warnings().is_empty(), "{decided:?}");
     wait_quiet(&[n2, n3, n4]);
-    assert_eq!(
-        n3.value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM crash_test"),
-        "3 4 9 20 30"
-    );
+    assert_eq!(n3.value(ROWS), rows);
     assert_same_content(&[n2, n3, n4]);
     assert_nothing_to_do(&recover(n3, "n1"));
     remove(n2, "n1");
     assert_nothing_held(&[n2, n3, n4]);
 }
+
+/// What [`one_dead_one_away`] comes to.
+const DECIDED: &str = "3 of n3, 4 old, 9 of n4, 20 of n3, 30 of n1";
+
+const ROWS: &str = "SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test";
 
 fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
     let cluster = one_dead_one_away(on, false);
@@ -261,9 +266,7 @@ fn comparison_is_made_again_when_the_member_that_was_away_is_back(on: On) {
         "When all members are there, CALL spock.recover_run('n1') decides them.",
     );
     n2.wait_for("SELECT count(*) FROM crash_test WHERE id = 9", "1");
-    let decided = recover(n2, "n1");
-    assert!(decided.warnings().is_empty(), "{decided:?}");
-    assert_decided(&cluster);
+    assert_decides(&cluster, n2, DECIDED);
 }
 
 /// n4 is made what n3 is, which is not decided yet, while n2 is away.
@@ -278,9 +281,7 @@ fn comparison_with_an_undecided_survivor_is_made_again_too(on: On) {
     n2.boot();
     on.resume(n2, n4);
     n2.wait_for("SELECT count(*) FROM crash_test WHERE id = 9", "1");
-    let decided = recover(n2, "n1");
-    assert!(decided.warnings().is_empty(), "{decided:?}");
-    assert_decided(&cluster);
+    assert_decides(&cluster, n2, DECIDED);
 }
 
 /// n1 is removed by force while n3 is away.
@@ -307,8 +308,6 @@ fn note_of_an_undecided_comparison_goes_with_the_dead_node(on: On) {
     assert_eq!(n3.value(notes), "0");
 }
 
-const IDS: &str = "SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test";
-
 /// n3 has got what n4 did to rows of n1 and n2, and some of these rows it gets by the comparison only.
 fn deletions_of_the_member_that_was_away_hold_when_it_is_back(on: On) {
     let cluster = on.mesh_without_slots(4);
@@ -332,13 +331,7 @@ fn deletions_of_the_member_that_was_away_hold_when_it_is_back(on: On) {
     n4.boot();
     on.resume(n2, n4);
     n2.wait_for("SELECT count(*) FROM crash_test", "2");
-    let decided = recover(n3, "n1");
-    assert!(decided.warnings().is_empty(), "{decided:?}");
-    wait_quiet(&[n2, n3, n4]);
-    assert_same_content(&[n2, n3, n4]);
-    assert_eq!(n3.value(IDS), "51 of n4, 52 of n1");
-    remove(n2, "n1");
-    assert_nothing_held(&[n2, n3, n4]);
+    assert_decides(&cluster, n3, "51 of n4, 52 of n1");
 }
 
 /// n3 has not got a row of n4 that others have changed. To bring it would have n4's own INSERT fail.
@@ -354,8 +347,8 @@ fn rows_of_the_member_that_was_away_come_when_it_is_back(on: On) {
     n2.sql("UPDATE crash_test SET data = 'of n2' WHERE id = 71");
     n1.wait_for("SELECT count(*) FROM crash_test WHERE data = 'of n2'", "1");
     n1.sql("UPDATE crash_test SET data = 'of n1' WHERE id = 72; INSERT INTO crash_test VALUES (80, 'of n1', NULL)");
-    n2.wait_for(IDS, "71 of n2, 72 of n1, 80 of n1");
-    n4.wait_for(IDS, "71 of n2, 72 of n1, 80 of n1");
+    n2.wait_for(ROWS, "71 of n2, 72 of n1, 80 of n1");
+    n4.wait_for(ROWS, "71 of n2, 72 of n1, 80 of n1");
     n4.stop();
     n1.crash();
     let called = recover(n2, "n1");
@@ -367,13 +360,7 @@ fn rows_of_the_member_that_was_away_come_when_it_is_back(on: On) {
     on.resume(n3, n4);
     n4.sql("INSERT INTO crash_test VALUES (90, 'of n4', NULL)");
     n3.wait_for("SELECT count(*) FROM crash_test", "3");
-    let decided = recover(n3, "n1");
-    assert!(decided.warnings().is_empty(), "{decided:?}");
-    wait_quiet(&[n2, n3, n4]);
-    assert_same_content(&[n2, n3, n4]);
-    assert_eq!(n3.value(IDS), "71 of n2, 72 of n1, 80 of n1, 90 of n4");
-    remove(n2, "n1");
-    assert_nothing_held(&[n2, n3, n4]);
+    assert_decides(&cluster, n3, "71 of n2, 72 of n1, 80 of n1, 90 of n4");
 }
 
 /// Transactions of [`move_amounts`].

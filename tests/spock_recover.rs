@@ -87,6 +87,13 @@ fn recovery_is_refused_when_the_target_lacks_the_extension() {
     assert_equal(&[n2, n3]);
 }
 
+/// Spock does not wait for its commits to reach the disk; this one does.
+fn crash_with_all_on_disk(node: &Server) {
+    node.sql("SELECT pg_logical_emit_message(true, 'test', 'flushed')");
+    node.crash();
+    node.boot();
+}
+
 /// n1 is dead. n2 has applied all of it, most of it after its last checkpoint, and has crashed too. n3 has less.
 fn two_crashed() -> Option<Cluster> {
     spock::announced()?;
@@ -106,10 +113,7 @@ fn two_crashed() -> Option<Cluster> {
     On::Spock.suspend(n3, n1);
     insert(21, 30, &[n2]);
     n1.crash();
-    // Spock does not wait for its commits to reach the disk; this one does.
-    n2.sql("SELECT pg_logical_emit_message(true, 'test', 'flushed')");
-    n2.crash();
-    n2.boot();
+    crash_with_all_on_disk(n2);
     assert_eq!(n2.value("SELECT count(*) FROM crash_test"), "30");
     wait_quiet(&[n2, n3]);
     Some(cluster)
@@ -179,12 +183,7 @@ fn recovery_is_refused_when_a_crash_has_left_the_position_of_a_former_node() {
         insert(first, id);
     }
     has(n2, 4);
-    let crash = || {
-        n2.sql("SELECT pg_logical_emit_message(true, 'test', 'flushed')");
-        n2.crash();
-        n2.boot();
-    };
-    crash();
+    crash_with_all_on_disk(n2);
     insert(first, 5);
     for node in [n2, n3] {
         has(node, 5);
@@ -202,7 +201,7 @@ fn recovery_is_refused_when_a_crash_has_left_the_position_of_a_former_node() {
     insert(second, 201);
     has(n3, 201);
     second.crash();
-    crash();
+    crash_with_all_on_disk(n2);
     wait_quiet(&[n2, n3]);
     let failed = n3.sql_error("CALL spock.recover_run('n1')");
     assert_failed(

@@ -953,18 +953,14 @@ impl<'a> Scene<'a> {
         if members.contains(&self.subject) || members.len() == 1 {
             return Ok(());
         }
-        let (names, drop) = match self.world.engine {
-            Native => (
-                "SELECT quote_ident(subname) FROM pg_subscription JOIN pg_database d ON d.oid = subdbid
-                  WHERE datname = current_database() ORDER BY 1",
+        let drop = match self.world.engine {
+            Native => {
                 "SET default_transaction_read_only = off; ALTER SUBSCRIPTION {s} DISABLE;
-                 ALTER SUBSCRIPTION {s} SET (slot_name = NONE); DROP SUBSCRIPTION {s}",
-            ),
-            Spock => (
-                "SELECT sub_name FROM spock.subscription ORDER BY 1",
-                "SET default_transaction_read_only = off; SELECT spock.sub_drop('{s}')",
-            ),
+                 ALTER SUBSCRIPTION {s} SET (slot_name = NONE); DROP SUBSCRIPTION {s}"
+            }
+            Spock => "SET default_transaction_read_only = off; SELECT spock.sub_drop('{s}')",
         };
+        let names = self.world.subscriptions();
         let Some((node, _)) = self.wait_for(vec![self.subject], names) else {
             return Ok(());
         };

@@ -6,7 +6,6 @@ use super::judge;
 use super::schedule::Step;
 use super::shape::{Engine, Less};
 use super::world::{Node, World};
-use lab::quote_literal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -154,18 +153,15 @@ pub fn play(world: &World, step: &Step) {
 /// A node that was down while it was removed, and is back: the operator has it leave by itself, as docs/operations.md says.
 fn end_former_member(world: &World, group: usize, number: usize) {
     let node = world.node(number, group);
-    let subscribes = match world.engine {
-        Engine::Native => {
-            "SELECT 1 FROM pg_subscription JOIN pg_database d ON d.oid = subdbid
-              WHERE datname = current_database()"
-        }
-        Engine::Spock => "SELECT 1 FROM spock.subscription",
-    };
-    if !world.disturbed().contains(&number) || node.rows(subscribes).is_empty() {
+    if !world.disturbed().contains(&number) || node.rows(world.subscriptions()).is_empty() {
         return;
     }
-    let call = format!("CALL spock.remove_node({})", quote_literal(node.name()));
-    let outcome = watched(world, group, number, &call, &Mutex::default());
+    let itself = Change::Leave {
+        node: number,
+        on: number,
+    };
+    let call = &itself.texts(world, group)[0];
+    let outcome = watched(world, group, number, call, &Mutex::default());
     if outcome.result.is_err() {
         world.blame(format!("a node that is back: {}", outcome.said()));
     }

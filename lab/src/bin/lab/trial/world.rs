@@ -505,6 +505,17 @@ impl World {
         }
     }
 
+    /// The query for the names of a node's subscriptions.
+    pub fn subscriptions(&self) -> &'static str {
+        match self.engine {
+            Engine::Native => {
+                "SELECT quote_ident(subname) FROM pg_subscription JOIN pg_database d ON d.oid = subdbid
+                  WHERE datname = current_database() ORDER BY 1"
+            }
+            Engine::Spock => "SELECT sub_name FROM spock.subscription ORDER BY 1",
+        }
+    }
+
     /// On the clock of the log.
     pub fn now(&self) -> f64 {
         self.log.now()
