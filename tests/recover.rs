@@ -5,18 +5,19 @@ mod common;
 
 use common::engines::{On, on_both_engines};
 use common::recovery::{
-    assert_nothing_held, assert_nothing_to_do, assert_whole, call, crash_with_unequal_survivors,
-    recover, remove, rows, run,
+    CONTENT, assert_nothing_held, assert_nothing_to_do, assert_whole, call,
+    crash_with_unequal_survivors, recover, remove, rows, run,
 };
 use common::{Running, assert_failed, fingerprint, wait_no_sessions};
 use lab::load::LoadOptions;
 use lab::postgres::Client;
-use lab::{Cluster, Load, Server, assert_same_content, quote_literal, wait_quiet};
+use lab::{Cluster, Load, Server, add_node, assert_same_content, quote_literal, wait_quiet};
 
 on_both_engines! {
     survivors_are_equal_after_a_recovery_from_a_slot,
     survivors_are_equal_after_a_recovery_in_its_parts,
     survivors_are_equal_after_a_recovery_without_slots,
+    copied_rows_are_decided_after_a_crash_of_their_node,
     comparison_is_made_again_when_the_member_that_was_away_is_back,
     comparison_with_an_undecided_survivor_is_made_again_too,
     note_of_an_undecided_comparison_goes_with_the_dead_node,
@@ -178,6 +179,30 @@ fn survivors_are_equal_after_a_recovery_without_slots(on: On) {
     let times = "SELECT string_agg(id || ' ' || pg_xact_commit_timestamp(xmin), ',' ORDER BY id) FROM crash_test WHERE id < 5000";
     assert_eq!(n2.value(times), n3.value(times));
     assert_nothing_to_do(&recover(n3, "n1"));
+}
+
+/// By their times all members have had them, also when redo has made them again.
+fn copied_rows_are_decided_after_a_crash_of_their_node(on: On) {
+    let timestamps = [("track_commit_timestamp", "on")];
+    let cluster = on.start_with(2, 1, CONTENT, &timestamps);
+    let [n1, n2, n3] = [1, 2, 3].map(|i| cluster.n(i));
+    n1.sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 4) i");
+    wait_quiet(&[n1, n2]);
+    add_node(n3, "n3", n1, "n1").unwrap_or_else(|failed| panic!("{failed}"));
+    on.suspend(n3, n1);
+    n1.sql("UPDATE crash_test SET data = 'new' WHERE id = 1; DELETE FROM crash_test WHERE id = 2");
+    n2.wait_for(ROWS, "1 new, 3 old, 4 old");
+    n1.crash();
+    n3.crash();
+    n3.boot();
+    assert_eq!(n3.value(ROWS), "1 old, 2 old, 3 old, 4 old");
+    let undated = "SELECT count(*) FROM crash_test WHERE pg_xact_commit_timestamp(xmin) IS NULL";
+    assert_eq!(n3.value(undated), "0");
+    let decided = recover(n3, "n1");
+    assert!(decided.warnings().is_empty(), "{decided:?}");
+    wait_quiet(&[n2, n3]);
+    assert_eq!(n3.value(ROWS), "1 new, 3 old, 4 old");
+    assert_same_content(&[n2, n3]);
 }
 
 /// n1 is dead and n4 is away. n3 lacks deletions of n1, as n4 does if it `lags`, and has rows of n4 that n2 lacks: nobody

@@ -29,8 +29,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Options<'a> {
     /// The replication origin under which the rows are committed; created if it does not exist.
     pub origin: &'a str,
-    /// Their commit timestamp in microseconds since 2000, or `None` for the time of the copy.
-    pub timestamp: Option<i64>,
     /// The search_path that sessions of the source database have by default: constraints and
     /// generated columns may call functions that rely on it.
     pub search_path: &'a str,
@@ -97,7 +95,6 @@ pub fn copy(
         tasks,
         origin: origin.id(),
         origin_holder: origin.holder(),
-        timestamp: options.timestamp,
         search_path: options.search_path.to_owned(),
         connect_timeout: settings::connect_timeout().as_millis() as u64,
     };

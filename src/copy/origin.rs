@@ -5,6 +5,12 @@ use crate::error::Result;
 use crate::node::{Local, Query};
 use pgrx::pg_sys;
 
+/// In microseconds since 2000: older than any change of an application, whatever the clocks say. So under
+/// last-update-wins every change wins over a copied row, as with Spock's own copy, and a recovery knows that all members
+/// have had it. Rows that may be newer than a change that is still on its way get their own times later, by
+/// [`CopyRules::origins_of_copied_rows`](crate::engine::CopyRules::origins_of_copied_rows).
+const UNIX_EPOCH: i64 = -946_684_800_000_000;
+
 /// From PostgreSQL 16 on the processes of one leader can share an origin.
 pub const SHARED: bool = cfg!(not(feature = "pg15"));
 
@@ -70,12 +76,12 @@ pub fn attach(id: pg_sys::RepOriginId, holder: Option<i32>) {
     }
 }
 
-/// The commit timestamp of the next transaction, `None` for the time of its commit.
-pub fn set_commit_timestamp(timestamp: Option<i64>) {
-    // SAFETY: session variables that the next commit record is made from. Zero means "now", and the
-    // commit replaces it by that time, so it is set anew for each transaction.
+/// Dates the transaction under way, of copied rows, back to [`UNIX_EPOCH`].
+pub fn set_commit_timestamp() {
+    // SAFETY: session variables that the commit record is made from. Without a time there the commit would have one
+    // until a crash only: redo takes it from the record.
     unsafe {
         pg_sys::replorigin_session_origin_lsn = 0;
-        pg_sys::replorigin_session_origin_timestamp = timestamp.unwrap_or(0);
+        pg_sys::replorigin_session_origin_timestamp = UNIX_EPOCH;
     }
 }

@@ -29,8 +29,6 @@ pub struct Job {
     pub origin: u16,
     /// Whose session holds the origin; the worker takes it itself where sharing is not possible.
     pub origin_holder: Option<i32>,
-    /// Commit timestamp of the copied rows, or `None` for the time of the copy.
-    pub timestamp: Option<i64>,
     pub search_path: String,
     /// The leader's setting, in milliseconds.
     pub connect_timeout: u64,

@@ -163,7 +163,6 @@ fn copy_once(
         table.copy_out(range)
     );
     let mut stream = Stream::new(conn.copy_out(&copy_out)?, count, table);
-    origin::set_commit_timestamp(job.timestamp);
     let stored = store(&mut stream, table, again);
     if stored.is_err() {
         stream.take_back();
@@ -206,6 +205,7 @@ fn store(stream: &mut Stream<'_>, table: &Table, instead: bool) -> Result<u64> {
         pg_sys::SetUserIdAndSecContext(user, context);
         pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
         pg_sys::PopActiveSnapshot();
+        origin::set_commit_timestamp();
         pg_sys::CommitTransactionCommand();
         // Autovacuum learns of the table while the copy goes on, and analyzes it.
         pg_sys::pgstat_report_stat(true);

@@ -13,6 +13,11 @@ use pgrx::{PgXactCallbackEvent, register_xact_callback};
 #[pg_extern(sql = "")]
 fn unreplicated() -> bool {
     set_origin(pg_sys::DoNotReplicateId);
+    register_xact_callback(PgXactCallbackEvent::PreCommit, || {
+        // SAFETY: the session's variable that commit records take the time of an origin's transaction from, and
+        // redo after a crash takes it from there.
+        unsafe { pg_sys::replorigin_session_origin_timestamp = pg_sys::GetCurrentTimestamp() };
+    });
     register_xact_callback(PgXactCallbackEvent::Commit, || {
         set_origin(pg_sys::InvalidRepOriginId)
     });

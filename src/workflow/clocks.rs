@@ -55,6 +55,15 @@ fn local_clock() -> i64 {
         .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// How far two of them can be apart, in microseconds.
+pub fn spread(clocks: &[Clock]) -> i64 {
+    let latest = clocks.iter().map(|clock| clock.ahead + clock.error).max();
+    let earliest = clocks.iter().map(|clock| clock.ahead - clock.error).min();
+    latest
+        .zip(earliest)
+        .map_or(0, |(latest, earliest)| latest - earliest)
+}
+
 /// Compares each with the first.
 pub fn check(clocks: &[Clock], check: &mut Check) {
     let Some(first) = clocks.first() else {
@@ -105,6 +114,8 @@ mod tests {
             clock("n4", -2_100_000, 1_000),
             clock("n5", 3_000_000, 3_000_000),
         ];
+        assert_eq!(spread(&clocks[..3]), 504_001);
+        assert_eq!(spread(&[]), 0);
         let mut made = begin_check();
         check(&clocks, &mut made);
         let outcomes = made.outcomes();

@@ -9,8 +9,6 @@ use crate::node::{Node, Query, Statement};
 pub struct CopyPlan {
     /// The replication origin under which copied rows are written on the new node.
     pub origin: String,
-    /// Their commit timestamp in microseconds since 2000; `None` for the time of the copy.
-    pub timestamp: Option<i64>,
     /// The tables whose rows are copied.
     pub tables: Vec<copy::Table>,
     /// Tables of which nobody would send any row to the new node.

@@ -30,7 +30,6 @@ impl CopyRules for Native {
         Ok(CopyPlan {
             // Origins belong to the server.
             origin: format!("zodan_copy_{}", own_database()),
-            timestamp: None,
             names_follow: false,
             preexisting: vec![],
             tables: copy::tables(&source, &[])?,

@@ -9,11 +9,6 @@ use crate::engine::{ConflictRule, CopyPlan, CopyRules, Paths, SetDifference};
 use crate::error::Result;
 use crate::node::{Node, Query, Statement};
 
-/// The Unix epoch in microseconds since 2000: older than any change of an application, so that
-/// under last-update-wins every change wins over a copied row, as with Spock's own copy. Rows that may be newer than one
-/// that is still on its way get their own times later, by [`CopyRules::origins_of_copied_rows`].
-const UNIX_EPOCH: i64 = -946_684_800_000_000;
-
 /// Replication sets that every node has.
 const BUILT_IN: [&str; 3] = ["default", "default_insert_only", "ddl_sql"];
 
@@ -101,7 +96,6 @@ impl CopyRules for Spock {
         }
         Ok(CopyPlan {
             origin: self.path(&source.name, new).slot,
-            timestamp: Some(UNIX_EPOCH),
             names_follow: true,
             tables,
             structure_only,

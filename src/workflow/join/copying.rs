@@ -264,7 +264,6 @@ impl Copying<'_> {
 
         let options = data::Options {
             origin: &plan.origin,
-            timestamp: plan.timestamp,
             search_path: &search_path,
             jobs: copy_jobs(),
         };

@@ -163,7 +163,8 @@ impl Recovery {
             );
             last = last.max(microseconds.one(node)?);
         }
-        Ok(last)
+        // What a node whose clock is behind wrote after that may bear an earlier time.
+        Ok(last.map(|at| at - self.clocks_apart))
     }
 
     fn has_timestamps(&mut self, node: &str) -> Result<bool> {

@@ -132,7 +132,9 @@ impl Recovery {
         };
         let locking = Locking::of(&session, format!("recover_run {}", failed.name));
         cluster.lock(Some(&mut me), &reached.own, &locking, &[failed])?;
+        let clocks = clocks::read(&mut cluster.members)?;
         let mut recovery = Self {
+            clocks_apart: clocks::spread(&clocks),
             cluster,
             session,
             local_name,
@@ -141,7 +143,7 @@ impl Recovery {
             done: Default::default(),
         };
         let mut check = clocks::begin_check();
-        clocks::check(&clocks::read(&mut recovery.cluster.members)?, &mut check);
+        clocks::check(&clocks, &mut check);
         for outcome in check.outcomes() {
             recovery.report.warn_of(&outcome);
         }

@@ -68,7 +68,7 @@ impl Authors {
         let (Some(origin), Some(written)) = (version.origin, version.written) else {
             return Author::Unknown;
         };
-        // Copied rows bear an origin that is gone, and whose number may be another's now, or are dated back to 1970.
+        // Copied rows bear an origin that is gone, and whose number may be another's now; they are dated back to 1970.
         if written < 0 || Some(written) <= self.joined {
             return Author::Common;
         }

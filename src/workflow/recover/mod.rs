@@ -275,6 +275,8 @@ fn stay_away(failed: &str, target: &str) -> String {
 pub struct Recovery {
     /// The members but the failed one.
     cluster: Cluster<Member>,
+    /// How far their clocks can be apart, in microseconds.
+    clocks_apart: i64,
     session: Mode,
     /// The node that the CALL runs on.
     local_name: String,

@@ -61,6 +61,7 @@ pub fn play(world: &World, step: &Step) {
         world,
         group,
         subject: change.subject(),
+        by_times: matches!(change, Change::Die { .. }),
         call: Mutex::default(),
         second_succeeded: AtomicBool::new(false),
         dropped: Mutex::default(),
