@@ -118,9 +118,45 @@ fn refresh_is_refused_until_the_table_is_on_all_members() {
     n1.sql("CALL spock.refresh_subscriptions()");
     n1.sql("INSERT INTO fresh VALUES (1)");
     n2.wait_for("SELECT count(*) FROM fresh", "1");
+    n2.sql("ALTER SUBSCRIPTION sub_n1_n2 DISABLE");
+    let failed = n1.sql_error("CALL spock.refresh_subscriptions()");
+    assert_failed(
+        &failed,
+        "55000",
+        "subscription sub_n1_n2 of node \"n2\" is disabled, and cannot be refreshed",
+        "Enable it there",
+    );
+    n2.sql("ALTER SUBSCRIPTION sub_n1_n2 ENABLE");
     n1.sql("CREATE ROLE nobody");
     let failed = n1.sql_error("GRANT USAGE ON SCHEMA spock TO nobody; SET ROLE nobody; CALL spock.refresh_subscriptions()");
     assert_eq!(failed.code(), "42501", "{failed}");
+}
+
+/// For the moment of its snapshot, and until somebody resumes what it left paused when it was killed.
+#[test]
+fn refresh_waits_until_apply_is_no_longer_paused_by_a_join() {
+    let cluster = Cluster::start_with(2, &quick());
+    cluster.form_mesh(2, "CREATE TABLE t (i int PRIMARY KEY)");
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    let pause = "SELECT zodan.pause_apply('{sub_n1_n2}')";
+    n2.sql(pause);
+    n1.sql("CALL spock.refresh_subscriptions()");
+    n2.wait_for("SELECT subenabled FROM pg_subscription", "t");
+    let mut coordinator = n2.client();
+    let watched = "SELECT pg_advisory_lock(2054120560, pg_backend_pid())";
+    coordinator
+        .batch_execute(&format!("{watched}; {pause}"))
+        .unwrap();
+    std::thread::scope(|scope| {
+        let refresh = scope.spawn(|| n1.sql("CALL spock.refresh_subscriptions()"));
+        n2.wait_for("SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE '%zodan.paused_subscription%' AND pid <> pg_backend_pid()", "t");
+        assert!(!refresh.is_finished());
+        coordinator
+            .batch_execute("SELECT zodan.resume_apply()")
+            .unwrap();
+        refresh.join().unwrap();
+    });
+    n2.wait_for("SELECT subenabled FROM pg_subscription", "t");
 }
 
 #[test]

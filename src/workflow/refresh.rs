@@ -1,9 +1,11 @@
 //! Every subscription of the cluster knows the tables that its provider has by now.
 
 use super::members;
-use crate::engine::{self, Path};
-use crate::error::Result;
+use crate::engine::{self, Engine, Path};
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::poll::holds_within;
 use crate::node::{Member, Node, ask, server};
+use crate::settings;
 
 /// Refreshes all, each member from one provider after the other, all members at the same time; `say` is told how many
 /// tables each member has got to know. Goes on where one fails, and ends with the first error.
@@ -29,8 +31,12 @@ pub fn refresh(own: &Member, mut say: impl FnMut(&str)) -> Result<()> {
             .iter_mut()
             .zip(&paths)
             .map(|(node, path)| Ok(engine.refresh(path)?.on(node)));
-        for answer in ask(questions.collect::<Result<_>>()?) {
-            outcome = outcome.and(answer.map(drop));
+        let answers = ask(questions.collect::<Result<_>>()?);
+        for (i, answer) in answers.into_iter().enumerate() {
+            let refreshed = answer.map(drop);
+            outcome = outcome.and(
+                refreshed.or_else(|failed| after_pause(&*engine, nodes[i], &paths[i], failed)),
+            );
         }
     }
     let after = known(&mut nodes)?;
@@ -49,6 +55,33 @@ pub fn refresh(own: &Member, mut say: impl FnMut(&str)) -> Result<()> {
         );
     }
     outcome
+}
+
+/// A subscription is disabled for the moment in which a join takes its snapshot, and until somebody resumes it where the
+/// join ended in that moment: refreshes it again then.
+fn after_pause(engine: &dyn Engine, node: &mut Node, path: &Path, failed: Error) -> Result<()> {
+    if failed.sqlstate() != SqlState::NOT_IN_PREREQUISITE_STATE {
+        return Err(failed);
+    }
+    engine.resume_orphaned().first(node)?;
+    let over = holds_within(settings::slot_timeout() * 3, || {
+        Ok(engine.pause_state().one(node)?.paused == 0)
+    })?;
+    let states = engine.subscriptions().on(node)?;
+    let enabled = states
+        .iter()
+        .any(|state| state.name == path.subscription && state.enabled);
+    if over && enabled {
+        return engine.refresh(path)?.run(node).map(drop);
+    }
+    Err(Error::refused(
+        SqlState::NOT_IN_PREREQUISITE_STATE,
+        format!(
+            "subscription {} of node \"{}\" is disabled, and cannot be refreshed",
+            path.subscription, node.name
+        ),
+        "Enable it there, unless a join has paused it that is under way, and run the CALL again.",
+    ))
 }
 
 /// How many tables the subscriptions of each know, all together.
