@@ -5,9 +5,9 @@ use crate::error::Result;
 use crate::node::{Local, Query};
 use pgrx::pg_sys;
 
-/// In microseconds since 2000: older than any change of an application, whatever the clocks say. So under
-/// last-update-wins every change wins over a copied row, as with Spock's own copy, and a recovery knows that all members
-/// have had it. Rows that may be newer than a change that is still on its way get their own times later, by
+/// In microseconds since 2000: older than any change of an application, whatever the clocks say. So a recovery knows that
+/// all members have had copied rows, and every change of one is the later one. Where a row may be newer than a change
+/// that is still on its way, it gets its own time later, by
 /// [`CopyRules::origins_of_copied_rows`](crate::engine::CopyRules::origins_of_copied_rows).
 const UNIX_EPOCH: i64 = -946_684_800_000_000;
 
