@@ -147,7 +147,7 @@ impl Recovery {
     }
 
     /// When the last of the members that there are joined, as `node` knows it.
-    fn joined(&mut self, node: &str) -> Result<Option<i64>> {
+    pub fn joined(&mut self, node: &str) -> Result<Option<i64>> {
         let registry = self.cluster.engine.members();
         let node = self.survivor(node)?;
         let mut last = None;

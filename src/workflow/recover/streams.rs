@@ -284,9 +284,11 @@ impl Recovery {
     ) -> Result<Vec<Last>> {
         let failed = self.request.failed.clone();
         if missing.streams.is_empty() {
+            // What was there before the last member joined came to the target with its copy, if by nothing else.
+            let joined = self.joined(&missing.target)?;
             return Ok(vec![Last {
                 source: self.last_commit(&failed, &missing.source)?,
-                target: self.last_commit(&failed, &missing.target)?,
+                target: self.last_commit(&failed, &missing.target)?.max(joined),
             }]);
         }
         let mut last = vec![Last::default(); streams.path_tables.len()];
