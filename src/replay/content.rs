@@ -33,6 +33,8 @@ pub struct Version {
     pub shared: String,
     /// When it was written, in microseconds since 2000, if the node knows.
     pub written: Option<i64>,
+    /// The transaction that wrote it on its node.
+    pub xid: u32,
     /// The number of the origin that it bears on its node, if the node knows; 0 for the node itself.
     pub origin: Option<u32>,
     /// Others are to have it.
@@ -491,7 +493,7 @@ fn versions(table: &Compared, side: usize, part: &Part) -> Query<(String, Versio
         format!(
             "SELECT {} AS key, hashtextextended({}, 1) AS digest, hashtextextended({}, 1) AS shared,
                     (extract(epoch FROM w.timestamp - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint AS written,
-                    w.roident AS origin, t.{SENT} AS sent, t.{DELETABLE} AS deletable, {}
+                    t.xmin AS xid, w.roident AS origin, t.{SENT} AS sent, t.{DELETABLE} AS deletable, {}
                FROM {}
                LEFT JOIN LATERAL pg_xact_commit_timestamp_origin(
                     CASE current_setting('track_commit_timestamp') WHEN 'on' THEN t.xmin END) w ON true
@@ -509,10 +511,11 @@ fn versions(table: &Compared, side: usize, part: &Part) -> Query<(String, Versio
                 digest: row.get("digest")?,
                 shared: row.get("shared")?,
                 written: row.get("written")?,
+                xid: row.get("xid")?,
                 origin: row.get("origin")?,
                 sent: row.get("sent")?,
                 deletable: row.get("deletable")?,
-                values: row.from(7).map(Value::from).collect(),
+                values: row.from(8).map(Value::from).collect(),
             };
             Ok((row.get("key")?, version))
         },
@@ -552,6 +555,7 @@ mod tests {
             digest: "1".into(),
             shared: "1".into(),
             written: Some(written),
+            xid: 3,
             origin: Some(0),
             sent: true,
             deletable: true,

@@ -37,38 +37,87 @@ pub fn commit_timestamp_range() -> Query<TransactionIds> {
         })
 }
 
-/// Commit timestamps in microseconds since 2000, where there are any.
-pub struct CommitTimes {
-    /// The last of the origin.
-    pub last: Option<i64>,
-    /// The first of the origin after the one that was given.
-    pub next: Option<i64>,
-    /// The last of all, whatever origin they bear.
-    pub last_of_all: Option<i64>,
+/// A subquery for the transactions with ids from one expression to another one, with the origin that they bear and
+/// their commit timestamps in microseconds since 2000.
+fn commits(from: &str, to: &str) -> String {
+    format!(
+        "(SELECT x.id, w.roident::bigint AS origin,
+                 (extract(epoch FROM w.timestamp - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint AS at
+            FROM generate_series({from}, {to}) x (id),
+                 pg_xact_commit_timestamp_origin(CASE WHEN x.id % 4294967296 >= 3 THEN x.id::text::xid8::xid END) w) c"
+    )
 }
 
-/// When the transactions with ids in `window` that bear `origin` were committed, and the first of them later than `after`.
-pub fn commits(origin: u32, window: (i64, i64), after: i64) -> Query<CommitTimes> {
+/// The latest commit timestamp of the transactions with ids in `window` that bear `origin`.
+pub fn last_commit(origin: u32, window: (i64, i64)) -> Query<Option<i64>> {
+    let commits = commits("$1::bigint", "$2::bigint");
     Query::new(
-        "SELECT max(at) FILTER (WHERE roident = $3::oid) AS last,
-                min(at) FILTER (WHERE roident = $3::oid AND at > $4::bigint) AS next, max(at) AS last_of_all
-           FROM (SELECT w.roident,
-                        (extract(epoch FROM w.timestamp - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint AS at
-                   FROM (SELECT x::text::xid8::xid AS xid FROM generate_series($1::bigint, $2::bigint) x
-                          WHERE x % 4294967296 >= 3) x,
-                        pg_xact_commit_timestamp_origin(x.xid) w) c",
+        format!("SELECT max(at) FROM {commits} WHERE origin = $3::bigint"),
         &[
             &window.0.to_string(),
             &window.1.to_string(),
             &origin.to_string(),
-            &after.to_string(),
-        ], |row| {
-            Ok(CommitTimes {
-                last: row.get("last")?,
-                next: row.get("next")?,
-                last_of_all: row.get("last_of_all")?,
+        ],
+        |row| row.only(),
+    )
+}
+
+/// The commit timestamp of the last of them that was applied: in the order of their ids. Copied rows are none.
+pub fn last_applied(origin: u32, window: (i64, i64)) -> Query<i64> {
+    let commits = commits("$1::bigint", "$2::bigint");
+    Query::new(
+        format!(
+            "SELECT at FROM {commits} WHERE origin = $3::bigint AND at >= 0 ORDER BY id DESC LIMIT 1"
+        ),
+        &[
+            &window.0.to_string(),
+            &window.1.to_string(),
+            &origin.to_string(),
+        ],
+        |row| row.only(),
+    )
+}
+
+/// Transactions of an origin that came after one of them.
+pub struct CommitsAfter {
+    /// That one is in the window.
+    pub known: bool,
+    /// The earliest commit timestamp of them.
+    pub at: Option<i64>,
+    /// The first of their ids.
+    pub first: Option<i64>,
+    /// The latest commit timestamp at the beginning of the window, whatever origin they bear there.
+    pub begins: Option<i64>,
+}
+
+/// Those of the transactions with ids in `window` that bear `origin` and came after the one that was committed at
+/// `seen`: by their ids or, since one that is streamed has an id before it is committed, by their times.
+pub fn commits_after(origin: u32, window: (i64, i64), seen: Option<i64>) -> Query<CommitsAfter> {
+    let all = commits("$1::bigint", "$2::bigint");
+    let begin = commits("$1::bigint", "least($1::bigint + 1000, $2::bigint)");
+    Query::new(
+        format!(
+            "WITH own AS MATERIALIZED (SELECT id, at FROM {all} WHERE origin = $3::bigint AND at >= 0),
+                  seen AS (SELECT min(id) AS id FROM own WHERE at = $4::bigint)
+             SELECT bool_or(s.id IS NOT NULL) AS known, min(o.at) AS at, min(o.id) AS first,
+                    (SELECT max(at) FROM {begin}) AS begins
+               FROM seen s LEFT JOIN own o ON o.id > coalesce(s.id, 0) OR o.at > $4::bigint"
+        ),
+        &[
+            &window.0.to_string(),
+            &window.1.to_string(),
+            &origin.to_string(),
+            &seen.unwrap_or(i64::MIN).to_string(),
+        ],
+        |row| {
+            Ok(CommitsAfter {
+                known: row.get("known")?,
+                at: row.get("at")?,
+                first: row.get("first")?,
+                begins: row.get("begins")?,
             })
-        })
+        },
+    )
 }
 
 /// Puts everything that was committed before on disk: apply workers do not wait for that, and decoding

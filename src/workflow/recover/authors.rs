@@ -1,7 +1,7 @@
 //! Who wrote the rows of a node, told by the origins that they bear there, and how far the node has got with each
 //! member, told by the commit timestamps of its transactions.
 
-use super::judge::{Ahead, Author, Authors, Case};
+use super::judge::{Ahead, Author, Authors, Case, Lacking};
 use super::{MissingRange, Recovery};
 use crate::error::Result;
 use crate::lsn::Lsn;
@@ -17,9 +17,11 @@ struct Lead {
     member: String,
     /// The node that has more.
     node: String,
-    /// From when on.
-    from: i64,
+    more: Lacking,
 }
+
+/// Before that, by any clock, there is nothing of what came after a commit, in microseconds.
+const LONG_BEFORE: i64 = 3_600_000_000;
 
 impl Recovery {
     /// What has to be known to judge the rows of the two nodes.
@@ -32,7 +34,7 @@ impl Recovery {
         for lead in leads.iter().filter(|lead| lead.node == missing.target) {
             ahead.push(Ahead {
                 name: lead.member.clone(),
-                first_unseen: lead.from,
+                unseen: lead.more,
                 last_seen: self.last_commit(&lead.member, &missing.target)?,
             });
         }
@@ -78,30 +80,48 @@ impl Recovery {
             (&missing.target, &missing.source, ahead(target, source)),
         ] {
             // Of several subscriptions one may have brought later transactions than those that another one lacks.
-            let from = if unknown || more && several {
-                Some(i64::MIN)
+            let more = if unknown || more && several {
+                Some(Lacking::UNKNOWN)
             } else if more {
-                self.first_lacking(member, node, other)?
+                self.lacking(member, node, other)?
             } else {
                 None
             };
-            leads.extend(from.map(|from| Lead {
+            leads.extend(more.map(|more| Lead {
                 member: member.to_owned(),
                 node: node.clone(),
-                from,
+                more,
             }));
         }
         Ok(leads)
     }
 
-    /// When `member` committed the first that `node` has of it and `other` has not.
-    fn first_lacking(&mut self, member: &str, node: &str, other: &str) -> Result<Option<i64>> {
-        if !self.has_timestamps(node)? {
-            return Ok(Some(i64::MIN));
+    /// What `node` has of `member` and `other` has not. The node has applied it in the order of the member's commits,
+    /// whatever their times say: so it is what came after the last that the other has.
+    fn lacking(&mut self, member: &str, node: &str, other: &str) -> Result<Option<Lacking>> {
+        let seen = self.last_applied(member, other)?;
+        let Some((origin, range)) = self.commits(member, node)? else {
+            return Ok(Some(Lacking::UNKNOWN));
+        };
+        let oldest = seen.max(self.joined(node)?).map(|at| at - LONG_BEFORE);
+        let node = self.survivor(node)?;
+        let mut more: Option<Lacking> = None;
+        for window in range.backwards() {
+            let found = server::commits_after(origin, window, seen).one(node)?;
+            if let (Some(from), Some(first)) = (found.at, found.first) {
+                let from = more.map_or(from, |more| from.min(more.from));
+                let first = Some(first);
+                more = Some(Lacking { from, first });
+            }
+            if found.known {
+                return Ok(more);
+            }
+            if found.begins.is_some() && found.begins < oldest {
+                break;
+            }
         }
-        let seen = self.last_commit(member, other)?;
-        let after = seen.max(self.joined(node)?).unwrap_or(i64::MIN);
-        self.first_commit_after(member, node, after)
+        // The last that the other has is not known here.
+        Ok(more.or(Some(Lacking::UNKNOWN)))
     }
 
     fn authors(&mut self, node: &str, leads: &[Lead]) -> Result<Authors> {
@@ -123,7 +143,7 @@ impl Recovery {
         Ok(Authors {
             of,
             lacking: lacking
-                .map(|lead| (lead.member.clone(), lead.from))
+                .map(|lead| (lead.member.clone(), lead.more))
                 .collect(),
             joined: self.joined(node)?,
         })
@@ -167,10 +187,6 @@ impl Recovery {
         Ok(last.map(|at| at - self.clocks_apart))
     }
 
-    fn has_timestamps(&mut self, node: &str) -> Result<bool> {
-        server::has_commit_timestamps(self.survivor(node)?)
-    }
-
     /// When `provider` committed the last that `node` has of it.
     pub fn last_commit(&mut self, provider: &str, node: &str) -> Result<Option<i64>> {
         let Some((origin, range)) = self.commits(provider, node)? else {
@@ -178,34 +194,26 @@ impl Recovery {
         };
         let node = self.survivor(node)?;
         for window in range.backwards() {
-            let found = server::commits(origin, window, i64::MIN).one(node)?;
-            if found.last.is_some() {
-                return Ok(found.last);
+            let found = server::last_commit(origin, window).one(node)?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
     }
 
-    /// When `provider` committed the first after `after` that `node` has of it.
-    fn first_commit_after(
-        &mut self,
-        provider: &str,
-        node: &str,
-        after: i64,
-    ) -> Result<Option<i64>> {
+    /// When `provider` committed what `node` has applied last of it.
+    fn last_applied(&mut self, provider: &str, node: &str) -> Result<Option<i64>> {
         let Some((origin, range)) = self.commits(provider, node)? else {
             return Ok(None);
         };
         let node = self.survivor(node)?;
-        let mut first: Option<i64> = None;
         for window in range.backwards() {
-            let found = server::commits(origin, window, after).one(node)?;
-            first = found.next.or(first);
-            if found.last_of_all.is_none_or(|latest| latest < after) {
-                break;
+            if let Some(at) = server::last_applied(origin, window).first(node)? {
+                return Ok(Some(at));
             }
         }
-        Ok(first)
+        Ok(None)
     }
 
     /// The origin of `provider` on `node`, and the transactions whose commit timestamps that one knows.

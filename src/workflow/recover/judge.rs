@@ -6,6 +6,9 @@ use crate::replay::content::{Difference, Version};
 use crate::replay::share::Share;
 use std::collections::BTreeMap;
 
+/// So far apart clocks of a member that is away and of others may be, in microseconds.
+const CLOCKS: i64 = 5_000_000;
+
 /// Commits of a node that are so close to each other may be dated in another order than they are sent in, in
 /// microseconds.
 const DISORDER: i64 = 50_000;
@@ -57,10 +60,39 @@ pub enum Author {
 pub struct Authors {
     /// By the number of the origin.
     pub of: BTreeMap<u32, Author>,
-    /// Of a member that is away the other node may lack what was committed from then on.
-    pub lacking: BTreeMap<String, i64>,
+    /// What the other node lacks of members that are away.
+    pub lacking: BTreeMap<String, Lacking>,
     /// When the last member joined. What was there then was proved to be on all.
     pub joined: Option<i64>,
+}
+
+/// What one node has of a member that is away, and the other has not.
+#[derive(Clone, Copy, Debug)]
+pub struct Lacking {
+    /// When the member committed the first of it.
+    pub from: i64,
+    /// The first transaction of the node that brought of it; `None` if that is not known.
+    pub first: Option<i64>,
+}
+
+impl Lacking {
+    pub const UNKNOWN: Self = Self {
+        from: i64::MIN,
+        first: None,
+    };
+
+    /// Whether the version, which is of the node that has more, may have been written when that was there. Its author
+    /// has another clock than the member, so the order on the node counts, too.
+    fn may_precede(&self, version: &Version) -> bool {
+        version.written >= Some(self.from)
+            || self.first.is_some_and(|first| follows(version.xid, first))
+    }
+}
+
+/// Whether a transaction id comes after another one, which has its epoch. One without a place in that order does not.
+fn follows(xid: u32, first: i64) -> bool {
+    const FIRST_NORMAL: u32 = 3;
+    xid >= FIRST_NORMAL && xid.wrapping_sub(first as u32) < 1 << 31
 }
 
 impl Authors {
@@ -69,22 +101,27 @@ impl Authors {
             return Author::Unknown;
         };
         // Copied rows bear an origin that is gone, and whose number may be another's now; they are dated back to 1970.
-        if written < 0 || Some(written) <= self.joined {
+        if written < 0 {
             return Author::Common;
         }
         match self.of.get(&origin) {
-            Some(Author::Away(name)) if self.lacking.get(name).is_none_or(|at| written < *at) => {
-                Author::Survivor
-            }
-            author => author.cloned().unwrap_or(Author::Stranger),
+            Some(Author::Away(name)) if !self.lacks(name, version) => Author::Survivor,
+            Some(author) => author.clone(),
+            // Of a former member.
+            None if Some(written) <= self.joined => Author::Common,
+            None => Author::Stranger,
         }
+    }
+
+    fn lacks(&self, member: &str, version: &Version) -> bool {
+        let lacking = self.lacking.get(member);
+        lacking.is_some_and(|lacking| lacking.may_precede(version))
     }
 
     /// A member that is away, if the version may be of a row that it wrote and the other node has not got: whoever wrote
     /// the version may have changed that row.
     fn may_come_from(&self, version: &Version) -> Option<&String> {
-        let later = |(_, from): &(&String, &i64)| version.written >= Some(**from);
-        self.lacking.iter().find(later).map(|(name, _)| name)
+        self.lacking.keys().find(|name| self.lacks(name, version))
     }
 }
 
@@ -92,8 +129,8 @@ impl Authors {
 #[derive(Clone, Debug)]
 pub struct Ahead {
     pub name: String,
-    /// When it committed the first that the target has and the source has not.
-    pub first_unseen: i64,
+    /// What the target has and the source has not.
+    pub unseen: Lacking,
     /// When it committed the last that the target has; `None` if that is not known.
     pub last_seen: Option<i64>,
 }
@@ -170,7 +207,7 @@ impl Case {
         let (Some(source), None) = (&difference.left, &difference.right) else {
             return false;
         };
-        let after = |seen: i64| source.written.is_none_or(|at| at <= seen + DISORDER);
+        let after = |seen: i64| source.written.is_none_or(|at| at <= seen + CLOCKS);
         self.ahead
             .iter()
             .any(|other| other.last_seen.is_none_or(after))
@@ -207,7 +244,7 @@ impl Case {
     /// brought that. Unless it comes from one that is away, and the source never had it.
     fn only_on_target(&self, target: &Version) -> Verdict {
         let delete = Verdict::Delete(target.clone());
-        let comes_after = |other: &&Ahead| target.written >= Some(other.first_unseen);
+        let comes_after = |other: &&Ahead| other.unseen.may_precede(target);
         let unseen = self.ahead.iter().find(comes_after);
         match (self.target.of(target), unseen) {
             (Author::Away(name), _) => Verdict::Leave(Doubt::Away(name)),
@@ -263,6 +300,14 @@ mod tests {
     const AWAY: u32 = 2;
     const STRANGER: u32 = 3;
 
+    /// The node got it in transactions from `FIRST` on.
+    const FIRST: i64 = (7 << 32) + 1_000;
+
+    fn since(from: i64) -> Lacking {
+        let first = (from > i64::MIN).then_some(FIRST);
+        Lacking { from, first }
+    }
+
     fn authors(lacking: Option<i64>) -> Authors {
         let of = BTreeMap::from([
             (OWN, Author::Survivor),
@@ -271,16 +316,19 @@ mod tests {
         ]);
         Authors {
             of,
-            lacking: lacking.map(|at| ("n2".into(), at)).into_iter().collect(),
+            lacking: lacking
+                .map(|at| ("n2".into(), since(at)))
+                .into_iter()
+                .collect(),
             joined: Some(5),
         }
     }
 
     fn case(ahead: Option<i64>) -> Case {
         let target = authors(ahead);
-        let ahead = ahead.map(|first_unseen| Ahead {
+        let ahead = ahead.map(|at| Ahead {
             name: "n2".into(),
-            first_unseen,
+            unseen: since(at),
             last_seen: Some(28),
         });
         Case {
@@ -300,6 +348,7 @@ mod tests {
             digest: format!("{origin} {written}"),
             shared: String::new(),
             written: Some(written),
+            xid: 500,
             origin: Some(origin),
             sent: true,
             deletable: true,
@@ -312,6 +361,7 @@ mod tests {
             digest: String::new(),
             shared: String::new(),
             written: None,
+            xid: 500,
             origin: None,
             sent: true,
             deletable: true,
@@ -359,8 +409,7 @@ mod tests {
             (FAILED, 10, "delete"),
             (AWAY, 10, "delete"),
             (STRANGER, 10, "Stranger"),
-            // From before the last joining: whoever wrote it, all have had it.
-            (AWAY, 5, "delete"),
+            // Of a former member, from before the last joining: all have had it.
             (STRANGER, 5, "delete"),
         ] {
             assert_eq!(verdict(&case, None, version(origin, written)), expected);
@@ -422,6 +471,29 @@ mod tests {
     }
 
     #[test]
+    fn order_on_the_node_counts_where_clocks_are_behind() {
+        let after = |origin, written| {
+            let row: Option<Version> = version(origin, written);
+            row.map(|row| Version { xid: 1_001, ..row })
+        };
+        let ahead = case(Some(12));
+        // The target changed a row of n2, or n2 wrote it with a clock that had gone back.
+        assert_eq!(verdict(&ahead, None, after(OWN, 9)), AWAY_N2);
+        assert_eq!(verdict(&ahead, None, after(AWAY, 9)), AWAY_N2);
+        let ahead = Case {
+            source: authors(Some(12)),
+            target: authors(None),
+            ..case(None)
+        };
+        assert_eq!(verdict(&ahead, after(FAILED, 9), None), AWAY_N2);
+        assert_eq!(verdict(&ahead, after(OWN, 9), version(OWN, 8)), AWAY_N2);
+        // Ids go round.
+        assert!(follows(5, (1 << 32) - 5));
+        assert!(!follows(u32::MAX, (1 << 32) + 5));
+        assert!(!follows(2, (1 << 32) - 5));
+    }
+
+    #[test]
     fn row_that_is_brought_may_have_met_one_that_is_away() {
         let met = |case: &Case, left, right| {
             let key = "(1)".into();
@@ -429,7 +501,7 @@ mod tests {
         };
         let ahead = case(Some(12));
         assert!(met(&ahead, version(FAILED, 28), None));
-        assert!(!met(&ahead, version(FAILED, 29 + DISORDER), None));
+        assert!(!met(&ahead, version(FAILED, 29 + CLOCKS), None));
         assert!(!met(&ahead, version(FAILED, 28), version(OWN, 8)));
         assert!(!met(&case(None), version(FAILED, 28), None));
     }
