@@ -925,7 +925,7 @@ fn apply_resumes_when_the_coordinator_is_killed_in_the_pause() {
     let cluster = scene();
     let (n1, n3) = (cluster.n(1), cluster.n(3));
     let (running, mut young) = join_in_its_pause(&cluster);
-    assert_eq!(n1.value(WATCHDOGS), "1");
+    n1.wait_for(WATCHDOGS, "1");
     let killed = Instant::now();
     n3.kill_backend(running.pid);
     assert!(running.join().is_err());

@@ -21,6 +21,7 @@
 //!
 //! Anything that goes wrong in the lab itself panics with the reason: a test has nothing better to do with it.
 
+pub mod clock;
 pub mod cluster;
 pub mod digest;
 pub mod dirs;

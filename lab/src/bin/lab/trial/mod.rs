@@ -13,7 +13,7 @@ mod world;
 mod writer;
 
 use crate::Options;
-use lab::spock;
+use lab::{clock, spock};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use schedule::{Schedule, schedules};
@@ -32,7 +32,7 @@ pub fn run(options: &Options) -> bool {
             None => return true,
         },
     };
-    if !world::has_clocks() {
+    if !clock::available() {
         println!("libfaketime is not installed: all servers have the same clock");
     }
     let began = Instant::now();

@@ -6,7 +6,7 @@ use super::tables::ROLES;
 use super::writer::{Report, Task, Writer, commit_prepared, first_rows};
 use lab::postgres::{self, CancelToken, Client, NoTls};
 use lab::server::{Notice, text_rows};
-use lab::{Network, Server, ServerOptions, explain, quote_literal, spock};
+use lab::{Network, Server, ServerOptions, clock, explain, quote_literal, spock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -778,13 +778,6 @@ fn least(shape: &Shape, databases: usize) -> [(&'static str, usize); 4] {
     ]
 }
 
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-
-/// Whether servers can be given clocks of their own here.
-pub fn has_clocks() -> bool {
-    std::path::Path::new(FAKETIME).exists()
-}
-
 /// The server is some seconds ahead of the others, or behind them.
 fn with_clock(options: ServerOptions, name: &str) -> ServerOptions {
     let seconds = match name {
@@ -794,14 +787,10 @@ fn with_clock(options: ServerOptions, name: &str) -> ServerOptions {
         "n4" => "+0.3",
         _ => "-0.7",
     };
-    if !has_clocks() {
-        return options;
+    match clock::available() {
+        true => clock::set_off(options, seconds),
+        false => options,
     }
-    options
-        .env("LD_PRELOAD", FAKETIME)
-        .env("FAKETIME", seconds)
-        // What waits is not to wait for longer.
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
 }
 
 fn create(table: &str) -> String {

@@ -1,0 +1,158 @@
+//! Recovery by comparison where clocks differ, or are set: what a member that is away wrote is neither deleted nor brought
+//! as another's.
+
+mod common;
+
+use common::engines::On;
+use common::recovery::{CONTENT, assert_nothing_held, options, recover, remove};
+use common::wait_mesh;
+use lab::clock::{self, Clock};
+use lab::{Cluster, Server, assert_same_content, wait_quiet};
+
+const ROWS: &str = "SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test";
+
+/// Four members; the clock of `name` is ahead by 30 s.
+fn mesh(name: &str) -> (Cluster, Clock) {
+    let clock = Clock::new("+30");
+    let cluster = Cluster::start_each(4, |server| match server == name {
+        true => clock.of(options()),
+        false => options(),
+    });
+    cluster.form_mesh(4, CONTENT);
+    wait_mesh(&cluster.all());
+    cluster
+        .n(2)
+        .sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 3) i");
+    wait_quiet(&cluster.all());
+    (cluster, clock)
+}
+
+/// The failed node deletes a row and inserts one, of which n2 hears and n3 does not.
+fn unequal_survivors(cluster: &Cluster, failed: &Server) {
+    let (n2, n3) = (cluster.n(2), cluster.n(3));
+    On::Native.suspend(n3, failed);
+    failed.sql("DELETE FROM crash_test WHERE id = 3; INSERT INTO crash_test VALUES (200, 'of failed', NULL)");
+    n2.wait_for("SELECT count(*) FROM crash_test WHERE id IN (3, 200)", "1");
+}
+
+/// Both nodes die, and only that of `failed` is recovered from: the rows of `away` are left alone as such.
+fn recover_beside(cluster: &Cluster, failed: &Server, away: &Server, left: &[&str]) {
+    failed.crash();
+    away.crash();
+    let compared = recover(cluster.n(2), failed.name());
+    let warnings = compared.warnings();
+    let told = format!(
+        "since they are or may be of node \"{}\", which is away",
+        away.name()
+    );
+    let told = warnings.iter().find(|w| w.contains(&told));
+    for key in left {
+        assert!(
+            told.is_some_and(|told| told.contains(key)),
+            "{key}: {compared:?}"
+        );
+    }
+}
+
+/// When the member is back, all becomes alike, and the dead node goes.
+fn assert_decided(cluster: &Cluster, failed: &Server, away: &Server, rows: &str) {
+    let others: Vec<&Server> = cluster
+        .all()
+        .into_iter()
+        .filter(|n| n.name() != failed.name())
+        .collect();
+    away.boot();
+    for node in [cluster.n(2), cluster.n(3)] {
+        On::Native.resume(node, away);
+    }
+    wait_quiet(&others);
+    let decided = recover(cluster.n(2), failed.name());
+    assert!(decided.warnings().is_empty(), "{decided:?}");
+    wait_quiet(&others);
+    assert_same_content(&others);
+    assert_eq!(cluster.n(3).value(ROWS), rows);
+    remove(cluster.n(2), failed.name());
+    assert_nothing_held(&others);
+}
+
+#[test]
+fn rows_of_a_member_whose_clock_went_back_stay() {
+    if !clock::announced() {
+        return;
+    }
+    let (cluster, clock) = mesh("n4");
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    n4.sql("INSERT INTO crash_test VALUES (100, 'of n4', NULL)");
+    wait_quiet(&cluster.all());
+    clock.set("+0");
+    On::Native.suspend(n2, n4);
+    n4.sql("INSERT INTO crash_test VALUES (101, 'of n4', NULL); UPDATE crash_test SET data = 'n4' WHERE id = 1");
+    n3.wait_for("SELECT data FROM crash_test WHERE id = 1", "n4");
+    unequal_survivors(&cluster, n1);
+    recover_beside(&cluster, n1, n4, &["(1)", "(101)"]);
+    assert_eq!(
+        n3.value(ROWS),
+        "1 n4, 2 old, 100 of n4, 101 of n4, 200 of failed"
+    );
+    assert_decided(
+        &cluster,
+        n1,
+        n4,
+        "1 n4, 2 old, 100 of n4, 101 of n4, 200 of failed",
+    );
+}
+
+#[test]
+fn rows_written_before_the_joining_by_a_clock_that_was_ahead_stay() {
+    if !clock::announced() {
+        return;
+    }
+    let (cluster, _clock) = mesh("n4");
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    On::Native.suspend(n2, n1);
+    n1.sql("INSERT INTO crash_test VALUES (101, 'of n1', NULL); UPDATE crash_test SET data = 'n1' WHERE id = 1");
+    n3.wait_for("SELECT data FROM crash_test WHERE id = 1", "n1");
+    unequal_survivors(&cluster, n4);
+    recover_beside(&cluster, n4, n1, &["(1)", "(101)"]);
+    assert_eq!(n3.value(ROWS), "1 n1, 2 old, 101 of n1, 200 of failed");
+    assert_decided(&cluster, n4, n1, "1 n1, 2 old, 101 of n1, 200 of failed");
+}
+
+#[test]
+fn own_change_of_a_row_of_a_member_whose_clock_is_ahead_stays() {
+    if !clock::announced() {
+        return;
+    }
+    let (cluster, _clock) = mesh("n1");
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    On::Native.suspend(n2, n1);
+    n1.sql("INSERT INTO crash_test VALUES (101, 'of n1', NULL)");
+    n3.wait_for("SELECT count(*) FROM crash_test", "4");
+    n3.sql("UPDATE crash_test SET data = 'of n3' WHERE id = 101");
+    unequal_survivors(&cluster, n4);
+    recover_beside(&cluster, n4, n1, &["(101)"]);
+    assert_eq!(n3.value(ROWS), "1 old, 2 old, 101 of n3, 200 of failed");
+}
+
+#[test]
+fn rows_of_a_member_whose_clock_is_ahead_are_not_brought_as_those_of_others() {
+    if !clock::announced() {
+        return;
+    }
+    let (cluster, _clock) = mesh("n1");
+    let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
+    On::Native.suspend(n3, n1);
+    n1.sql("INSERT INTO crash_test VALUES (101, 'of n1', NULL)");
+    for node in [n2, n4] {
+        node.wait_for("SELECT count(*) FROM crash_test", "4");
+    }
+    n4.sql("UPDATE crash_test SET data = 'of n4' WHERE id = 101");
+    n2.wait_for("SELECT data FROM crash_test WHERE id = 101", "of n4");
+    unequal_survivors(&cluster, n4);
+    recover_beside(&cluster, n4, n1, &["(101)"]);
+    assert_eq!(
+        n3.value("SELECT count(*) FROM crash_test WHERE id = 101"),
+        "0"
+    );
+    assert_decided(&cluster, n4, n1, "1 old, 2 old, 101 of n4, 200 of failed");
+}
