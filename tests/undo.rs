@@ -862,7 +862,7 @@ fn watchdog_resumes_apply_when_its_coordinator_is_gone() {
     let before = fingerprint(&cluster.all());
     let session = pause_by_hand(n1, 600_000);
     assert_eq!(n1.value(PAUSED), "1");
-    assert_eq!(n1.value(WATCHDOGS), "1");
+    n1.wait_for(WATCHDOGS, "1");
     drop(session);
     n1.wait_for_within(PAUSED, "0", PROMPT);
     assert_resumed(&cluster, &before);
