@@ -542,6 +542,11 @@ fn kill_and_recover_again(on: On, victim: Victim) {
             drop(holder);
         }
         Victim::Source => {
+            // What it has applied it has committed asynchronously, and nobody else has it.
+            n3.wait_for(
+                "SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()",
+                "t",
+            );
             n3.crash();
             drop(holder);
             let failed = run.fails();
