@@ -11,8 +11,11 @@ use lab::{Called, Cluster, Server, assert_same_content, wait_quiet};
 
 const ROWS: &str = "SELECT string_agg(id || ' ' || data, ', ' ORDER BY id) FROM crash_test";
 
-/// Four members; the clock of `name` is ahead by 30 s.
-fn mesh(name: &str) -> (Cluster, Clock) {
+/// Four members; the clock of `name` is ahead by 30 s. `None` where there are no such clocks.
+fn mesh(name: &str) -> Option<(Cluster, Clock)> {
+    if !clock::announced() {
+        return None;
+    }
     let clock = Clock::new("+30");
     let cluster = Cluster::start_each(4, |server| match server == name {
         true => clock.of(options()),
@@ -24,7 +27,7 @@ fn mesh(name: &str) -> (Cluster, Clock) {
         .n(2)
         .sql("INSERT INTO crash_test SELECT i, 'old', NULL FROM generate_series(1, 3) i");
     wait_quiet(&cluster.all());
-    (cluster, clock)
+    Some((cluster, clock))
 }
 
 /// The failed node deletes a row and inserts one, of which n2 hears and n3 does not.
@@ -84,10 +87,9 @@ fn assert_decided(cluster: &Cluster, failed: &Server, away: &Server, rows: &str)
 
 #[test]
 fn rows_of_a_member_whose_clock_went_back_stay() {
-    if !clock::announced() {
+    let Some((cluster, clock)) = mesh("n4") else {
         return;
-    }
-    let (cluster, clock) = mesh("n4");
+    };
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     n4.sql("INSERT INTO crash_test VALUES (100, 'of n4', NULL)");
     wait_quiet(&cluster.all());
@@ -108,10 +110,9 @@ fn rows_of_a_member_whose_clock_went_back_stay() {
 
 #[test]
 fn rows_written_before_the_joining_by_a_clock_that_was_ahead_stay() {
-    if !clock::announced() {
+    let Some((cluster, _clock)) = mesh("n4") else {
         return;
-    }
-    let (cluster, _clock) = mesh("n4");
+    };
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     On::Native.suspend(n2, n1);
     n1.sql("INSERT INTO crash_test VALUES (101, 'of n1', NULL); UPDATE crash_test SET data = 'n1' WHERE id = 1");
@@ -124,10 +125,9 @@ fn rows_written_before_the_joining_by_a_clock_that_was_ahead_stay() {
 
 #[test]
 fn own_change_of_a_row_of_a_member_whose_clock_is_ahead_stays() {
-    if !clock::announced() {
+    let Some((cluster, _clock)) = mesh("n1") else {
         return;
-    }
-    let (cluster, _clock) = mesh("n1");
+    };
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     On::Native.suspend(n2, n1);
     n1.sql("INSERT INTO crash_test VALUES (101, 'of n1', NULL)");
@@ -140,10 +140,9 @@ fn own_change_of_a_row_of_a_member_whose_clock_is_ahead_stays() {
 
 #[test]
 fn rows_of_a_member_whose_clock_is_ahead_are_not_brought_as_those_of_others() {
-    if !clock::announced() {
+    let Some((cluster, _clock)) = mesh("n1") else {
         return;
-    }
-    let (cluster, _clock) = mesh("n1");
+    };
     let [n1, n2, n3, n4] = [1, 2, 3, 4].map(|i| cluster.n(i));
     On::Native.suspend(n3, n1);
     n1.sql("INSERT INTO crash_test VALUES (101, 'of n1', NULL)");

@@ -5,7 +5,7 @@ mod common;
 
 use common::engines::{On, on_both_engines};
 use common::recovery::{
-    CONTENT, assert_nothing_held, assert_nothing_to_do, assert_whole, call,
+    CONTENT, assert_nothing_held, assert_nothing_to_do, assert_whole, call, crash_with_all_on_disk,
     crash_with_unequal_survivors, recover, remove, rows, run,
 };
 use common::{Running, assert_failed, fingerprint, wait_no_sessions};
@@ -542,12 +542,7 @@ fn kill_and_recover_again(on: On, victim: Victim) {
             drop(holder);
         }
         Victim::Source => {
-            // What it has applied it has committed asynchronously, and nobody else has it.
-            n3.wait_for(
-                "SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()",
-                "t",
-            );
-            n3.crash();
+            crash_with_all_on_disk(n3);
             drop(holder);
             let failed = run.fails();
             assert!(["08006", "08001"].contains(&failed.code()), "{failed}");

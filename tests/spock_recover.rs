@@ -4,7 +4,7 @@ mod common;
 
 use common::assert_failed;
 use common::engines::On;
-use common::recovery::{recover, remove};
+use common::recovery::{crash_with_all_on_disk, recover, remove};
 use common::removal::remove_by_force;
 use lab::{Cluster, Server, add_node, assert_same_content, spock, wait_quiet};
 
@@ -87,13 +87,6 @@ fn recovery_is_refused_when_the_target_lacks_the_extension() {
     assert_equal(&[n2, n3]);
 }
 
-/// Spock does not wait for its commits to reach the disk; this one does.
-fn crash_with_all_on_disk(node: &Server) {
-    node.sql("SELECT pg_logical_emit_message(true, 'test', 'flushed')");
-    node.crash();
-    node.boot();
-}
-
 /// n1 is dead. n2 has applied all of it, most of it after its last checkpoint, and has crashed too. n3 has less.
 fn two_crashed() -> Option<Cluster> {
     spock::announced()?;
@@ -114,6 +107,7 @@ fn two_crashed() -> Option<Cluster> {
     insert(21, 30, &[n2]);
     n1.crash();
     crash_with_all_on_disk(n2);
+    n2.boot();
     assert_eq!(n2.value("SELECT count(*) FROM crash_test"), "30");
     wait_quiet(&[n2, n3]);
     Some(cluster)
@@ -184,6 +178,7 @@ fn recovery_is_refused_when_a_crash_has_left_the_position_of_a_former_node() {
     }
     has(n2, 4);
     crash_with_all_on_disk(n2);
+    n2.boot();
     insert(first, 5);
     for node in [n2, n3] {
         has(node, 5);
@@ -202,6 +197,7 @@ fn recovery_is_refused_when_a_crash_has_left_the_position_of_a_former_node() {
     has(n3, 201);
     second.crash();
     crash_with_all_on_disk(n2);
+    n2.boot();
     wait_quiet(&[n2, n3]);
     let failed = n3.sql_error("CALL spock.recover_run('n1')");
     assert_failed(

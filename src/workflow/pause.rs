@@ -15,6 +15,11 @@ use crate::settings;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+/// How long a pause can last. The watchdog outlives an honest attempt: workers going, and each of what is done meanwhile.
+pub fn longest() -> Duration {
+    settings::slot_timeout() * 3
+}
+
 /// By subscription, up to where the changes of its provider have been applied.
 pub type Progress = BTreeMap<String, Position>;
 
@@ -46,8 +51,7 @@ impl Pause<'_> {
         after: impl FnOnce(&mut Node, &T, &Progress) -> Result<()>,
     ) -> Result<Paused<T>> {
         let limit = settings::slot_timeout();
-        // The watchdog outlives an honest attempt: workers going, and each of what is done meanwhile.
-        let watchdog = self.engine.start_watchdog((limit * 3).as_millis());
+        let watchdog = self.engine.start_watchdog(longest().as_millis());
         Statement::run_in_turn(&watchdog, self.node)?;
         journal.passed(&format!("the watchdog of {} waits", self.moment))?;
         let begun = Instant::now();

@@ -1,11 +1,10 @@
 //! Every subscription of the cluster knows the tables that its provider has by now.
 
-use super::members;
+use super::{members, pause};
 use crate::engine::{self, Engine, Path};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::holds_within;
 use crate::node::{Member, Node, ask, server};
-use crate::settings;
 
 /// Refreshes all, each member from one provider after the other, all members at the same time; `say` is told how many
 /// tables each member has got to know. Goes on where one fails, and ends with the first error.
@@ -64,7 +63,7 @@ fn after_pause(engine: &dyn Engine, node: &mut Node, path: &Path, failed: Error)
         return Err(failed);
     }
     engine.resume_orphaned().first(node)?;
-    let over = holds_within(settings::slot_timeout() * 3, || {
+    let over = holds_within(pause::longest(), || {
         Ok(engine.pause_state().one(node)?.paused == 0)
     })?;
     let states = engine.subscriptions().on(node)?;

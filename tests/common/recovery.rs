@@ -150,3 +150,9 @@ pub fn crash_with_unequal_survivors(on: On, cluster: &Cluster) {
     assert_eq!((rows(n2), rows(n3)), ("20".into(), "90".into()));
     n1.crash();
 }
+
+/// Workers that apply do not wait for their commits to reach the disk; this one does.
+pub fn crash_with_all_on_disk(node: &Server) {
+    node.sql("SELECT pg_logical_emit_message(true, 'test', 'flushed')");
+    node.crash();
+}

@@ -49,26 +49,19 @@ fn commits(from: &str, to: &str) -> String {
 }
 
 /// The latest commit timestamp of the transactions with ids in `window` that bear `origin`.
-pub fn last_commit(origin: u32, window: (i64, i64)) -> Query<Option<i64>> {
-    let commits = commits("$1::bigint", "$2::bigint");
-    Query::new(
-        format!("SELECT max(at) FROM {commits} WHERE origin = $3::bigint"),
-        &[
-            &window.0.to_string(),
-            &window.1.to_string(),
-            &origin.to_string(),
-        ],
-        |row| row.only(),
-    )
+pub fn last_commit(origin: u32, window: (i64, i64)) -> Query<i64> {
+    last(origin, window, "ORDER BY at DESC")
 }
 
 /// The commit timestamp of the last of them that was applied: in the order of their ids. Copied rows are none.
 pub fn last_applied(origin: u32, window: (i64, i64)) -> Query<i64> {
+    last(origin, window, "AND at >= 0 ORDER BY id DESC")
+}
+
+fn last(origin: u32, window: (i64, i64), of: &str) -> Query<i64> {
     let commits = commits("$1::bigint", "$2::bigint");
     Query::new(
-        format!(
-            "SELECT at FROM {commits} WHERE origin = $3::bigint AND at >= 0 ORDER BY id DESC LIMIT 1"
-        ),
+        format!("SELECT at FROM {commits} WHERE origin = $3::bigint {of} LIMIT 1"),
         &[
             &window.0.to_string(),
             &window.1.to_string(),

@@ -170,46 +170,46 @@ impl Recovery {
     pub fn joined(&mut self, node: &str) -> Result<Option<i64>> {
         let registry = self.cluster.engine.members();
         let node = self.survivor(node)?;
-        let mut last = None;
-        for member in registry.on(node)? {
-            // Not every engine keeps it.
-            if member.joined_at.is_empty() {
-                continue;
-            }
-            let microseconds = Query::<Option<i64>>::new(
-                "SELECT (extract(epoch FROM $1::timestamptz - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint",
-                &[&member.joined_at],
-                |row| row.only(),
-            );
-            last = last.max(microseconds.one(node)?);
-        }
+        let members = registry.on(node)?.into_iter();
+        // Not every engine keeps it.
+        let times: Vec<String> = members
+            .map(|m| m.joined_at)
+            .filter(|at| !at.is_empty())
+            .collect();
+        let last = Query::<Option<i64>>::new(
+            "SELECT (extract(epoch FROM max(j::timestamptz) - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint
+               FROM unnest(string_to_array($1, ',')) j",
+            &[&times.join(",")],
+            |row| row.only(),
+        );
+        let last = last.one(node)?;
         // What a node whose clock is behind wrote after that may bear an earlier time.
         Ok(last.map(|at| at - self.clocks_apart))
     }
 
     /// When `provider` committed the last that `node` has of it.
     pub fn last_commit(&mut self, provider: &str, node: &str) -> Result<Option<i64>> {
-        let Some((origin, range)) = self.commits(provider, node)? else {
-            return Ok(None);
-        };
-        let node = self.survivor(node)?;
-        for window in range.backwards() {
-            let found = server::last_commit(origin, window).one(node)?;
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        Ok(None)
+        self.last(provider, node, server::last_commit)
     }
 
     /// When `provider` committed what `node` has applied last of it.
     fn last_applied(&mut self, provider: &str, node: &str) -> Result<Option<i64>> {
+        self.last(provider, node, server::last_applied)
+    }
+
+    /// What `of` finds in the last window in which it finds anything.
+    fn last(
+        &mut self,
+        provider: &str,
+        node: &str,
+        of: fn(u32, (i64, i64)) -> Query<i64>,
+    ) -> Result<Option<i64>> {
         let Some((origin, range)) = self.commits(provider, node)? else {
             return Ok(None);
         };
         let node = self.survivor(node)?;
         for window in range.backwards() {
-            if let Some(at) = server::last_applied(origin, window).first(node)? {
+            if let Some(at) = of(origin, window).first(node)? {
                 return Ok(Some(at));
             }
         }
