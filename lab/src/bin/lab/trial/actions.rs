@@ -951,9 +951,11 @@ impl<'a> Scene<'a> {
         let name = &pick.table.get(&names)[0];
         self.world
             .log(&format!("{}: {name} is disabled", node.name()));
+        let enable = enable.replace("{s}", name);
+        self.later(&node, enable.clone());
         node.try_sql(&disable.replace("{s}", name))?;
         thread::sleep(ms(pick.duration));
-        node.try_sql(&enable.replace("{s}", name))
+        node.try_sql(&enable)
     }
 
     /// Drops one that the node has been given, if it joins. Its slot stays with the provider.
