@@ -84,19 +84,38 @@ COMMENT ON FUNCTION zodan.resume_apply() IS
     'Enables what zodan.pause_apply disabled, and returns how many there were';
 
 -- The connection string is a parameter, so it is in no statement text that pg_stat_activity shows.
-CREATE FUNCTION zodan.create_subscription(subscription text, dsn text, slot text) RETURNS void
+CREATE FUNCTION zodan.add_subscription_table(subscription oid, relation regclass) RETURNS void
+LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'add_subscription_table_wrapper';
+REVOKE ALL ON FUNCTION zodan.add_subscription_table(oid, regclass) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.add_subscription_table(oid, regclass) IS
+    'Has a subscription apply the changes of a table from now on; 23505 where it does already';
+
+-- The tables are those that the provider publishes. They are given, so that it need not be asked: to connect, and to ask it
+-- one thing after the other, is long where it is far.
+CREATE FUNCTION zodan.create_subscription(subscription text, dsn text, slot text, tables json) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET client_min_messages = error AS $$
+DECLARE
+    published text;
+    relation pg_catalog.regclass;
+    created pg_catalog.oid;
 BEGIN
     EXECUTE pg_catalog.format(
-        'CREATE SUBSCRIPTION %I CONNECTION %L PUBLICATION zodan WITH (slot_name = %L, '
-        'create_slot = false, copy_data = false, enabled = false, origin = none)',
+        'CREATE SUBSCRIPTION %I CONNECTION %L PUBLICATION zodan WITH (connect = false, slot_name = %L, origin = none)',
         subscription, dsn, slot);
+    SELECT s.oid INTO STRICT created
+      FROM pg_catalog.pg_subscription s
+      JOIN pg_catalog.pg_database d ON d.oid = s.subdbid AND d.datname = pg_catalog.current_database()
+     WHERE s.subname = subscription;
+    FOR published IN SELECT value FROM pg_catalog.json_array_elements_text(tables) LOOP
+        relation := published; -- 42P01 where it is not here
+        PERFORM zodan.add_subscription_table(created, relation);
+    END LOOP;
 END
 $$;
-REVOKE ALL ON FUNCTION zodan.create_subscription(text, text, text) FROM PUBLIC;
-COMMENT ON FUNCTION zodan.create_subscription(text, text, text) IS
-    'Creates a disabled subscription without copy on a slot that exists already';
+REVOKE ALL ON FUNCTION zodan.create_subscription(text, text, text, json) FROM PUBLIC;
+COMMENT ON FUNCTION zodan.create_subscription(text, text, text, json) IS
+    'Creates a disabled subscription without copy on a slot that exists already, to the tables of the names; 42P01 where one of them is not here';
 
 CREATE FUNCTION zodan.drop_subscription(subscription text) RETURNS void
 LANGUAGE plpgsql

@@ -4,7 +4,7 @@
 //!
 //! | session | how it gets them |
 //! | --- | --- |
-//! | on a node, over libpq | [`startup`] with the connection, the rest by [`setup`] as its first statement |
+//! | on a node, over libpq | [`startup`] with the connection, the rest by [`setup`], its first statements |
 //! | the backend of a CALL | [`set_locally`] for each statement, and [`Between`] for the time between them |
 //! | the backend of a function | [`within`] for each statement |
 //! | a background worker | [`adopt`], by `worker::begin` |
@@ -172,20 +172,21 @@ fn escape(word: &str) -> String {
         .collect()
 }
 
-/// The first statement of a session on a node. It returns which running server that is.
-pub fn setup() -> &'static str {
-    static SETUP: LazyLock<String> = LazyLock::new(|| {
+/// The first statements of a session on a node. The last one returns which running server that is.
+pub fn setup() -> &'static [String; 3] {
+    static SETUP: LazyLock<[String; 3]> = LazyLock::new(|| {
         let ours = all()
             .chain(QUIET)
             // What it says is relayed.
             .chain([(c"client_min_messages", c"notice")]);
-        format!(
-            "{};
-             SELECT pg_catalog.set_config(s.name, s.value, false) FROM {} WHERE {SUPERUSER};
-             {SERVER}",
+        [
             applied("pg_catalog.set_config(s.name, s.value, false)", ours),
-            values(PLPGSQL)
-        )
+            format!(
+                "SELECT pg_catalog.set_config(s.name, s.value, false) FROM {} WHERE {SUPERUSER}",
+                values(PLPGSQL)
+            ),
+            SERVER.to_owned(),
+        ]
     });
     &SETUP
 }
@@ -371,6 +372,6 @@ mod tests {
             assert_eq!(text(name), text(name).to_lowercase());
             assert!(!text(value).contains('\''));
         }
-        assert!(setup().contains("('timezone', 'UTC')"));
+        assert!(setup()[0].contains("('timezone', 'UTC')"));
     }
 }

@@ -140,6 +140,10 @@ pub enum Error {
     #[error("{message}")]
     Interrupted { state: SqlState, message: String },
 
+    /// Of a task that is made beside others: see `node::side_by_side`. Nobody is told.
+    #[error("not answered yet")]
+    Unanswered,
+
     /// The first error of a run, after its undo left something behind.
     #[error("{first}")]
     NotUndone {
@@ -221,7 +225,7 @@ impl Error {
             Self::Deadline { .. } => SqlState::QUERY_CANCELED,
             Self::Stalled { .. } => SqlState::NOT_IN_PREREQUISITE_STATE,
             Self::NotUndone { first, .. } | Self::Unfinished { first, .. } => first.sqlstate(),
-            Self::Internal(_) => SqlState::INTERNAL_ERROR,
+            Self::Internal(_) | Self::Unanswered => SqlState::INTERNAL_ERROR,
         }
     }
 

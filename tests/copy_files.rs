@@ -191,10 +191,8 @@ fn rewritten_table_whose_rows_violate_a_check_is_copied_again() {
     assert_same_content(&cluster.all());
 }
 
-/// Tables that are copied in one piece, the one that is first in the way of the others.
+/// Tables that are copied in one piece.
 const SMALL: &str = "
-CREATE TABLE first (id integer PRIMARY KEY, pad text, CHECK (pass()));
-INSERT INTO first SELECT g, repeat('x', 500) FROM generate_series(1, 1000) g;
 CREATE SCHEMA elsewhere;
 CREATE TABLE narrow (id integer PRIMARY KEY, v integer);
 CREATE TABLE other (id integer PRIMARY KEY, v integer);
@@ -211,28 +209,25 @@ INSERT INTO apart VALUES (11);
 INSERT INTO unlogged VALUES (1);
 ";
 
-/// Adds `new` with statements on n1 after the snapshot and before all tables but the first are copied.
+/// Adds `new` with statements on n1 after the snapshot and before any rows are copied.
 fn join_before_copy(
     cluster: &Cluster,
     new: usize,
     statements: &[&str],
 ) -> Result<Called, CallFailed> {
     let (n1, new) = (cluster.n(1), cluster.n(new));
-    thread::scope(|scope| {
-        let gate = Gate::close(new, 1);
-        let join = scope.spawn(|| add_node(new, new.name(), n1, "n1"));
-        gate.wait(1);
-        statements.iter().for_each(|s| n1.sql(s));
-        gate.open();
-        join.join().expect("the join's own thread")
-    })
+    let call = Call::of(new, n1).sql();
+    let (hang, join) = Hang::start(new, "", "within tables are created", &call);
+    statements.iter().for_each(|s| n1.sql(s));
+    hang.release();
+    join.join()
 }
 
 #[test]
 fn join_fails_when_a_table_is_renamed_during_the_copy() {
     let cluster = Cluster::start(3);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
-    cluster.form_mesh(1, &format!("{GATE}{SMALL}"));
+    cluster.form_mesh(1, SMALL);
     let swap = "BEGIN; ALTER TABLE narrow RENAME TO x; ALTER TABLE other RENAME TO narrow;
                 ALTER TABLE x RENAME TO other; COMMIT";
     let repack = [repack("narrow"), repack("wide")];

@@ -9,6 +9,14 @@ const PIECES_PER_WORKER: u64 = 16;
 /// Splitting below this gains nothing: a piece is a statement and a transaction.
 const SMALLEST_PIECE: u64 = 32 * 1024 * 1024;
 
+/// With one message a worker asks for no more than that, if it is more than one piece, so that the tables of the source
+/// are not held for longer than by a piece.
+const MOST_AT_A_TIME: u64 = SMALLEST_PIECE;
+/// And for no more pieces.
+const MOST_PIECES: usize = 512;
+/// What is left is divided evenly when it is no more than that for each worker.
+const LITTLE: u64 = 8 * 1024 * 1024;
+
 /// What the plan has to know of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
@@ -69,6 +77,26 @@ fn part(table: usize, size: Size, i: u64, pieces: u64) -> Task {
         range,
         bytes: size.bytes / pieces,
     }
+}
+
+/// How many of the tasks that are `left`, from the first on, one of so many workers asks for with one message. Fewer
+/// towards the end, as guided self-scheduling has it (Polychronopoulos and Kuck, 1987), until so little is left that
+/// another round trip takes longer than the difference.
+pub fn at_a_time(left: &[Task], workers: usize) -> usize {
+    let workers = workers.max(1) as u64;
+    let bytes: u64 = left.iter().map(|task| task.bytes).sum();
+    let share = match bytes <= LITTLE * workers {
+        true => bytes.div_ceil(workers),
+        false => (bytes / (2 * workers)).min(MOST_AT_A_TIME),
+    };
+    let pieces = left.len().div_ceil(workers as usize).min(MOST_PIECES);
+    let mut taken = 0;
+    let more = left.iter().take(pieces).take_while(|task| {
+        let fits = taken == 0 || taken + task.bytes <= share;
+        taken += task.bytes;
+        fits
+    });
+    more.count()
 }
 
 #[cfg(test)]
@@ -172,5 +200,53 @@ mod tests {
     fn small_tables_and_single_workers_are_not_split() {
         assert_eq!(plan(&[heap(60 * 1024 * 1024)], 2).len(), 1);
         assert_eq!(plan(&[heap(100 * GB)], 1).len(), 1);
+    }
+
+    /// By worker, the bytes of each message until nothing is left, the idle one asking next.
+    fn messages(tasks: &[Task], workers: usize) -> Vec<Vec<u64>> {
+        let mut all = vec![vec![]; workers];
+        let mut rest = tasks;
+        while !rest.is_empty() {
+            let count = at_a_time(rest, workers);
+            assert!(count > 0);
+            let (now, later) = rest.split_at(count);
+            let idle = all.iter_mut().min_by_key(|sent| sent.iter().sum::<u64>());
+            let bytes = now.iter().map(|task| task.bytes).sum();
+            idle.unwrap().push(bytes);
+            rest = later;
+        }
+        all
+    }
+
+    #[test]
+    fn small_tables_take_few_messages_and_no_worker_waits_long() {
+        for count in [1u64, 20, 200, 10_000] {
+            let tables: Vec<Size> = (0..count).map(|_| heap(40_000)).collect();
+            for workers in [1, 2, 4, 16] {
+                let tasks = plan(&tables, workers);
+                let sent = messages(&tasks, workers);
+                let pieces = count.div_ceil(workers as u64 * MOST_PIECES as u64);
+                let most = sent.iter().map(Vec::len).max().unwrap() as u64;
+                assert!(most <= 12 + pieces, "{count} {workers}: {most}");
+                let bytes: Vec<u64> = sent.iter().map(|sent| sent.iter().sum()).collect();
+                let (least, most) = (bytes.iter().min().unwrap(), bytes.iter().max().unwrap());
+                assert!(most - least <= LITTLE + 40_000, "{bytes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_message_asks_for_much_but_by_one_big_piece() {
+        for tables in [vec![heap(100 * GB), heap(GB)], vec![heap(GB); 3]] {
+            let tasks = plan(&tables, 4);
+            let mut rest = tasks.as_slice();
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(at_a_time(rest, 4));
+                let bytes: u64 = now.iter().map(|task| task.bytes).sum();
+                assert!(now.len() == 1 || bytes <= MOST_AT_A_TIME, "{now:?}");
+                rest = later;
+            }
+        }
+        assert_eq!(at_a_time(&[], 4), 0);
     }
 }

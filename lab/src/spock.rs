@@ -37,7 +37,7 @@ pub fn options() -> ServerOptions {
         .set("shared_preload_libraries", "spock")
         .set("track_commit_timestamp", "on")
         .set("shared_buffers", "32MB")
-        .set("max_worker_processes", "40")
+        .set("max_worker_processes", "300")
         .set("wal_retrieve_retry_interval", "100ms");
     // Servers with this setting load no plugin that it does not name.
     if pg::has_setting("output_plugin_libraries") {

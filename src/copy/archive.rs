@@ -4,13 +4,13 @@ use super::contents::{self, Omit, Part};
 use super::program::Program;
 use super::scratch::Scratch;
 use super::sql::array;
-use super::{OURS, Source, Target, conninfo, snapshot_session};
+use super::{InSnapshot, OURS, Source, Target, conninfo};
 use crate::encoding;
 use crate::environment::{self, EVENT_TRIGGERS};
 use crate::error::{Result, SqlState};
 use crate::failpoint;
 use crate::libpq::Conn;
-use crate::node::{Query, Session};
+use crate::node::{Query, Session, ask_one};
 use crate::quote::ident;
 use pgrx::pg_sys;
 use std::collections::HashMap;
@@ -32,20 +32,35 @@ const UNLOGGED: [(&str, &str); 4] = [
 
 /// What the new node must not get from the source, by name.
 #[derive(Clone, Debug)]
-pub struct Excluded<'a> {
-    pub schemas: &'a [&'a str],
-    pub extensions: &'a [&'a str],
-    pub publications: &'a [&'a str],
+pub struct Excluded {
+    pub schemas: Vec<String>,
+    pub extensions: Vec<String>,
+    pub publications: Vec<String>,
 }
 
-impl Default for Excluded<'_> {
+impl Default for Excluded {
     /// What each node has of its own: our extension, our publication, and the schemas of the engines.
     fn default() -> Self {
         Self {
-            schemas: &OURS,
-            extensions: &["zodan"],
-            publications: &["zodan"],
+            schemas: OURS.map(str::to_owned).to_vec(),
+            extensions: vec!["zodan".into()],
+            publications: vec!["zodan".into()],
         }
+    }
+}
+
+/// What has to be known of the source before its structure is dumped.
+pub struct SeenBefore {
+    /// Settings that a session there may make.
+    environment: Vec<(String, String)>,
+    named: Vec<Named>,
+}
+
+impl SeenBefore {
+    pub fn of(source: &mut InSnapshot, excluded: &Excluded) -> Result<Self> {
+        let asked = (known_settings(), named_objects(excluded));
+        let (environment, named) = ask_one(source.node(), &asked)?;
+        Ok(Self { environment, named })
     }
 }
 
@@ -63,15 +78,14 @@ impl Archive {
     pub fn dump(
         source: &Source<'_>,
         target: &mut Session,
-        excluded: &Excluded<'_>,
+        excluded: &Excluded,
+        seen: SeenBefore,
     ) -> Result<Self> {
         let scratch = Scratch::create()?;
         let mut omit = Omit::default();
-        let mut session = snapshot_session(source)?;
-        let environment = known_settings().on(&mut session)?;
         let owners: HashMap<String, String> = schema_owners().on(target)?.into_iter().collect();
         let mut preparations = vec![];
-        for named in named_objects(excluded).on(&mut session)? {
+        for named in seen.named {
             let Some(owner) = &named.schema_owner else {
                 omit.objects.insert(named.object);
                 continue;
@@ -92,9 +106,8 @@ impl Archive {
             .iter()
             .for_each(|name| omit.labels_of("PUBLICATION", name));
 
-        drop(session);
         let (connection, variables) =
-            conninfo::of(source.node, source.dsn, &environment, &scratch)?;
+            conninfo::of(source.node, source.dsn, &seen.environment, &scratch)?;
         let mut arguments: Vec<String> = [
             "--schema-only",
             "--no-subscriptions",
@@ -256,13 +269,13 @@ struct Named {
 }
 
 /// The objects that are left out wherever they are, and all schemas with their owners.
-fn named_objects(excluded: &Excluded<'_>) -> Query<Named> {
+fn named_objects(excluded: &Excluded) -> Query<Named> {
     Query::new(
         include_str!("named_objects.sql"),
         &[
-            &array(excluded.extensions),
-            &array(excluded.publications),
-            &array(excluded.schemas),
+            &array(&excluded.extensions),
+            &array(&excluded.publications),
+            &array(&excluded.schemas),
         ],
         |row| {
             Ok(Named {

@@ -3,7 +3,7 @@
 //! on the new node; the constraint arrives NOT VALID, as it would have to be made over there today.
 
 use super::sql::array;
-use super::{OURS, Source, in_snapshot};
+use super::{InSnapshot, OURS};
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Query, Session};
 use crate::quote::{ident, qualified};
@@ -54,8 +54,8 @@ pub struct Broken {
 pub struct ForeignKeys(Vec<ForeignKey>);
 
 impl ForeignKeys {
-    pub fn of(source: &Source<'_>) -> Result<Self> {
-        Ok(Self(in_snapshot(source, &foreign_keys())?))
+    pub fn of(source: &mut InSnapshot) -> Result<Self> {
+        Ok(Self(foreign_keys().on(source)?))
     }
 
     /// Makes those that the restore could not make, and returns those that rows break. What else is wrong

@@ -81,7 +81,7 @@ pub fn inventory(session: &mut Session) -> Result<Inventory> {
         objects: objects(session)?.iter().map(Object::key).collect(),
         schemas: schemas(session)?,
         defaults: defaults(session)?,
-        settings: settings::read(session)?,
+        settings: settings::of_database().on(session)?,
         privileges: privileges(session)?,
     })
 }

@@ -2,18 +2,23 @@
 
 use crate::error::{Finding, Result, SqlState};
 use crate::libpq::Conn;
-use crate::node::{Node, Query};
+use crate::node::{Node, Query, alone};
 use crate::quote::ident;
 
-/// Providers of labels of the source that sessions of the target, which is this server, do not load.
-pub fn providers(source: &mut Node, target: &Node) -> Result<Vec<Finding>> {
-    let providers = Query::<String>::new(
+/// The providers of the labels that a node has.
+pub fn providers() -> Query<String> {
+    Query::new(
         "SELECT DISTINCT provider FROM pg_catalog.pg_seclabel ORDER BY 1",
         &[],
         |row| row.only(),
-    );
+    )
+}
+
+/// Those of `providers`, of labels of the source, that sessions of the target, which is this server, do not load.
+pub fn not_loaded(providers: &[String], source: &Node, target: &Node) -> Result<Vec<Finding>> {
     let mut findings = vec![];
-    for provider in &providers.on(source)? {
+    for provider in providers {
+        alone()?;
         // There is no list of what is loaded. To take a label away that is not there does nothing.
         let probe = format!(
             "BEGIN; SECURITY LABEL FOR {} ON SCHEMA pg_catalog IS NULL; ROLLBACK",

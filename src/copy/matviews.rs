@@ -7,7 +7,8 @@ use crate::node::{Query, Session};
 use crate::quote::{literal, qualified};
 use std::collections::{HashMap, HashSet};
 
-fn populated() -> Query<String> {
+/// Those that have contents.
+pub fn populated() -> Query<String> {
     Query::new(
         "SELECT n.nspname, c.relname
            FROM pg_catalog.pg_class c
@@ -36,15 +37,14 @@ pub struct Refreshed {
     pub unfilled: Vec<(String, Error)>,
 }
 
-/// Refreshes those that are populated on the source, each after those that it reads. One that reads another
+/// Refreshes those that are `populated` on the source, each after those that it reads. One that reads another
 /// in a function may come too early, so those that fail are tried again as long as that helps.
 /// `defaults` are the settings that their queries expect, see [`super::settings::of_queries`].
 pub fn refresh(
-    source: &mut Session,
+    populated: &[String],
     target: &mut Session,
     defaults: &[(String, String)],
 ) -> Result<Refreshed> {
-    let populated = populated().on(source)?;
     let mut done = Refreshed::default();
     if populated.is_empty() {
         return Ok(done);
@@ -60,7 +60,7 @@ pub fn refresh(
             format!("pg_catalog.set_config({name}, {value}, true)")
         })
         .collect();
-    let mut left = in_order(&populated, &reads);
+    let mut left = in_order(populated, &reads);
     loop {
         let tried = left.len();
         for name in std::mem::take(&mut left) {

@@ -30,6 +30,7 @@ mod requirements;
 mod scratch;
 pub mod sequences;
 pub mod settings;
+mod several;
 mod shared;
 mod sql;
 mod stream;
@@ -38,7 +39,7 @@ mod tables;
 mod undo;
 mod worker;
 
-pub use archive::{Archive, Excluded};
+pub use archive::{Archive, Excluded, SeenBefore};
 pub use check_constraints::{CheckConstraints, Unproved};
 pub use collisions::collisions;
 pub use foreign_keys::{Broken, ForeignKeys};
@@ -52,8 +53,8 @@ pub use tables::{Table, tables};
 pub use undo::undo;
 
 use crate::error::{Error, Result};
-use crate::libpq::{Conn, Dsn};
-use crate::node::{Query, Question, Session};
+use crate::libpq::{Conn, Dsn, Rows};
+use crate::node::{Node, Query, Queryable, Session};
 use crate::quote::literal;
 use std::collections::BTreeSet;
 use zodan_core::copy_plan as plan;
@@ -102,21 +103,55 @@ pub struct Target<'a> {
 
 /// A read-only session on the source that sees what the snapshot shows.
 fn snapshot_session(source: &Source<'_>) -> Result<Conn> {
-    let mut conn = Conn::open(source.node, source.dsn)?;
-    conn.query(&begin_in_snapshot(source.snapshot), &[])?;
+    let adopt = set_snapshot(source.snapshot);
+    let begin = [(BEGIN_READING, vec![]), (adopt.as_str(), vec![])];
+    let opened = Conn::open_all_asking(&[(source.node, source.dsn)], &begin).pop();
+    let (conn, begun) = opened.unwrap_or_else(|| Err(Error::internal("no answer")))?;
+    begun.into_iter().collect::<Result<Vec<Rows>>>()?;
     Ok(conn)
 }
 
-/// What `statement` answers on the source for what the snapshot shows.
-pub fn in_snapshot<Q: Question>(source: &Source<'_>, question: &Q) -> Result<Q::Answer> {
-    question.answer(question.statement().run(&mut snapshot_session(source)?)?)
+/// A read-only session on the source that sees what the snapshot shows, for questions.
+pub struct InSnapshot(Node);
+
+impl InSnapshot {
+    /// On a session of the source that is in a transaction for nothing.
+    pub fn adopt(mut conn: Conn, source: &Source<'_>) -> Result<Self> {
+        let begin = format!("ROLLBACK; {}", begin_in_snapshot(source.snapshot));
+        conn.query(&begin, &[])?;
+        Ok(Self::on(conn, source.node, source.dsn))
+    }
+
+    /// Of what is there at this moment.
+    pub fn of_now(node: &str, dsn: &Dsn) -> Result<Self> {
+        let mut conn = Conn::open(node, dsn)?;
+        conn.query(BEGIN_READING, &[])?;
+        Ok(Self::on(conn, node, dsn))
+    }
+
+    fn on(conn: Conn, node: &str, dsn: &Dsn) -> Self {
+        Self(Node::new(node, dsn.clone(), Session::Remote(conn)))
+    }
+
+    pub fn node(&mut self) -> &mut Node {
+        &mut self.0
+    }
+}
+
+impl Queryable for InSnapshot {
+    fn run(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
+        self.0.run(sql, params)
+    }
+}
+
+const BEGIN_READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+fn set_snapshot(snapshot: &str) -> String {
+    format!("SET TRANSACTION SNAPSHOT {}", literal(snapshot))
 }
 
 fn begin_in_snapshot(snapshot: &str) -> String {
-    format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        literal(snapshot)
-    )
+    format!("{BEGIN_READING}; {}", set_snapshot(snapshot))
 }
 
 /// The fault of a user's object, or of the functions in it, which the source has had as well: not that of the

@@ -82,6 +82,38 @@ pub fn pin(job: &Job, dsn: &Dsn, conn: &mut Conn, table: &Table) -> Result<File>
     Ok(File::Newer)
 }
 
+/// The statements that keep several tables, and the query whose rows say of each whether all of it is as planned. Where
+/// one is locked by somebody they fail: who waits for one table while it holds others may have somebody wait for ever.
+pub fn pin_several(snapshot: &str, tables: &[&Table]) -> String {
+    let names: Vec<String> = tables
+        .iter()
+        .map(|table| format!("ONLY {}", table.label()))
+        .collect();
+    let planned: Vec<String> = tables
+        .iter()
+        .map(|table| {
+            format!(
+                "({}::oid, {}, {}::oid)",
+                table.oid,
+                literal(&table.label()),
+                table.file
+            )
+        })
+        .collect();
+    format!(
+        "{}; LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT;
+         SELECT coalesce(to_regclass(t.label)::oid = t.oid AND pg_relation_filenode(t.oid) = t.file
+                         AND (SELECT bool_and(coalesce(({NAME_NOW}) = a.attname::text, false))
+                                FROM pg_attribute a
+                               WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped)
+                             IS NOT FALSE, false) AS as_planned
+           FROM (VALUES {}) AS t (oid, label, file)",
+        begin_in_snapshot(snapshot),
+        names.join(", "),
+        planned.join(", ")
+    )
+}
+
 /// What a table is once it is locked.
 struct Locked {
     /// It is the one that has the name.

@@ -4,7 +4,7 @@
 use super::inventory::{Grant, Inventory};
 use super::sql::array;
 use super::undo::changes;
-use super::{OURS, Source, in_snapshot};
+use super::{InSnapshot, OURS};
 use crate::error::Result;
 use crate::node::{Query, Session};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,11 +35,11 @@ struct Granted {
 pub struct Privileges(Option<BTreeMap<String, BTreeSet<Grant>>>);
 
 impl Privileges {
-    pub fn of(source: &Source<'_>, before: &Inventory) -> Result<Self> {
+    pub fn of(source: &mut InSnapshot, before: &Inventory) -> Result<Self> {
         if before.defaults.is_empty() {
             return Ok(Self(None));
         }
-        let granted = in_snapshot(source, &privileges())?;
+        let granted = privileges().on(source)?;
         Ok(Self(Some(by_object(granted))))
     }
 

@@ -4,7 +4,7 @@ use super::labels;
 use super::program;
 use super::{OURS, sql::array};
 use crate::error::{Finding, Result, SqlState};
-use crate::node::{Node, Query};
+use crate::node::{Node, Query, ask_one};
 use crate::quote::{ident, literal};
 use pgrx::pg_sys;
 use std::collections::{BTreeSet, HashMap};
@@ -105,9 +105,19 @@ fn former_members() -> Query<FormerMember> {
 /// Checks what would stop the restore on `target`, which is this server. Changes nothing.
 pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
     let mut findings = missing_programs(&target.name);
+    let asked = (
+        roles(),
+        tablespaces(),
+        installed(),
+        former_members(),
+        libraries(),
+        labels::providers(),
+    );
+    let (roles, tablespaces, installed, former_members, libraries, providers) =
+        ask_one(source, &asked)?;
     let present = names("SELECT rolname FROM pg_catalog.pg_roles", &[]).on(target)?;
     let present: BTreeSet<String> = present.into_iter().collect();
-    let mut missing = roles().on(source)?;
+    let mut missing = roles;
     missing.retain(|role| !present.contains(role));
     for role in missing {
         findings.push(
@@ -126,7 +136,7 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
     }
 
     let present = names("SELECT spcname FROM pg_catalog.pg_tablespace", &[]).on(target)?;
-    let mut missing = tablespaces().on(source)?;
+    let mut missing = tablespaces;
     missing.retain(|space| !present.contains(space));
     for space in missing {
         findings.push(Finding::new(
@@ -141,9 +151,9 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
         ));
     }
 
-    findings.extend(extensions(source, target)?);
+    findings.extend(extensions(source, installed, target)?);
 
-    for former in former_members().on(source)? {
+    for former in former_members {
         let (extension, function) = (ident(&former.extension), former.function);
         let add = format!("ALTER EXTENSION {extension} ADD FUNCTION {function}");
         findings.push(
@@ -161,7 +171,7 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
         );
     }
 
-    for library in libraries().on(source)? {
+    for library in libraries {
         if let Some(path) = missing_library(&library) {
             findings.push(Finding::new(
                 &target.name,
@@ -175,7 +185,7 @@ pub fn requirements(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>
             ));
         }
     }
-    findings.extend(labels::providers(source, target)?);
+    findings.extend(labels::not_loaded(&providers, source, target)?);
     Ok(findings)
 }
 
@@ -195,8 +205,7 @@ fn missing_programs(node: &str) -> Vec<Finding> {
         .collect()
 }
 
-fn extensions(source: &mut Node, target: &mut Node) -> Result<Vec<Finding>> {
-    let needed = installed().on(source)?;
+fn extensions(source: &Node, needed: Vec<Extension>, target: &mut Node) -> Result<Vec<Finding>> {
     let present: HashMap<String, Extension> = installed()
         .on(target)?
         .into_iter()

@@ -3,7 +3,7 @@
 use super::OURS;
 use super::sql::array;
 use crate::error::{Error, Result};
-use crate::node::{Query, Session};
+use crate::node::{Node, Query, Session, ask_one, side_by_side};
 use crate::quote::qualified;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -62,27 +62,31 @@ fn standings(batch: &[Sequence]) -> Query<Standing> {
     })
 }
 
-/// Gives the sequences of the new node the values that those of the source have now, and returns how
+/// Gives the sequences of the new node the values that those of the source have, and returns how
 /// many there are. Sequences are not part of any snapshot: read after the data, they are beyond all
 /// keys in it.
-pub fn carry(source: &mut Session, target: &mut Session) -> Result<usize> {
-    set(target, &values(source)?)
+pub fn carry(values: &[Value], target: &mut Session) -> Result<usize> {
+    set(target, values)
 }
 
 /// Gives the sequences of the new node the values of the member that is furthest with them, and leaves alone what is
 /// further on the new node already: applications may draw from its sequences by now. What a sequence of the new node
 /// cannot have, since the members have divided it among themselves in a way of their own, is left out.
-pub fn catch_up<'s>(
-    members: impl IntoIterator<Item = &'s mut Session>,
-    target: &mut Session,
-) -> Result<usize> {
+pub fn catch_up(members: &mut [Node], target: &mut Node) -> Result<usize> {
     let mut own: HashMap<String, Value> = values(target)?
         .into_iter()
         .map(|v| (v.name.clone(), v))
         .collect();
     let mut behind = BTreeSet::new();
-    for member in members {
-        for theirs in values(member)? {
+    let all = members.len();
+    let standings = side_by_side(
+        members,
+        |members| members.iter_mut().collect(),
+        all,
+        |i, members| values(&mut members[i]),
+    );
+    for theirs in standings {
+        for theirs in theirs? {
             if let Some(ours) = own.get_mut(&theirs.name)
                 && ours.range.contains(&theirs.last)
                 && ours.is_behind(&theirs)
@@ -93,22 +97,22 @@ pub fn catch_up<'s>(
         }
     }
     own.retain(|name, _| behind.contains(name));
-    set(target, &own.into_values().collect::<Vec<_>>())
+    set(&mut target.session, &own.into_values().collect::<Vec<_>>())
 }
 
 /// What each sequence gives next, by its name as `format('%I.%I')` has it, and whether it goes upwards.
-pub fn next_values(session: &mut Session) -> Result<BTreeMap<String, (i128, bool)>> {
+pub fn next_values(node: &mut Node) -> Result<BTreeMap<String, (i128, bool)>> {
     let next = |v: Value| {
         let step = if v.called { v.increment } else { 0 };
         let next = i128::from(v.last) + i128::from(step);
         (v.plain, (next, v.increment > 0))
     };
-    Ok(values(session)?.into_iter().map(next).collect())
+    Ok(values(node)?.into_iter().map(next).collect())
 }
 
 /// A sequence and where it stands.
 #[derive(Clone, Debug)]
-struct Value {
+pub struct Value {
     name: String,
     plain: String,
     last: i64,
@@ -126,11 +130,13 @@ impl Value {
     }
 }
 
-fn values(session: &mut Session) -> Result<Vec<Value>> {
-    let sequences = sequences().on(session)?;
+/// Where all sequences of the node stand.
+pub fn values(node: &mut Node) -> Result<Vec<Value>> {
+    let sequences = sequences().on(node)?;
     let mut values = vec![];
-    for batch in sequences.chunks(BATCH) {
-        for standing in standings(batch).on(session)? {
+    let asked: Vec<_> = sequences.chunks(BATCH).map(standings).collect();
+    for (batch, standings) in sequences.chunks(BATCH).zip(ask_one(node, &asked)?) {
+        for standing in standings {
             let sequence = batch
                 .get(standing.number)
                 .ok_or_else(|| Error::internal("a sequence that was not asked for"))?

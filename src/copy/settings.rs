@@ -25,15 +25,14 @@ pub struct Setting {
 
 /// The settings of the database of this session. Not `default_transaction_read_only` for all roles:
 /// on the new node that is how the run itself keeps writers away.
-pub fn read(session: &mut Session) -> Result<Vec<Setting>> {
-    let settings = Query::new(include_str!("database_settings.sql"), &[], |row| {
+pub fn of_database() -> Query<Setting> {
+    Query::new(include_str!("database_settings.sql"), &[], |row| {
         Ok(Setting {
             role: row.get("role")?,
             name: row.get("name")?,
             value: row.get("value")?,
         })
-    });
-    settings.on(session)
+    })
 }
 
 /// Sets them for the database of this session.
@@ -47,7 +46,7 @@ pub fn apply(session: &mut Session, settings: &[Setting]) -> Result<()> {
 
 /// Makes the settings of the database of this session those of `before`.
 pub(super) fn restore(session: &mut Session, before: &[Setting]) -> Result<()> {
-    let now = read(session)?;
+    let now = of_database().on(session)?;
     let database = current_database(session)?;
     for setting in &now {
         if !before
@@ -65,19 +64,18 @@ pub(super) fn restore(session: &mut Session, before: &[Setting]) -> Result<()> {
 
 /// The search_path that a session like this one has by default. Not what it has now: our sessions on
 /// other nodes see pg_catalog alone.
-pub fn search_path(session: &mut Session) -> Result<String> {
-    let default = Query::new(
+pub fn search_path() -> Query<String> {
+    Query::new(
         "SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'search_path'",
         &[],
         |row| row.only(),
-    );
-    default.one(session)
+    )
 }
 
 /// What the result of a query may depend on, as a session like this one has it by default: functions are found
 /// by the search_path, days begin by the time zone.
-pub fn of_queries(session: &mut Session) -> Result<Vec<(String, String)>> {
-    let settings = Query::new(
+pub fn of_queries() -> Query<(String, String)> {
+    Query::new(
         "SELECT name, reset_val FROM pg_catalog.pg_settings
           WHERE name IN ('search_path', 'DateStyle', 'IntervalStyle', 'TimeZone', 'extra_float_digits',
                          'bytea_output', 'xmlbinary', 'xmloption', 'array_nulls', 'quote_all_identifiers',
@@ -85,8 +83,7 @@ pub fn of_queries(session: &mut Session) -> Result<Vec<(String, String)>> {
           ORDER BY 1",
         &[],
         |row| Ok((row.get("name")?, row.get("reset_val")?)),
-    );
-    settings.on(session)
+    )
 }
 
 fn current_database(session: &mut Session) -> Result<String> {

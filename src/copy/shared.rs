@@ -6,7 +6,7 @@
 //! `bgw_extra` of a background worker are not private.
 
 use super::guard::guarded;
-use super::plan::Task;
+use super::plan::{Task, at_a_time};
 use super::tables::Table;
 use crate::error::{Error, Result, SqlState};
 use pgrx::pg_sys;
@@ -373,9 +373,16 @@ impl Shared {
         Some(slot)
     }
 
-    /// The number of the next task; beyond the last there is nothing left to do.
-    pub fn take(&self) -> usize {
-        self.header().next_task.fetch_add(1, Ordering::Relaxed) as usize
+    /// The numbers of the tasks that a worker does next; none when there is nothing left to do.
+    pub fn take(&self, tasks: &[Task]) -> std::ops::Range<usize> {
+        let (next, workers) = (&self.header().next_task, self.header().workers as usize);
+        let end = |from: u64| {
+            let from = tasks.len().min(from as usize);
+            from + at_a_time(&tasks[from..], workers)
+        };
+        let take = |from| Some(end(from) as u64);
+        let (Ok(from) | Err(from)) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        from as usize..end(from)
     }
 
     pub fn job(&self) -> Result<Job> {

@@ -2,7 +2,7 @@
 //! new node has them as the snapshot showed them, and what comes of them from now on comes under these names.
 
 use super::sql::array;
-use super::{OURS, Source, in_snapshot};
+use super::{InSnapshot, OURS};
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Query, Session};
 use crate::quote::qualified;
@@ -44,8 +44,8 @@ fn definitions() -> Query<Definition> {
 pub struct Structure(Vec<Definition>);
 
 impl Structure {
-    pub fn of(source: &Source<'_>) -> Result<Self> {
-        Ok(Self(in_snapshot(source, &definitions())?))
+    pub fn of(source: &mut InSnapshot) -> Result<Self> {
+        Ok(Self(definitions().on(source)?))
     }
 
     /// Fails if a name means another table than it did, a table belongs to another one than it did or has other

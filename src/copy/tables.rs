@@ -2,7 +2,7 @@
 
 use super::plan::{Range, Size};
 use super::sql::array;
-use super::{OURS, Source, in_snapshot};
+use super::{InSnapshot, OURS};
 use crate::encoding;
 use crate::error::Result;
 use crate::node::Query;
@@ -141,7 +141,7 @@ impl Table {
 ///   no harm: since PostgreSQL 14 the receiver takes its own.
 /// * Rows of a partition go into its root where the partition may be another one on the new node:
 ///   below a table partitioned by hash of something whose hash comes from OIDs, such as an enum.
-pub fn tables(source: &Source<'_>, members: &[String]) -> Result<Vec<Table>> {
+pub fn tables(source: &mut InSnapshot, members: &[String]) -> Result<Vec<Table>> {
     let tables = Query::new(
         include_str!("tables.sql"),
         &[&array(OURS), &array(members)],
@@ -163,7 +163,7 @@ pub fn tables(source: &Source<'_>, members: &[String]) -> Result<Vec<Table>> {
             })
         },
     );
-    in_snapshot(source, &tables)
+    tables.on(source)
 }
 
 #[cfg(test)]

@@ -6,12 +6,13 @@ use super::guard::guarded;
 use super::origin;
 use super::pin::{File, pin};
 use super::plan::{Range, Task};
+use super::several;
 use super::shared::{Count, Job, Shared, Slot};
 use super::stream::Stream;
 use super::tables::Table;
 use crate::encoding;
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::{Conn, Dsn, wait};
+use crate::libpq::{Conn, Dsn, Rows, wait};
 use crate::quote::literal;
 use crate::worker;
 use pgrx::prelude::*;
@@ -77,28 +78,144 @@ fn work(shared: &Shared, slot: &Slot) -> Result<()> {
     set_up(&job)?;
     origin::attach(job.origin, job.origin_holder);
     show(&format!("COPY: connecting to node \"{}\"", job.node));
-    let mut conn = Conn::open(&job.node, &dsn)?;
-    slot.served_by(conn.server_pid());
-    conn.query(REMOTE, &[])?;
-    while let Some((number, task)) = Some(shared.take()).and_then(|n| Some((n, job.tasks.get(n)?)))
-    {
-        wait::check_interrupts()?;
-        let table = &job.tables[task.table];
-        slot.begin(number);
-        show_copy(&job, table, "");
-        let count = &shared.counts()[task.table];
-        let rows = copy(&job, &dsn, &mut conn, count, table, task)
-            .map_err(|error| in_table(error, table, &job.node))?;
-        if table.extension {
-            slot.count_extension(rows);
+    let mut source = Reading::open(&job, &dsn)?;
+    slot.served_by(source.conn.server_pid());
+    loop {
+        let numbers = shared.take(&job.tasks);
+        if numbers.is_empty() {
+            return Ok(());
         }
-        count.end_task();
-        slot.end();
+        let mut piece = Piece {
+            job: &job,
+            shared,
+            slot,
+            number: numbers.start,
+        };
+        let mut failed = source.copy(&mut piece, numbers.end).map_err(|error| {
+            let task = &job.tasks[piece.number.min(numbers.end - 1)];
+            in_table(error, &job.tables[task.table], &job.node)
+        })?;
+        // What something was in the way of, and what comes after it: each by itself.
+        for number in piece.number..numbers.end {
+            wait::check_interrupts()?;
+            let task = &job.tasks[number];
+            let table = &job.tables[task.table];
+            slot.begin(number);
+            show_copy(&job, table, "");
+            if failed.is_none() {
+                source.end_transaction()?;
+            }
+            source.in_transaction = false;
+            let count = &shared.counts()[task.table];
+            let rows = copy(
+                &job,
+                &dsn,
+                &mut source.conn,
+                count,
+                table,
+                task,
+                failed.take(),
+            )
+            .map_err(|error| in_table(error, table, &job.node))?;
+            ended(table, count, slot, rows);
+        }
     }
-    Ok(())
 }
 
-/// Copies a piece of a table. Where what may be a CHECK constraint stands in the way, once more without those.
+/// A piece is stored.
+fn ended(table: &Table, count: &Count, slot: &Slot, rows: u64) {
+    if table.extension {
+        slot.count_extension(rows);
+    }
+    count.end_task();
+    slot.end();
+}
+
+/// The session on the source.
+struct Reading {
+    conn: Conn,
+    /// It holds the tables of what was copied last.
+    in_transaction: bool,
+}
+
+/// The pieces up to this one are copied.
+struct Piece<'a> {
+    job: &'a Job,
+    shared: &'a Shared,
+    slot: &'a Slot,
+    number: usize,
+}
+
+impl Reading {
+    fn open(job: &Job, dsn: &Dsn) -> Result<Self> {
+        let opened = Conn::open_all_asking(&[(&job.node, dsn)], &[(REMOTE, vec![])]).pop();
+        let (conn, set) = opened.unwrap_or_else(|| Err(Error::internal("no answer")))?;
+        set.into_iter().collect::<Result<Vec<Rows>>>()?;
+        Ok(Self {
+            conn,
+            in_transaction: false,
+        })
+    }
+
+    fn end_transaction(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.in_transaction) {
+            self.conn.query("ROLLBACK", &[])?;
+        }
+        Ok(())
+    }
+
+    /// Copies the pieces from `piece` up to `end` with one message, as far as nothing is in the way; what a piece has failed
+    /// with. The source lets go of the tables with the next message only, when all that was stored is committed.
+    fn copy(&mut self, piece: &mut Piece, end: usize) -> Result<Option<Error>> {
+        let Piece {
+            job, shared, slot, ..
+        } = *piece;
+        slot.begin(piece.number);
+        show_copy(job, &job.tables[job.tasks[piece.number].table], "");
+        let tasks = &job.tasks[piece.number..end];
+        let message = several::message(job, tasks, self.in_transaction);
+        self.in_transaction = true;
+        let mut copies = self.conn.copies(&message)?;
+        let planned = copies.rows().and_then(|rows| {
+            let planned = rows.iter().map(|row| row.get("as_planned"));
+            planned.collect::<Result<Vec<bool>>>()
+        });
+        match planned {
+            Ok(planned) if planned.iter().all(|as_planned| *as_planned) => {}
+            Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
+            // Somebody holds one of the tables, or it is not what it was.
+            _ => return Ok(None),
+        }
+        while piece.number < end {
+            wait::check_interrupts()?;
+            let task = &job.tasks[piece.number];
+            let (table, count) = (&job.tables[task.table], &shared.counts()[task.table]);
+            if count.is_again() {
+                return Ok(None);
+            }
+            slot.begin(piece.number);
+            show_copy(job, table, "");
+            let stored = copies.next().and_then(|copy| {
+                let mut stream = Stream::new(copy, count, table);
+                let stored = store(&mut stream, table, false);
+                if stored.is_err() {
+                    stream.take_back();
+                }
+                stored
+            });
+            match stored {
+                Ok(rows) => ended(table, count, slot, rows),
+                Err(error @ Error::Interrupted { .. }) => return Err(error),
+                Err(error) => return Ok(Some(error)),
+            }
+            piece.number += 1;
+        }
+        copies.end().map(|()| None)
+    }
+}
+
+/// Copies a piece of a table. Where what may be a CHECK constraint stands in the way, once more without those. It may have
+/// `failed` already.
 fn copy(
     job: &Job,
     dsn: &Dsn,
@@ -106,12 +223,17 @@ fn copy(
     count: &Count,
     table: &Table,
     task: &Task,
+    failed: Option<Error>,
 ) -> Result<u64> {
-    if count.is_again() {
+    if count.is_again() && failed.is_none() {
         return Ok(0);
     }
     let mut claimed = false;
-    let error = match copy_once(job, dsn, conn, count, table, task, &mut claimed) {
+    let outcome = match failed {
+        Some(error) => Err(error),
+        None => copy_once(job, dsn, conn, count, table, task, &mut claimed),
+    };
+    let error = match outcome {
         Err(error) if check_constraints::may_be_one(&error) => error,
         answer => return answer,
     };

@@ -41,9 +41,11 @@ pub struct Conn {
     pub(super) node: String,
     dsn: Dsn,
     /// Which running server answered.
-    server: String,
-    busy: bool,
-    broken: bool,
+    pub(super) server: String,
+    pub(super) busy: bool,
+    pub(super) broken: bool,
+    /// The ends of transactions in a pipeline that have been sent and not been answered.
+    unsynchronized: usize,
     /// Since when its statement has been seen to wait for a lock.
     blocked: Option<Instant>,
     notices: Box<Notices>,
@@ -51,12 +53,28 @@ pub struct Conn {
 
 /// How a connection is made.
 #[derive(Clone, Default)]
-struct How {
+pub(super) struct How {
     /// For the commands of the replication protocol too.
     replication: bool,
     limit: Option<Duration>,
     /// `host, hostaddr, port` of the server that is meant, where the connection string may lead to several.
     place: Option<[String; 3]>,
+}
+
+impl How {
+    pub(super) fn within(limit: Duration) -> Self {
+        Self {
+            limit: Some(limit),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn replication() -> Self {
+        Self {
+            replication: true,
+            ..Self::default()
+        }
+    }
 }
 
 /// What is left of a copy whose rows nobody wants any more.
@@ -66,120 +84,10 @@ pub(super) enum Drained {
     Failed,
 }
 
-/// One statement for [`run_batch`].
-pub struct Job<'a> {
-    pub conn: &'a mut Conn,
-    pub sql: &'a str,
-    pub params: &'a [&'a str],
-}
-
 impl Conn {
-    /// Connects to `node` and sets the session up.
-    pub fn open(node: &str, dsn: &Dsn) -> Result<Self> {
-        Self::open_all(&[(node, dsn)])
-            .pop()
-            .unwrap_or_else(|| Err(Error::internal("no answer")))
-    }
-
-    /// Connects to several nodes at the same time; the answers are in the order of the question.
-    pub fn open_all(nodes: &[(&str, &Dsn)]) -> Vec<Result<Self>> {
-        let mut conns = Self::connect_all(nodes, &How::default());
-        let jobs = conns
-            .iter_mut()
-            .filter_map(|c| c.as_mut().ok())
-            .map(|conn| Job {
-                conn,
-                sql: environment::setup(),
-                params: &[],
-            })
-            .collect();
-        let mut setups = run_batch(jobs).into_iter();
-        conns
-            .into_iter()
-            .map(|conn| {
-                let mut conn = conn?;
-                let answer = setups
-                    .next()
-                    .unwrap_or_else(|| Err(Error::internal("no answer")))?;
-                conn.server = answer.one()?.only()?;
-                Ok(conn)
-            })
-            .collect()
-    }
-
-    /// Asks each of `nodes` the same in a session made for that, all at the same time, and waits for
-    /// connections and then for answers no longer than the two limits, whatever the connection strings
-    /// say. Who is late is given up.
-    pub fn query_with_deadline(
-        nodes: &[(&str, &Dsn)],
-        sql: &str,
-        connect: Duration,
-        answer: Duration,
-    ) -> Vec<Result<Rows>> {
-        let how = How {
-            limit: Some(connect),
-            ..How::default()
-        };
-        let mut conns = Self::connect_all(nodes, &how);
-        let sql = format!("{};\n{sql}", environment::setup());
-        let jobs = conns
-            .iter_mut()
-            .filter_map(|c| c.as_mut().ok())
-            .map(|conn| Job {
-                conn,
-                sql: &sql,
-                params: &[],
-            })
-            .collect();
-        let mut answers = run_batch_until(jobs, Some(answer), true).into_iter();
-        conns
-            .into_iter()
-            .map(|conn| {
-                conn?;
-                answers
-                    .next()
-                    .unwrap_or_else(|| Err(Error::internal("no answer")))
-            })
-            .collect()
-    }
-
-    /// A session that also understands the commands of the replication protocol.
-    pub fn open_replication(node: &str, dsn: &Dsn) -> Result<Self> {
-        let how = How {
-            replication: true,
-            ..How::default()
-        };
-        let mut conn = Self::connect_all(&[(node, dsn)], &how)
-            .pop()
-            .unwrap_or_else(|| Err(Error::internal("no answer")))?;
-        let answer = conn.query(environment::setup(), &[])?;
-        conn.server = answer.one()?.only()?;
-        Ok(conn)
-    }
-
-    /// Runs one statement and returns the rows of its last result. Without parameters the simple
-    /// protocol is used, so `sql` may hold several statements, which are then one transaction.
-    pub fn query(&mut self, sql: &str, params: &[&str]) -> Result<Rows> {
-        self.query_within(sql, params, None)
-    }
-
-    /// As [`Conn::query`]; after `limit` the statement is cancelled and [`Error::Deadline`] returned.
-    pub fn query_within(
-        &mut self,
-        sql: &str,
-        params: &[&str],
-        limit: Option<Duration>,
-    ) -> Result<Rows> {
-        run_batch_within(
-            vec![Job {
-                conn: self,
-                sql,
-                params,
-            }],
-            limit,
-        )
-        .pop()
-        .unwrap_or_else(|| Err(Error::internal("no answer")))
+    /// What tells it from the other open sessions.
+    pub fn id(&self) -> usize {
+        self.raw.as_ptr() as usize
     }
 
     /// The process of the server that serves this session.
@@ -232,15 +140,15 @@ impl Conn {
         self.raw.as_ptr()
     }
 
-    fn socket(&self) -> c_int {
+    pub(super) fn socket(&self) -> c_int {
         // SAFETY: an open connection. Asked for anew each time: libpq may reconnect to another host.
         unsafe { pq::PQsocket(self.raw()) }
     }
 
-    fn connect_all(nodes: &[(&str, &Dsn)], how: &How) -> Vec<Result<Self>> {
-        let mut all: Vec<Connecting> = nodes
+    pub(super) fn connect_all(wanted: Vec<(&str, &Dsn, How)>) -> Vec<Result<Self>> {
+        let mut all: Vec<Connecting> = wanted
             .iter()
-            .map(|(node, dsn)| Connecting::start(node, dsn, how))
+            .map(|(node, dsn, how)| Connecting::start(node, dsn, how))
             .collect();
         loop {
             let waiting: Vec<usize> = (0..all.len())
@@ -254,10 +162,10 @@ impl Conn {
             match wait::on_fds(&fds, rest) {
                 Ok(ready) => {
                     for (i, ready) in waiting.into_iter().zip(ready) {
-                        all[i].advance(ready, how);
+                        all[i].advance(ready, &wanted[i].2);
                     }
                 }
-                Err(error) => return nodes.iter().map(|_| Err(error.clone())).collect(),
+                Err(error) => return wanted.iter().map(|_| Err(error.clone())).collect(),
             }
         }
         all.into_iter()
@@ -303,7 +211,21 @@ impl Conn {
 
     pub(super) fn send(&mut self, sql: &str, params: &[&str]) -> Result<()> {
         self.require_ready(sql)?;
-        let text = CString::new(sql).map_err(|_| Error::internal("statement holds a zero byte"))?;
+        match params.is_empty() {
+            true => {
+                let text = statement(sql)?;
+                // SAFETY: libpq copies what it is given before it returns.
+                let sent = unsafe { pq::PQsendQuery(self.raw(), text.as_ptr()) };
+                self.require_sent(sent)?;
+            }
+            false => self.send_with_params(sql, params)?,
+        }
+        self.busy = true;
+        Ok(())
+    }
+
+    pub(super) fn send_with_params(&mut self, sql: &str, params: &[&str]) -> Result<()> {
+        let text = statement(sql)?;
         let values: Vec<CString> = params
             .iter()
             .map(|p| CString::new(*p).map_err(|_| Error::internal("parameter holds a zero byte")))
@@ -311,26 +233,40 @@ impl Conn {
         let pointers: Vec<*const c_char> = values.iter().map(|v| v.as_ptr()).collect();
         // SAFETY: libpq copies what it is given before it returns.
         let sent = unsafe {
-            if params.is_empty() {
-                pq::PQsendQuery(self.raw(), text.as_ptr())
-            } else {
-                pq::PQsendQueryParams(
-                    self.raw(),
-                    text.as_ptr(),
-                    pointers.len() as c_int,
-                    null(),
-                    pointers.as_ptr(),
-                    null(),
-                    null(),
-                    0,
-                )
-            }
+            pq::PQsendQueryParams(
+                self.raw(),
+                text.as_ptr(),
+                pointers.len() as c_int,
+                null(),
+                pointers.as_ptr(),
+                null(),
+                null(),
+                0,
+            )
         };
-        if sent == 0 {
-            return Err(self.lost());
-        }
-        self.busy = true;
+        self.require_sent(sent)
+    }
+
+    /// Sends the end of a transaction in a pipeline.
+    pub(super) fn synchronize(&mut self) -> Result<()> {
+        // SAFETY: an open connection in pipeline mode.
+        let sent = unsafe { pq::PQpipelineSync(self.raw()) };
+        self.require_sent(sent)?;
+        self.unsynchronized += 1;
         Ok(())
+    }
+
+    /// One of them has been answered; whether it was the last.
+    pub(super) fn synchronized(&mut self) -> bool {
+        self.unsynchronized -= 1;
+        self.unsynchronized == 0
+    }
+
+    pub(super) fn require_sent(&self, sent: c_int) -> Result<()> {
+        match sent {
+            0 => Err(self.lost()),
+            _ => Ok(()),
+        }
     }
 
     /// Pushes out what is unsent and says whether a result can be had without waiting.
@@ -485,10 +421,9 @@ impl Conn {
         // SAFETY: an open connection.
         let pipeline =
             unsafe { pq::PQpipelineStatus(self.raw()) } != pq::PGpipelineStatus::PQ_PIPELINE_OFF;
-        if pipeline {
-            // Up to there the server does nothing any more.
-            // SAFETY: as above.
-            unsafe { pq::PQpipelineSync(self.raw()) };
+        // Up to there the server does nothing any more.
+        if pipeline && self.unsynchronized == 0 && self.synchronize().is_err() {
+            return self.mark_broken();
         }
         loop {
             // SAFETY: an open connection; PQgetResult is called only when it does not block.
@@ -497,9 +432,16 @@ impl Conn {
                 while pq::PQisBusy(self.raw()) == 0 {
                     let result = NonNull::new(pq::PQgetResult(self.raw())).map(PgResult);
                     let status = result.as_ref().map(PgResult::status);
-                    let end = match pipeline {
-                        true => status == Some(pq::ExecStatusType::PGRES_PIPELINE_SYNC),
-                        false => status.is_none(),
+                    let end = match status {
+                        Some(pq::ExecStatusType::PGRES_PIPELINE_SYNC) => {
+                            let last = self.synchronized();
+                            // The next one has begun.
+                            if !last && !cancel::request(self.raw(), Duration::from_secs(2)) {
+                                return self.mark_broken();
+                            }
+                            last
+                        }
+                        status => !pipeline && status.is_none(),
                     };
                     if end {
                         self.busy = pipeline && pq::PQexitPipelineMode(self.raw()) == 0;
@@ -664,7 +606,7 @@ fn probe(
         place,
         ..How::default()
     };
-    match Conn::connect_all(&[(node, dsn)], &how).pop() {
+    match Conn::connect_all(vec![(node, dsn, how)]).pop() {
         Some(Ok(conn)) => Ok(Some(conn)),
         Some(Err(Error::Connect { reason, .. })) if reason == TIMEOUT => Err(Error::Lost {
             node: node.to_owned(),
@@ -691,199 +633,6 @@ pub fn idle_limit() -> Option<Duration> {
 }
 
 const TIMEOUT: &str = "timeout expired";
-
-/// Runs one statement on each of several sessions at the same time. The answers are in the order of
-/// the jobs. An interrupt ends all of them and is the answer of every unfinished one.
-pub fn run_batch(jobs: Vec<Job<'_>>) -> Vec<Result<Rows>> {
-    run_batch_within(jobs, None)
-}
-
-/// As [`run_batch`]; what is unfinished after `limit` is cancelled and answers [`Error::Deadline`].
-pub fn run_batch_within(jobs: Vec<Job<'_>>, limit: Option<Duration>) -> Vec<Result<Rows>> {
-    run_batch_until(jobs, limit, false)
-}
-
-/// With `brief` a session that is late is given up at once.
-fn run_batch_until(jobs: Vec<Job<'_>>, limit: Option<Duration>, brief: bool) -> Vec<Result<Rows>> {
-    let mut deadline = limit.map(|l| Instant::now() + l);
-    let mut cancelled = false;
-    let mut all: Vec<Running> = jobs.into_iter().map(Running::start).collect();
-    loop {
-        let waiting: Vec<(usize, Interest)> = all
-            .iter_mut()
-            .enumerate()
-            .filter_map(|(i, job)| job.advance().map(|interest| (i, interest)))
-            .collect();
-        if waiting.is_empty() {
-            break;
-        }
-        let fds: Vec<_> = waiting
-            .iter()
-            .map(|(i, interest)| (all[*i].conn.socket(), *interest))
-            .collect();
-        let rest = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        // What has a limit of its own needs no other.
-        let idle_limit = idle_limit().filter(|_| limit.is_none());
-        let time_left = |job: &Running| idle_limit.map(|s| s.saturating_sub(job.heard.elapsed()));
-        let silent = |i: &usize| time_left(&all[*i]).is_some_and(|left| left.is_zero());
-        if let Some(i) = waiting.iter().map(|(i, _)| *i).find(silent) {
-            let job = &mut all[i];
-            match job
-                .conn
-                .check_stalled(idle_limit.unwrap_or_default(), job.sql)
-            {
-                Ok(()) => job.heard = Instant::now(),
-                Err(error @ Error::Interrupted { .. }) => interrupt(&mut all, &waiting, &error),
-                Err(error) => {
-                    // What waited for a lock has been cancelled, and its session is as before.
-                    job.conn.broken |= !matches!(error, Error::Stalled { .. });
-                    job.finish_with(error);
-                }
-            }
-            continue;
-        }
-        let left = waiting
-            .iter()
-            .filter_map(|(i, _)| time_left(&all[*i]))
-            .min();
-        if rest.is_some_and(|r| r.is_zero()) {
-            if brief {
-                for (i, _) in waiting {
-                    all[i].give_up(limit.unwrap_or_default());
-                }
-                continue;
-            }
-            if cancelled {
-                // It was told to stop and does not answer: give the session up.
-                for (i, _) in waiting {
-                    let job = &mut all[i];
-                    job.conn.broken = true;
-                    let node = job.conn.node.clone();
-                    let reason = "no answer to a cancel request".into();
-                    job.finish_with(Error::Lost { node, reason });
-                }
-                continue;
-            }
-            for (i, _) in &waiting {
-                cancel::request(all[*i].conn.raw(), Duration::from_secs(2));
-                all[*i].expired = limit;
-            }
-            cancelled = true;
-            deadline = Some(Instant::now() + Duration::from_secs(10));
-            continue;
-        }
-        match wait::on_fds(&fds, rest.or(left)) {
-            Ok(ready) => {
-                for ((i, _), ready) in waiting.into_iter().zip(ready) {
-                    if ready {
-                        all[i].heard = Instant::now();
-                        all[i].conn.consume();
-                    }
-                }
-            }
-            Err(error) => interrupt(&mut all, &waiting, &error),
-        }
-    }
-    all.into_iter().map(Running::answer).collect()
-}
-
-fn interrupt(all: &mut [Running], waiting: &[(usize, Interest)], error: &Error) {
-    // All requests first, so that the sessions end at the same time.
-    for (i, _) in waiting {
-        all[*i].conn.cancel_and_drain();
-        all[*i].finish_with(error.clone());
-    }
-}
-
-struct Running<'a> {
-    conn: &'a mut Conn,
-    sql: &'a str,
-    /// When something came last.
-    heard: Instant,
-    rows: Rows,
-    error: Option<Error>,
-    finished: bool,
-    expired: Option<Duration>,
-}
-
-impl<'a> Running<'a> {
-    fn start(job: Job<'a>) -> Self {
-        let error = job.conn.send(job.sql, job.params).err();
-        Self {
-            conn: job.conn,
-            sql: job.sql,
-            heard: Instant::now(),
-            rows: Rows::default(),
-            finished: error.is_some(),
-            error,
-            expired: None,
-        }
-    }
-
-    /// Reads what is there; what to wait for, or `None` when the statement is finished.
-    fn advance(&mut self) -> Option<Interest> {
-        while !self.finished {
-            match self.conn.flush() {
-                Ok(None) => {}
-                Ok(interest) => return interest,
-                Err(error) => {
-                    self.conn.busy = false;
-                    self.finish_with(error);
-                    return None;
-                }
-            }
-            let Some(result) = self.conn.next_result() else {
-                self.finished = true;
-                break;
-            };
-            use pq::ExecStatusType as Status;
-            match result.status() {
-                Status::PGRES_COMMAND_OK | Status::PGRES_TUPLES_OK | Status::PGRES_EMPTY_QUERY => {
-                    self.rows = result.rows();
-                }
-                Status::PGRES_COPY_IN | Status::PGRES_COPY_OUT | Status::PGRES_COPY_BOTH => {
-                    self.conn.cancel_and_drain();
-                    self.finish_with(Error::internal("COPY where a query was expected"));
-                }
-                _ => {
-                    let error = self.conn.remote_error(&result, self.sql);
-                    self.error.get_or_insert(error);
-                }
-            }
-        }
-        None
-    }
-
-    fn finish_with(&mut self, error: Error) {
-        self.error.get_or_insert(error);
-        self.finished = true;
-    }
-
-    /// The node may be one that does not answer at all, so the cancel request is hardly waited for.
-    fn give_up(&mut self, limit: Duration) {
-        cancel::request(self.conn.raw(), Duration::from_millis(50));
-        self.conn.mark_broken();
-        self.finish_with(Error::Deadline {
-            node: self.conn.node.clone(),
-            what: "the answer".into(),
-            limit_ms: limit.as_millis(),
-        });
-    }
-
-    fn answer(self) -> Result<Rows> {
-        match (self.error, self.expired) {
-            (Some(error), Some(limit)) if error.sqlstate() == SqlState::QUERY_CANCELED => {
-                Err(Error::Deadline {
-                    node: self.conn.node.clone(),
-                    what: one_line(self.sql),
-                    limit_ms: limit.as_millis(),
-                })
-            }
-            (Some(error), _) => Err(error),
-            (None, _) => Ok(self.rows),
-        }
-    }
-}
 
 enum Connecting {
     Under {
@@ -969,6 +718,7 @@ impl Connecting {
             server: String::new(),
             busy: false,
             broken: false,
+            unsynchronized: 0,
             blocked: None,
             notices: Box::default(),
         };
@@ -1107,7 +857,7 @@ impl PgResult {
             .unwrap_or(0)
     }
 
-    fn rows(&self) -> Rows {
+    pub(super) fn rows(&self) -> Rows {
         let result = self.0.as_ptr();
         // SAFETY: indexes are within the counts that libpq gives; texts are copied.
         let (names, rows) = unsafe {
@@ -1182,6 +932,10 @@ unsafe fn text(pointer: *const c_char) -> String {
         .into_owned()
 }
 
+pub(super) fn statement(sql: &str) -> Result<CString> {
+    CString::new(sql).map_err(|_| Error::internal("statement holds a zero byte"))
+}
+
 fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::internal("a connection option holds a zero byte"))
 }
@@ -1192,7 +946,7 @@ fn one_sentence(reason: &str) -> String {
 }
 
 /// A statement as one line of a message.
-fn one_line(sql: &str) -> String {
+pub(super) fn one_line(sql: &str) -> String {
     let line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(300) {
         Some((end, _)) => format!("{}...", &line[..end]),

@@ -1,17 +1,28 @@
 //! `COPY ... TO STDOUT`, a row at a time, never waiting where Ctrl-C could not end it.
 
-use super::Conn;
+use super::conn::PgResult;
+use super::{Conn, Rows};
 use crate::error::{Error, Result};
 use pq_sys as pq;
+use pq_sys::ExecStatusType as Status;
 use std::ffi::c_char;
 use std::ops::Deref;
 use std::ptr::{NonNull, null_mut};
+use std::rc::Rc;
 
 /// A running copy. Dropped before its end, it is cancelled and the session stays usable.
 pub struct CopyOut<'a> {
     conn: &'a mut Conn,
-    sql: String,
+    sql: Rc<str>,
     finished: Option<u64>,
+    /// Other statements follow in the same message.
+    one_of_several: bool,
+}
+
+/// Statements that were sent with one message, copies among them. Dropped before its end, what is left of it is cancelled.
+pub struct Copies<'a> {
+    conn: &'a mut Conn,
+    sql: Rc<str>,
 }
 
 /// One message of the copy, as libpq received it: a whole row in the text and binary formats.
@@ -24,6 +35,71 @@ impl Conn {
     /// Starts `COPY ... TO STDOUT`.
     pub fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>> {
         CopyOut::start(self, sql)
+    }
+
+    /// Starts several statements. Their rows and copies are taken in their order.
+    pub fn copies(&mut self, sql: &str) -> Result<Copies<'_>> {
+        self.send(sql, &[])?;
+        Ok(Copies {
+            conn: self,
+            sql: Rc::from(sql),
+        })
+    }
+}
+
+impl Copies<'_> {
+    /// The answer of the next statement that is a query.
+    pub fn rows(&mut self) -> Result<Rows> {
+        self.until(Status::PGRES_TUPLES_OK)
+            .map(|result| result.rows())
+    }
+
+    /// The next copy, when the one before it has come to its end.
+    pub fn next(&mut self) -> Result<CopyOut<'_>> {
+        self.until(Status::PGRES_COPY_OUT)?;
+        Ok(CopyOut {
+            conn: self.conn,
+            sql: Rc::clone(&self.sql),
+            finished: None,
+            one_of_several: true,
+        })
+    }
+
+    /// All statements are done.
+    pub fn end(self) -> Result<()> {
+        loop {
+            while let Some(interest) = self.conn.flush()? {
+                self.conn.wait(interest)?;
+            }
+            let Some(result) = self.conn.next_result() else {
+                return Ok(());
+            };
+            if result.status() != Status::PGRES_COMMAND_OK {
+                return Err(self.conn.remote_error(&result, &self.sql));
+            }
+        }
+    }
+
+    /// Passes over commands.
+    fn until(&mut self, wanted: Status) -> Result<PgResult> {
+        loop {
+            while let Some(interest) = self.conn.flush()? {
+                self.conn.wait(interest)?;
+            }
+            let result = self.conn.next_result();
+            let result = result.ok_or_else(|| Error::internal("a statement has no result"))?;
+            match result.status() {
+                status if status == wanted => return Ok(result),
+                Status::PGRES_COMMAND_OK => {}
+                _ => return Err(self.conn.remote_error(&result, &self.sql)),
+            }
+        }
+    }
+}
+
+impl Drop for Copies<'_> {
+    fn drop(&mut self) {
+        self.conn.cancel_and_drain();
     }
 }
 
@@ -54,8 +130,9 @@ impl<'a> CopyOut<'a> {
         }
         Ok(Self {
             conn,
-            sql: sql.to_owned(),
+            sql: Rc::from(sql),
             finished: None,
+            one_of_several: false,
         })
     }
 
@@ -109,7 +186,12 @@ impl<'a> CopyOut<'a> {
                 break;
             };
             match result.status() {
-                pq::ExecStatusType::PGRES_COMMAND_OK => rows = result.affected(),
+                pq::ExecStatusType::PGRES_COMMAND_OK => {
+                    rows = result.affected();
+                    if self.one_of_several {
+                        break;
+                    }
+                }
                 _ => error = error.or_else(|| Some(self.conn.remote_error(&result, &self.sql))),
             }
         }
@@ -127,7 +209,9 @@ pub enum Ready {
 
 impl Drop for CopyOut<'_> {
     fn drop(&mut self) {
-        self.conn.cancel_and_drain();
+        if self.finished.is_none() || !self.one_of_several {
+            self.conn.cancel_and_drain();
+        }
     }
 }
 

@@ -6,17 +6,20 @@
 //! it did on other nodes before the error is raised; notices are queued inside libpq and raised only
 //! after it has returned; and what runs remotely is cancelled when a session is dropped in the middle.
 
+mod batch;
 mod cancel;
 mod conn;
 mod copy_out;
 mod dsn;
+mod open;
 mod pipeline;
 pub mod poll;
 mod rows;
 mod streaming;
 pub mod wait;
 
-pub use conn::{Conn, Job, idle_limit, require_alive, run_batch_within};
+pub use batch::{Answered, Command, Job, Limit, run_batch};
+pub use conn::{Conn, idle_limit, require_alive};
 pub use copy_out::{Chunk, CopyOut, Ready};
 pub use dsn::{Dsn, scrub};
 pub use pipeline::{Param, Pipeline};

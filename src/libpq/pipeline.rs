@@ -3,9 +3,9 @@
 //! There is no point of synchronisation before the end: the server does one statement after the other, and
 //! none any more after the first that fails. With one in between, it would go on behind it.
 
-use super::conn::{Conn, idle_limit};
+use super::conn::{Conn, idle_limit, statement};
 use super::wait::Interest;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use pq_sys as pq;
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -67,12 +67,12 @@ impl<'a, T> Pipeline<'a, T> {
 
     /// Has the server parse `sql`, to be executed by its name.
     pub fn prepare(&mut self, name: &CStr, sql: &Rc<str>) -> Result<()> {
-        let text =
-            CString::new(&**sql).map_err(|_| Error::internal("statement holds a zero byte"))?;
+        let text = statement(sql)?;
         // SAFETY: libpq copies what it is given before it returns.
         let sent =
             unsafe { pq::PQsendPrepare(self.conn.raw(), name.as_ptr(), text.as_ptr(), 0, null()) };
-        self.sent(sent, sql, sql.len(), None)
+        self.conn.require_sent(sent)?;
+        self.sent(sql, sql.len(), None)
     }
 
     /// Executes what was prepared from `sql`. Waits as long as too much is unanswered; an error may be that of
@@ -123,7 +123,8 @@ impl<'a, T> Pipeline<'a, T> {
                 0,
             )
         };
-        self.sent(sent, sql, bytes, about)
+        self.conn.require_sent(sent)?;
+        self.sent(sql, bytes, about)
     }
 
     /// What the statements were about that have changed nothing since the last call.
@@ -133,9 +134,8 @@ impl<'a, T> Pipeline<'a, T> {
 
     /// Waits until everything has been done; the rest of [`Self::take_idle`].
     pub fn finish(mut self) -> Result<Vec<T>> {
-        // SAFETY: an open connection in pipeline mode.
-        let sent = unsafe { pq::PQpipelineSync(self.conn.raw()) };
-        self.sent(sent, &Rc::from("the end of a pipeline"), 0, None)?;
+        self.conn.synchronize()?;
+        self.sent(&Rc::from("the end of a pipeline"), 0, None)?;
         while let Some(interest) = self.read()? {
             self.wait(interest)?;
         }
@@ -143,10 +143,7 @@ impl<'a, T> Pipeline<'a, T> {
         Ok(self.take_idle())
     }
 
-    fn sent(&mut self, sent: c_int, sql: &Rc<str>, bytes: usize, about: Option<T>) -> Result<()> {
-        if sent == 0 {
-            return Err(self.conn.lost());
-        }
+    fn sent(&mut self, sql: &Rc<str>, bytes: usize, about: Option<T>) -> Result<()> {
         let bytes = bytes + OVERHEAD;
         self.sent.push_back(Sent {
             sql: sql.clone(),
@@ -185,7 +182,7 @@ impl<'a, T> Pipeline<'a, T> {
                 // What ends the answer to one statement.
                 None => true,
                 Some(result) => match result.status() {
-                    Status::PGRES_PIPELINE_SYNC => true,
+                    Status::PGRES_PIPELINE_SYNC => self.conn.synchronized(),
                     Status::PGRES_COMMAND_OK => {
                         if result.affected() == 0 {
                             self.idle.extend(first.about.take());

@@ -4,6 +4,7 @@ use super::wait;
 use crate::error::{Error, Result, SqlState};
 use crate::progress;
 use crate::settings;
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 /// What a check at the condition found.
@@ -32,14 +33,13 @@ pub fn wait_until<T>(
     check: impl FnMut() -> Result<Poll<T>>,
 ) -> Result<T> {
     let limit = Limit::Progress(settings::no_progress_timeout());
-    wait_within(limit, node, what, hint, check)
+    wait_naming(limit, &RefCell::new((node.to_owned(), what)), hint, check)
 }
 
-/// As [`wait_until`], with a limit of its own.
-pub fn wait_within<T>(
+/// As [`wait_until`], with a limit of its own. For which node and for what is waited is told by the check.
+pub fn wait_naming<T>(
     limit: Limit,
-    node: &str,
-    what: &str,
+    at: &RefCell<(String, &str)>,
     hint: &str,
     mut check: impl FnMut() -> Result<Poll<T>>,
 ) -> Result<T> {
@@ -56,17 +56,19 @@ pub fn wait_within<T>(
                 return Ok(value);
             }
             Poll::Pending(state) if state != last => {
+                let (node, what) = &*at.borrow();
                 progress::activity(Some(format!("node \"{node}\": {what}: {state}")));
                 last = state;
                 since = Instant::now();
             }
             Poll::Pending(_) => {}
         }
+        let (node, what) = &*at.borrow();
         match limit {
             Limit::Progress(Some(limit)) if since.elapsed() > limit => {
                 return Err(Error::Stalled {
-                    node: node.to_owned(),
-                    what: what.to_owned(),
+                    node: node.clone(),
+                    what: (*what).to_owned(),
                     seconds: limit.as_secs(),
                     detail: last,
                     hint: hint.to_owned(),

@@ -21,37 +21,90 @@ impl<T> Clone for Query<T> {
     }
 }
 
-/// What can be asked of several nodes at once: a statement, whose answer is rows, or a query.
+/// What can be asked of several nodes at once: a statement, whose answer is rows, a query, or several of them together.
 pub trait Question {
     type Answer;
 
-    fn statement(&self) -> &Statement;
-    fn answer(&self, rows: Rows) -> Result<Self::Answer>;
+    fn statements(&self) -> Vec<&Statement>;
+    /// Takes the rows of its statements, in their order.
+    fn answer(&self, rows: &mut std::vec::IntoIter<Rows>) -> Result<Self::Answer>;
 }
 
 impl Question for Statement {
     type Answer = Rows;
 
-    fn statement(&self) -> &Statement {
-        self
+    fn statements(&self) -> Vec<&Statement> {
+        vec![self]
     }
 
-    fn answer(&self, rows: Rows) -> Result<Rows> {
-        Ok(rows)
+    fn answer(&self, rows: &mut std::vec::IntoIter<Rows>) -> Result<Rows> {
+        rows.next()
+            .ok_or_else(|| Error::internal("a statement has no answer"))
     }
 }
 
 impl<T> Question for Query<T> {
     type Answer = Vec<T>;
 
-    fn statement(&self) -> &Statement {
-        &self.statement
+    fn statements(&self) -> Vec<&Statement> {
+        vec![&self.statement]
     }
 
-    fn answer(&self, rows: Rows) -> Result<Vec<T>> {
-        self.read(&rows)
+    fn answer(&self, rows: &mut std::vec::IntoIter<Rows>) -> Result<Vec<T>> {
+        self.read(&self.statement.answer(rows)?)
     }
 }
+
+impl<Q: Question> Question for &Q {
+    type Answer = Q::Answer;
+
+    fn statements(&self) -> Vec<&Statement> {
+        (**self).statements()
+    }
+
+    fn answer(&self, rows: &mut std::vec::IntoIter<Rows>) -> Result<Q::Answer> {
+        (**self).answer(rows)
+    }
+}
+
+/// Only those that are asked at all.
+impl<Q: Question> Question for Vec<Q> {
+    type Answer = Vec<Q::Answer>;
+
+    fn statements(&self) -> Vec<&Statement> {
+        self.iter().flat_map(Q::statements).collect()
+    }
+
+    fn answer(&self, rows: &mut std::vec::IntoIter<Rows>) -> Result<Self::Answer> {
+        self.iter().map(|question| question.answer(rows)).collect()
+    }
+}
+
+macro_rules! questions {
+    ($($name:ident)+) => {
+        impl<$($name: Question),+> Question for ($($name,)+) {
+            type Answer = ($($name::Answer,)+);
+
+            #[allow(non_snake_case)]
+            fn statements(&self) -> Vec<&Statement> {
+                let ($($name,)+) = self;
+                [$($name.statements()),+].concat()
+            }
+
+            #[allow(non_snake_case)]
+            fn answer(&self, rows: &mut std::vec::IntoIter<Rows>) -> Result<Self::Answer> {
+                let ($($name,)+) = self;
+                Ok(($($name.answer(rows)?,)+))
+            }
+        }
+    };
+}
+
+questions!(A B);
+questions!(A B C);
+questions!(A B C D);
+questions!(A B C D E);
+questions!(A B C D E F);
 
 impl<T> Query<T> {
     pub fn new(sql: impl Into<String>, params: &[&str], read: fn(&Row) -> Result<T>) -> Self {

@@ -3,10 +3,10 @@
 use super::Node;
 use super::queryable::Queryable;
 use crate::error::Result;
-use crate::libpq::Rows;
+use crate::libpq::{Command, Rows};
 
 /// A statement, parameters apart.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Statement {
     pub sql: String,
     pub params: Vec<String>,
@@ -15,8 +15,7 @@ pub struct Statement {
 /// A [`Statement`] and the node that it is for.
 pub struct Ask<'a> {
     pub node: &'a mut Node,
-    pub sql: String,
-    pub params: Vec<String>,
+    pub statement: Statement,
 }
 
 impl Statement {
@@ -30,9 +29,13 @@ impl Statement {
     pub fn on(self, node: &mut Node) -> Ask<'_> {
         Ask {
             node,
-            sql: self.sql,
-            params: self.params,
+            statement: self,
         }
+    }
+
+    pub fn command(&self) -> Command<'_> {
+        let params = self.params.iter().map(String::as_str).collect();
+        (&self.sql, params)
     }
 
     /// The statement as a human runs it, parameters in their places.
@@ -66,8 +69,8 @@ impl Statement {
     }
 
     pub fn run(&self, on: &mut impl Queryable) -> Result<Rows> {
-        let params: Vec<&str> = self.params.iter().map(String::as_str).collect();
-        on.run(&self.sql, &params)
+        let (sql, params) = self.command();
+        on.run(sql, &params)
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::entry::{self, raised};
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::{Conn, Dsn};
-use crate::node::server;
+use crate::libpq::Dsn;
+use crate::node::{Member, Node};
 use crate::worker;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
 use pgrx::prelude::*;
 use pgrx::{PgXactCallbackEvent, register_xact_callback};
+use std::ffi::c_char;
 
 /// Marks the current transaction as one that replication does not send on. Always true.
 #[pg_extern(sql = "")]
@@ -40,6 +41,36 @@ fn applying() -> bool {
     unsafe { pg_sys::IsLogicalWorker() }
 }
 
+/// Has a subscription apply the changes of a table, whose rows are there.
+#[pg_extern(sql = "")]
+fn add_subscription_table(subscription: pg_sys::Oid, relation: pg_sys::Oid) {
+    unsafe extern "C-unwind" {
+        /// Exported by the server.
+        fn AddSubscriptionRelState(
+            subscription: pg_sys::Oid,
+            relation: pg_sys::Oid,
+            state: c_char,
+            position: pg_sys::XLogRecPtr,
+            #[cfg(not(any(feature = "pg15", feature = "pg16")))] retain_lock: bool,
+        );
+    }
+    /// `SUBREL_STATE_READY`.
+    const READY: c_char = b'r' as c_char;
+    // SAFETY: in a transaction; what the server raises, as where the row is there, comes through the boundary.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            AddSubscriptionRelState(
+                subscription,
+                relation,
+                READY,
+                0,
+                #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+                false,
+            );
+        });
+    }
+}
+
 /// Connects to `dsn` from this server and says who answered.
 #[pg_extern(sql = "")]
 fn probe(
@@ -55,14 +86,18 @@ fn probe_dsn(dsn: &str) -> Result<(String, String)> {
         hint: "Write it as keyword=value pairs or as a postgresql:// URI.".into(),
         state: SqlState::INVALID_PARAMETER_VALUE,
     })?;
-    let mut conn = Conn::open("probed", &dsn).map_err(|error| match error {
+    let probed = Member {
+        name: "probed".into(),
+        dsn,
+    };
+    let opened = Node::connect(&[probed]).pop();
+    let opened = opened.unwrap_or_else(|| Err(Error::internal("no answer")));
+    let mut node = opened.map_err(|error| match error {
         // Who asks knows which node it is; we do not.
         Error::Connect { reason, .. } => Error::refused(SqlState::UNABLE_TO_CONNECT, reason, ""),
         error => error,
     })?;
-    let identity = server::identity();
-    let answer = conn.query(&identity.statement.sql, &[])?;
-    let id = identity.read_one(&answer)?;
+    let id = node.identity()?;
     Ok((id.server, id.database))
 }
 

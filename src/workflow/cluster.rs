@@ -217,6 +217,13 @@ impl JoinNodes<'_> {
         nodes
     }
 
+    /// Every node that has a session, and those that only read.
+    pub fn all_sessions(&mut self) -> Vec<&mut Node> {
+        let members = std::iter::once(&mut *self.source).chain(&mut *self.peers);
+        let own = [&mut *self.new, &mut *self.loopback];
+        members.chain(own).chain(&mut *self.readers).collect()
+    }
+
     /// The source first.
     pub fn member_names(&self) -> Vec<String> {
         let members = std::iter::once(&*self.source).chain(&*self.peers);

@@ -117,7 +117,7 @@ impl Division {
             let new = undivided.into_iter().filter(|sequence| !sequence.otherwise);
             let new: BTreeSet<String> = new.map(|sequence| sequence.name).collect();
             if !new.is_empty() {
-                let mut next = next_values(&mut peer.session)?;
+                let mut next = next_values(peer)?;
                 next.retain(|name, _| new.contains(name));
                 passed.all(next);
             }
@@ -163,7 +163,7 @@ impl Division {
         let mut passed = Passed::default();
         if self.policy == SequencePolicy::Stride {
             for member in nodes.members() {
-                passed.all(next_values(&mut member.session)?);
+                passed.all(next_values(member)?);
             }
         }
         for (name, model) in &models {

@@ -42,11 +42,7 @@ pub fn check(reader: &Reader, request: Request) -> Result<Vec<Outcome>> {
 fn before(reader: &Reader, source: Member, new: Member, outcomes: &mut Vec<Outcome>) -> Result<()> {
     let (new_name, source_name) = (new.name.clone(), source.name.clone());
     let mut connection = checks::begin(Stage::Gathering, "connection");
-    let mut local = Node {
-        name: new.name,
-        dsn: new.dsn,
-        session: Session::Reader(reader.clone()),
-    };
+    let mut local = Node::new(new.name, new.dsn, Session::Reader(reader.clone()));
     let mut interrupted = checks::begin(Stage::Gathering, "interrupted runs");
     match Interrupted::all(&mut local.session)?.first() {
         None => interrupted.pass(&new_name, "none"),

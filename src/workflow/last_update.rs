@@ -6,7 +6,7 @@ use super::membership::reach;
 use crate::engine::{self, ConflictRule};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::{Poll, wait_until};
-use crate::node::{Member, Node, Statement, ask, server};
+use crate::node::{Member, Node, Statement, ask, ask_each, server};
 
 const HINT: &str = "End the transactions that hold locks on the table.";
 
@@ -62,7 +62,7 @@ fn on_all(statement: &Statement, nodes: &mut [Node], in_the_way: &mut String) ->
         true => server::commit(),
         false => server::rollback(),
     };
-    members::each(&mut *nodes, |_| end.clone())?;
+    ask_each(&mut *nodes, |_| end.clone())?;
     let mut changed = 0;
     let mut in_use = vec![];
     for (node, answer) in nodes.iter().zip(answers) {

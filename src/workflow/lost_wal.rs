@@ -2,10 +2,11 @@
 //! backup was restored. PostgreSQL passes over whatever such a provider writes up to that position, and a marker
 //! that is known by its position seems to have arrived before it was sent.
 
-use crate::engine::{Engine, Path, SubscriptionState};
+use crate::engine::{Path, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::lsn::Lsn;
-use crate::node::{Node, server};
+use crate::node::{Node, ask_all, server};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 pub struct LostWal<'a> {
@@ -71,28 +72,41 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// An error if a provider of `inbound` that is among `others` lacks what `node` has of it.
+    /// An error if one of `nodes` lacks what a subscriber has of it: `found` are subscriptions, and the states that they
+    /// have been found in before.
     pub fn look(
         &mut self,
-        engine: &dyn Engine,
-        node: &mut Node,
-        others: &mut [&mut Node],
-        inbound: &[Path],
+        nodes: &mut [&mut Node],
+        found: &[(&[Path], &[SubscriptionState])],
     ) -> Result<()> {
         if self.looked.is_some_and(|at| at.elapsed() < PAUSE) {
             return Ok(());
         }
+        if found.is_empty() {
+            return Ok(());
+        }
         self.looked = Some(Instant::now());
-        // In this order: what has been applied had been flushed before.
-        let states = engine.subscriptions().on(node)?;
-        for path in inbound {
-            let Some(provider) = others.iter_mut().find(|o| o.name == path.provider) else {
-                continue;
-            };
-            let state = states.iter().find(|s| s.name == path.subscription);
-            let end = server::wal_flushed().one(provider)?;
-            if let Some(lost) = LostWal::find(path, state, end) {
-                return Err(Error::Checks(vec![lost.finding()]));
+        let paths = || found.iter().flat_map(|(paths, _)| *paths);
+        let mut providers: Vec<&mut Node> = nodes
+            .iter_mut()
+            .map(|node| &mut **node)
+            .filter(|node| paths().any(|path| path.provider == node.name))
+            .collect();
+        let asked = providers.iter_mut().map(|node| &mut **node);
+        let ends = ask_all(asked, &server::wal_flushed())?;
+        let ends = ends.into_iter().map(|end| end.into_iter().flatten().next());
+        let ends: BTreeMap<&str, Option<Lsn>> = providers
+            .iter()
+            .map(|n| n.name.as_str())
+            .zip(ends)
+            .collect();
+        for (paths, states) in found {
+            for path in *paths {
+                let state = states.iter().find(|s| s.name == path.subscription);
+                let end = ends.get(path.provider.as_str()).copied().flatten();
+                if let Some(lost) = LostWal::find(path, state, end) {
+                    return Err(Error::Checks(vec![lost.finding()]));
+                }
             }
         }
         Ok(())

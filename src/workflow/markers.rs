@@ -5,10 +5,12 @@ use super::lost_wal;
 use super::refusal::Refusals;
 use crate::engine::{Engine, Path, SubscriptionState};
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::poll::{Limit, Poll, wait_within};
+use crate::libpq::poll::{Limit, Poll, wait_naming};
 use crate::lsn::Lsn;
-use crate::node::{Node, Statement, ask_in_turn, check_open};
+use crate::node::{Node, Statement, ask_each, ask_in_turn, check_open};
 use crate::settings;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A worker that failed this often while it was waited for does not recover by itself: it is
@@ -54,14 +56,40 @@ pub fn forget<'a>(
     nodes: impl IntoIterator<Item = &'a mut Node>,
     markers: &[Marker],
 ) -> Result<()> {
-    for node in nodes {
-        for marker in markers {
-            if marker.provider == node.name {
-                Statement::run_in_turn(&engine.forget_marker(&marker.token), node)?;
-            }
+    let own = |node: &Node| -> Vec<Statement> {
+        let own = markers.iter().filter(|m| m.provider == node.name);
+        own.flat_map(|m| engine.forget_marker(&m.token)).collect()
+    };
+    ask_each(nodes, own).map(|_| ())
+}
+
+/// What is waited for on one of several nodes.
+pub struct Awaited {
+    /// Which of them.
+    pub node: usize,
+    /// Its subscriptions.
+    pub inbound: Vec<Path>,
+}
+
+/// Whether every subscription has to have a connected worker, too.
+#[derive(Clone, Copy)]
+pub enum Workers<'a> {
+    MayBeAway,
+    /// What is given is run on the node whenever more of them have one.
+    Connected(&'a [Statement]),
+}
+
+/// Each of `nodes` with its subscriptions to all others.
+pub fn all_of_each(engine: &dyn Engine, nodes: &[&mut Node]) -> Vec<Awaited> {
+    let awaited = nodes.iter().enumerate().map(|(i, subscriber)| {
+        let providers = nodes.iter().filter(|node| node.name != subscriber.name);
+        let inbound = providers.flat_map(|node| engine.paths(&node.name, &subscriber.name));
+        Awaited {
+            node: i,
+            inbound: inbound.collect(),
         }
-    }
-    Ok(())
+    });
+    awaited.collect()
 }
 
 /// Waits until `node` has applied the markers of all its providers in `inbound`. `new` is the node
@@ -75,46 +103,215 @@ pub fn wait(
     inbound: &[Path],
     new: &str,
 ) -> Result<()> {
-    let mut wanted: Vec<(&Path, &str)> = inbound
+    let awaited = [Awaited {
+        node: 0,
+        inbound: inbound.to_vec(),
+    }];
+    let others = others.iter_mut().map(|other| &mut **other);
+    let mut nodes: Vec<&mut Node> = std::iter::once(node).chain(others).collect();
+    wait_on_all(
+        engine,
+        &mut nodes,
+        &awaited,
+        markers,
+        new,
+        Workers::MayBeAway,
+    )
+}
+
+/// Waits until every subscription in `inbound` has a connected worker, as long as `others` are there.
+/// `wake_launcher` is run on the node whenever more of them have one.
+pub fn wait_for_workers(
+    engine: &dyn Engine,
+    node: &mut Node,
+    others: &mut [&mut Node],
+    inbound: &[Path],
+    new: &str,
+    wake_launcher: &[Statement],
+) -> Result<()> {
+    let awaited = [Awaited {
+        node: 0,
+        inbound: inbound.to_vec(),
+    }];
+    let others = others.iter_mut().map(|other| &mut **other);
+    let mut nodes: Vec<&mut Node> = std::iter::once(node).chain(others).collect();
+    let workers = Workers::Connected(wake_launcher);
+    wait_on_all(engine, &mut nodes, &awaited, &[], new, workers)
+}
+
+/// As [`wait`], on several of `nodes` at the same time.
+pub fn wait_on_all(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    awaited: &[Awaited],
+    markers: &[Marker],
+    new: &str,
+    workers: Workers,
+) -> Result<()> {
+    let mut waits: Vec<Wait> = awaited
         .iter()
-        .filter_map(|path| {
-            let marker = markers.iter().find(|m| m.provider == path.provider)?;
-            Some((path, marker.token.as_str()))
-        })
+        .map(|awaited| Wait::new(awaited, markers, new, workers))
         .collect();
     let mut lost = lost_wal::Watch::default();
-    lost.look(engine, node, others, inbound)?;
-    let all = wanted.len();
-    let mut watch = WorkerMonitor::new(inbound, new);
-    let name = node.name.clone();
-    let what = "applying what its peers committed";
     let mut given_up = false;
-    let outcome = wait_within(limit(engine), &name, what, HINT, || {
-        check_open(others)?;
-        let mut missing = vec![];
-        for (path, token) in wanted.drain(..) {
-            if !has_come(engine, node, path, token)? {
-                missing.push((path, token));
-            }
+    let at = RefCell::new((String::new(), ""));
+    let outcome = wait_naming(limit(engine), &at, HINT, || {
+        check_open(nodes)?;
+        look(engine, nodes, &mut waits, &mut lost)?;
+        for wait in waits.iter_mut().filter(|wait| !wait.is_over()) {
+            let watched = wait.watch(engine, nodes);
+            given_up = watched.is_err();
+            watched?;
         }
-        wanted = missing;
-        if wanted.is_empty() {
+        let pending: Vec<&Wait> = waits.iter().filter(|wait| !wait.is_over()).collect();
+        let Some(first) = pending.first() else {
             return Ok(Poll::Ready(()));
-        }
-        let states = lost
-            .look(engine, node, others, inbound)
-            .and_then(|()| watch.look(engine, node, others));
-        given_up = states.is_err();
-        let states = states?;
-        Ok(Poll::Pending(format!(
-            "{} of {all} markers arrived; {states}",
-            all - wanted.len()
-        )))
+        };
+        *at.borrow_mut() = (nodes[first.awaited.node].name.clone(), first.what());
+        let states = pending.iter().map(|wait| wait.state());
+        Ok(Poll::Pending(states.collect::<Vec<_>>().join("; ")))
     });
-    let missing: Vec<&Path> = wanted.iter().map(|(path, _)| *path).collect();
     match given_up {
         true => outcome,
-        false => outcome.map_err(|error| explained(engine, node, &missing, error)),
+        false => outcome.map_err(|error| {
+            let pending = waits.iter().filter(|wait| !wait.is_over());
+            pending.fold(error, |error, wait| {
+                explained(engine, nodes[wait.awaited.node], &wait.missing(), error)
+            })
+        }),
+    }
+}
+
+/// Asks the nodes that are waited for, all at the same time.
+fn look(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    waits: &mut [Wait],
+    lost: &mut lost_wal::Watch,
+) -> Result<()> {
+    let mut pending: Vec<&mut Wait> = waits.iter_mut().filter(|wait| !wait.is_over()).collect();
+    pending.sort_by_key(|wait| wait.awaited.node);
+    let questions = pending.iter().map(|wait| {
+        let wanted = wait.wanted.iter();
+        let seen = wanted.map(|(path, token)| engine.marker_seen(path, token));
+        (engine.subscriptions(), seen.collect::<Vec<_>>())
+    });
+    let questions: BTreeMap<String, _> = pending
+        .iter()
+        .map(|wait| nodes[wait.awaited.node].name.clone())
+        .zip(questions)
+        .collect();
+    let asked = nodes
+        .iter_mut()
+        .filter(|node| questions.contains_key(&node.name));
+    let answers = ask_each(asked.map(|node| &mut **node), |node| &questions[&node.name])?;
+    for (wait, (states, seen)) in pending.iter_mut().zip(answers) {
+        let mut seen = seen.into_iter().map(|seen| seen.first() == Some(&true));
+        wait.wanted.retain(|_| !seen.next().unwrap_or_default());
+        wait.states = states;
+    }
+    // Where markers have come nothing is lost, unless they only seem to have.
+    pending.retain(|wait| {
+        let came = wait.all > 0 && wait.wanted.is_empty();
+        !came || !engine.marker_tells_itself()
+    });
+    let states = pending.iter().map(|wait| wait.states());
+    lost.look(nodes, &states.collect::<Vec<_>>())
+}
+
+/// The wait for one node.
+struct Wait<'a> {
+    awaited: &'a Awaited,
+    /// What has not come yet.
+    wanted: Vec<(&'a Path, &'a str)>,
+    /// How many were wanted.
+    all: usize,
+    workers: Workers<'a>,
+    monitor: WorkerMonitor<'a>,
+    states: Vec<SubscriptionState>,
+    /// What the monitor has said last.
+    said: Option<String>,
+}
+
+impl<'a> Wait<'a> {
+    fn new(
+        awaited: &'a Awaited,
+        markers: &'a [Marker],
+        new: &'a str,
+        workers: Workers<'a>,
+    ) -> Self {
+        let inbound = awaited.inbound.iter();
+        let wanted: Vec<(&Path, &str)> = inbound
+            .filter_map(|path| {
+                let marker = markers.iter().find(|m| m.provider == path.provider)?;
+                Some((path, marker.token.as_str()))
+            })
+            .collect();
+        Self {
+            awaited,
+            all: wanted.len(),
+            wanted,
+            workers,
+            monitor: WorkerMonitor::new(&awaited.inbound, new),
+            states: vec![],
+            said: None,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let connected = match self.workers {
+            Workers::MayBeAway => true,
+            Workers::Connected(_) => {
+                self.said.is_some() && self.monitor.working == self.awaited.inbound.len()
+            }
+        };
+        // Before the first look nothing is known.
+        self.wanted.is_empty() && connected && !self.states.is_empty()
+            || self.awaited.inbound.is_empty()
+    }
+
+    /// The subscriptions, and what they were found to be.
+    fn states(&self) -> (&[Path], &[SubscriptionState]) {
+        (&self.awaited.inbound, &self.states)
+    }
+
+    fn missing(&self) -> Vec<&'a Path> {
+        match self.wanted.is_empty() {
+            true => self.awaited.inbound.iter().collect(),
+            false => self.wanted.iter().map(|(path, _)| *path).collect(),
+        }
+    }
+
+    fn what(&self) -> &'static str {
+        match self.wanted.is_empty() {
+            true => "waiting for its subscriptions to replicate",
+            false => "applying what its peers committed",
+        }
+    }
+
+    fn state(&self) -> String {
+        let said = self.said.as_deref().unwrap_or_default();
+        match self.all {
+            0 => said.to_owned(),
+            all => format!(
+                "{} of {all} markers arrived; {said}",
+                all - self.wanted.len()
+            ),
+        }
+    }
+
+    fn watch(&mut self, engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<()> {
+        let before = self.monitor.working;
+        let said = self
+            .monitor
+            .look(engine, nodes, self.awaited.node, &self.states)?;
+        self.said = Some(said);
+        match self.workers {
+            Workers::Connected(wake_launcher) if self.monitor.working > before => {
+                Statement::run_in_turn(wake_launcher, nodes[self.awaited.node])
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -161,46 +358,6 @@ fn trouble(engine: &dyn Engine, node: &mut Node, path: &Path) -> Option<String> 
     engine.worker_error(path).first(node).ok()?
 }
 
-/// Waits until every subscription in `inbound` has a connected worker, as long as `others` are there.
-/// `wake_launcher` is run on the node whenever more of them have one.
-pub fn wait_for_workers(
-    engine: &dyn Engine,
-    node: &mut Node,
-    others: &mut [&mut Node],
-    inbound: &[Path],
-    new: &str,
-    wake_launcher: &[Statement],
-) -> Result<()> {
-    let mut watch = WorkerMonitor::new(inbound, new);
-    let mut lost = lost_wal::Watch::default();
-    let mut before = 0;
-    let name = node.name.clone();
-    let what = "waiting for its subscriptions to replicate";
-    let mut given_up = false;
-    let outcome = wait_within(limit(engine), &name, what, HINT, || {
-        check_open(others)?;
-        let text = lost
-            .look(engine, node, others, inbound)
-            .and_then(|()| watch.look(engine, node, others));
-        given_up = text.is_err();
-        let text = text?;
-        if watch.working > before {
-            Statement::run_in_turn(wake_launcher, node)?;
-        }
-        before = watch.working;
-        Ok(if watch.working == inbound.len() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending(text)
-        })
-    });
-    let paths: Vec<&Path> = inbound.iter().collect();
-    match given_up {
-        true => outcome,
-        false => outcome.map_err(|error| explained(engine, node, &paths, error)),
-    }
-}
-
 /// Where the engine's own limit for such a wait is set, it takes the place of ours.
 fn limit(engine: &dyn Engine) -> Limit {
     match engine.sync_timeout() {
@@ -244,13 +401,15 @@ impl<'a> WorkerMonitor<'a> {
         }
     }
 
+    /// `states` are those of the subscriptions of `nodes[subscriber]`.
     fn look(
         &mut self,
         engine: &dyn Engine,
-        node: &mut Node,
-        others: &[&mut Node],
+        nodes: &mut [&mut Node],
+        subscriber: usize,
+        states: &[SubscriptionState],
     ) -> Result<String> {
-        let states = engine.subscriptions().on(node)?;
+        let node = &*nodes[subscriber];
         let mut found: Vec<&SubscriptionState> = vec![];
         for path in self.inbound {
             let state = states.iter().find(|s| s.name == path.subscription);
@@ -279,9 +438,10 @@ impl<'a> WorkerMonitor<'a> {
             worker.was_working = state.working;
         }
         for (path, worker) in self.inbound.iter().zip(&mut self.workers) {
-            match others.iter().find(|o| o.name == path.provider) {
+            match nodes.iter().find(|o| o.name == path.provider) {
                 Some(provider) if worker.lost > 0 || !worker.was_working => {
                     let provider = provider.member();
+                    let node = &mut *nodes[subscriber];
                     let lost = worker.lost > 0;
                     worker.refusals.look(engine, node, &provider, path, lost)?;
                 }
@@ -293,6 +453,7 @@ impl<'a> WorkerMonitor<'a> {
         for ((path, now), before) in self.inbound.iter().zip(&errors).zip(before) {
             if now.saturating_sub(*before) >= MAX_WORKER_ERRORS {
                 let what = "keeps failing on the same change";
+                let node = &mut *nodes[subscriber];
                 let mut error = worker_failed(node, path, what, None);
                 if let Error::Refused { detail, .. } = &mut error {
                     *detail = trouble(engine, node, path);

@@ -2,9 +2,9 @@
 
 use crate::engine::{self, Engine, Path, names};
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::libpq::{Conn, Dsn};
+use crate::libpq::Dsn;
 use crate::node::server::{self, DatabaseId, LockHolder};
-use crate::node::{Member, Mode, Node, Question, Session, Statement, ask};
+use crate::node::{Member, Mode, Node, Statement, ask, ask_all};
 
 /// Opens a session on each of `members`, all at the same time. Those that cannot be reached are
 /// reported together.
@@ -35,19 +35,7 @@ pub fn all(answers: Vec<(Member, Result<Node>)>) -> Result<Vec<Node>> {
 
 /// Opens a session on each of `members`, all at the same time; the answers are in their order.
 pub fn connect_each(members: &[Member]) -> Vec<Result<Node>> {
-    let wanted: Vec<(&str, &Dsn)> = members.iter().map(|m| (m.name.as_str(), &m.dsn)).collect();
-    let node = |(member, conn): (&Member, Result<Conn>)| {
-        Ok(Node {
-            name: member.name.clone(),
-            dsn: member.dsn.clone(),
-            session: Session::Remote(conn?),
-        })
-    };
-    members
-        .iter()
-        .zip(Conn::open_all(&wanted))
-        .map(node)
-        .collect()
+    Node::connect(members)
 }
 
 /// Says where the address is from by which a node could not be reached.
@@ -67,7 +55,7 @@ pub fn own_session(member: &Member) -> Result<Node> {
 pub fn require_superuser<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<()> {
     let mut findings = vec![];
     for node in nodes {
-        if !server::is_superuser().one(node)? {
+        if !node.is_superuser()? {
             findings.push(Finding::new(
                 &node.name,
                 SqlState::INSUFFICIENT_PRIVILEGE,
@@ -85,7 +73,7 @@ pub fn require_superuser<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> R
 
 /// Which running server and which database the node is.
 pub fn identity(node: &mut Node) -> Result<DatabaseId> {
-    server::identity().one(node)
+    node.identity()
 }
 
 /// The recovery slot of the node, whether it is there or not. One that is there keeps its name when the database gets
@@ -108,11 +96,7 @@ pub fn present_slots(node: &mut Node, slots: &[String]) -> Result<Vec<(String, b
 
 /// The node that this server is, worked on through SPI.
 pub fn local(name: &str, dsn: &Dsn, mode: &Mode) -> Node {
-    Node {
-        name: name.to_owned(),
-        dsn: dsn.clone(),
-        session: mode.session(),
-    }
+    Node::new(name, dsn.clone(), mode.session())
 }
 
 /// The node that the CALL runs on, by its name in the cluster, and the engine of that. `hint` says where to run it else.
@@ -132,35 +116,23 @@ pub fn own_node(mode: &Mode, hint: &'static str) -> Result<(Box<dyn Engine>, Nod
     }
 }
 
-/// Does the same on each of `nodes`, beside all the others.
-pub fn each_beside_others(
-    nodes: &mut [&mut Node],
-    mut body: impl FnMut(&mut Node, &mut [&mut Node]) -> Result<()>,
-) -> Result<()> {
-    for i in 0..nodes.len() {
-        nodes.swap(0, i);
-        let done = match nodes.split_first_mut() {
-            Some((node, others)) => body(node, others),
-            None => Ok(()),
-        };
-        nodes.swap(0, i);
-        done?;
-    }
-    Ok(())
-}
-
 /// Takes the membership lock on every node, or says who holds it. Two CALLs at once: the second
-/// fails here, before it has changed anything. All go in the order of the names, so that one of them
+/// fails here, before it has changed anything. The first by name comes before all others, so that one of them
 /// gets through.
 pub fn lock<'a>(nodes: impl IntoIterator<Item = &'a mut Node>, purpose: &str) -> Result<()> {
     let mut nodes: Vec<&mut Node> = nodes.into_iter().collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
-    for node in nodes {
-        if lock_if_free(node, &format!("zodan {purpose}"))? {
-            continue;
+    let lock = server::try_membership_lock(&format!("zodan {purpose}"));
+    let first = nodes.len().min(1);
+    let (first, others) = nodes.split_at_mut(first);
+    for nodes in [first, others] {
+        let taken = ask_all(nodes.iter_mut().map(|node| &mut **node), &lock)?;
+        for (node, taken) in nodes.iter_mut().zip(taken) {
+            if taken.first() != Some(&true) {
+                let holder = server::membership_lock_holder().first(&mut **node)?;
+                return Err(locked(&node.name, holder));
+            }
         }
-        let holder = server::membership_lock_holder().first(node)?;
-        return Err(locked(&node.name, holder));
     }
     Ok(())
 }
@@ -181,8 +153,11 @@ pub fn changed_meanwhile(node: &str) -> Error {
 
 /// As [`lock`], without taking it.
 pub fn require_unlocked<'a>(nodes: impl IntoIterator<Item = &'a mut Node>) -> Result<()> {
-    for node in nodes {
-        let holder = server::membership_lock_holder().first(node)?;
+    let mut nodes: Vec<&mut Node> = nodes.into_iter().collect();
+    let asked = nodes.iter_mut().map(|node| &mut **node);
+    let holders = ask_all(asked, &server::membership_lock_holder())?;
+    for (node, holders) in nodes.iter().zip(holders) {
+        let holder = holders.into_iter().next();
         if holder.is_some() {
             return Err(locked(&node.name, holder));
         }
@@ -203,23 +178,6 @@ fn locked(node: &str, holder: Option<LockHolder>) -> Error {
         detail,
         hint: "Wait until the other CALL has ended, then run this one again.".into(),
     }
-}
-
-/// Asks each of `nodes` its own question, all at the same time. Errors are the first one's.
-pub fn each<'a, Q: Question>(
-    nodes: impl IntoIterator<Item = &'a mut Node>,
-    question: impl Fn(&Node) -> Q,
-) -> Result<Vec<Q::Answer>> {
-    let (mut questions, mut asked) = (vec![], vec![]);
-    for node in nodes {
-        let question = question(node);
-        asked.push(question.statement().clone().on(node));
-        questions.push(question);
-    }
-    let answers = questions.iter().zip(ask(asked));
-    answers
-        .map(|(question, rows)| question.answer(rows?))
-        .collect()
 }
 
 /// Runs on each node its own statements, one after the other, all nodes at the same time. What is gone

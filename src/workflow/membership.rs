@@ -11,7 +11,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::libpq::Dsn;
-use crate::node::{Member, Node};
+use crate::node::{Member, Node, Tasks, ask};
 use crate::run::action::{CreateSlot, Register, Subscribe};
 use crate::run::{Act, Action};
 use crate::settings;
@@ -40,8 +40,11 @@ pub fn reach(
     start: &mut Node,
     spared: Option<&str>,
 ) -> Result<ReachableMembers> {
-    let own = engine.survey(start)?;
-    let own_registry = registry_of(engine, start)?;
+    let (own, own_registry) = (
+        |start: &mut Node| engine.survey(start),
+        |start: &mut Node| registry_of(engine, start),
+    )
+        .make(start, |start| vec![start])?;
     let mut registry = own_registry.clone();
     let mut members = own.members.clone();
     let mut answers: Vec<(Member, Result<Node>)> = vec![];
@@ -216,9 +219,18 @@ pub fn sync_lagging_members(
     let Some(newest) = newest else {
         return Ok(vec![]);
     };
-    let registries: Vec<Option<Registry>> = registries(engine, nodes)
-        .into_iter()
-        .collect::<Result<_>>()?;
+    let read = &*engine;
+    let (registries, pending) = (
+        |nodes: &mut [&mut Node]| {
+            registries(read, nodes)
+                .into_iter()
+                .collect::<Result<Vec<_>>>()
+        },
+        |nodes: &mut [&mut Node]| pending_cleanups(read, nodes),
+    )
+        .make(nodes, |nodes| {
+            nodes.iter_mut().map(|node| &mut **node).collect()
+        })?;
     let mut caught_up = vec![];
     let mut members = vec![];
     for (i, theirs) in registries.into_iter().enumerate() {
@@ -231,8 +243,14 @@ pub fn sync_lagging_members(
             caught_up.push(catch_up(engine, nodes, i, &theirs, newest)?);
         }
     }
-    for node in nodes.iter_mut().filter(|n| members.contains(&n.name)) {
-        forget_done(engine, node, &members, newest)?;
+    let pending = match caught_up.is_empty() {
+        true => pending,
+        false => pending_cleanups(engine, nodes)?,
+    };
+    for (node, pending) in nodes.iter_mut().zip(pending) {
+        if members.contains(&node.name) {
+            delete_done(engine, node, pending, &members, newest)?;
+        }
     }
     Ok(caught_up)
 }
@@ -281,11 +299,9 @@ pub fn catch_up(
     engine.unload_paths();
     engine.load_paths(&mut [&mut *nodes[behind]], &absent)?;
     let mut cleanups: Vec<(String, Action)> = vec![];
-    for node in nodes.iter_mut() {
-        for cleanup in pending_cleanups(engine, node)? {
-            if cleanup.member.name == name {
-                cleanups.push((cleanup.removed, Action::parse(&cleanup.action)?));
-            }
+    for cleanup in pending_cleanups(engine, nodes)?.into_iter().flatten() {
+        if cleanup.member.name == name {
+            cleanups.push((cleanup.removed, Action::parse(&cleanup.action)?));
         }
     }
     // Who noted it may be away itself by now.
@@ -313,25 +329,49 @@ pub fn catch_up(
     })
 }
 
-/// What is recorded on `node` of members that were away when others were removed.
-pub fn pending_cleanups(engine: &dyn Engine, node: &mut Node) -> Result<Vec<PendingCleanup>> {
+/// What is recorded on each of `nodes` of members that were away when others were removed. Nothing on one that has no
+/// registry any more.
+pub fn pending_cleanups(
+    engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+) -> Result<Vec<Vec<PendingCleanup>>> {
     match engine.registry() {
-        Some(registry) => registry.pending_cleanups().on(node),
-        None => Ok(vec![]),
+        Some(registry) => {
+            let pending = registry.pending_cleanups();
+            let questions = nodes.iter_mut().map(|node| pending.ask(node)).collect();
+            let answers = ask(questions).into_iter().map(|answer| match answer {
+                Err(error) if error.is_undefined() => Ok(vec![]),
+                answer => pending.read(&answer?),
+            });
+            answers.collect()
+        }
+        None => Ok(nodes.iter().map(|_| vec![]).collect()),
     }
 }
 
-/// Deletes the records on `node` of cleanups that `members` have done: they have the registry `newest`, which is taken over after that.
+/// Deletes the records on `nodes` of cleanups that `members` have done: they have the registry `newest`, which is taken over after that.
 pub fn forget_done(
     engine: &dyn Engine,
+    nodes: &mut [&mut Node],
+    members: &[String],
+    newest: &Registry,
+) -> Result<()> {
+    let pending = pending_cleanups(engine, nodes)?;
+    let mut recorded = nodes.iter_mut().zip(pending);
+    recorded.try_for_each(|(node, pending)| delete_done(engine, node, pending, members, newest))
+}
+
+fn delete_done(
+    engine: &dyn Engine,
     node: &mut Node,
+    pending: Vec<PendingCleanup>,
     members: &[String],
     newest: &Registry,
 ) -> Result<()> {
     let Some(registry) = engine.registry() else {
         return Ok(());
     };
-    let done: BTreeSet<(String, String)> = pending_cleanups(engine, node)?
+    let done: BTreeSet<(String, String)> = pending
         .into_iter()
         .map(|cleanup| (cleanup.removed, cleanup.member.name))
         .filter(|(removed, member)| members.contains(member) && !newest.has(removed))

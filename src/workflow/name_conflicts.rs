@@ -2,8 +2,8 @@
 //! to is told.
 
 use crate::error::{Error, Finding, Result, SqlState};
-use crate::node::Node;
 use crate::node::server::{self, NamedSlot, OriginProgress};
+use crate::node::{Node, ask_each};
 
 /// That a slot has the name which the run wants.
 pub fn slot(node: &str, slot: &NamedSlot) -> Finding {
@@ -95,8 +95,17 @@ pub fn whose_slot(error: Error, node: &mut Node, name: &str) -> Error {
 
 /// Refuses if a slot has that name.
 pub fn refuse_slot(node: &mut Node, name: &str) -> Result<()> {
-    match server::slots_named(&[name.to_owned()]).first(node)? {
-        Some(present) => Err(Error::Checks(vec![slot(&node.name, &present)])),
-        None => Ok(()),
+    refuse_slots(&mut [node], |_| vec![name.to_owned()])
+}
+
+/// The same of those that are meant for each of `nodes`.
+pub fn refuse_slots(nodes: &mut [&mut Node], names: impl Fn(&Node) -> Vec<String>) -> Result<()> {
+    let asked = nodes.iter_mut().map(|node| &mut **node);
+    let present = ask_each(asked, |node| server::slots_named(&names(node)))?;
+    for (node, present) in nodes.iter().zip(present) {
+        if let Some(present) = present.first() {
+            return Err(Error::Checks(vec![slot(&node.name, present)]));
+        }
     }
+    Ok(())
 }

@@ -326,7 +326,7 @@ impl NodeWorker {
         let me = [self.local.name.clone()];
         while let Some(name) = self.untold.first().cloned() {
             if let Some(peer) = self.peers.get_mut(&name) {
-                forget_done(&*self.engine, peer, &me, own)?;
+                forget_done(&*self.engine, &mut [peer], &me, own)?;
             }
             self.untold.remove(&name);
         }

@@ -5,11 +5,11 @@
 //! before the first reading of the progress until after the second, and both readings are the same.
 
 use super::report::Report;
-use crate::engine::{Engine, Path, PauseState};
+use crate::engine::{Engine, Path, PauseState, SubscriptionState};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::holds_within;
 use crate::lsn::{Lsn, Position};
-use crate::node::{Node, Statement};
+use crate::node::{Node, Statement, ask_one};
 use crate::run::Journal;
 use crate::settings;
 use std::collections::BTreeMap;
@@ -62,12 +62,11 @@ impl Pause<'_> {
             Ok(outcome)
         });
         // Whatever came out of it, an interrupt too: resume first.
-        let resumed = self.engine.resume().run(self.node);
+        let end = [vec![self.engine.resume()], self.engine.stop_watchdog()];
+        let resumed = ask_one(self.node, &end.concat());
         let pause = begun.elapsed();
-        let stopped = Statement::run_in_turn(&self.engine.stop_watchdog(), self.node);
         let outcome = outcome?;
         resumed?;
-        stopped?;
         journal.passed(&format!("apply has resumed after {}", self.moment))?;
         journal.note_pause(pause.as_secs_f64() * 1000.0)?;
         report.step(&format!(
@@ -91,19 +90,20 @@ impl Pause<'_> {
             .collect();
         self.engine.pause(&names).run(self.node)?;
         journal.passed(&format!("apply is told to pause for {}", self.moment))?;
-        if !self.workers_gone(limit)? {
+        let Some(before) = self.progress_without_workers(limit)? else {
             return Ok(Paused::GivenUp(format!(
                 "apply did not stop within {} ms",
                 limit.as_millis()
             )));
-        }
-        let before = progress(self.engine, self.node, self.inbound)?;
+        };
         let value = match within(self.node)? {
             Ok(value) => value,
             Err(why) => return Ok(Paused::GivenUp(why)),
         };
-        let after = progress(self.engine, self.node, self.inbound)?;
-        let PauseState { paused, alive } = self.engine.pause_state().one(self.node)?;
+        let asked = (self.engine.subscriptions(), self.engine.pause_state());
+        let (after, state) = ask_one(self.node, &asked)?;
+        let after = progress_of(&self.node.name, &after, self.inbound)?;
+        let PauseState { paused, alive } = state_of(state)?;
         if alive > 0 || paused < self.inbound.len() as i64 {
             return Ok(Paused::GivenUp("apply resumed by itself".into()));
         }
@@ -113,9 +113,14 @@ impl Pause<'_> {
         Ok(Paused::Valid(value, after))
     }
 
-    fn workers_gone(&mut self, limit: Duration) -> Result<bool> {
+    /// How far the node has applied its peers when no worker is alive any more.
+    fn progress_without_workers(&mut self, limit: Duration) -> Result<Option<Progress>> {
+        let mut progress = None;
         holds_within(limit, || {
-            let PauseState { paused, alive } = self.engine.pause_state().one(self.node)?;
+            // In this order.
+            let asked = (self.engine.pause_state(), self.engine.subscriptions());
+            let (state, states) = ask_one(self.node, &asked)?;
+            let PauseState { paused, alive } = state_of(state)?;
             if paused < self.inbound.len() as i64 {
                 return Err(Error::refused(
                     SqlState::NOT_IN_PREREQUISITE_STATE,
@@ -127,14 +132,27 @@ impl Pause<'_> {
                     "A subscription was disabled or dropped meanwhile. Enable it and run the CALL again.",
                 ));
             }
+            if alive == 0 {
+                progress = Some(progress_of(&self.node.name, &states, self.inbound)?);
+            }
             Ok(alive == 0)
-        })
+        })?;
+        Ok(progress)
     }
 }
 
 /// How far the node has applied its peers by now. No value is an error: there is no position that could stand in for it.
 pub fn progress(engine: &dyn Engine, node: &mut Node, inbound: &[Path]) -> Result<Progress> {
     let states = engine.subscriptions().on(node)?;
+    progress_of(&node.name, &states, inbound)
+}
+
+fn state_of(answer: Vec<PauseState>) -> Result<PauseState> {
+    let state = answer.into_iter().next();
+    state.ok_or_else(|| Error::internal("a node does not say whether apply is paused"))
+}
+
+fn progress_of(node: &str, states: &[SubscriptionState], inbound: &[Path]) -> Result<Progress> {
     inbound
         .iter()
         .map(|path| {
@@ -147,7 +165,7 @@ pub fn progress(engine: &dyn Engine, node: &mut Node, inbound: &[Path]) -> Resul
                     SqlState::NOT_IN_PREREQUISITE_STATE,
                     format!(
                         "node \"{}\" has no progress for its subscription {}",
-                        node.name, path.subscription
+                        node, path.subscription
                     ),
                     "See whether the subscription replicates, then run the CALL again.",
                 )

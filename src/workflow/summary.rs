@@ -1,11 +1,10 @@
 //! The tables at the end of a run: nodes, subscriptions and lag, as the members see them.
 
-use super::members::each;
 use super::report::{Report, table};
-use crate::engine::{Engine, Lag};
+use crate::engine::{Engine, Lag, SubscriptionState};
 use crate::error::Result;
 use crate::libpq::Dsn;
-use crate::node::Node;
+use crate::node::{Node, ask_all};
 use zodan_core::subscription::{Answer, AtSubscriber, SubscriptionStatus, assess};
 
 /// Tells what `members` are now, and how they get on with those who are `away`. The first of them is asked for the
@@ -19,8 +18,13 @@ pub fn show(
     if let Some(first) = members.first_mut() {
         show_nodes(engine, first, report)?;
     }
-    show_subscriptions(engine, members, away, report)?;
-    show_lag(engine, members, report)
+    let asked = (engine.subscriptions(), engine.lag());
+    let answers = ask_all(members.iter_mut().map(|n| &mut **n), &asked)?;
+    let (states, lag): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
+    let names: Vec<String> = members.iter().map(|n| n.name.clone()).collect();
+    show_subscriptions(engine, &names, &states, away, report);
+    show_lag(lag.into_iter().flatten(), report);
+    Ok(())
 }
 
 fn show_nodes(engine: &dyn Engine, node: &mut Node, report: &Report) -> Result<()> {
@@ -37,16 +41,13 @@ fn show_nodes(engine: &dyn Engine, node: &mut Node, report: &Report) -> Result<(
 
 fn show_subscriptions(
     engine: &dyn Engine,
-    members: &mut [&mut Node],
+    names: &[String],
+    answers: &[Vec<SubscriptionState>],
     away: &[String],
     report: &Report,
-) -> Result<()> {
-    let names: Vec<String> = members.iter().map(|n| n.name.clone()).collect();
-    let answers = each(members.iter_mut().map(|n| &mut **n), |_| {
-        engine.subscriptions()
-    })?;
+) {
     let mut rows = vec![];
-    for (subscriber, states) in names.iter().zip(&answers) {
+    for (subscriber, states) in names.iter().zip(answers) {
         let providers = names.iter().chain(away).filter(|p| *p != subscriber);
         let paths = providers.flat_map(|provider| engine.paths(provider, subscriber));
         for path in paths {
@@ -70,13 +71,11 @@ fn show_subscriptions(
     }
     let heading = ["node_name", "subscription_name", "status", "provider_node"];
     say_table(&heading, rows, report);
-    Ok(())
 }
 
-fn show_lag(engine: &dyn Engine, members: &mut [&mut Node], report: &Report) -> Result<()> {
-    let answers = each(members.iter_mut().map(|n| &mut **n), |_| engine.lag())?;
+fn show_lag(lag: impl Iterator<Item = Lag>, report: &Report) {
     let row = |l: Lag| vec![l.origin, l.receiver, l.commit_timestamp, l.bytes, l.time];
-    let rows = answers.into_iter().flatten().map(row).collect();
+    let rows = lag.map(row).collect();
     let heading = [
         "origin_name",
         "receiver_name",
@@ -85,7 +84,6 @@ fn show_lag(engine: &dyn Engine, members: &mut [&mut Node], report: &Report) -> 
         "replication_lag",
     ];
     say_table(&heading, rows, report);
-    Ok(())
 }
 
 fn say_table(heading: &[&str], mut rows: Vec<Vec<String>>, report: &Report) {

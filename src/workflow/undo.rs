@@ -126,7 +126,7 @@ impl Undo<'_> {
             for statement in self.engine.forget_markers(&name) {
                 let usable = nodes.iter_mut().filter(|node| node.session.is_usable());
                 let questions = usable.map(|node| statement.clone().on(node)).collect();
-                ask_within(questions, Some(MARKERS_TIMEOUT));
+                ask_within(questions, MARKERS_TIMEOUT);
             }
         }
     }

@@ -3,10 +3,9 @@
 //! Until the end of one its node counts as having of the failed node what it had before: changes of others to
 //! what it has got meanwhile may be missing.
 
-use super::members::each;
 use crate::error::Result;
 use crate::lsn::Lsn;
-use crate::node::{Node, server};
+use crate::node::{Node, ask_each, server};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// By failed node, from where on a recovery of `node` is not finished. To be read after its progress, or the
@@ -18,7 +17,7 @@ pub fn unfinished(node: &mut Node) -> Result<BTreeMap<String, Lsn>> {
 
 /// The `nodes` on which a comparison with `failed` is to be made again.
 pub fn undecided(nodes: &mut [Node], failed: &str) -> Result<BTreeSet<String>> {
-    let answers = each(nodes.iter_mut(), |_| server::undecided_recoveries())?;
+    let answers = ask_each(nodes.iter_mut(), |_| server::undecided_recoveries())?;
     let names = nodes.iter().map(|node| node.name.clone()).zip(answers);
     let undecided = names.filter(|(_, of)| of.iter().any(|name| name == failed));
     Ok(undecided.map(|(name, _)| name).collect())

@@ -1,9 +1,8 @@
 //! Whether members have the same content, at a position that they have in common: every one has applied what
 //! the others committed before it was looked at.
 
-use super::markers;
-use super::members::each_beside_others;
-use crate::engine::{Engine, Path};
+use super::markers::{self, Workers};
+use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
 use crate::node::{Node, Query};
 use crate::quote::{ident, literal, qualified};
@@ -405,15 +404,8 @@ pub fn settled(
 
 /// Nothing that one of `nodes` has committed is on its way to another one.
 fn barrier(engine: &dyn Engine, nodes: &mut [&mut Node]) -> Result<()> {
-    let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
     let markers = markers::emit(engine, nodes.iter_mut().map(|n| &mut **n))?;
-    each_beside_others(nodes, |node, others| {
-        let inbound: Vec<Path> = names
-            .iter()
-            .filter(|name| **name != node.name)
-            .flat_map(|name| engine.paths(name, &node.name))
-            .collect();
-        markers::wait(engine, node, others, &markers, &inbound, "")
-    })?;
+    let awaited = markers::all_of_each(engine, nodes);
+    markers::wait_on_all(engine, nodes, &awaited, &markers, "", Workers::MayBeAway)?;
     markers::forget(engine, nodes.iter_mut().map(|n| &mut **n), &markers)
 }

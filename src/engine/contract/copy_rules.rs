@@ -1,6 +1,6 @@
 //! What a copy of the source has to be like.
 
-use crate::copy;
+use crate::copy::{self, InSnapshot};
 use crate::error::Result;
 use crate::node::{Node, Query, Statement};
 
@@ -63,9 +63,14 @@ pub trait CopyRules {
     /// session that is asked.
     fn apply_role(&self) -> Query<String>;
 
-    /// What is copied, as the exported `snapshot` of the source has it, and how. An error where the source has but a
+    /// What is copied, as the exported snapshot of the source has it, and how. An error where the source has but a
     /// part of a table in that snapshot.
-    fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan>;
+    fn copy_plan(
+        &self,
+        source: &mut Node,
+        snapshot: &mut InSnapshot,
+        new: &str,
+    ) -> Result<CopyPlan>;
 
     /// Gives the copied structure the role it has in replication on the source; before the new node subscribes. Returns
     /// what to tell.

@@ -12,6 +12,12 @@ pub trait Markers {
     /// applied.
     fn marker_seen(&self, path: &Path, token: &str) -> Query<bool>;
 
+    /// Whether that is told by the marker itself. Where it is told by its position, a provider whose WAL has gone back
+    /// seems to have had it applied before it was sent.
+    fn marker_tells_itself(&self) -> bool {
+        false
+    }
+
     /// Removes what markers leave behind on the provider where it is run; nothing is to be run where they leave nothing.
     fn forget_markers(&self, _provider: &str) -> Vec<Statement> {
         vec![]

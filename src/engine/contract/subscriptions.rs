@@ -15,9 +15,15 @@ pub enum Disabling {
 
 /// How subscriptions are made, started, stopped and dropped. Statements are run on the subscriber; the paths are loaded.
 pub trait Subscriptions {
+    /// What has to be known of a provider before somebody subscribes to it: the tables that it publishes, qualified.
+    fn subscribed_tables(&self) -> Query<String> {
+        Query::none()
+    }
+
     /// Creates the subscription of `path` to `provider`, disabled and without copying rows. Its slot is there, and it
-    /// makes none. An error where a subscription of the name is there.
-    fn subscribe(&self, path: &Path, provider: &Member) -> Statement;
+    /// makes none. `tables` is what [`Self::subscribed_tables`] has told of the provider. An error where a subscription of
+    /// the name is there, or a table is not.
+    fn subscribe(&self, path: &Path, provider: &Member, tables: &[String]) -> Result<Statement>;
 
     /// Sets the position from which the subscription applies. It is disabled, and no worker of it is alive. An error where
     /// the position is not of the provider of `path`.

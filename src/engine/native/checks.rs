@@ -49,6 +49,7 @@ impl Checks for Native {
         );
         let answers = ask_all(nodes.iter_mut().map(|n| &mut **n), &question)?;
         let mut versions = vec![];
+        let mut published = vec![];
         for (node, rows) in nodes.iter_mut().zip(&answers) {
             let row = rows.one()?;
             let server: u32 = row.get("version")?;
@@ -64,18 +65,24 @@ impl Checks for Native {
                     "Upgrade the server, or use Spock, which replicates older versions.",
                 ));
             }
-            if row.get("publishes")? && extension.is_some() && self.members().first(node)?.is_none()
-            {
+            let publishes: bool = row.get("publishes")?;
+            match extension {
+                None => extensions.push(extension_missing(&node.name)),
+                Some(version) => {
+                    versions.push(version);
+                    published.extend(publishes.then_some(&mut **node));
+                }
+            }
+        }
+        let registries = ask_all(published.iter_mut().map(|n| &mut **n), &self.members())?;
+        for (node, registry) in published.iter().zip(registries) {
+            if registry.is_empty() {
                 publications.push(Finding::new(
                     &node.name,
                     SqlState::DUPLICATE_OBJECT,
                     "publication zodan exists already, and the database is not a cluster node",
                     "It was not made by zodan. ALTER PUBLICATION zodan RENAME TO another name, and have the subscriptions that name it follow.",
                 ));
-            }
-            match extension {
-                None => extensions.push(extension_missing(&node.name)),
-                Some(version) => versions.push(version),
             }
         }
         let ours = versions.last().cloned().unwrap_or_default();
@@ -99,9 +106,11 @@ impl Checks for Native {
     fn warnings(&self, members: &mut [&mut Node]) -> Result<Vec<Finding>> {
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         let mut findings = vec![];
-        for member in members.iter_mut() {
-            let readers = self.readers(member, &names)?.into_iter();
-            findings.extend(readers.map(|(slot, who)| {
+        let asked = members.iter_mut().map(|m| &mut **m);
+        let streaming = ask_all(asked, &Self::streaming())?;
+        for (member, streaming) in members.iter().zip(streaming) {
+            let outsiders = self.outsiders(&member.name, &names, streaming);
+            findings.extend(outsiders.into_iter().map(|(slot, who)| {
                 Finding::new(
                     &member.name,
                     SqlState::OK,

@@ -20,6 +20,10 @@ impl Markers for Native {
         )
     }
 
+    fn marker_tells_itself(&self) -> bool {
+        true
+    }
+
     fn forget_markers(&self, provider: &str) -> Vec<Statement> {
         vec![Statement::new(
             "DELETE FROM zodan.marker WHERE node = $1",

@@ -43,7 +43,12 @@ impl Paths for Native {
                 slots: row.get("slots")?,
             })
         });
-        let found = ask_all(members.iter_mut().map(|m| &mut **m), &known)?;
+        let asked = members.iter_mut().map(|m| &mut **m);
+        let (found, triggers): (Vec<_>, Vec<_>) = ask_all(asked, &(known, triggers::of_apply()))?
+            .into_iter()
+            .unzip();
+        // The source of a join is the first.
+        self.source_has_triggers = triggers.first().is_some_and(|fire| fire.contains(&true));
         let mut present: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut with_registry = vec![];
         for (member, rows) in members.iter_mut().zip(&found) {
@@ -101,10 +106,6 @@ impl Paths for Native {
         for member in members.iter() {
             let path = Path::by_rule(&new.name, &member.name);
             self.slots.remove(&(path.subscriber, path.subscription));
-        }
-        if let Some(source) = members.first_mut() {
-            let fires = triggers::of_apply().one(source)?;
-            self.source_has_triggers = fires;
         }
         let database = server::identity().one(new)?.database;
         self.databases.insert(new.name.clone(), database);

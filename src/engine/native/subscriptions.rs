@@ -2,16 +2,34 @@
 
 use super::Native;
 use crate::engine::{Path, Subscriptions};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lsn::Position;
 use crate::node::{Member, Query, Statement};
 
 impl Subscriptions for Native {
-    fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
-        Statement::new(
-            "SELECT zodan.create_subscription($1, $2, $3)",
-            &[&path.subscription, &provider.dsn.reveal(), &path.slot],
+    fn subscribed_tables(&self) -> Query<String> {
+        Query::new(
+            "SELECT format('%I.%I', n.nspname, c.relname)
+               FROM pg_get_publication_tables('zodan') g
+               JOIN pg_class c ON c.oid = g.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+              ORDER BY 1",
+            &[],
+            |row| row.only(),
         )
+    }
+
+    fn subscribe(&self, path: &Path, provider: &Member, tables: &[String]) -> Result<Statement> {
+        let tables = serde_json::to_string(tables)
+            .map_err(|_| Error::internal("the names of tables are no JSON"))?;
+        Ok(Statement::new(
+            "SELECT zodan.create_subscription($1, $2, $3, $4)",
+            &[
+                &path.subscription,
+                &provider.dsn.reveal(),
+                &path.slot,
+                &tables,
+            ],
+        ))
     }
 
     fn start_at(&self, path: &Path, position: &Position) -> Result<Statement> {

@@ -17,18 +17,16 @@ impl Topology for Native {
     }
 
     fn survey(&self, source: &mut Node) -> Result<Survey> {
-        let installed = source.query(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'zodan')",
-            &[],
-        )?;
-        if !installed.one()?.only::<bool>()? {
-            return Err(Error::Checks(vec![extension_missing(&source.name)]));
-        }
-        let rows = source.query(
+        let rows = match source.query(
             "SELECT n.name, n.dsn, n.name = (SELECT l.name FROM zodan.local_node l) AS is_own
                FROM zodan.node n ORDER BY n.joined_at, n.name",
             &[],
-        )?;
+        ) {
+            Err(error) if error.is_undefined() && !is_installed(source)? => {
+                return Err(Error::Checks(vec![extension_missing(&source.name)]));
+            }
+            rows => rows?,
+        };
         if rows.is_empty() {
             return Ok(Survey {
                 members: vec![source.member()],
@@ -88,7 +86,9 @@ impl Topology for Native {
     }
 
     fn links_to_non_members(&self, leaving: &mut Node, members: &[String]) -> Result<Vec<Finding>> {
-        let found = self.readers(leaving, members)?.into_iter().map(|(slot, who)| {
+        let streaming = Self::streaming().on(leaving)?;
+        let outsiders = self.outsiders(&leaving.name, members, streaming);
+        let found = outsiders.into_iter().map(|(slot, who)| {
             Finding::new(
                 &leaving.name,
                 SqlState::OBJECT_IN_USE,
@@ -111,14 +111,15 @@ impl Topology for Native {
     }
 }
 
+fn is_installed(node: &mut Node) -> Result<bool> {
+    let installed = "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'zodan')";
+    node.query(installed, &[])?.one()?.only()
+}
+
 impl Native {
-    /// By slot, who streams what the node publishes for its cluster, and is none of `members`.
-    pub(super) fn readers(
-        &self,
-        node: &mut Node,
-        members: &[String],
-    ) -> Result<Vec<(String, String)>> {
-        let readers = Query::new(
+    /// By slot, who streams what a node publishes for its cluster.
+    pub(super) fn streaming() -> Query<(String, String)> {
+        Query::new(
             "SELECT s.slot_name, concat_ws(' ', r.application_name, r.client_addr::text) AS who
                FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
                JOIN pg_stat_activity a ON a.pid = s.active_pid
@@ -128,13 +129,21 @@ impl Native {
               ORDER BY 1",
             &[],
             |row| Ok((row.get("slot_name")?, row.get("who")?)),
-        );
+        )
+    }
+
+    /// Those of `streaming` from `node` that are none of `members`.
+    pub(super) fn outsiders(
+        &self,
+        node: &str,
+        members: &[String],
+        mut streaming: Vec<(String, String)>,
+    ) -> Vec<(String, String)> {
         let ours: Vec<String> = members
             .iter()
-            .map(|member| self.path(&node.name, member).slot)
+            .map(|member| self.path(node, member).slot)
             .collect();
-        let mut readers = readers.on(node)?;
-        readers.retain(|(slot, _)| !ours.contains(slot));
-        Ok(readers)
+        streaming.retain(|(slot, _)| !ours.contains(slot));
+        streaming
     }
 }

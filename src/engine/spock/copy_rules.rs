@@ -4,7 +4,7 @@ use super::sets::SetKinds;
 use super::sets::{LOCAL_SETS, differences};
 use super::ways::Ways;
 use super::{Spock, conditions, set_tables, sets};
-use crate::copy;
+use crate::copy::{self, InSnapshot};
 use crate::engine::{ConflictRule, CopyPlan, CopyRules, Paths, SetDifference};
 use crate::error::Result;
 use crate::node::{Node, Query, Statement};
@@ -43,21 +43,18 @@ impl CopyRules for Spock {
         })
     }
 
-    fn copy_plan(&self, source: &mut Node, new: &str, snapshot: &str) -> Result<CopyPlan> {
+    fn copy_plan(
+        &self,
+        source: &mut Node,
+        snapshot: &mut InSnapshot,
+        new: &str,
+    ) -> Result<CopyPlan> {
         let preexisting: Vec<String> = extension_tables(source)?
             .into_iter()
             .map(|(table, _)| table)
             .collect();
-        let from = copy::Source {
-            node: &source.name,
-            dsn: &source.dsn,
-            snapshot,
-        };
-        conditions::in_sync(
-            &source.name,
-            &copy::in_snapshot(&from, &conditions::unsynced())?,
-        )?;
-        let in_sets = copy::in_snapshot(&from, &sets::set_tables())?;
+        conditions::in_sync(&source.name, &conditions::unsynced().on(snapshot)?)?;
+        let in_sets = sets::set_tables().on(snapshot)?;
         self.copied.replace(Some(in_sets.clone()));
         // What nobody will send is not copied either: it would be of one moment, for good.
         let mut ways = Ways::default();
@@ -71,7 +68,7 @@ impl CopyRules for Spock {
             ways.add_received(tables, &no_kinds, &self.subscriptions_of(peer, new));
         }
         let (mut tables, mut structure_only) = (vec![], vec![]);
-        for table in copy::tables(&from, &preexisting)? {
+        for table in copy::tables(snapshot, &preexisting)? {
             let pieces = ways.to_copy(&(table.schema.clone(), table.name.clone()));
             let is_restored = !table.extension && !self.excluded.schemas.contains(&table.schema);
             if pieces.is_empty() && is_restored {

@@ -8,10 +8,10 @@ use crate::lsn::Position;
 use crate::node::{Member, Query, Statement};
 
 impl Subscriptions for Spock {
-    fn subscribe(&self, path: &Path, provider: &Member) -> Statement {
+    fn subscribe(&self, path: &Path, provider: &Member, _tables: &[String]) -> Result<Statement> {
         // forward_origins stays empty: a node sends on nothing but its own changes.
         let wanted = self.wanted(path);
-        Statement::new(
+        Ok(Statement::new(
             "SELECT spock.sub_create(subscription_name := $1::name, provider_dsn := $2,
                         replication_sets := $3::text[], synchronize_structure := false,
                         synchronize_data := false, enabled := false,
@@ -22,7 +22,7 @@ impl Subscriptions for Spock {
                 &array(&wanted.sets),
                 &wanted.delay,
             ],
-        )
+        ))
     }
 
     fn start_at(&self, path: &Path, position: &Position) -> Result<Statement> {

@@ -9,11 +9,6 @@ pub fn begin_reading() -> Statement {
     Statement::new("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", &[])
 }
 
-/// The name of the snapshot of the transaction, for others to read in.
-pub fn export_snapshot() -> Query<String> {
-    Query::new("SELECT pg_export_snapshot()", &[], |row| row.only())
-}
-
 /// The advisory lock that whoever changes the membership holds on every member; `zodm` in ASCII.
 /// Session level, so it vanishes with the session.
 const MEMBERSHIP_LOCK: &str = "2054120557, 1";

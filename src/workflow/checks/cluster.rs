@@ -69,7 +69,7 @@ impl ObservedCluster {
         };
         look(EveryMember {
             engine,
-            ask: &mut |question, _| self.ask(question),
+            ask: &mut |questions, _| self.ask(&questions.to_vec()),
             paths: mesh.links.iter().map(path).collect(),
             bootstrapping: false,
             versions: report.filter_map(|s| major(&s.version)).collect(),

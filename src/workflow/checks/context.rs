@@ -2,11 +2,9 @@
 
 use super::every_member::{Answers, EveryMember, REFUSES_UNSENT};
 use crate::error::{Error, Result};
-use crate::libpq::Rows;
 use crate::node::server::{self, Facts};
-use crate::node::{Node, Statement, ask};
+use crate::node::{Node, Statement, ask_each};
 use crate::workflow::cluster::JoinNodes;
-use crate::workflow::members::each;
 
 /// What the checks learnt and the join needs.
 pub struct Known {
@@ -35,7 +33,7 @@ impl JoinNodes<'_> {
     pub(super) fn known(&mut self) -> Result<Known> {
         let mut nodes: Vec<&mut Node> = vec![&mut *self.source, &mut *self.new];
         nodes.extend(self.peers.iter_mut());
-        let mut facts = each(nodes, |_| server::facts())?.into_iter().flatten();
+        let mut facts = ask_each(nodes, |_| server::facts())?.into_iter().flatten();
         let mut next = || {
             facts
                 .next()
@@ -72,16 +70,14 @@ impl JoinNodes<'_> {
             }
         }
         let (engine, bootstrapping) = (self.engine, !self.source_is_member);
-        let mut ask_them = |question: &Statement, with_new: bool| -> Result<Answers> {
+        let mut ask_them = |questions: &[&Statement], with_new: bool| -> Result<Answers> {
             let nodes = match with_new {
                 true => self.everyone(),
                 false => self.members(),
             };
             let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
-            let questions = nodes.into_iter().map(|n| question.clone().on(n)).collect();
-            let answers = ask(questions).into_iter().map(|rows| rows.map(Ok));
-            let answers: Result<Vec<Result<Rows>>> = answers.collect();
-            Ok(names.into_iter().zip(answers?).collect())
+            let answers = ask_each(nodes, |_| questions.to_vec())?.into_iter().map(Ok);
+            Ok(names.into_iter().zip(answers).collect())
         };
         look(EveryMember {
             engine,

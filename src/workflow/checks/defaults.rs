@@ -2,11 +2,11 @@
 
 use super::Known;
 use crate::error::{Finding, Result, SqlState};
+use crate::node::ask_each;
 use crate::node::server::{self, Default, Setting};
 use crate::quote::ident;
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
-use crate::workflow::members::each;
 use std::collections::BTreeSet;
 
 const MONETARY: &str = "lc_monetary";
@@ -15,7 +15,7 @@ const MONEY: &str = "money";
 /// What they note of a join would be a row of each node's own, and what they forbid would end it.
 pub fn event_triggers(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let names = nodes.names();
-    let answers = each(nodes.everyone(), |_| server::unavoidable_event_triggers())?;
+    let answers = ask_each(nodes.everyone(), |_| server::unavoidable_event_triggers())?;
     for (name, triggers) in names.iter().zip(&answers) {
         if triggers.is_empty() {
             check.pass(name, "none");
@@ -66,7 +66,7 @@ pub fn counters(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<(
 /// Those that fire for the connections of subscriptions, which are none of ours.
 pub fn login_triggers(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let names = nodes.names();
-    let answers = each(nodes.everyone(), |_| server::login_triggers())?;
+    let answers = ask_each(nodes.everyone(), |_| server::login_triggers())?;
     for (name, triggers) in names.iter().zip(&answers) {
         match triggers.is_empty() {
                 true => check.pass(name, "none"),
@@ -86,7 +86,7 @@ pub fn login_triggers(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Re
 /// Apply workers have the defaults of their role and database, and read what is sent as text by them.
 pub fn apply_settings(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
     let names = nodes.names();
-    let answers = each(nodes.everyone(), |_| server::misreading_settings())?;
+    let answers = ask_each(nodes.everyone(), |_| server::misreading_settings())?;
     let found = || answers.iter().flatten();
     let monetary = found().filter(|setting| setting.name == MONETARY);
     let monetary: BTreeSet<&str> = monetary.map(|setting| setting.value.as_str()).collect();

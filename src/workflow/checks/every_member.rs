@@ -7,13 +7,13 @@ use crate::node::{Question, Statement};
 use crate::workflow::findings::{Check, Outcome, Severity};
 
 /// What a node answers, or why it does not.
-pub type Answers = Vec<(String, Result<Rows>)>;
+pub type Answers = Vec<(String, Result<Vec<Rows>>)>;
 
 pub struct EveryMember<'a> {
     pub engine: &'a dyn Engine,
     /// Asks every member the same, and where the second argument says so also a node that is to join. The source of
     /// a join is the first.
-    pub ask: &'a mut dyn FnMut(&Statement, bool) -> Result<Answers>,
+    pub ask: &'a mut dyn FnMut(&[&Statement], bool) -> Result<Answers>,
     /// Between the members, as they are called.
     pub paths: Vec<Path>,
     /// Whether the source is about to found a cluster.
@@ -58,8 +58,8 @@ impl EveryMember<'_> {
         with_new: bool,
     ) -> Result<Vec<(String, Q::Answer)>> {
         let mut answers = vec![];
-        for (node, answer) in (self.ask)(question.statement(), with_new)? {
-            match answer.and_then(|rows| question.answer(rows)) {
+        for (node, answer) in (self.ask)(&question.statements(), with_new)? {
+            match answer.and_then(|rows| question.answer(&mut rows.into_iter())) {
                 Ok(answer) => answers.push((node, answer)),
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
                 Err(error) => check.fail(Finding::unanswered(&node, &error)),

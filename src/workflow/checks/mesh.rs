@@ -4,13 +4,12 @@ use super::Known;
 use crate::engine::{Path, Provider, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::wait;
-use crate::lsn::Lsn;
-use crate::node::server;
+use crate::node::{alone, ask_all, ask_each, server};
 use crate::settings;
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
 use crate::workflow::lost_wal::LostWal;
-use crate::workflow::members::{self, each};
+use crate::workflow::members;
 use crate::workflow::refusal;
 use crate::workflow::topology::Shape;
 use std::collections::BTreeSet;
@@ -45,6 +44,9 @@ impl JoinNodes<'_> {
         let mut rest = Duration::from_millis(10);
         loop {
             let (mut found, may_pass) = self.mesh_troubles()?;
+            if !found.is_empty() {
+                alone()?;
+            }
             if found.is_empty() || !may_pass || begun.elapsed() > limit {
                 for (finding, path) in &mut found {
                     let reason = path.as_ref().map(|path| self.refusal(path));
@@ -102,6 +104,7 @@ impl JoinNodes<'_> {
         for peer in self.peers.iter_mut() {
             let providers = self.engine.providers(peer)?.into_iter().flatten();
             for Provider { node, .. } in providers.filter(|p| !names.contains(&p.node.name)) {
+                alone()?;
                 let asked = members::own_session(&node);
                 let takes = asked.and_then(|mut node| self.engine.providers(&mut node));
                 match takes {
@@ -132,7 +135,7 @@ impl JoinNodes<'_> {
             return Ok(findings);
         }
         let engine = self.engine;
-        let states = each(self.members(), |_| engine.subscriptions())?;
+        let states = ask_each(self.members(), |_| engine.subscriptions())?;
         let mut takes = self.takes(&names, &states)?;
         let mut nodes = names.clone();
         for (beyond, peer) in &both_ways {
@@ -163,24 +166,20 @@ impl JoinNodes<'_> {
         let engine = self.engine;
         let mut members = self.members();
         let names: Vec<String> = members.iter().map(|n| n.name.clone()).collect();
-        let answers = each(members.iter_mut().map(|m| &mut **m), |_| {
+        let answers = ask_each(members.iter_mut().map(|m| &mut **m), |_| {
             engine.subscriptions()
         })?;
         // A worker in a loop of errors is there most of the time; the provider knows whether one
         // streams.
-        let streaming = each(members.iter_mut().map(|m| &mut **m), |_| {
-            server::active_slots()
-        })?;
-        let flushed = each(members, |_| server::wal_flushed())?;
-        let end = |provider: &str| -> Option<Lsn> {
+        let of_providers = (server::active_slots(), server::wal_flushed());
+        let of_providers = ask_all(members, &of_providers)?;
+        let of = |provider: &str| {
             let i = names.iter().position(|n| n == provider)?;
-            flushed[i].iter().copied().flatten().next()
+            Some(&of_providers[i])
         };
+        let end = |provider: &str| of(provider)?.1.iter().copied().flatten().next();
         let streams = |provider: &str, slot: &str| {
-            names
-                .iter()
-                .position(|n| n == provider)
-                .is_some_and(|i| streaming[i].iter().any(|active| active == slot))
+            of(provider).is_some_and(|(streaming, _)| streaming.iter().any(|s| s == slot))
         };
         let shape = Shape::of(&names, &self.takes(&names, &answers)?);
         for (subscriber, states) in names.iter().zip(&answers) {

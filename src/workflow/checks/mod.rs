@@ -30,6 +30,7 @@ use self::every_member::EveryMember;
 use super::clocks;
 use super::findings::{Check, Outcome, Severity, failures};
 use crate::error::{Error, Result};
+use crate::node::{Tasks, side_by_side};
 
 /// A check as the table has it.
 struct CheckDefinition {
@@ -182,24 +183,36 @@ fn walk(stage: Stage, mut make: impl FnMut(Run, &mut Check) -> Result<()>) -> Re
     Ok(outcomes)
 }
 
-/// Before a join.
-const STAGES: [&[Stage]; 4] = [
+/// Before a join. What stands together is made side by side.
+const STAGES: [&[Stage]; 3] = [
     &[Stage::Membership],
     &[Stage::Engine],
-    &[Stage::Requirements, Stage::EveryMember],
-    &[Stage::Warnings],
+    &[Stage::Requirements, Stage::EveryMember, Stage::Warnings],
 ];
+
+/// One of those that are made side by side.
+#[derive(Clone, Copy)]
+enum Task {
+    Defined(&'static CheckDefinition),
+    /// What the engine asks of every member, by its number.
+    OfMembers(usize),
+}
 
 impl JoinNodes<'_> {
     /// For a CALL: the first stage that finds something ends it. `warn` is told the rest.
     pub fn check(mut self, warn: impl FnMut(&Outcome)) -> Result<Known> {
-        let known = self.known()?;
+        let (known, mut of_engine) = self.begin_checks()?;
         let mut outcomes = vec![];
         for stages in STAGES {
-            self.make(stages, &known, &mut outcomes)?;
+            if stages == [Stage::Engine] {
+                outcomes.append(&mut of_engine);
+            }
+            let made = self.make(stages, &known, &mut outcomes);
             let findings = failures(&outcomes);
-            if !findings.is_empty() {
-                return Err(Error::Checks(findings));
+            match made {
+                Err(error @ Error::Interrupted { .. }) => return Err(error),
+                _ if !findings.is_empty() => return Err(Error::Checks(findings)),
+                made => made?,
             }
         }
         outcomes.iter().for_each(warn);
@@ -208,29 +221,62 @@ impl JoinNodes<'_> {
 
     /// For a person: what all of them have found, as far as a CALL would come, and whether that is to the end.
     pub fn outcomes(mut self, outcomes: &mut Vec<Outcome>) -> Result<bool> {
-        let known = self.known()?;
+        let (known, mut of_engine) = self.begin_checks()?;
         for stages in STAGES {
-            // What does no harm is told of nodes that cannot join as well.
-            if !failures(outcomes).is_empty() && stages != [Stage::Warnings] {
+            if !failures(outcomes).is_empty() {
                 return Ok(false);
+            }
+            if stages == [Stage::Engine] {
+                outcomes.append(&mut of_engine);
             }
             self.make(stages, &known, outcomes)?;
         }
         Ok(true)
     }
 
+    /// What all of them go by, and what the engine's own have found.
+    fn begin_checks(&mut self) -> Result<(Known, Vec<Outcome>)> {
+        let tasks = (Self::known, Self::of_the_engine);
+        tasks.make(self, Self::all_sessions)
+    }
+
+    /// Adds what is found to `outcomes`, up to the first error.
     fn make(&mut self, stages: &[Stage], known: &Known, outcomes: &mut Vec<Outcome>) -> Result<()> {
+        let mut tasks = vec![];
         for stage in stages {
-            outcomes.extend(match stage {
-                Stage::Engine => self.of_the_engine()?,
-                Stage::EveryMember => self.every_member(known, asked_of_every_member)?,
-                _ => walk(*stage, |run, check| match run {
-                    Run::Join(run) => run(self, known, check),
-                    _ => Ok(()),
-                })?,
-            });
+            let defined = CHECKS.iter().filter(|check| check.stage == *stage);
+            tasks.extend(defined.map(Task::Defined));
+            if *stage == Stage::EveryMember {
+                tasks.extend((0..self.engine.member_checks().len()).map(Task::OfMembers));
+            }
+        }
+        let made = side_by_side(self, Self::all_sessions, tasks.len(), |number, nodes| {
+            nodes.make_one(tasks[number], known)
+        });
+        for found in made {
+            outcomes.extend(found?);
         }
         Ok(())
+    }
+
+    fn make_one(&mut self, task: Task, known: &Known) -> Result<Vec<Outcome>> {
+        match task {
+            Task::OfMembers(number) => self.every_member(known, |mut every| {
+                let wanted = every.engine.member_checks().into_iter().nth(number);
+                wanted.map_or(Ok(vec![]), |wanted| every.of_the_engine(wanted))
+            }),
+            Task::Defined(definition) => {
+                let mut check = definition.begin();
+                match definition.run {
+                    Run::Join(run) => run(self, known, &mut check)?,
+                    Run::EveryMember(run) => {
+                        self.every_member(known, |mut every| run(&mut every, &mut check))?;
+                    }
+                    Run::Gathering | Run::Cluster(_) => {}
+                }
+                Ok(check.outcomes())
+            }
+        }
     }
 
     /// Under the names that the engine has for them.

@@ -3,10 +3,9 @@
 use super::Known;
 use crate::engine::Path;
 use crate::error::{Finding, Result, SqlState};
-use crate::node::{Node, server};
+use crate::node::{Node, ask_each, server};
 use crate::workflow::cluster::JoinNodes;
 use crate::workflow::findings::Check;
-use crate::workflow::members::each;
 use crate::workflow::name_conflicts;
 
 pub fn free(nodes: &mut JoinNodes, _: &Known, check: &mut Check) -> Result<()> {
@@ -42,7 +41,7 @@ impl JoinNodes<'_> {
             return Ok(());
         }
         let engine = self.engine;
-        let mut members = self.members();
+        let members = self.members();
         let paths = |of: &dyn Fn(&Node) -> Vec<Path>| -> Vec<Vec<Path>> {
             members.iter().map(|m| of(m)).collect()
         };
@@ -50,12 +49,6 @@ impl JoinNodes<'_> {
         let outbound = paths(&|m| engine.paths(&new, &m.name));
         let names: Vec<String> = members.iter().map(|m| m.name.clone()).collect();
         let slots = |paths: &[Path]| paths.iter().map(|p| p.slot.clone()).collect::<Vec<_>>();
-        let present = each(members.iter_mut().map(|m| &mut **m), |m| {
-            server::slots_named(&slots(&engine.paths(&m.name, &new)))
-        })?;
-        for (name, present) in names.iter().zip(&present) {
-            findings.extend(present.iter().map(|slot| name_conflicts::slot(name, slot)));
-        }
         let origins = |paths: &[Path]| -> Vec<String> {
             let wanted = paths.iter().filter_map(|p| engine.origin_wanted(p));
             wanted.map(str::to_owned).collect()
@@ -65,15 +58,17 @@ impl JoinNodes<'_> {
             let path = paths.find(|path| engine.origin_wanted(path) == Some(origin));
             path.map_or(String::new(), |path| path.subscription.clone())
         };
-        let present = each(members.iter_mut().map(|m| &mut **m), |m| {
-            server::origins_there(&origins(&engine.paths(&new, &m.name)))
+        let present = ask_each(members, |m| {
+            (
+                server::slots_named(&slots(&engine.paths(&m.name, &new))),
+                server::origins_there(&origins(&engine.paths(&new, &m.name))),
+                engine.subscriptions(),
+            )
         })?;
-        for (((name, mut states), paths), present) in names
-            .iter()
-            .zip(each(members, |_| engine.subscriptions())?)
-            .zip(&outbound)
-            .zip(&present)
-        {
+        for (name, (present, _, _)) in names.iter().zip(&present) {
+            findings.extend(present.iter().map(|slot| name_conflicts::slot(name, slot)));
+        }
+        for ((name, paths), (_, present, mut states)) in names.iter().zip(&outbound).zip(present) {
             states.retain(|state| paths.iter().any(|p| p.subscription == state.name));
             for state in &states {
                 findings.push(name_conflicts::subscription(
@@ -82,7 +77,7 @@ impl JoinNodes<'_> {
                     state.working,
                 ));
             }
-            for origin in present {
+            for origin in &present {
                 let subscription = with_origin(paths, &origin.origin);
                 if !states.iter().any(|state| state.name == subscription) {
                     findings.push(name_conflicts::origin(name, &subscription, origin));

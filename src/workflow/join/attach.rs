@@ -4,7 +4,7 @@ use super::forwarding::Forwarding;
 use super::starts::{Positions, Starts};
 use crate::engine::{Engine, Path};
 use crate::error::{Error, Result};
-use crate::node::{Member, Node, server};
+use crate::node::{Member, Node, ask_all, server};
 use crate::run::action::{self, CatchUp, PauseApplyToHandOver, Subscribe};
 use crate::run::{Journal, Step};
 use crate::workflow::cluster::JoinNodes;
@@ -46,14 +46,17 @@ impl Attaching<'_> {
             announced.push((self.journal.announce(step)?, path));
         }
         let mut steps = vec![];
+        let published = ask_all(self.nodes.members(), &engine.subscribed_tables())?;
         for (step, path) in announced {
-            let member = members.iter().find(|m| m.name == path.provider);
-            let member = member.ok_or_else(|| Error::internal("a node was not connected"))?;
+            let mut asked = members.iter().zip(&published);
+            let member = asked.find(|(m, _)| m.name == path.provider);
+            let no_member = || Error::internal("a node was not connected");
+            let (member, published) = member.ok_or_else(no_member)?;
+            let subscribe = engine.subscribe(path, member, published)?;
             // Not through SPI: the context of whatever is said meanwhile would be the statement, and
             // the connection string is in it.
             let loopback = &mut *self.nodes.loopback;
-            let subscribe = || engine.subscribe(path, member).run(loopback);
-            steps.push(self.journal.make(step, subscribe)?);
+            steps.push(self.journal.make(step, || subscribe.run(loopback))?);
             self.journal
                 .passed(&format!("{} exists", path.subscription))?;
         }

@@ -3,13 +3,15 @@
 use super::own_times::{self, Kept};
 use super::waiting_slots;
 use crate::copy::{
-    self, Archive, Broken, CheckConstraints, Excluded, ForeignKeys, Indexes, Inventory, Privileges,
-    Source, Structure, Target, Unproved, data, matviews, sequences, settings,
+    self, Archive, Broken, CheckConstraints, Excluded, ForeignKeys, InSnapshot, Indexes, Inventory,
+    Privileges, SeenBefore, Source, Structure, Target, Unproved, data, matviews, sequences,
+    settings,
 };
 use crate::engine::CopyPlan;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::libpq::Conn;
 use crate::node::server::{self, TableFile};
-use crate::node::{Local, Member, Node, Session, Statement};
+use crate::node::{Local, Member, Node, Session, Statement, Tasks, ask_one};
 use crate::progress::{self, Work};
 use crate::quote::ident;
 use crate::run::action::{
@@ -35,6 +37,8 @@ pub struct Copying<'a> {
     /// The new node's database.
     pub database: &'a str,
     pub snapshot: &'a str,
+    /// A session on the source, to read in the snapshot.
+    pub reader: Option<Conn>,
     pub journal: &'a mut Journal,
     pub report: &'a Report,
     /// Which rows keep their times, if any do.
@@ -116,6 +120,41 @@ struct Stored {
     rows_kept: u64,
 }
 
+/// What the source has told before the first change on the new node.
+struct Seen {
+    plan: CopyPlan,
+    of_dump: SeenBefore,
+    restorable: BTreeSet<String>,
+    search_path: String,
+    of_queries: Vec<(String, String)>,
+    indexes: Indexes,
+    foreign_keys: ForeignKeys,
+    /// Where DDL is not replicated.
+    structure: Option<Structure>,
+    privileges: Privileges,
+}
+
+/// On the source.
+struct Sessions<'a> {
+    source: &'a mut Node,
+    snapshot: InSnapshot,
+}
+
+impl Sessions<'_> {
+    fn nodes(&mut self) -> Vec<&mut Node> {
+        vec![&mut *self.source, self.snapshot.node()]
+    }
+}
+
+/// What the dump leaves out.
+fn excluded(plan: &CopyPlan) -> Excluded {
+    let mut excluded = Excluded::default();
+    excluded.schemas.extend_from_slice(&plan.excluded.schemas);
+    let extensions = &plan.excluded.extensions;
+    excluded.extensions.extend_from_slice(extensions);
+    excluded
+}
+
 /// Tables of which nothing is replicated.
 fn tell_structure_only(report: &Report, tables: &[String]) {
     let (shown, more) = tables.split_at(tables.len().min(MOST_TABLES));
@@ -150,29 +189,26 @@ impl Copying<'_> {
         let written = rows_written(self.nodes.new)?;
         let read_only = self.block_writes()?;
         let engines = self.hold_off_by_engine()?;
-        let plan =
-            self.nodes
-                .engine
-                .copy_plan(self.nodes.source, &self.nodes.new.name, self.snapshot)?;
-        tell_structure_only(self.report, &plan.structure_only);
-        self.create_origin(&plan.origin)?;
+        let seen = self.see(&before)?;
+        tell_structure_only(self.report, &seen.plan.structure_only);
+        self.create_origin(&seen.plan.origin)?;
         let restore = Restore {
             before: before.clone(),
-            preexisting: plan.preexisting.clone(),
-            restorable: Some(copy::restorable(&mut self.nodes.source.session)?),
+            preexisting: seen.plan.preexisting.clone(),
+            restorable: Some(seen.restorable.clone()),
         };
         let phase = self.report.current();
         let new = &self.nodes.new.name;
         let step = self.journal.take::<CopyDatabase>(phase, new)?;
         let step = self.journal.begin_with(step, restore)?;
-        let tables = plan.tables.iter().filter(|table| !table.extension);
+        let tables = seen.plan.tables.iter().filter(|table| !table.extension);
         let labels = tables.map(copy::Table::label).collect();
         let Stored {
             copied,
             mut files,
             structure,
             rows_kept,
-        } = self.copy(plan, &step, &mut before)?;
+        } = self.copy(seen, &step, &mut before)?;
         // Emptied by ourselves.
         files.retain(|table, _| !copied.again.contains(table));
         self.journal
@@ -208,10 +244,74 @@ impl Copying<'_> {
         })
     }
 
-    fn copy(&mut self, plan: CopyPlan, step: &Running, before: &mut Inventory) -> Result<Stored> {
+    /// Where the snapshot is, as others connect to it.
+    fn source(&self) -> Member {
+        self.nodes.source.member()
+    }
+
+    /// Asks the source for all that the copy has to know of it beforehand, as much as can be at a time.
+    fn see(&mut self, before: &Inventory) -> Result<Seen> {
+        let Member { name, dsn } = self.source();
+        let source = Source {
+            node: &name,
+            dsn: &dsn,
+            snapshot: self.snapshot,
+        };
+        let no_reader = || Error::internal("no session to read in the snapshot");
+        let reader = self.reader.take().ok_or_else(no_reader)?;
+        let snapshot = InSnapshot::adopt(reader, &source)?;
+        let (engine, new) = (self.nodes.engine, &self.nodes.new.name);
+        let mut sessions = Sessions {
+            source: self.nodes.source,
+            snapshot,
+        };
+        let all = (
+            |of: &mut Sessions| {
+                let plan = engine.copy_plan(of.source, &mut of.snapshot, new)?;
+                let of_dump = SeenBefore::of(&mut of.snapshot, &excluded(&plan))?;
+                Ok((plan, of_dump))
+            },
+            |of: &mut Sessions| copy::restorable(&mut of.source.session),
+            |of: &mut Sessions| {
+                let asked = (settings::search_path(), settings::of_queries());
+                ask_one(of.source, &asked)
+            },
+            |of: &mut Sessions| Indexes::of(&mut of.source.session),
+            |of: &mut Sessions| ForeignKeys::of(&mut of.snapshot),
+            |of: &mut Sessions| Structure::of(&mut of.snapshot),
+            |of: &mut Sessions| Privileges::of(&mut of.snapshot, before),
+        );
+        let (planned, restorable, settings, indexes, foreign_keys, structure, privileges) =
+            all.make(&mut sessions, Sessions::nodes)?;
+        let ((plan, of_dump), (search_path, of_queries)) = (planned, settings);
+        Ok(Seen {
+            structure: (!plan.names_follow).then_some(structure),
+            plan,
+            of_dump,
+            restorable,
+            search_path: search_path.concat(),
+            of_queries,
+            indexes,
+            foreign_keys,
+            privileges,
+        })
+    }
+
+    fn copy(&mut self, seen: Seen, step: &Running, before: &mut Inventory) -> Result<Stored> {
+        let Seen {
+            plan,
+            of_dump,
+            search_path,
+            of_queries,
+            indexes,
+            foreign_keys,
+            structure,
+            privileges,
+            ..
+        } = seen;
         let report = self.report;
         let kept = self.kept.take().map(|kept| (kept, plan.tables.clone()));
-        let Member { name, dsn } = self.nodes.source.member();
+        let Member { name, dsn } = self.source();
         let source = Source {
             node: &name,
             dsn: &dsn,
@@ -222,34 +322,14 @@ impl Copying<'_> {
             dsn: &self.nodes.new.dsn,
             settings: &plan.settings,
         };
-        let search_path = settings::search_path(&mut self.nodes.source.session)?;
-        let of_queries = settings::of_queries(&mut self.nodes.source.session)?;
-        let indexes = Indexes::of(&mut self.nodes.source.session)?;
-        let foreign_keys = ForeignKeys::of(&source)?;
-        let structure = match plan.names_follow {
-            true => None,
-            false => Some(Structure::of(&source)?),
-        };
-        let privileges = Privileges::of(&source, before)?;
 
         report.progress("dumping the structure");
-        let archive = {
-            let names = |of: &[&'static str], more: &[String]| -> Vec<String> {
-                of.iter()
-                    .map(|n| (*n).to_owned())
-                    .chain(more.iter().cloned())
-                    .collect()
-            };
-            let ours = Excluded::default();
-            let schemas = names(ours.schemas, &plan.excluded.schemas);
-            let extensions = names(ours.extensions, &plan.excluded.extensions);
-            let excluded = Excluded {
-                schemas: &schemas.iter().map(String::as_str).collect::<Vec<_>>(),
-                extensions: &extensions.iter().map(String::as_str).collect::<Vec<_>>(),
-                ..ours
-            };
-            Archive::dump(&source, &mut self.nodes.new.session, &excluded)?
-        };
+        let archive = Archive::dump(
+            &source,
+            &mut self.nodes.new.session,
+            &excluded(&plan),
+            of_dump,
+        )?;
         report.step(&format!("structure dumped, {} kB", archive.bytes() >> 10));
         self.journal.passed("the structure is dumped")?;
         // What others have made until now is theirs, even if the restore trips over it.
@@ -301,8 +381,12 @@ impl Copying<'_> {
                         table.bytes >> 10
                     ));
                 }
-                let members =
-                    std::iter::once(&mut *self.nodes.source).chain(&mut *self.nodes.peers);
+                // When all is there they are looked at once more.
+                if arrived.planned_done == arrived.planned {
+                    return Ok(());
+                }
+                let (source, peers) = (&mut *self.nodes.source, &mut *self.nodes.peers);
+                let members = std::iter::once(source).chain(peers);
                 waiting_slots::check(self.nodes.engine, members, &self.nodes.new.name)
             },
         )?;
@@ -357,15 +441,20 @@ impl Copying<'_> {
         report.step("indexes, constraints and triggers created");
         self.journal.passed("indexes are created")?;
         report.progress("setting sequences");
-        let carried =
-            sequences::carry(&mut self.nodes.source.session, &mut self.nodes.new.session)?;
+        let name = self.source().name;
+        let (values, (populated, own), _) = (
+            |source: &mut Node| sequences::values(source),
+            |source: &mut Node| ask_one(source, &(matviews::populated(), settings::of_database())),
+            |source: &mut Node| match &structure {
+                Some(structure) => structure.check(&mut source.session, &name),
+                None => Ok(vec![]),
+            },
+        )
+            .make(self.nodes.source, |source| vec![source])?;
+        let carried = sequences::carry(&values, &mut self.nodes.new.session)?;
         report.step(&format!("{carried} sequences carry their values"));
         report.progress("refreshing materialized views");
-        let refreshed = matviews::refresh(
-            &mut self.nodes.source.session,
-            &mut self.nodes.new.session,
-            &of_queries,
-        )?;
+        let refreshed = matviews::refresh(&populated, &mut self.nodes.new.session, &of_queries)?;
         for (view, error) in &refreshed.unfilled {
             report.warn(
                 &format!(
@@ -387,10 +476,6 @@ impl Copying<'_> {
         }
         self.journal
             .passed("sequences and materialized views are set")?;
-        if let Some(structure) = &structure {
-            structure.check(&mut self.nodes.source.session, &self.nodes.source.name)?;
-        }
-        let own = settings::read(&mut self.nodes.source.session)?;
         settings::apply(&mut self.nodes.new.session, &own)?;
         let mut rows_kept = 0;
         if let Some((kept, tables)) = kept {

@@ -32,8 +32,8 @@ use crate::settings;
 use crate::workflow::checks::Known;
 use crate::workflow::cluster::{Cluster, JoinNodes, JoinRequest, Locking, NewNode};
 use crate::workflow::division::Division;
-use crate::workflow::markers::{self, Marker};
-use crate::workflow::members::{self, each_beside_others, planned_path};
+use crate::workflow::markers::{self, Awaited, Marker, Workers};
+use crate::workflow::members::{self, planned_path};
 use crate::workflow::membership;
 use crate::workflow::name_conflicts;
 use crate::workflow::registries::{now, publish_registry, registry_of};
@@ -169,7 +169,9 @@ impl Join {
     fn clean_up_interrupted(&mut self) -> Result<()> {
         let cluster = &mut self.cluster;
         let interrupted = Interrupted::undone_by(&mut cluster.subject.local.session, COMMAND)?;
-        let cleaned = !interrupted.is_empty() && cluster.engine.registry().is_some();
+        if interrupted.is_empty() {
+            return Ok(());
+        }
         for dead in interrupted {
             self.report.notice(&format!(
                 "cleaning up after the CALL {} for node \"{}\" that was interrupted (run {})",
@@ -190,7 +192,7 @@ impl Join {
             cleaned?;
         }
         cluster.forget_undone()?;
-        if !cleaned {
+        if cluster.engine.registry().is_none() {
             return Ok(());
         }
         // It may have taken a number.
@@ -384,11 +386,10 @@ impl Join {
             announced.push(journal.announce(step)?);
         }
         let mut providers: Vec<&mut Node> = peers.iter_mut().chain([source]).collect();
-        for path in &paths {
-            if let Some(provider) = providers.iter_mut().find(|n| n.name == path.provider) {
-                name_conflicts::refuse_slot(provider, &path.slot)?;
-            }
-        }
+        name_conflicts::refuse_slots(&mut providers, |provider| {
+            let own = paths.iter().filter(|path| path.provider == provider.name);
+            own.map(|path| path.slot.clone()).collect()
+        })?;
         let made = announced.into_iter().map(|step| journal.makes(step));
         let steps = made.collect::<Result<Vec<Running>>>()?;
         let mut starts = BTreeMap::new();
@@ -413,7 +414,7 @@ impl Join {
                 })
                 .collect();
             // Not for the applications' sake, nothing is paused here: to name who is in the way.
-            let answers = ask_within(questions, Some(settings::slot_timeout()));
+            let answers = ask_within(questions, settings::slot_timeout());
             let mut failed = None;
             for ((step, path, node), answer) in round.into_iter().zip(answers) {
                 let (slot, name) = (&path.slot, &path.provider);
@@ -478,12 +479,13 @@ impl Join {
         Ok(positions)
     }
 
-    fn copy(&mut self, known: &Known, journal: &mut Journal, snapshot: Snapshot) -> Result<()> {
+    fn copy(&mut self, known: &Known, journal: &mut Journal, mut snapshot: Snapshot) -> Result<()> {
         self.held = Copying {
             local: &self.local,
             nodes: self.cluster.nodes(),
             database: &known.new.id.database,
             snapshot: &snapshot.name,
+            reader: snapshot.reader.take(),
             journal,
             report: &self.report,
             kept: self.kept.take(),
@@ -564,7 +566,7 @@ impl Join {
         loop {
             let statement = server::create_slot(slot, engine.plugin(), engine.failover());
             let question = vec![statement.ask(loopback)];
-            match ask_within(question, Some(settings::slot_timeout())).pop() {
+            match ask_within(question, settings::slot_timeout()).pop() {
                 Some(Err(Error::Deadline { .. })) => {
                     // It may have been made a moment before.
                     server::drop_slot(slot).run(loopback)?;
@@ -639,6 +641,8 @@ impl Join {
         }
         self.register(known, journal)?;
         let cluster = &mut self.cluster;
+        let published = cluster.engine.subscribed_tables();
+        let published = published.on(&mut cluster.subject.loopback)?;
         let engine = &*cluster.engine;
         let members = cluster.members.iter_mut();
         let mut members: Vec<&mut Node> = members.chain(&mut cluster.subject.readers).collect();
@@ -654,7 +658,7 @@ impl Join {
             for member in &mut members {
                 if let Some(i) = left.iter().position(|(_, p)| p.subscriber == member.name) {
                     let (step, path) = left.remove(i);
-                    questions.push(engine.subscribe(path, &new).on(member));
+                    questions.push(engine.subscribe(path, &new, &published)?.on(member));
                     round.push(step);
                 }
             }
@@ -722,20 +726,17 @@ impl Join {
             ..
         } = self.cluster.nodes();
         let mut all: Vec<&mut Node> = [joined, source].into_iter().chain(peers).collect();
-        let names: Vec<String> = all.iter().map(|n| n.name.clone()).collect();
-        each_beside_others(&mut all, |node, others| {
-            let inbound: Vec<Path> = names
-                .iter()
-                .filter(|p| **p != node.name)
-                .flat_map(|p| engine.paths(p, &node.name))
-                .collect();
-            markers::wait(engine, node, others, markers, &inbound, &new)?;
-            markers::wait_for_workers(engine, node, others, &inbound, &new, &[])
-        })?;
+        let mut awaited = markers::all_of_each(engine, &all);
+        for reader in &mut *readers {
+            awaited.push(Awaited {
+                node: all.len(),
+                inbound: engine.paths(&new, &reader.name),
+            });
+            all.push(reader);
+        }
+        let connected = Workers::Connected(&[]);
+        markers::wait_on_all(engine, &mut all, &awaited, markers, &new, connected)?;
         for reader in readers {
-            let inbound = engine.paths(&new, &reader.name);
-            markers::wait(engine, reader, &mut all, markers, &inbound, &new)?;
-            markers::wait_for_workers(engine, reader, &mut all, &inbound, &new, &[])?;
             self.report.step(&format!(
                 "node \"{}\" reads from \"{new}\" too",
                 reader.name
@@ -827,8 +828,7 @@ impl Join {
     fn finish(&mut self, markers: &[Marker]) -> Result<()> {
         let cluster = &mut self.cluster;
         if self.division.is_none() {
-            let sessions = cluster.members.iter_mut().map(|m| &mut m.session);
-            copy::sequences::catch_up(sessions, &mut cluster.subject.local.session)?;
+            copy::sequences::catch_up(&mut cluster.members, &mut cluster.subject.local)?;
         }
         let nodes = cluster.nodes();
         for drift in nodes

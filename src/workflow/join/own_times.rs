@@ -126,11 +126,8 @@ pub fn keep(
 
 /// A session of its own on the new node.
 fn writer(new: &Node, settings: &[(&str, &str)]) -> Result<Node> {
-    let mut writer = Node {
-        name: new.name.clone(),
-        dsn: new.dsn.clone(),
-        session: Session::Remote(Conn::open(&new.name, &new.dsn)?),
-    };
+    let session = Session::Remote(Conn::open(&new.name, &new.dsn)?);
+    let mut writer = Node::new(&new.name, new.dsn.clone(), session);
     for (name, value) in settings {
         writer.query("SELECT set_config($1, $2, false)", &[name, value])?;
     }

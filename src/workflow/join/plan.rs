@@ -1,10 +1,10 @@
 //! The steps of a join.
 
 use super::Request;
-use crate::copy::Indexes;
+use crate::copy::{InSnapshot, Indexes};
 use crate::engine::{Engine, Path};
 use crate::error::Result;
-use crate::node::{Mode, Node, Reader, server};
+use crate::node::{Mode, Node, Reader};
 use crate::run::action::{
     BlockWritesByEngine, BlockWritesOfNew, BootstrapCluster, CatchUp, CopyDatabase, CreateNode,
     CreateOrigin, CreateSlot, DivideSequences, LetApplyWrite, Marker, PauseApply,
@@ -16,7 +16,6 @@ use crate::workflow::checks::Known;
 use crate::workflow::cluster::{Cluster, JoinNodes, Locking};
 use crate::workflow::division::Division;
 use crate::workflow::estimate::Estimate;
-use crate::workflow::members;
 use crate::workflow::plan::{Planned, refuse_interrupted};
 use crate::workflow::report::Report;
 
@@ -175,11 +174,8 @@ pub fn plan(reader: &Reader, request: &Request) -> Result<Vec<Planned>> {
 }
 
 fn estimate(engine: &dyn Engine, source: &mut Node, new: &str) -> Result<Estimate> {
-    // A snapshot to read the tables in; the session that has it ends here.
-    let mut exporter = members::own_session(&source.member())?;
-    server::begin_reading().run(&mut exporter)?;
-    let snapshot = server::export_snapshot().one(&mut exporter)?;
-    let copy = engine.copy_plan(source, new, &snapshot)?;
+    let mut snapshot = InSnapshot::of_now(&source.name, &source.dsn)?;
+    let copy = engine.copy_plan(source, &mut snapshot, new)?;
     let indexes = Indexes::of(&mut source.session)?;
     Ok(Estimate::of_copy(&copy.tables, &indexes))
 }

@@ -30,6 +30,8 @@ const YOUNG: Duration = Duration::from_millis(300);
 pub struct Snapshot {
     /// Keeps the snapshot. Any further command on it would end it.
     _exporter: Conn,
+    /// Another session on the source, to read in it.
+    pub reader: Option<Conn>,
     pub name: String,
     /// Where the source's slot starts: everything before it is in the snapshot.
     pub start: Position,
@@ -46,17 +48,13 @@ pub struct Snapshot {
 struct KeptVersions(Conn);
 
 impl KeptVersions {
-    fn open(source: &Node) -> Result<Self> {
-        Conn::open(&source.name, &source.dsn).map(Self)
-    }
-
     /// Its own snapshot is older than any that is exported from here on.
     fn begin(&mut self) -> Result<()> {
-        self.0.query(&server::begin_reading().sql, &[])?;
-        self.0.query(&server::now().statement.sql, &[]).map(|_| ())
+        let (begin, look) = (server::begin_reading().sql, server::now().statement.sql);
+        self.0.query(&format!("{begin}; {look}"), &[]).map(|_| ())
     }
 
-    /// When the exporting session is idle in its transaction, or there is none.
+    /// When there is no exporting session.
     fn end(&mut self) -> Result<()> {
         self.0.query(&server::rollback().sql, &[]).map(|_| ())
     }
@@ -83,8 +81,9 @@ pub struct Taking<'a> {
 
 impl Taking<'_> {
     pub fn take(mut self) -> Result<Snapshot> {
-        let mut exporter = Conn::open_replication(&self.source.name, &self.source.dsn)?;
-        let mut versions = KeptVersions::open(self.source)?;
+        let (source, dsn) = (&self.source.name, &self.source.dsn);
+        let (mut exporter, beside) = Conn::open_replication_and_another(source, dsn)?;
+        let mut versions = KeptVersions(beside);
         let phase = self.report.current();
         let slot_step = self.journal.take::<CreateSlot>(phase, &self.source.name)?;
         let slot = slot_step.action().slot.clone();
@@ -107,9 +106,10 @@ impl Taking<'_> {
                 }
                 attempt => attempt?,
             };
-            versions.end()?;
             let why = match attempt {
-                Attempt::Valid(snapshot) => {
+                // The exporting session is idle in its transaction, and the versions need no other.
+                Attempt::Valid(mut snapshot) => {
+                    snapshot.reader = Some(versions.0);
                     if let Some(step) = pause_step {
                         self.journal.ended(step)?;
                     }
@@ -117,6 +117,7 @@ impl Taking<'_> {
                     return Ok(snapshot);
                 }
                 Attempt::GivenUp(conn, why) => {
+                    versions.end()?;
                     exporter = conn;
                     why
                 }
@@ -142,6 +143,7 @@ impl Taking<'_> {
         let snapshot = |exporter, (start, name), progress| {
             Attempt::Valid(Snapshot {
                 _exporter: exporter,
+                reader: None,
                 name,
                 start,
                 progress,

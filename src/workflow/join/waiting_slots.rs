@@ -2,8 +2,7 @@
 
 use crate::engine::Engine;
 use crate::error::{Error, Result, SqlState};
-use crate::node::{Node, server};
-use crate::workflow::members::each;
+use crate::node::{Node, ask_each, server};
 
 /// A slot that lost its WAL during a long copy, or that somebody dropped, has lost changes for good.
 pub fn check<'a>(
@@ -12,7 +11,7 @@ pub fn check<'a>(
     new: &str,
 ) -> Result<()> {
     let mut members: Vec<&mut Node> = members.into_iter().collect();
-    let answers = each(members.iter_mut().map(|m| &mut **m), |m| {
+    let answers = ask_each(members.iter_mut().map(|m| &mut **m), |m| {
         let paths = engine.paths(&m.name, new).into_iter();
         server::slots_lost(&paths.map(|p| p.slot).collect::<Vec<_>>())
     })?;

@@ -5,13 +5,12 @@ use crate::engine::{Path, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
 use crate::lsn::{Lsn, Position};
-use crate::node::{Member, Mode, Node, server};
+use crate::node::{Member, Mode, Node, ask_each, server};
 use crate::settings;
 use crate::workflow::clocks;
 use crate::workflow::cluster::{Cluster, Locking};
 use crate::workflow::liveness::{SlotReader, still_reads};
 use crate::workflow::lost_wal::LostWal;
-use crate::workflow::members::each;
 use crate::workflow::membership::reach;
 use crate::workflow::report::Report;
 use crate::workflow::unfinished::{undecided, unfinished};
@@ -269,7 +268,7 @@ impl Recovery {
     /// Each survivor's subscriptions to `provider`.
     pub fn inbound(&mut self, provider: &str) -> Result<Vec<Vec<Inbound>>> {
         let engine = &*self.cluster.engine;
-        let answers = each(&mut self.cluster.members, |_| engine.subscriptions())?;
+        let answers = ask_each(&mut self.cluster.members, |_| engine.subscriptions())?;
         self.cluster
             .members
             .iter()

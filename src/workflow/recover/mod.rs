@@ -23,7 +23,7 @@ use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::lsn::{Lsn, Position};
-use crate::node::{Local, Member, Mode, Node, Reader, server};
+use crate::node::{Local, Member, Mode, Node, Reader, ask_each, server};
 use crate::progress::Work;
 use crate::run::action::{CloneSlot, Compare, Marker, RecordRecovery, Replay};
 use crate::run::{Command, Journal, Plan, RunHeader};
@@ -168,7 +168,7 @@ pub fn finalize(local: Local, request: Request, clone: &str) -> Result<()> {
     let mode = Mode::Execute(local.clone());
     let mut recovery = Recovery::connect_for(mode, request, report, Failed::Anybody)?;
     let exists = server::slots_named(&[clone.to_owned()]);
-    let slots = members::each(&mut recovery.cluster.members, |_| exists.clone())?;
+    let slots = ask_each(&mut recovery.cluster.members, |_| exists.clone())?;
     if !slots.iter().flatten().any(|slot| slot.is_own) {
         return Err(Error::Argument {
             argument: "cloned_slot_name",

@@ -466,11 +466,8 @@ impl Recovery {
         let target = self.survivor(&missing.target)?;
         ending.wait(target)?;
         // A session of its own: it ends with the replay, and the origin is free then.
-        let mut applier = Node {
-            name: target.name.clone(),
-            dsn: target.dsn.clone(),
-            session: Session::Remote(Conn::open(&target.name, &target.dsn)?),
-        };
+        let session = Session::Remote(Conn::open(&target.name, &target.dsn)?);
+        let mut applier = Node::new(&target.name, target.dsn.clone(), session);
         wait_until(
             &missing.target,
             "waiting for the origin of the failed node",

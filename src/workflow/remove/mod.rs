@@ -20,7 +20,7 @@ use super::undo::Undo;
 use crate::engine::{Path, SubscriptionState};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, wait};
-use crate::node::{Local, Mode, Node, Reader, server};
+use crate::node::{Local, Mode, Node, Reader, ask_each, server};
 use crate::run::action::{BlockWrites, Detach, DropNode, HoldSubscription, Marker, ReadOnlyBefore};
 use crate::run::{Act, Action, Command, Interrupted, Journal, Plan, RunHeader, RunState};
 use crate::settings;
@@ -519,7 +519,7 @@ impl Removal {
     /// How each survivor subscribes to the leaving node.
     fn inbound_states(&mut self) -> Result<Vec<Vec<Inbound>>> {
         let engine = &*self.cluster.engine;
-        let answers = super::members::each(&mut self.cluster.members, |_| engine.subscriptions())?;
+        let answers = ask_each(&mut self.cluster.members, |_| engine.subscriptions())?;
         self.cluster
             .members
             .iter()

@@ -4,9 +4,9 @@
 use super::Removal;
 use crate::engine::PendingCleanup;
 use crate::error::{Error, Result};
-use crate::node::Member;
+use crate::node::{Member, ask_each};
 use crate::run::{Act, Action};
-use crate::workflow::members::{self, each};
+use crate::workflow::members;
 use crate::workflow::membership::{cleanup_of, pending_cleanups};
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ impl Removal {
                 match self.cluster.engine.registry() {
                     Some(registry) => {
                         let record = registry.record_cleanup(&cleanup);
-                        each(&mut self.cluster.members, |_| record.clone())?;
+                        ask_each(&mut self.cluster.members, |_| record.clone())?;
                     }
                     None => statements.extend(action.statements(&*self.cluster.engine)),
                 }
@@ -54,7 +54,8 @@ impl Removal {
         let Some(local) = self.cluster.members.first_mut() else {
             return Ok(vec![]);
         };
-        let mut cleanups = pending_cleanups(&*self.cluster.engine, local)?;
+        let mut cleanups = pending_cleanups(&*self.cluster.engine, &mut [local])?;
+        let mut cleanups = cleanups.pop().unwrap_or_default();
         cleanups.retain(|cleanup| cleanup.removed == self.target);
         Ok(cleanups)
     }
@@ -82,7 +83,7 @@ impl Removal {
             }
             if let Some(registry) = self.cluster.engine.registry() {
                 let done = registry.cleaned_up(&self.target, &name);
-                each(&mut self.cluster.members, |_| done.clone())?;
+                ask_each(&mut self.cluster.members, |_| done.clone())?;
             }
             self.report.notice(&format!(
                 "cleaned up \"{}\" on node \"{name}\"",

@@ -9,10 +9,10 @@ use crate::engine::{self, Engine, RegisteredNode};
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::Dsn;
 use crate::node::server::DatabaseId;
-use crate::node::{Member, Mode, Node};
+use crate::node::{Member, Mode, Node, ask_each};
 use crate::run::Command;
 use crate::workflow::cluster::{Cluster, Locking};
-use crate::workflow::members::{self, each, require_same};
+use crate::workflow::members::{self, require_same};
 use crate::workflow::membership::reach;
 use crate::workflow::removed::ended_on;
 use crate::workflow::report::Report;
@@ -177,7 +177,7 @@ impl Removal {
 
     fn classify(mut self) -> Result<Target> {
         let engine = &*self.cluster.engine;
-        let registries = each(&mut self.cluster.members, |_| engine.members())?;
+        let registries = ask_each(&mut self.cluster.members, |_| engine.members())?;
         for (survivor, members) in self.cluster.members.iter().zip(&registries) {
             if members.iter().any(|member| member.name == self.target) {
                 self.known_to.push(survivor.name.clone());

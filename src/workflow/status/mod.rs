@@ -246,11 +246,11 @@ impl Registered {
 }
 
 fn this_node(reader: &Reader) -> Result<Node> {
-    Ok(Node {
-        name: String::new(),
-        dsn: Dsn::nowhere(),
-        session: Session::Reader(reader.clone()),
-    })
+    Ok(Node::new(
+        "",
+        Dsn::nowhere(),
+        Session::Reader(reader.clone()),
+    ))
 }
 
 fn registered(engine: &dyn Engine, local: &mut Node) -> Result<Vec<Registered>> {
