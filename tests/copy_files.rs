@@ -426,3 +426,31 @@ fn join_fails_when_a_table_is_renamed_during_the_copy() {
         assert_eq!(n1.value(count), n2.value(count), "{count}");
     }
 }
+
+#[test]
+fn worker_that_waits_for_a_locked_table_holds_no_other() {
+    let cluster = Cluster::start(2);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    cluster.form_mesh(1, SMALL);
+    let call = Call::of(n2, n1).sql();
+    let settings = "SET zodan.copy_jobs = 1";
+    let (hang, join) = Hang::start(n2, settings, "within tables are created", &call);
+    let mut holder = n1.client_named("holder");
+    holder
+        .batch_execute("BEGIN; LOCK TABLE other IN ACCESS EXCLUSIVE MODE")
+        .expect("hold a table");
+    hang.release();
+    n1.wait_for(
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'other'::regclass",
+        "1",
+    );
+    for table in ["narrow", "wide", "parted_1", "apart"] {
+        n1.sql(&format!(
+            "BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE NOWAIT; COMMIT"
+        ));
+    }
+    holder.batch_execute("COMMIT").expect("let go of it");
+    join.succeeds();
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}

@@ -243,3 +243,84 @@ impl Transcript {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libpq::{Limit, Rows};
+    use crate::node::Statement;
+
+    fn asked(session: Option<usize>, sql: &str) -> Vec<Addressed> {
+        let statement = Statement::new(sql, &[]);
+        vec![(session, Message::new(vec![statement], Limit::None))]
+    }
+
+    fn answer(text: &str) -> Vec<Answered> {
+        let rows = Rows::new(vec!["a".into()], vec![vec![Some(text.into())]], 1);
+        vec![Answered::at_once(|| vec![Ok(rows)])]
+    }
+
+    fn text(answers: Option<Vec<Answered>>) -> Option<String> {
+        let rows = answers?.pop()?.answers.pop()?.ok()?;
+        rows.one().ok()?.only().ok()
+    }
+
+    fn is_unanswered(answers: Option<Vec<Answered>>) -> bool {
+        let answers = answers.into_iter().flatten().flat_map(|a| a.answers);
+        let answers: Vec<_> = answers.collect();
+        !answers.is_empty() && answers.iter().all(|a| matches!(a, Err(Error::Unanswered)))
+    }
+
+    /// Of a task that asks this server and the one with session 1.
+    fn transcript() -> Transcript {
+        Transcript {
+            sessions: HashSet::from([None, Some(1)]),
+            ..Transcript::default()
+        }
+    }
+
+    #[test]
+    fn question_is_held_back_and_answered_when_the_task_is_run_again() {
+        let mut task = transcript();
+        assert!(is_unanswered(task.course(&asked(Some(1), "a"))));
+        // Nothing comes before that answer.
+        assert!(is_unanswered(task.course(&asked(Some(1), "b"))));
+        assert_eq!(task.open, asked(Some(1), "a"));
+        let open = std::mem::take(&mut task.open);
+        task.answered.push((open, answer("first")));
+        task.told = 0;
+        assert_eq!(
+            text(task.course(&asked(Some(1), "a"))).as_deref(),
+            Some("first")
+        );
+        assert!(is_unanswered(task.course(&asked(Some(1), "a"))));
+        assert_eq!(task.open, asked(Some(1), "a"));
+    }
+
+    #[test]
+    fn this_server_is_asked_once_and_a_session_of_the_task_each_time() {
+        let mut task = transcript();
+        assert!(task.course(&asked(None, "a")).is_none());
+        task.note(asked(None, "a"), &answer("here"));
+        assert!(task.course(&asked(Some(7), "b")).is_none());
+        task.note(asked(Some(7), "b"), &answer("its own"));
+        task.told = 0;
+        assert_eq!(
+            text(task.course(&asked(None, "a"))).as_deref(),
+            Some("here")
+        );
+        assert!(task.course(&asked(Some(7), "b")).is_none());
+    }
+
+    #[test]
+    fn task_that_takes_another_course_is_told_nothing_of_the_old_one() {
+        let mut task = transcript();
+        task.answered = vec![
+            (asked(Some(1), "a"), answer("1")),
+            (asked(Some(1), "b"), answer("2")),
+        ];
+        assert!(task.course(&asked(Some(1), "a")).is_some());
+        assert!(is_unanswered(task.course(&asked(Some(1), "c"))));
+        assert_eq!(task.answered.len(), 1);
+    }
+}

@@ -1,10 +1,10 @@
 //! The tables at the end of a run: nodes, subscriptions and lag, as the members see them.
 
 use super::report::{Report, table};
-use crate::engine::{Engine, Lag, SubscriptionState};
+use crate::engine::{Engine, Lag, RegisteredNode, SubscriptionState};
 use crate::error::Result;
 use crate::libpq::Dsn;
-use crate::node::{Node, ask_all};
+use crate::node::{Node, Tasks, ask_all};
 use zodan_core::subscription::{Answer, AtSubscriber, SubscriptionStatus, assess};
 
 /// Tells what `members` are now, and how they get on with those who are `away`. The first of them is asked for the
@@ -15,11 +15,18 @@ pub fn show(
     away: &[String],
     report: &Report,
 ) -> Result<()> {
-    if let Some(first) = members.first_mut() {
-        show_nodes(engine, first, report)?;
-    }
     let asked = (engine.subscriptions(), engine.lag());
-    let answers = ask_all(members.iter_mut().map(|n| &mut **n), &asked)?;
+    let (nodes, answers) = (
+        |members: &mut [&mut Node]| match members.first_mut() {
+            Some(first) => engine.members().on(first),
+            None => Ok(vec![]),
+        },
+        |members: &mut [&mut Node]| ask_all(members.iter_mut().map(|n| &mut **n), &asked),
+    )
+        .make(members, |members| {
+            members.iter_mut().map(|n| &mut **n).collect()
+        })?;
+    show_nodes(nodes, report);
     let (states, lag): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
     let names: Vec<String> = members.iter().map(|n| n.name.clone()).collect();
     show_subscriptions(engine, &names, &states, away, report);
@@ -27,16 +34,15 @@ pub fn show(
     Ok(())
 }
 
-fn show_nodes(engine: &dyn Engine, node: &mut Node, report: &Report) -> Result<()> {
+fn show_nodes(nodes: Vec<RegisteredNode>, report: &Report) {
     let mut rows = vec![];
-    for member in engine.members().on(node)? {
+    for member in nodes {
         let dsn = Dsn::parse(&member.dsn)
             .map(|d| d.redacted())
             .unwrap_or_default();
         rows.push(vec![member.name, member.location, member.country, dsn]);
     }
     say_table(&["node_name", "location", "country", "dsn"], rows, report);
-    Ok(())
 }
 
 fn show_subscriptions(

@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::libpq::Conn;
-use crate::node::{Mode, Node, Session, server};
+use crate::node::{Member, Mode, Node, Session, server, side_by_side};
 use crate::run::{Command, Interrupted, Journal, RunState};
 use crate::workflow::report::Report;
 use crate::workflow::undo::Undo;
@@ -27,19 +27,27 @@ pub fn let_go(
     open: Open,
     failed: Option<&str>,
 ) -> Result<()> {
-    let mut journals = vec![(String::new(), None)];
-    for node in survivors.iter_mut().filter(|node| node.name != local_name) {
-        if server::has_journal().one(node)? {
-            let place = format!(" on node \"{}\"", node.name);
-            journals.push((place, Some((node.name.clone(), node.dsn.clone()))));
-        }
+    let all = survivors.len();
+    let interrupted = side_by_side(
+        survivors,
+        |survivors| survivors.iter_mut().collect(),
+        all,
+        |i, survivors| {
+            let node = &mut survivors[i];
+            match node.name != local_name && server::has_journal().one(node)? {
+                true => Interrupted::undone_by(&mut node.session, Command::RecoverRun),
+                false => Ok(vec![]),
+            }
+        },
+    );
+    let here = Interrupted::undone_by(&mut session.session(), Command::RecoverRun)?;
+    let mut journals = vec![(String::new(), None, here)];
+    for (node, interrupted) in survivors.iter().zip(interrupted) {
+        let place = format!(" on node \"{}\"", node.name);
+        journals.push((place, Some(node.member()), interrupted?));
     }
-    for (place, elsewhere) in journals {
-        let session = || match &elsewhere {
-            Some((name, dsn)) => Conn::open(name, dsn).map(Session::Remote),
-            None => Ok(session.session()),
-        };
-        for dead in Interrupted::undone_by(&mut session()?, Command::RecoverRun)? {
+    for (place, elsewhere, interrupted) in journals {
+        for dead in interrupted {
             if failed.is_some_and(|failed| failed != dead.node) {
                 continue;
             }
@@ -51,7 +59,11 @@ pub fn let_go(
                     dead.command
                 ),
             });
-            let journal = Journal::reopen(session()?, dead.run);
+            let own = match &elsewhere {
+                Some(Member { name, dsn }) => Session::Remote(Conn::open(name, dsn)?),
+                None => session.session(),
+            };
+            let journal = Journal::reopen(own, dead.run);
             let undo = Undo {
                 engine,
                 journal: &journal,

@@ -3,11 +3,11 @@
 use super::Removal;
 use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
-use crate::node::{Node, Statement, server};
+use crate::node::{Node, Statement, ask, ask_each, server};
 use crate::run::Journal;
 use crate::run::action::{Detach, DropNode, ReadOnlyBefore};
 use crate::run::revert::drop_slot;
-use crate::workflow::members::{each_in_turn, present_slots, recovery_slot};
+use crate::workflow::members::{each_in_turn, recovery_slot};
 use crate::workflow::registries::{now, publish_registry};
 
 impl Removal {
@@ -195,9 +195,21 @@ impl Removal {
 
     fn drop_slots(&mut self) -> Result<()> {
         let outbound = self.outbound_paths();
+        let (engine, target) = (&*self.cluster.engine, &self.target);
+        // The first on each at the same time; who streams from one is looked after below.
+        let questions = self.cluster.members.iter_mut().filter_map(|survivor| {
+            let path = engine.paths(&survivor.name, target).into_iter().next()?;
+            Some(server::drop_slot(&path.slot).on(survivor))
+        });
+        let mut dropped = ask(questions.collect()).into_iter();
         for survivor in &mut self.cluster.members {
-            for path in self.cluster.engine.paths(&survivor.name, &self.target) {
-                drop_slot(survivor, &path.slot)?;
+            for (i, path) in engine.paths(&survivor.name, target).iter().enumerate() {
+                let tried = if i == 0 { dropped.next() } else { None };
+                match tried {
+                    Some(Ok(_)) => {}
+                    Some(Err(error @ Error::Interrupted { .. })) => return Err(error),
+                    _ => drop_slot(survivor, &path.slot)?,
+                }
             }
         }
         if let Ok(leaving) = &mut self.cluster.subject {
@@ -229,30 +241,39 @@ impl Removal {
     }
 
     fn prove(&mut self) -> Result<()> {
+        let (engine, target) = (&*self.cluster.engine, &self.target);
+        let answers = ask_each(&mut self.cluster.members, |node| {
+            let to = engine.paths(&node.name, target).into_iter();
+            let slots: Vec<String> = to.map(|path| path.slot).collect();
+            let from = engine.paths(target, &node.name).into_iter();
+            (
+                server::slots_named(&slots),
+                engine.subscriptions(),
+                from.map(|path| server::origins_named(&path.slot))
+                    .collect::<Vec<_>>(),
+                engine.members(),
+            )
+        })?;
         let mut left = vec![];
-        for node in &mut self.cluster.members {
-            let name = node.name.clone();
+        for (node, (slots, subscriptions, origins, members)) in
+            self.cluster.members.iter().zip(answers)
+        {
             let mut found = |what: &str, which: &str| {
-                left.push(format!("{what} {which} on node \"{name}\""));
+                left.push(format!("{what} {which} on node \"{}\"", node.name));
             };
-            let to = self.cluster.engine.paths(&name, &self.target);
-            let slots: Vec<String> = to.into_iter().map(|path| path.slot).collect();
-            for (slot, _) in present_slots(node, &slots)? {
-                found("slot", &slot);
+            for slot in slots.iter().filter(|slot| slot.is_own) {
+                found("slot", &slot.name);
             }
-            let subscriptions = self.cluster.engine.subscriptions().on(node)?;
-            for from in self.cluster.engine.paths(&self.target, &name) {
+            for from in engine.paths(target, &node.name) {
                 if subscriptions.iter().any(|s| s.name == from.subscription) {
                     found("subscription", &from.subscription);
                 }
-                for origin in server::origins_named(&from.slot).on(node)? {
-                    found("origin", &origin);
-                }
             }
-            for member in self.cluster.engine.members().on(node)? {
-                if member.name == self.target {
-                    found("registry entry", &self.target);
-                }
+            for origin in origins.iter().flatten() {
+                found("origin", origin);
+            }
+            if members.iter().any(|member| member.name == *target) {
+                found("registry entry", target);
             }
         }
         if left.is_empty() {

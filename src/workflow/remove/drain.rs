@@ -11,7 +11,7 @@ use crate::run::Journal;
 use crate::run::action::{BlockWrites, HoldSubscription, Marker, ReadOnlyBefore};
 use crate::settings;
 use crate::workflow::hold;
-use crate::workflow::markers;
+use crate::workflow::markers::{self, Awaited, Workers};
 use crate::workflow::members;
 use crate::workflow::unfinished::{undecided, unfinished};
 use std::collections::{BTreeMap, BTreeSet};
@@ -170,6 +170,9 @@ impl Removal {
         let engine = &*self.cluster.engine;
         let markers = markers::emit(engine, &mut self.cluster.subject)?;
         journal.passed("the leaving node's marker is committed")?;
+        if !self.force {
+            return self.wait_on_survivors(&markers, &states);
+        }
         for (survivor, states) in self.cluster.members.iter_mut().zip(&states) {
             // Where there is none, `findings` has said so.
             let enabled = states.iter().filter(|inbound| inbound.is_enabled());
@@ -180,7 +183,6 @@ impl Removal {
             let mut leaving: Vec<&mut Node> = self.cluster.subject.iter_mut().collect();
             match markers::wait(engine, survivor, &mut leaving, &markers, &paths, &target) {
                 Err(error @ (Error::Interrupted { .. } | Error::Lost { .. })) => return Err(error),
-                Err(error) if !self.force => return Err(error),
                 Err(error) => self.report.warn(
                     &format!(
                         "node \"{}\" may lack what \"{target}\" wrote: {error}",
@@ -192,6 +194,36 @@ impl Removal {
             }
         }
         Ok(())
+    }
+
+    /// On all at the same time.
+    fn wait_on_survivors(
+        &mut self,
+        markers: &[markers::Marker],
+        states: &[Vec<Inbound>],
+    ) -> Result<()> {
+        let enabled = |states: &Vec<Inbound>| -> Vec<Path> {
+            let enabled = states.iter().filter(|inbound| inbound.is_enabled());
+            enabled.map(|inbound| inbound.path.clone()).collect()
+        };
+        let survivors = self.cluster.members.iter().enumerate().zip(states);
+        let awaited: Vec<Awaited> = survivors
+            .filter(|((_, survivor), _)| !self.deaf.contains(&survivor.name))
+            .map(|((node, _), states)| Awaited {
+                node,
+                inbound: enabled(states),
+            })
+            .collect();
+        let leaving = self.cluster.subject.iter_mut();
+        let mut nodes: Vec<&mut Node> = self.cluster.members.iter_mut().chain(leaving).collect();
+        markers::wait_on_all(
+            &*self.cluster.engine,
+            &mut nodes,
+            &awaited,
+            markers,
+            &self.target,
+            Workers::MayBeAway,
+        )
     }
 
     /// A dead node: all survivors have the same of it. One that is still applying what has arrived gets

@@ -9,7 +9,7 @@ use crate::node::{Member, Mode, Node, server};
 use crate::run::revert::run_all;
 use crate::run::{Act, Action, Command, Journal, RunState};
 use crate::workflow::members;
-use crate::workflow::membership::reach;
+use crate::workflow::membership::{ReachableMembers, reach};
 use crate::workflow::node_copy::{self, NodeCopy};
 use crate::workflow::removed::{by_members, by_successor, end_replication};
 use crate::workflow::report::Report;
@@ -35,21 +35,29 @@ pub enum Why {
 }
 
 impl Why {
-    /// `None` if the cluster goes on with `me`.
-    pub fn find(engine: &mut dyn Engine, me: &mut Node, request: &Request) -> Result<Option<Self>> {
+    /// `None` if the cluster goes on with `me`; the members may have been `reached` by then.
+    pub fn find(
+        engine: &mut dyn Engine,
+        me: &mut Node,
+        request: &Request,
+        reached: &mut Option<ReachableMembers>,
+    ) -> Result<Option<Self>> {
         let why = match NodeCopy::of_registered(engine, me)? {
             Some(copied) => Self::Copied(copied),
             None if engine.registry().is_none() => match forgotten(engine, me)? {
                 Some(message) => Self::Forgotten(message),
                 None => return Ok(None),
             },
-            None => match reach(engine, me, None)?.without(&me.name) {
-                Some((own, newest)) => Self::Removed {
-                    own: own.clone(),
-                    newest: newest.clone(),
-                },
-                None => return Ok(None),
-            },
+            None => {
+                let found = reached.insert(reach(engine, me, None)?);
+                match found.without(&me.name) {
+                    Some((own, newest)) => Self::Removed {
+                        own: own.clone(),
+                        newest: newest.clone(),
+                    },
+                    None => return Ok(None),
+                }
+            }
         };
         if let Some(dsn) = &request.target_dsn {
             let mut given = members::own_session(&Member {

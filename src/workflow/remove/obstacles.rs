@@ -5,9 +5,11 @@ use crate::engine::{Engine, Path};
 use crate::error::{Error, Finding, Result, SqlState};
 use crate::libpq::{Dsn, scrub};
 use crate::node::server::{self, DatabaseId};
+use crate::node::{Node, ask_each};
 use crate::workflow::lost_wal::LostWal;
 use crate::workflow::members;
 use crate::workflow::topology::Outsider;
+use std::collections::BTreeMap;
 
 /// The node gives its changes to that on which the CALL runs, and takes none of any member.
 pub fn no_member(engine: &dyn Engine, local_name: &str, outsider: &Outsider) -> Error {
@@ -75,12 +77,30 @@ impl Removal {
         };
         let identity = members::identity(leaving)?;
         let mut findings = vec![];
-        for (survivor, states) in self.cluster.members.iter_mut().zip(states) {
-            for Inbound { path, .. } in states.iter().filter(|inbound| inbound.is_enabled()) {
-                let Some(address) = self.cluster.engine.idle_address(path).first(survivor)? else {
+        let engine = &*self.cluster.engine;
+        let enabled = |states: &Vec<Inbound>| -> Vec<Path> {
+            let enabled = states.iter().filter(|inbound| inbound.is_enabled());
+            enabled.map(|inbound| inbound.path.clone()).collect()
+        };
+        let paths: BTreeMap<String, Vec<Path>> = self
+            .cluster
+            .members
+            .iter()
+            .map(|survivor| survivor.name.clone())
+            .zip(states.iter().map(enabled))
+            .collect();
+        let addresses = ask_each(&mut self.cluster.members, |survivor| {
+            let paths = paths[&survivor.name].iter();
+            paths
+                .map(|path| engine.idle_address(path))
+                .collect::<Vec<_>>()
+        })?;
+        for (survivor, addresses) in self.cluster.members.iter_mut().zip(addresses) {
+            for (path, address) in paths[&survivor.name].iter().zip(addresses) {
+                let Some(address) = address.into_iter().next() else {
                     continue;
                 };
-                let why = match self.cluster.engine.probe(&address).last() {
+                let why = match engine.probe(&address).last() {
                     None => continue,
                     Some(probe) => match probe.run(survivor) {
                         Ok(rows) => match rows.first() {
@@ -123,12 +143,18 @@ impl Removal {
             .members
             .iter_mut()
             .chain(&mut self.cluster.subject);
-        for node in nodes {
-            let paths = match node.name == self.target {
+        let mut nodes: Vec<&mut Node> = nodes.collect();
+        let (engine, target) = (&*self.cluster.engine, &self.target);
+        let asked = nodes.iter_mut().map(|node| &mut **node);
+        let answers = ask_each(asked, |node| {
+            let paths: Vec<String> = match node.name == *target {
                 true => outbound.clone(),
-                false => names(self.cluster.engine.paths(&node.name, &self.target)).collect(),
+                false => names(engine.paths(&node.name, target)).collect(),
             };
-            for name in server::waited_for(&paths).on(node)? {
+            server::waited_for(&paths)
+        })?;
+        for (node, waited_for) in nodes.iter().zip(answers) {
+            for name in waited_for {
                 let what = format!(
                     "synchronous_standby_names names {name}, by which \"{}\" is read or reads: once it has left, commits wait for it for ever",
                     self.target

@@ -13,7 +13,7 @@ use crate::node::{Member, Mode, Node, ask_each};
 use crate::run::Command;
 use crate::workflow::cluster::{Cluster, Locking};
 use crate::workflow::members::{self, require_same};
-use crate::workflow::membership::reach;
+use crate::workflow::membership::{ReachableMembers, reach};
 use crate::workflow::removed::ended_on;
 use crate::workflow::report::Report;
 use std::cell::RefCell;
@@ -48,9 +48,10 @@ impl Target {
         }
         let mut me = members::local(&request.target, &Dsn::nowhere(), &mode);
         let mut engine = engine::detect(&mut me)?;
+        let mut reached = None;
         match engine.local_name(&mut me)? {
             Some(name) if name == me.name => {
-                if let Some(why) = Why::find(&mut *engine, &mut me, request)? {
+                if let Some(why) = Why::find(&mut *engine, &mut me, request, &mut reached)? {
                     return Ok(Self::FormerMember(FormerMember {
                         engine,
                         mode,
@@ -73,19 +74,27 @@ impl Target {
                 }
             }
         }
-        Removal::connect(mode, request, report)?.classify()
+        Removal::connect(mode, request, report, reached)?.classify()
     }
 }
 
 impl Removal {
-    fn connect(session: Mode, request: &Request, report: Report) -> Result<Self> {
+    fn connect(
+        session: Mode,
+        request: &Request,
+        report: Report,
+        reached: Option<ReachableMembers>,
+    ) -> Result<Self> {
         let (engine, mut me) = members::own_node(
             &session,
             "Run it in the database of any node of the cluster.",
         )?;
         let local_name = me.name.clone();
         let own = members::identity(&mut me)?;
-        let mut reached = reach(&*engine, &mut me, None)?;
+        let mut reached = match reached {
+            Some(reached) => reached,
+            None => reach(&*engine, &mut me, None)?,
+        };
         if local_name != request.target {
             reached.require_own(&*engine, &mut me, session.changes())?;
         }
