@@ -187,6 +187,18 @@ impl Error {
         Self::Internal(message.into())
     }
 
+    /// No connection could be made to `node`; whether a server has answered.
+    pub fn connect(node: &str, reason: String, answered: bool) -> Self {
+        Self::Connect {
+            answered,
+            hint: format!(
+                "Check host, port, database, user and password in the connection string of node \"{node}\", and pg_hba.conf and the state of its server."
+            ),
+            node: node.to_owned(),
+            reason,
+        }
+    }
+
     /// Where no connection could be made: with another hint, made from the one that it has.
     pub fn hinted(mut self, make: impl FnOnce(&str) -> String) -> Self {
         if let Self::Connect { hint, .. } = &mut self {

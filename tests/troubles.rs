@@ -78,8 +78,8 @@ fn join_fails_when_the_network_stalls() {
         (
             1,
             "6 before block application writes on the new node on n3",
-            "08001",
-            "could not connect to node \"n1\": timeout expired".into(),
+            "08006",
+            lost("n1"),
             ["\"create slot sub_n1_n3_postgres_", "\" on node \"n1\""],
         ),
         (

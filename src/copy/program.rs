@@ -70,7 +70,21 @@ impl Program<'_> {
         if status.success() {
             Ok(output)
         } else {
-            Err(self.failure(running.complaint(self.name, status)))
+            Err(self.failed(running.complaint(self.name, status)))
+        }
+    }
+
+    /// With `complaint`. That it could not connect is told as it is of our own sessions.
+    fn failed(&self, complaint: String) -> Error {
+        // In the language C, which it runs in.
+        let refused = complaint.find("connection to server ");
+        match (self.remote, refused) {
+            (Some(_), Some(at)) if complaint.contains(" failed: ") => {
+                let reason = scrub(&complaint[at..]);
+                let answered = reason.contains("FATAL:  ");
+                Error::connect(self.node, reason, answered)
+            }
+            _ => self.failure(complaint),
         }
     }
 

@@ -371,8 +371,11 @@ impl<'a> Running<'a> {
             Ok(()) => self.heard = Instant::now(),
             Err(error @ Error::Interrupted { .. }) => return Err(error),
             Err(error) => {
-                // What waited for a lock has been cancelled, and its session is as before.
-                self.conn.broken |= !matches!(error, Error::Stalled { .. });
+                // What waited for a lock has been cancelled, and its session is as before. A node that does not answer
+                // is told nothing any more.
+                if !matches!(error, Error::Stalled { .. }) {
+                    self.conn.mark_broken();
+                }
                 self.finish_with(&error);
             }
         }

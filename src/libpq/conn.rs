@@ -777,16 +777,9 @@ impl Connecting {
 
     fn fail(&mut self, reason: String) {
         if let Self::Under { conn, .. } = self {
-            let node = conn.node.clone();
             let answered = conn.has_answered(&reason);
-            *self = Self::Done(Err(Error::Connect {
-                answered,
-                hint: format!(
-                    "Check host, port, database, user and password in the connection string of node \"{node}\", and pg_hba.conf and the state of its server."
-                ),
-                node,
-                reason: one_sentence(&reason),
-            }));
+            let error = Error::connect(&conn.node, one_sentence(&reason), answered);
+            *self = Self::Done(Err(error));
         }
     }
 
