@@ -446,7 +446,46 @@ fn worker_that_waits_for_a_locked_table_holds_no_other() {
     );
     for table in ["narrow", "wide", "parted_1", "apart"] {
         n1.sql(&format!(
-            "BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE NOWAIT; COMMIT"
+            "BEGIN; SET LOCAL lock_timeout = '10s'; LOCK TABLE {table}; COMMIT"
+        ));
+    }
+    holder.batch_execute("COMMIT").expect("let go of it");
+    join.succeeds();
+    wait_quiet(&cluster.all());
+    assert_same_content(&cluster.all());
+}
+
+#[test]
+fn worker_that_waits_for_an_index_holds_no_other_table() {
+    let cluster = Cluster::start(2);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    cluster.form_mesh(
+        1,
+        &format!(
+            "{SMALL}
+             CREATE TABLE toasted (id integer PRIMARY KEY, pad text);
+             ALTER TABLE toasted ALTER pad SET STORAGE EXTERNAL;
+             INSERT INTO toasted SELECT g, repeat('x', CASE WHEN g > 2000 THEN 5000 ELSE 5 END)
+               FROM generate_series(1, 2100) g"
+        ),
+    );
+    let call = Call::of(n2, n1).sql();
+    let settings = "SET zodan.copy_jobs = 1";
+    let (hang, join) = Hang::start(n2, settings, "within tables are created", &call);
+    let mut holder = n1.client_named("holder");
+    holder
+        .batch_execute("BEGIN; REINDEX TABLE toasted")
+        .expect("hold an index");
+    hang.release();
+    // The worker, by itself: with one message it would have given up after a moment.
+    n1.wait_for(
+        "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+          WHERE NOT l.granted AND a.query LIKE 'SET LOCAL client_encoding%'",
+        "1",
+    );
+    for table in ["narrow", "wide", "parted_1", "apart"] {
+        n1.sql(&format!(
+            "BEGIN; SET LOCAL lock_timeout = '10s'; LOCK TABLE {table}; COMMIT"
         ));
     }
     holder.batch_execute("COMMIT").expect("let go of it");

@@ -316,6 +316,28 @@ fn join_works_with_names_outside_of_ascii_in_a_latin1_database() {
     assert_eq!(n1.value(names), n2.value(names));
 }
 
+/// A copy worker asks for them with several messages, whose text is UTF-8.
+#[test]
+fn join_works_with_many_tables_and_columns_outside_of_ascii_in_a_latin1_database() {
+    let options = quick().initdb("--encoding=LATIN1").initdb("--locale=C");
+    let cluster = Cluster::start_with(2, &options);
+    let (n1, n2) = (cluster.n(1), cluster.n(2));
+    cluster.form_mesh(
+        1,
+        r#"DO $$ BEGIN
+               FOR i IN 1..40 LOOP
+                   EXECUTE format('CREATE TABLE t%s (id integer PRIMARY KEY, "é" text)', i);
+                   EXECUTE format('INSERT INTO t%s SELECT g, ''ä'' FROM generate_series(1, 9) g', i);
+               END LOOP;
+           END $$"#,
+    );
+    n2.call(&Call::of(n2, n1).sql())
+        .unwrap_or_else(|e| panic!("{e}"));
+    wait_quiet(&[n1, n2]);
+    assert_same_content(&[n1, n2]);
+    assert_eq!(n2.value(r#"SELECT count(*) FROM t40 WHERE "é" = 'ä'"#), "9");
+}
+
 #[test]
 fn failed_join_is_undone_in_a_latin1_database() {
     let options = quick().initdb("--encoding=LATIN1").initdb("--locale=C");

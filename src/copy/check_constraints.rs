@@ -87,6 +87,31 @@ pub(super) fn suspend(table: &Table, count: &Count) -> Result<bool> {
     Ok(count.is_unchecked())
 }
 
+/// What this worker has stored of the table and not told the statistics yet has been taken back, and is stored once more.
+pub(super) fn count_taken_back(table: &Table, count: &Count) -> Result<()> {
+    if table.extension {
+        return Ok(());
+    }
+    // SAFETY: after an error, whatever was open; then as above.
+    unsafe {
+        pg_sys::AbortOutOfAnyTransaction();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let relation = table.open(pg_sys::AccessShareLock)?;
+        let own = (*relation).rd_id;
+        let tables = match table.into {
+            None => vec![own],
+            Some(_) => tree(own)?,
+        };
+        count.discard_stored(tables.iter().map(|oid| pending(*oid)).sum());
+        pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommitTransactionCommand();
+        pg_sys::pgstat_report_stat(true);
+    }
+    Ok(())
+}
+
 /// Before PostgreSQL 18 nobody can drop a table while its CHECK constraints are not counted.
 #[cfg(not(feature = "pg18"))]
 pub(super) fn count_again(session: &mut Session) -> Result<()> {

@@ -20,9 +20,15 @@ pub fn message(job: &Job, tasks: &[Task], in_transaction: bool) -> String {
         .iter()
         .map(|task| job.tables[task.table].copy_out(task.range))
         .collect();
-    // The rows come in the encoding of both databases; the text of the message has been read by then.
+    // What a copy needs beside its table, as an index, somebody may hold who waits for another of the tables.
+    let patience = match tables.len() {
+        1 => "",
+        _ => "SET LOCAL lock_timeout = '100ms'; ",
+    };
+    // The rows come in the encoding of both databases. The text of this message has been read by then; that of the next
+    // one is UTF-8 again.
     format!(
-        "{}{}; SET LOCAL client_encoding = {}; {}",
+        "{}{}; {patience}SET LOCAL client_encoding = {}; {}; SET LOCAL client_encoding = 'UTF8'",
         if in_transaction { "COMMIT; " } else { "" },
         pin_several(&job.snapshot, &tables),
         literal(&encoding::of_database()),

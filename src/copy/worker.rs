@@ -206,12 +206,23 @@ impl Reading {
             match stored {
                 Ok(rows) => ended(table, count, slot, rows),
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
+                Err(error) if is_in_the_way(&error) => {
+                    drop(copies);
+                    check_constraints::count_taken_back(table, count)?;
+                    return Ok(None);
+                }
                 Err(error) => return Ok(Some(error)),
             }
             piece.number += 1;
         }
         copies.end().map(|()| None)
     }
+}
+
+/// Somebody on the source holds what the copy of a table needs beside the table.
+fn is_in_the_way(error: &Error) -> bool {
+    let states = [SqlState::LOCK_NOT_AVAILABLE, SqlState::parse("40P01")];
+    matches!(error, Error::Remote(remote) if states.contains(&remote.state))
 }
 
 /// Copies a piece of a table. Where what may be a CHECK constraint stands in the way, once more without those. It may have
