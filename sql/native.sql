@@ -83,13 +83,13 @@ REVOKE ALL ON FUNCTION zodan.resume_apply() FROM PUBLIC;
 COMMENT ON FUNCTION zodan.resume_apply() IS
     'Enables what zodan.pause_apply disabled, and returns how many there were';
 
--- The connection string is a parameter, so it is in no statement text that pg_stat_activity shows.
 CREATE FUNCTION zodan.add_subscription_table(subscription oid, relation regclass) RETURNS void
 LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'add_subscription_table_wrapper';
 REVOKE ALL ON FUNCTION zodan.add_subscription_table(oid, regclass) FROM PUBLIC;
 COMMENT ON FUNCTION zodan.add_subscription_table(oid, regclass) IS
     'Has a subscription apply the changes of a table from now on; 23505 where it does already';
 
+-- The connection string is a parameter, so it is in no statement text that pg_stat_activity shows.
 -- The tables are those that the provider publishes. They are given, so that it need not be asked: to connect, and to ask it
 -- one thing after the other, is long where it is far.
 CREATE FUNCTION zodan.create_subscription(subscription text, dsn text, slot text, tables json) RETURNS void

@@ -427,23 +427,21 @@ fn join_fails_when_a_table_is_renamed_during_the_copy() {
     }
 }
 
-#[test]
-fn worker_that_waits_for_a_locked_table_holds_no_other() {
+/// Joins n2 while a transaction on n1 has run `hold`; `waits` counts the workers that wait for
+/// that. They hold no other table.
+fn assert_holds_no_other(more: &str, hold: &str, waits: &str) {
     let cluster = Cluster::start(2);
     let (n1, n2) = (cluster.n(1), cluster.n(2));
-    cluster.form_mesh(1, SMALL);
+    cluster.form_mesh(1, &format!("{SMALL}{more}"));
     let call = Call::of(n2, n1).sql();
     let settings = "SET zodan.copy_jobs = 1";
     let (hang, join) = Hang::start(n2, settings, "within tables are created", &call);
     let mut holder = n1.client_named("holder");
     holder
-        .batch_execute("BEGIN; LOCK TABLE other IN ACCESS EXCLUSIVE MODE")
-        .expect("hold a table");
+        .batch_execute(&format!("BEGIN; {hold}"))
+        .expect("hold what a worker needs");
     hang.release();
-    n1.wait_for(
-        "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'other'::regclass",
-        "1",
-    );
+    n1.wait_for(waits, "1");
     for table in ["narrow", "wide", "parted_1", "apart"] {
         n1.sql(&format!(
             "BEGIN; SET LOCAL lock_timeout = '10s'; LOCK TABLE {table}; COMMIT"
@@ -456,40 +454,24 @@ fn worker_that_waits_for_a_locked_table_holds_no_other() {
 }
 
 #[test]
-fn worker_that_waits_for_an_index_holds_no_other_table() {
-    let cluster = Cluster::start(2);
-    let (n1, n2) = (cluster.n(1), cluster.n(2));
-    cluster.form_mesh(
-        1,
-        &format!(
-            "{SMALL}
-             CREATE TABLE toasted (id integer PRIMARY KEY, pad text);
-             ALTER TABLE toasted ALTER pad SET STORAGE EXTERNAL;
-             INSERT INTO toasted SELECT g, repeat('x', CASE WHEN g > 2000 THEN 5000 ELSE 5 END)
-               FROM generate_series(1, 2100) g"
-        ),
+fn worker_that_waits_for_a_locked_table_holds_no_other() {
+    assert_holds_no_other(
+        "",
+        "LOCK TABLE other IN ACCESS EXCLUSIVE MODE",
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'other'::regclass",
     );
-    let call = Call::of(n2, n1).sql();
-    let settings = "SET zodan.copy_jobs = 1";
-    let (hang, join) = Hang::start(n2, settings, "within tables are created", &call);
-    let mut holder = n1.client_named("holder");
-    holder
-        .batch_execute("BEGIN; REINDEX TABLE toasted")
-        .expect("hold an index");
-    hang.release();
-    // The worker, by itself: with one message it would have given up after a moment.
-    n1.wait_for(
+}
+
+#[test]
+fn worker_that_waits_for_an_index_holds_no_other_table() {
+    assert_holds_no_other(
+        "CREATE TABLE toasted (id integer PRIMARY KEY, pad text);
+         ALTER TABLE toasted ALTER pad SET STORAGE EXTERNAL;
+         INSERT INTO toasted SELECT g, repeat('x', CASE WHEN g > 2000 THEN 5000 ELSE 5 END)
+           FROM generate_series(1, 2100) g",
+        "REINDEX TABLE toasted",
+        // By itself: with one message for several it would have given up after a moment.
         "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
           WHERE NOT l.granted AND a.query LIKE 'SET LOCAL client_encoding%'",
-        "1",
     );
-    for table in ["narrow", "wide", "parted_1", "apart"] {
-        n1.sql(&format!(
-            "BEGIN; SET LOCAL lock_timeout = '10s'; LOCK TABLE {table}; COMMIT"
-        ));
-    }
-    holder.batch_execute("COMMIT").expect("let go of it");
-    join.succeeds();
-    wait_quiet(&cluster.all());
-    assert_same_content(&cluster.all());
 }

@@ -58,12 +58,7 @@ pub(super) fn suspend(table: &Table, count: &Count) -> Result<bool> {
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         // Keeps out ANALYZE and DDL, and not the others who are copying.
         let relation = table.open(pg_sys::ShareUpdateExclusiveLock)?;
-        let own = (*relation).rd_id;
-        let tables = match table.into {
-            None => vec![own],
-            Some(_) => tree(own)?,
-        };
-        count.discard_stored(tables.iter().map(|oid| pending(*oid)).sum());
+        let tables = discard_pending(table, (*relation).rd_id, count)?;
         let list: Vec<String> = tables.iter().map(|oid| oid.to_u32().to_string()).collect();
         let statement = format!(
             "{SUSPEND} ANY (ARRAY[{}]::pg_catalog.oid[]) RETURNING 1",
@@ -98,18 +93,24 @@ pub(super) fn count_taken_back(table: &Table, count: &Count) -> Result<()> {
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let relation = table.open(pg_sys::AccessShareLock)?;
-        let own = (*relation).rd_id;
-        let tables = match table.into {
-            None => vec![own],
-            Some(_) => tree(own)?,
-        };
-        count.discard_stored(tables.iter().map(|oid| pending(*oid)).sum());
+        discard_pending(table, (*relation).rd_id, count)?;
         pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
         pg_sys::PopActiveSnapshot();
         pg_sys::CommitTransactionCommand();
         pg_sys::pgstat_report_stat(true);
     }
     Ok(())
+}
+
+/// Counts the rows that have been taken back of the tables into which those of `table` go, and returns these; `own` is
+/// the first.
+fn discard_pending(table: &Table, own: pg_sys::Oid, count: &Count) -> Result<Vec<pg_sys::Oid>> {
+    let tables = match table.into {
+        None => vec![own],
+        Some(_) => tree(own)?,
+    };
+    count.discard_stored(tables.iter().map(|oid| pending(*oid)).sum());
+    Ok(tables)
 }
 
 /// Before PostgreSQL 18 nobody can drop a table while its CHECK constraints are not counted.

@@ -57,10 +57,14 @@ impl Conn {
     /// Sends several statements, each of them a single command and a transaction of its own.
     fn send_all(&mut self, commands: &[Command<'_>]) -> Result<()> {
         self.enter_pipeline()?;
-        commands.iter().try_for_each(|(sql, params)| {
+        let sent = commands.iter().try_for_each(|(sql, params)| {
             self.send_with_params(sql, params)?;
             self.synchronize()
-        })
+        });
+        if sent.is_err() {
+            self.cancel_and_drain();
+        }
+        sent
     }
 
     /// Runs one statement and returns the rows of its last result. Without parameters the simple

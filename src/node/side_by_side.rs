@@ -183,6 +183,9 @@ pub fn alone() -> Result<()> {
 
 /// Sends the messages, or lets a task that is run beside others know what came back.
 pub(super) fn converse(sessions: &mut [&mut Session], messages: &[Message]) -> Vec<Answered> {
+    if CURRENT.with_borrow(Option::is_none) {
+        return exchange(sessions, messages);
+    }
     let ids = sessions.iter().map(|session| session.id());
     let asked: Vec<Addressed> = ids.zip(messages.iter().cloned()).collect();
     if let Some(answers) = CURRENT.with_borrow_mut(|current| current.as_mut()?.course(&asked)) {

@@ -103,17 +103,12 @@ pub fn wait(
     inbound: &[Path],
     new: &str,
 ) -> Result<()> {
-    let awaited = [Awaited {
-        node: 0,
-        inbound: inbound.to_vec(),
-    }];
-    let others = others.iter_mut().map(|other| &mut **other);
-    let mut nodes: Vec<&mut Node> = std::iter::once(node).chain(others).collect();
-    wait_on_all(
+    wait_on_one(
         engine,
-        &mut nodes,
-        &awaited,
+        node,
+        others,
         markers,
+        inbound,
         new,
         Workers::MayBeAway,
     )
@@ -129,14 +124,26 @@ pub fn wait_for_workers(
     new: &str,
     wake_launcher: &[Statement],
 ) -> Result<()> {
+    let workers = Workers::Connected(wake_launcher);
+    wait_on_one(engine, node, others, &[], inbound, new, workers)
+}
+
+fn wait_on_one(
+    engine: &dyn Engine,
+    node: &mut Node,
+    others: &mut [&mut Node],
+    markers: &[Marker],
+    inbound: &[Path],
+    new: &str,
+    workers: Workers,
+) -> Result<()> {
     let awaited = [Awaited {
         node: 0,
         inbound: inbound.to_vec(),
     }];
     let others = others.iter_mut().map(|other| &mut **other);
     let mut nodes: Vec<&mut Node> = std::iter::once(node).chain(others).collect();
-    let workers = Workers::Connected(wake_launcher);
-    wait_on_all(engine, &mut nodes, &awaited, &[], new, workers)
+    wait_on_all(engine, &mut nodes, &awaited, markers, new, workers)
 }
 
 /// As [`wait`], on several of `nodes` at the same time.

@@ -198,16 +198,16 @@ enum Task {
     OfMembers(usize),
 }
 
+/// What the engine's own checks have found, until it is told.
+type OfEngine = Option<Result<Vec<Outcome>>>;
+
 impl JoinNodes<'_> {
     /// For a CALL: the first stage that finds something ends it. `warn` is told the rest.
     pub fn check(mut self, warn: impl FnMut(&Outcome)) -> Result<Known> {
         let (known, mut of_engine) = self.begin_checks()?;
         let mut outcomes = vec![];
         for stages in STAGES {
-            if stages == [Stage::Engine] {
-                outcomes.append(&mut of_engine);
-            }
-            let made = self.make(stages, &known, &mut outcomes);
+            let made = self.make(stages, &known, &mut of_engine, &mut outcomes);
             let findings = failures(&outcomes);
             match made {
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
@@ -226,22 +226,29 @@ impl JoinNodes<'_> {
             if !failures(outcomes).is_empty() {
                 return Ok(false);
             }
-            if stages == [Stage::Engine] {
-                outcomes.append(&mut of_engine);
-            }
-            self.make(stages, &known, outcomes)?;
+            self.make(stages, &known, &mut of_engine, outcomes)?;
         }
         Ok(true)
     }
 
-    /// What all of them go by, and what the engine's own have found.
-    fn begin_checks(&mut self) -> Result<(Known, Vec<Outcome>)> {
-        let tasks = (Self::known, Self::of_the_engine);
-        tasks.make(self, Self::all_sessions)
+    /// What all of them go by, and what the engine's own have found, to be told in their stage.
+    fn begin_checks(&mut self) -> Result<(Known, OfEngine)> {
+        let tasks = (Self::known, |nodes: &mut Self| Ok(nodes.of_the_engine()));
+        let (known, of_engine) = tasks.make(self, Self::all_sessions)?;
+        Ok((known, Some(of_engine)))
     }
 
     /// Adds what is found to `outcomes`, up to the first error.
-    fn make(&mut self, stages: &[Stage], known: &Known, outcomes: &mut Vec<Outcome>) -> Result<()> {
+    fn make(
+        &mut self,
+        stages: &[Stage],
+        known: &Known,
+        of_engine: &mut OfEngine,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<()> {
+        if stages.contains(&Stage::Engine) {
+            outcomes.extend(of_engine.take().transpose()?.into_iter().flatten());
+        }
         let mut tasks = vec![];
         for stage in stages {
             let defined = CHECKS.iter().filter(|check| check.stage == *stage);

@@ -1,7 +1,6 @@
 //! Before a node leaves: everything that it has committed is on every other node.
 
 use super::{Inbound, Removal};
-use crate::engine::Path;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::poll::{Poll, wait_until};
 use crate::libpq::wait;
@@ -175,8 +174,7 @@ impl Removal {
         }
         for (survivor, states) in self.cluster.members.iter_mut().zip(&states) {
             // Where there is none, `findings` has said so.
-            let enabled = states.iter().filter(|inbound| inbound.is_enabled());
-            let paths: Vec<Path> = enabled.map(|inbound| inbound.path.clone()).collect();
+            let paths = Inbound::enabled_paths(states);
             if paths.is_empty() || self.deaf.contains(&survivor.name) {
                 continue;
             }
@@ -202,16 +200,12 @@ impl Removal {
         markers: &[markers::Marker],
         states: &[Vec<Inbound>],
     ) -> Result<()> {
-        let enabled = |states: &Vec<Inbound>| -> Vec<Path> {
-            let enabled = states.iter().filter(|inbound| inbound.is_enabled());
-            enabled.map(|inbound| inbound.path.clone()).collect()
-        };
         let survivors = self.cluster.members.iter().enumerate().zip(states);
         let awaited: Vec<Awaited> = survivors
             .filter(|((_, survivor), _)| !self.deaf.contains(&survivor.name))
             .map(|((node, _), states)| Awaited {
                 node,
-                inbound: enabled(states),
+                inbound: Inbound::enabled_paths(states),
             })
             .collect();
         let leaving = self.cluster.subject.iter_mut();

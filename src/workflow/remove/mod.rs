@@ -618,6 +618,11 @@ impl Inbound {
     fn is_enabled(&self) -> bool {
         self.state.as_ref().is_some_and(|state| state.enabled)
     }
+
+    fn enabled_paths(all: &[Self]) -> Vec<Path> {
+        let enabled = all.iter().filter(|inbound| inbound.is_enabled());
+        enabled.map(|inbound| inbound.path.clone()).collect()
+    }
 }
 
 /// Removals of `target` that were begun on this node and have no end.

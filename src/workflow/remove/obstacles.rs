@@ -78,16 +78,12 @@ impl Removal {
         let identity = members::identity(leaving)?;
         let mut findings = vec![];
         let engine = &*self.cluster.engine;
-        let enabled = |states: &Vec<Inbound>| -> Vec<Path> {
-            let enabled = states.iter().filter(|inbound| inbound.is_enabled());
-            enabled.map(|inbound| inbound.path.clone()).collect()
-        };
         let paths: BTreeMap<String, Vec<Path>> = self
             .cluster
             .members
             .iter()
             .map(|survivor| survivor.name.clone())
-            .zip(states.iter().map(enabled))
+            .zip(states.iter().map(|of| Inbound::enabled_paths(of)))
             .collect();
         let addresses = ask_each(&mut self.cluster.members, |survivor| {
             let paths = paths[&survivor.name].iter();
